@@ -1,0 +1,39 @@
+"Every test runs in a folder of its own, offline and without a screen, and leaves the environment as it was."
+import asyncio, inspect, os, tempfile
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='Agg', TOKENIZERS_PARALLELISM='false')
+for name in ('reference', 'benchmarks'): # optional material beside the checkout
+    if (folder := root.parent/'shared'/name).is_dir(): os.environ.setdefault(f'ALIGNGPT_{name.upper()}', str(folder))
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1)//workers)))
+
+import pytest
+from fastcore.xtras import modified_env
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path, monkeypatch):
+    "Run in `tmp_path`; temporary files go there too."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with modified_env(): yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    "Run `async def` tests, made from cells with a top-level `await`."
+    if not inspect.iscoroutinefunction(pyfuncitem.obj): return None
+    args = {k:pyfuncitem.funcargs[k] for k in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(pyfuncitem.obj(**args))
+    return True
+
+
+def pytest_collection_modifyitems(items):
+    "Tests marked `gpu` are skipped where torch finds no CUDA device."
+    gpu = [o for o in items if o.get_closest_marker('gpu')]
+    if not gpu: return
+    import torch
+    if torch.cuda.is_available(): return
+    for o in gpu: o.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
