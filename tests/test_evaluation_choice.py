@@ -107,9 +107,10 @@ def test_write_xlsx():
     # nbs/evaluation/02_choice.ipynb #25515e01
     mmbench_prompt(mmb[2]).splitlines()
 
-    # nbs/evaluation/02_choice.ipynb #e4ce3cd3
+    # nbs/evaluation/02_choice.ipynb #9ed54f42
     up = submit_mmbench(mmb, {7:'=B\x07', 8:'C. blue'})
-    back = read_xlsx(write_xlsx(up, tsv.with_suffix('.xlsx')))
+    sheet = write_xlsx(up, tsv.with_suffix('.xlsx'))
+    back = read_xlsx(sheet)
     test_eq(list(back[0]), 'index question A B C answer prediction category l2-category split'.split())
     test_eq([r['prediction'] for r in back], ['=B', None, 'C. blue', None])
 
@@ -127,9 +128,13 @@ def test_check_mmbench_submission():
     # nbs/evaluation/02_choice.ipynb #25515e01
     mmbench_prompt(mmb[2]).splitlines()
 
-    # nbs/evaluation/02_choice.ipynb #e534fc3c
-    check_mmbench_submission(tsv.with_suffix('.xlsx'), mmb)
-    with expect_fail(AlignGPTError, '4 rows, the table has 3'): check_mmbench_submission(tsv.with_suffix('.xlsx'), mmb[:3])
+    # nbs/evaluation/02_choice.ipynb #9ed54f42
+    up = submit_mmbench(mmb, {7:'=B\x07', 8:'C. blue'})
+    sheet = write_xlsx(up, tsv.with_suffix('.xlsx'))
+
+    # nbs/evaluation/02_choice.ipynb #5e220357
+    check_mmbench_submission(sheet, mmb)
+    with expect_fail(AlignGPTError, '4 rows, the table has 3'): check_mmbench_submission(sheet, mmb[:3])
 
 
 def test_score_seed_bench():
@@ -169,13 +174,6 @@ def test_submit_seed_bench_slow():
         (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
     columns = 'index question hint A B C answer category l2-category split'.split()
     tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
-    mmb = read_mmbench(tsv)
-
-    # nbs/evaluation/02_choice.ipynb #25515e01
-    mmbench_prompt(mmb[2]).splitlines()
-
-    # nbs/evaluation/02_choice.ipynb #e534fc3c
-    check_mmbench_submission(tsv.with_suffix('.xlsx'), mmb)
 
     # nbs/evaluation/02_choice.ipynb #9adbeead
     seed = dict(question_type={'Scene Understanding':1, 'Action Recognition':10}, questions=[

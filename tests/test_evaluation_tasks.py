@@ -12,9 +12,10 @@ from pathlib import Path
 
 
 def test_score():
-    # nbs/evaluation/07_tasks.ipynb #dc0df62f
+    # nbs/evaluation/07_tasks.ipynb #5798eaff
     work = Path(tempfile.mkdtemp())
     def write_lines(name, rows):
+        (work/name).parent.mkdir(parents=True, exist_ok=True)
         (work/name).write_text('\n'.join(map(json.dumps, rows)) + '\n')
         return work/name
     mine = write_lines('birds.jsonl', [dict(question_id=i, image='a.jpg', text=f'Which bird is it?\n{SHORT}', answer=a, category=c) for i,(a,c) in enumerate((('robin', 'small'), ('wren', 'small'), ('swan', 'large')))])
@@ -31,9 +32,10 @@ def test_score():
 
 
 def test_list_tasks():
-    # nbs/evaluation/07_tasks.ipynb #dc0df62f
+    # nbs/evaluation/07_tasks.ipynb #5798eaff
     work = Path(tempfile.mkdtemp())
     def write_lines(name, rows):
+        (work/name).parent.mkdir(parents=True, exist_ok=True)
         (work/name).write_text('\n'.join(map(json.dumps, rows)) + '\n')
         return work/name
 
@@ -74,9 +76,10 @@ def test_list_tasks():
 
 
 def test_submit():
-    # nbs/evaluation/07_tasks.ipynb #dc0df62f
+    # nbs/evaluation/07_tasks.ipynb #5798eaff
     work = Path(tempfile.mkdtemp())
     def write_lines(name, rows):
+        (work/name).parent.mkdir(parents=True, exist_ok=True)
         (work/name).write_text('\n'.join(map(json.dumps, rows)) + '\n')
         return work/name
 
@@ -109,8 +112,7 @@ def test_submit():
     with expect_fail(AlignGPTError, 'the upload of mmbench is a .xlsx file'): submit('mmbench', play, up, work/'upload.json')
     with expect_fail(AlignGPTError, 'mme has no upload'): submit('mme', play, answers, work/'upload.json')
 
-    # nbs/evaluation/07_tasks.ipynb #c90687a5
-    (work/'vqav2').mkdir()
+    # nbs/evaluation/07_tasks.ipynb #6b64c0e2
     write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl', [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
     vq = write_lines('vq.jsonl', [dict(question_id=1, prompt='', text='A cat.'), dict(question_id=9, prompt='', text='x')])
     up = submit('vqav2', work, vq, work/'vqav2.json')
@@ -119,9 +121,10 @@ def test_submit():
 
 
 def test_judge_calls():
-    # nbs/evaluation/07_tasks.ipynb #dc0df62f
+    # nbs/evaluation/07_tasks.ipynb #5798eaff
     work = Path(tempfile.mkdtemp())
     def write_lines(name, rows):
+        (work/name).parent.mkdir(parents=True, exist_ok=True)
         (work/name).write_text('\n'.join(map(json.dumps, rows)) + '\n')
         return work/name
 
@@ -129,12 +132,11 @@ def test_judge_calls():
     mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color') for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
 
-    # nbs/evaluation/07_tasks.ipynb #c90687a5
-    (work/'vqav2').mkdir()
+    # nbs/evaluation/07_tasks.ipynb #6b64c0e2
     write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl', [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
 
-    # nbs/evaluation/07_tasks.ipynb #ed633e07
-    lb = work/'llava-bench-in-the-wild'; lb.mkdir()
+    # nbs/evaluation/07_tasks.ipynb #e2d45483
+    lb = work/'llava-bench-in-the-wild'
     lb_rows = [dict(question_id=i, image='1.jpg', text='What is it?', category='conv') for i in range(2)]
     write_lines('llava-bench-in-the-wild/questions.jsonl', lb_rows)
     write_lines('llava-bench-in-the-wild/context.jsonl', [dict(image='1.jpg', caption='A cat.')])
