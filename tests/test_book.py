@@ -4,8 +4,6 @@ from fastcore.test import *
 from aligngpt.book import *
 import shutil, tempfile
 from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
-from fastcore.xtras import working_directory
-from nbdev.config import get_config
 from pathlib import Path
 
 
@@ -18,11 +16,11 @@ def test_readme():
         write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]), tmp/'nbs'/name)
         return Path('nbs')/name
 
-    # nbs/91_book.ipynb #d88920cd
-    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb).'))
+    # nbs/91_book.ipynb #51e51c8f
+    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
-    test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:], ['# Hello', 'Read [one](nbs/00_one.ipynb).', '```python\n1+1\n```', '    2\n'])
+    test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:], ['# Hello', 'Read [one](nbs/00_one.ipynb), [two](two.md).', '```python\n1+1\n```', '    2\n'])
 
 
 def test_export_book():
@@ -34,8 +32,8 @@ def test_export_book():
         write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]), tmp/'nbs'/name)
         return Path('nbs')/name
 
-    # nbs/91_book.ipynb #d88920cd
-    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb).'))
+    # nbs/91_book.ipynb #51e51c8f
+    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
 
@@ -58,8 +56,8 @@ def test_out_of_step():
         write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]), tmp/'nbs'/name)
         return Path('nbs')/name
 
-    # nbs/91_book.ipynb #d88920cd
-    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb).'))
+    # nbs/91_book.ipynb #51e51c8f
+    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
 
@@ -91,8 +89,8 @@ def test_main():
         write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]), tmp/'nbs'/name)
         return Path('nbs')/name
 
-    # nbs/91_book.ipynb #d88920cd
-    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb).'))
+    # nbs/91_book.ipynb #51e51c8f
+    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
 
@@ -110,12 +108,10 @@ def test_main():
     nb = read_nb(tmp/'nbs/00_toy.ipynb'); nb.cells[3].metadata['scrolled'] = True; write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
 
-    # nbs/91_book.ipynb #d1c6a467
-    with working_directory(tmp):
-        get_config.cache_clear()
+    # nbs/91_book.ipynb #00710d69
+    with in_project(tmp):
         test_eq(main(['--check']), 0)
         (tmp/'README.md').unlink()
         test_eq(main(['--check']), 1)
         test_eq(main([]), 0)
         test_eq(main(['--check']), 0)
-    get_config.cache_clear()
