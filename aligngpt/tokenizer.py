@@ -134,19 +134,25 @@ class Tokens:
     supervised:list[bool]=field(default_factory=list) # [n] does it carry a loss?
     def __len__(self): return len(self.ids)
 
-# %% ../nbs/02_tokenizer.ipynb #3d367e6e
+# %% ../nbs/02_tokenizer.ipynb #c93b320f
 class TextEncoder:
     "Tokenize spans: control tokens count only where the template wrote them."
     def __init__(self,
         tokenizer:Any, # a fast tokenizer of transformers, with the placeholders
     ):
+        self.tokenizer = tokenizer
         added = {i:t for i,t in tokenizer.added_tokens_decoder.items() if t.special and t.content != ALIGN}
         self.control = {t.content:i for i,t in added.items()}
         self.bos_id, self.image_id = tokenizer.bos_token_id, self.control[IMAGE]
         strip = lambda t: r'\s*'*t.lstrip + re.escape(t.content) + r'\s*'*t.rstrip
         self.pattern = re.compile('(' + '|'.join(strip(t) for t in sorted(added.values(), key=lambda t: -len(t.content))) + ')')
         source = tokenizer.backend_tokenizer.to_str()
-        self.first, self.rest = _text_only(source), _text_only(source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
+        later = source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        self.first = _text_only(source)
+        self.rest = self.first if later == source else _text_only(later)
+
+    def __reduce__(self): return type(self), (self.tokenizer,)
+    def __deepcopy__(self, memo): return self # nothing in it changes
 
     def pieces(self,
         spans:Iterable[Span], # of one conversation
