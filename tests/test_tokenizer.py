@@ -2,7 +2,7 @@
 "Tests of `aligngpt.tokenizer`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.tokenizer import *
-import base64, io, json, random, sentencepiece, tempfile
+import base64, io, json, pickle, random, sentencepiece, tempfile
 from aligngpt.conversation import IMAGE, Span, render
 from aligngpt.tokenizer import _merges
 from pathlib import Path
@@ -244,7 +244,7 @@ def test_TextEncoder():
         for s in mixed:
             if not s.startswith(('<s>', '<|begin')): test_eq(e(s).ids, t(s).input_ids)
 
-    # nbs/02_tokenizer.ipynb #66d00dd4
+    # nbs/02_tokenizer.ipynb #4986634a
     def cut(s, rng):
         at = sorted(rng.choices(range(len(s)+1), k=3))
         return [Span(s[a:b], supervised=rng.random() < .5, literal=True) for a,b in zip([0]+at, at+[len(s)]) if b > a]
@@ -252,5 +252,6 @@ def test_TextEncoder():
     for t in texts[:300]:
         chars = encode([Span(t, literal=True)]).chars
         assert chars == sorted(chars) and -1 <= min(chars) and max(chars) < len(t)
+    test_eq(pickle.loads(pickle.dumps(encode))([Span('</s>', literal=True)]).ids, encode([Span('</s>', literal=True)]).ids)
     two = encode('two<image>two')
     test_eq(tok.convert_ids_to_tokens(two.ids), ['<s>','▁two','<image>','▁two'])
