@@ -242,7 +242,7 @@ def show_tokens(self:AlignGPTProcessor,
     roles = [role(*x) for x in zip(ids, get('labels', -100), get('gate_mask', False), get('attention_mask', 1))]
     return TokenView(list(zip(_pieces(self.tokenizer, ids), roles)))
 
-# %% ../nbs/04_processor.ipynb #99a69ff2
+# %% ../nbs/04_processor.ipynb #e7f4aa9b
 @patch
 def __call__(self:AlignGPTProcessor,
     images=None, # a picture, a flat list of them, or a list for each row
@@ -257,7 +257,7 @@ def __call__(self:AlignGPTProcessor,
     **kwargs, # unknown ones are named in a warning
 )->BatchFeature: # input_ids, attention_mask, gate_mask [batch, length], pixel_values [n_images, 3, height, width]
     "Prepare rendered text and pictures."
-    if kwargs: warnings.warn(f"AlignGPTProcessor ignores {', '.join(sorted(kwargs))}")
+    if odd := sorted(k for k,v in kwargs.items() if v is not None): warnings.warn(f"AlignGPTProcessor ignores {', '.join(odd)}")
     if text is None:
         if images is None: raise AlignGPTError('neither text nor images given')
         return BatchFeature({'pixel_values': self.prepare_images(_nest(images, None))})

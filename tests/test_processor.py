@@ -10,24 +10,43 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPi
 
 
 def test_open_image():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    draw = ImageDraw.Draw(bus)
-    draw.rectangle((12, 12, 84, 42), fill='#d22'); [draw.rectangle((x, 17, x+11, 26), fill='#eef') for x in (18, 35, 52, 68)]; [draw.ellipse((x, 36, x+12, 48), fill='#222') for x in (22, 62)]
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
+
+    # nbs/04_processor.ipynb #c5973d6f
     test_eq(open_image(tmp/'bus.png').tobytes(), bus.tobytes())
     test_eq(open_image(np.array(bus)).tobytes(), bus.tobytes())
     test_fail(lambda: open_image(tmp/'cut.png'), contains='cut.png: cannot be read as a picture')
     test_fail(lambda: open_image('nowhere.png'), contains='nowhere.png: no such file')
-    open_image(str(tmp/'bus.png'))
 
 
 def test_pad_square():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    bus = draw_bus()
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -38,11 +57,24 @@ def test_pad_square():
 
 
 def test_load_image_processor():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #2e6b2f87
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
@@ -80,11 +112,24 @@ def test_AlignGPTProcessor():
 
 
 def test_AlignGPTProcessor_prepare_images():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -124,11 +169,24 @@ def test_AlignGPTProcessor_prepare_images():
 
 
 def test_AlignGPTProcessor_layout():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -167,11 +225,24 @@ def test_AlignGPTProcessor_layout():
 
 
 def test_AlignGPTProcessor_encode():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -227,11 +298,24 @@ def test_AlignGPTProcessor_encode():
 
 
 def test_AlignGPTProcessor_show_tokens():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -277,11 +361,24 @@ def test_AlignGPTProcessor_show_tokens():
 
 
 def test_AlignGPTProcessor__batch():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -340,11 +437,24 @@ def test_AlignGPTProcessor__batch():
 
 
 def test_AlignGPTProcessor_apply_chat_template():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -440,11 +550,24 @@ def test_AlignGPTProcessor_apply_chat_template():
 
 
 def test_AlignGPTProcessor_stop_token_ids():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
@@ -507,11 +630,24 @@ def test_AlignGPTProcessor_stop_token_ids():
 
 
 def test_make_processor():
-    # nbs/04_processor.ipynb #0ef90dbd
-    tmp = Path(tempfile.mkdtemp())
-    bus = Image.new('RGB', (96, 56), '#cfe8ff')
-    bus.save(tmp/'bus.png'); (tmp/'cut.png').write_bytes((tmp/'bus.png').read_bytes()[:200])
-    open_image(str(tmp/'bus.png'))
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
 
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
