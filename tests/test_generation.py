@@ -2,10 +2,13 @@
 "Tests of `aligngpt.generation`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.generation import *
-import torch
+import collections, time, torch
+from PIL import Image
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
-from transformers import CLIPVisionConfig, LlamaConfig, set_seed
+from aligngpt.processor import AlignGPTProcessor, image_processor_for
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 
 def test_greedy():
@@ -24,3 +27,79 @@ def test_greedy():
     until = lambda row: row[:next((i for i,t in enumerate(row) if t in eos), len(row))]
     test_eq(ours, [until(r) for r in theirs])
     [len(o) for o in ours]
+
+
+def test_end_ids():
+    # nbs/12_generation.ipynb #5cfd78fd
+    set_seed(0)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
+
+    # nbs/12_generation.ipynb #573bfdd7
+    words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
+    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
+    processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
+    set_seed(3)
+    text.vocab_size = len(words)
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
+    row = ask_row(processor, Ask(0, 'what is this', 'a.png'))
+    test_eq(row['input_ids'].count(processor.image_token_id), 4)
+    test_eq(tok.decode([row['input_ids'][-1]]), 'ASSISTANT:')
+    test_eq(end_ids(processor), {2})
+
+
+def test_windows():
+    # nbs/12_generation.ipynb #5cfd78fd
+    set_seed(0)
+
+    # nbs/12_generation.ipynb #573bfdd7
+    set_seed(3)
+
+    # nbs/12_generation.ipynb #fdb7f447
+    asks = [Ask(i, t, f'{i%5}.png' if i%7 else None) for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
+    w = list(windows(asks, 2))
+    test_eq(sorted(i for x in w for i in x), list(range(40)))
+    [len({asks[i].image for i in x}) for x in w]
+
+
+def test_answers():
+    # nbs/12_generation.ipynb #5cfd78fd
+    set_seed(0)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
+
+    # nbs/12_generation.ipynb #573bfdd7
+    words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
+    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
+    processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
+    set_seed(3)
+    text.vocab_size = len(words)
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
+
+    # nbs/12_generation.ipynb #fdb7f447
+    asks = [Ask(i, t, f'{i%5}.png' if i%7 else None) for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
+
+    # nbs/12_generation.ipynb #8ff81926
+    pictures = {f'{i}.png': Image.effect_noise((16, 16), 20+30*i).convert('RGB') for i in range(5)}
+    loads = collections.Counter()
+    def load(name): loads[name] += 1; return pictures[name]
+    def all_answers(**kw): return dict(p for part in answers(model, processor, asks, load, max_new_tokens=4, **kw) for p in part)
+    one = all_answers(batch_size=1)
+    loads.clear()
+    test_eq(all_answers(batch_size=16), one)
+    test_eq(set(loads.values()), {1})
+    test_eq(all_answers(batch_size=7, n_images=2), one)
+    test_eq(set(one), set(range(40)))
+
+    # nbs/12_generation.ipynb #ae7b1bd7
+    set_seed(0); model.levels.weight.data.normal_(std=3)
+    forced = [all_answers(alignment=l) for l in (0, 7)]
+    assert any(forced[0][i] != forced[1][i] for i,a in enumerate(asks) if a.image)
+    test_eq([forced[0][i] for i in (0, 7)], [forced[1][i] for i in (0, 7)])
+
+    # nbs/12_generation.ipynb #f882d5e6
+    def seconds(**kw): t = time.perf_counter(); all_answers(**kw); return time.perf_counter()-t
+    ratio = sorted(seconds(batch_size=1)/seconds(batch_size=40) for _ in range(5))[2]
+    assert ratio > 3
