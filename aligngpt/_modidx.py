@@ -714,4 +714,12 @@ d = { 'settings': { 'branch': 'main',
                                    'aligngpt.training.param_groups': ('training.html#param_groups', 'aligngpt/training.py'),
                                    'aligngpt.training.plot_losses': ('training.html#plot_losses', 'aligngpt/training.py'),
                                    'aligngpt.training.run_stage': ('training.html#run_stage', 'aligngpt/training.py'),
-                                   'aligngpt.training.training_arguments': ('training.html#training_arguments', 'aligngpt/training.py')}}}
+                                   'aligngpt.training.training_arguments': ('training.html#training_arguments', 'aligngpt/training.py')},
+            'aligngpt.weights': { 'aligngpt.weights.Entry': ('weights.html#entry', 'aligngpt/weights.py'),
+                                  'aligngpt.weights._no_tensors': ('weights.html#_no_tensors', 'aligngpt/weights.py'),
+                                  'aligngpt.weights._type_name': ('weights.html#_type_name', 'aligngpt/weights.py'),
+                                  'aligngpt.weights.entries': ('weights.html#entries', 'aligngpt/weights.py'),
+                                  'aligngpt.weights.find_weights': ('weights.html#find_weights', 'aligngpt/weights.py'),
+                                  'aligngpt.weights.map_tensors': ('weights.html#map_tensors', 'aligngpt/weights.py'),
+                                  'aligngpt.weights.stream': ('weights.html#stream', 'aligngpt/weights.py'),
+                                  'aligngpt.weights.write_safetensors': ('weights.html#write_safetensors', 'aligngpt/weights.py')}}}
