@@ -6,7 +6,7 @@
 __all__ = ['ROLES', 'open_image', 'pad_square', 'load_image_processor', 'image_processor_for', 'AlignGPTProcessor', 'TokenView',
            'make_processor']
 
-# %% ../nbs/04_processor.ipynb #5424370f
+# %% ../nbs/04_processor.ipynb #8b49cf90
 import re, warnings
 from html import escape
 from itertools import groupby
@@ -17,8 +17,9 @@ import torch
 from fastcore.basics import patch
 from transformers import BatchFeature, ProcessorMixin
 
-from .core import AlignGPTError, os_errors
-from .conversation import BadRecord, IMAGE, Spans, check_messages, get_template, images_of, prompt_end, render, to_messages, chat_template as template_source
+from .core import AlignGPTError, os_errors, read_json
+from .conversation import BadRecord, IMAGE, Spans, check_messages, get_template, images_of
+from .conversation import chat_template as template_source, prompt_end, render, to_messages
 from .tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
 
 # %% ../nbs/04_processor.ipynb #02e3b697
@@ -49,30 +50,39 @@ def pad_square(
     out.paste(image, tuple((side - s)//2 for s in image.size))
     return out
 
-# %% ../nbs/04_processor.ipynb #8d51f265
+# %% ../nbs/04_processor.ipynb #de36e937
 def load_image_processor(
-    path:str|Path, # the tower's folder or hub name
+    path:str|Path, # a folder or hub name, of a tower or of a whole model
+    **hub, # revision, subfolder, token and so on, for the hub
 )->Any: # an image processor of transformers, PIL implementation
-    "Load a tower's image processor; a tower without one gets that of its family."
-    from transformers import AutoConfig, AutoImageProcessor
+    "Load a tower's image processor."
+    import transformers
     from transformers.utils import cached_file
+    def file(name): return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     try:
-        if any(cached_file(path, f, _raise_exceptions_for_missing_entries=False) for f in ('preprocessor_config.json', 'processor_config.json')):
-            return AutoImageProcessor.from_pretrained(path, backend='pil')
-        return image_processor_for(AutoConfig.from_pretrained(path))
-    except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP tower') from e
+        if whole := file('processor_config.json'): config = read_json(whole).get('image_processor')
+        else: config = None
+        if not config and (own := file('preprocessor_config.json')): config = read_json(own)
+        if not config: return image_processor_for(transformers.AutoConfig.from_pretrained(path, **hub))
+    except (OSError, ValueError) as e:
+        raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP tower') from e
+    kind = config.get('image_processor_type') or config.get('feature_extractor_type', '').replace('FeatureExtractor', 'ImageProcessor')
+    cls = getattr(transformers, kind.removesuffix('Fast').removesuffix('Pil') + 'Pil', None)
+    if cls is None: raise AlignGPTError(f'{path}: image processor {kind!r} has no PIL implementation', 'use a CLIP or SigLIP tower')
+    return cls.from_dict(config)
 
+# %% ../nbs/04_processor.ipynb #c5798897
 def image_processor_for(
     config:Any, # of a vision tower, or of a model that has one
 )->Any: # an image processor that makes pictures of its size
     "The image processor that a CLIP or SigLIP tower of this configuration expects."
     from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
     config = getattr(config, 'vision_config', config)
-    side = config.image_size
-    if 'siglip' in config.model_type: return SiglipImageProcessorPil(size=dict(height=side, width=side))
-    return CLIPImageProcessorPil(size=dict(shortest_edge=side), crop_size=dict(height=side, width=side))
+    side = dict(height=config.image_size, width=config.image_size)
+    if 'siglip' in config.model_type: return SiglipImageProcessorPil(size=side)
+    return CLIPImageProcessorPil(size=dict(shortest_edge=config.image_size), crop_size=side)
 
-# %% ../nbs/04_processor.ipynb #37ea69ec
+# %% ../nbs/04_processor.ipynb #7f925103
 class AlignGPTProcessor(ProcessorMixin):
     "Text and pictures to `input_ids`, `attention_mask`, `pixel_values` and `gate_mask`."
     def __init__(self,
@@ -92,6 +102,13 @@ class AlignGPTProcessor(ProcessorMixin):
         self.align_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])
         self._check_control()
 
+    def _check_control(self):
+        "The template's control tokens must be tokens."
+        t = get_template(self.template).fill(*self.ends)
+        need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer + t.answer_end)) - set(self.tokenizer.get_added_vocab())
+        if need: raise AlignGPTError(f"Template {self.template!r} needs the control token {min(need)}, which the tokenizer does not have",
+                                     'use the template that the language model was trained with, or add the tokens to its tokenizer')
+
     @property
     def encoder(self)->TextEncoder: # made when first used
         "Turns spans into ids."
@@ -99,27 +116,27 @@ class AlignGPTProcessor(ProcessorMixin):
         return self._encoder
 
     @property
-    def model_input_names(self): return ['input_ids', 'attention_mask', 'pixel_values', 'gate_mask']
-
-    @property
     def ends(self)->tuple[str,str]: # the tokenizer's first and last token, '' for one it has not
         "What a template's `{bos}` and `{eos}` stand for."
         return self.tokenizer.bos_token or '', self.tokenizer.eos_token or ''
 
-    def _check_control(self):
-        "The template's control tokens must be tokens."
-        have = {t.content for t in self.tokenizer.added_tokens_decoder.values()}
-        t = get_template(self.template).fill(*self.ends)
-        if need := set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer + t.answer_end)) - have:
-            raise AlignGPTError(f"Template {self.template!r} needs the control token {min(need)}, which the tokenizer does not have",
-                                'use the template that the language model was trained with, or add the tokens to its tokenizer')
+    @property
+    def model_input_names(self)->list[str]: # what a batch holds
+        "The names of the model's inputs."
+        return ['input_ids', 'attention_mask', 'pixel_values', 'gate_mask']
 
-# %% ../nbs/04_processor.ipynb #4f48889f
+# %% ../nbs/04_processor.ipynb #a74c338d
 def _on_pil(image_processor):
     "The same image processor in its PIL implementation."
     if getattr(image_processor, 'backend', 'pil') == 'pil': return image_processor
     import transformers
     return getattr(transformers, type(image_processor).__name__ + 'Pil').from_dict(image_processor.to_dict())
+
+@patch(cls_method=True)
+def _get_arguments_from_pretrained(cls:AlignGPTProcessor, path, processor_dict=None, **kwargs):
+    "The image processor and the tokenizer of a saved processor."
+    hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token','subfolder')}
+    return [load_image_processor(path, **hub), cls._load_tokenizer_from_pretrained('tokenizer', path, **hub)]
 
 # %% ../nbs/04_processor.ipynb #2a5a088d
 @patch
@@ -151,7 +168,7 @@ def layout(self:AlignGPTProcessor,
         return out[:begins] + [align]*pictures + out[begins:]
     return dict(input_ids=expand(t.ids, self.align_token_id), labels=expand(labels, -100), gate_mask=expand(reads, False))
 
-# %% ../nbs/04_processor.ipynb #787fd378
+# %% ../nbs/04_processor.ipynb #3b2e9322
 @patch
 def encode(self:AlignGPTProcessor,
     conversation:dict|list[dict], # a LLaVA record, or messages
@@ -163,27 +180,29 @@ def encode(self:AlignGPTProcessor,
     messages = to_messages(conversation, where) if isinstance(conversation, dict) else check_messages(conversation, where)
     if images is None and not isinstance(conversation, dict): images = _pictures(messages)
     n = sum(len(images_of(m)) for m in messages)
-    if images is not None and len(images) != n: raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given', 'give each picture once, in order', where)
+    if images is not None and len(images) != n:
+        raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given', 'give each picture once, in order', where)
     sample = self.layout(render(messages, self.template, False, *self.ends))
     if max_length: sample = _cut(sample, max_length, self.image_token_id, where)
-    if max(sample['labels']) < 0: raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens", 'allow a greater max_length, or drop the sample', where)
+    if max(sample['labels']) < 0:
+        raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens", 'allow a greater max_length, or drop the sample', where)
     out = {k:torch.tensor(v) for k,v in sample.items()}
     if images: out['pixel_values'] = self.prepare_images(images, where)
     return out
 
-# %% ../nbs/04_processor.ipynb #712be858
+# %% ../nbs/04_processor.ipynb #00e5ce9c
 def _pictures(messages):
     "The pictures inside messages; None if no image part carries one."
     found = [_source(p) for m in messages for p in images_of(m)]
     if all(f is None for f in found): return None
-    if any(f is None for f in found): raise AlignGPTError(f'image part {found.index(None)} has no picture, others have', 'write {"type": "image", "path": ...} for each')
-    return found
+    if None not in found: return found
+    raise AlignGPTError(f'image part {found.index(None)} has no picture, others have', 'write {"type": "image", "path": ...} for each')
 
 def _source(part):
     "Where the picture of an image part is."
     for k in ('image', 'path', 'url'):
         if part.get(k) is not None: return part[k]
-    if 'base64' in part: return part['base64'] if part['base64'].startswith('data:') else 'data:image/;base64,' + part['base64']
+    if 'base64' in part: return 'data:image/;base64,' + part['base64'].split(',')[-1]
     url = part.get('image_url')
     return url.get('url') if isinstance(url, dict) else url
 
@@ -194,8 +213,10 @@ def _cut(sample, max_length, image_id, where=''):
         raise BadRecord('image cut off', f'{len(ids)} tokens, of which {max_length} are kept, and a picture reaches beyond', 'allow a greater max_length', where)
     return {k:v[:max_length] for k,v in sample.items()}
 
-# %% ../nbs/04_processor.ipynb #f03d969f
-ROLES = dict(align=('ALIGN', '#f9a8d4', 45), image=('picture', '#fdba74', 43), gate=('read by the gate', '#bfdbfe', 46), text=('text', '#e5e7eb', 47), learnt=('learnt', '#86efac', 42), pad=('padding', '#fff', 49))
+# %% ../nbs/04_processor.ipynb #cd647e05
+ROLES = dict( # name, colour in HTML, colour in a terminal
+    align=('ALIGN', '#f9a8d4', 45), image=('picture', '#fdba74', 43), gate=('read by the gate', '#bfdbfe', 46),
+    text=('text', '#e5e7eb', 47), learnt=('learnt', '#86efac', 42), pad=('padding', '#fff', 49))
 
 class TokenView:
     "A sequence in the colours of its tokens' roles."
@@ -209,7 +230,8 @@ class TokenView:
         return [p for t,r,n in out for p in ([(f'{t} ×{n}', r)] if n > 1 and r in ('image','pad') else [(t, r)]*n)]
 
     def _repr_html_(self)->str:
-        box = lambda t, r: f'<span style="background:{ROLES[r][1]};color:#111;padding:1px 2px;margin:1px;border-radius:3px;white-space:pre">{escape(t)}</span>'
+        css = 'color:#111;padding:1px 2px;margin:1px;border-radius:3px;white-space:pre'
+        def box(t, r): return f'<span style="background:{ROLES[r][1]};{css}">{escape(t)}</span>'
         legend = ' '.join(box(ROLES[r][0], r) for r in ROLES if any(r == x for _,x in self.tokens))
         return f'<div style="font:13px/1.8 monospace">{legend}<hr style="margin:4px 0">' + '<wbr>'.join(box(_visible(t), r) for t,r in self.runs()) + '</div>'
 
@@ -225,7 +247,7 @@ def _pieces(tokenizer, ids):
         text = tokenizer.decode([i], clean_up_tokenization_spaces=False)
         yield ' ' + text if name.startswith('▁') and not text.startswith(' ') else text
 
-# %% ../nbs/04_processor.ipynb #9b3c0e52
+# %% ../nbs/04_processor.ipynb #12ea9cf2
 @patch
 def show_tokens(self:AlignGPTProcessor,
     sample:dict, # from `encode`, `layout` or the processor itself
@@ -233,16 +255,19 @@ def show_tokens(self:AlignGPTProcessor,
 )->TokenView: # shows itself in a notebook; `str` of it is for a terminal
     "See every token in the colour of its role."
     def get(k, default):
-        v = sample.get(k)
-        if v is None: return [default]*len(ids)
-        v = torch.as_tensor(v)
+        if sample.get(k) is None: return [default]*len(ids)
+        v = torch.as_tensor(sample[k])
         return (v[row] if v.dim() > 1 else v).tolist()
-    ids = []; ids = get('input_ids', 0)
-    def role(i, label, gate, mask): return 'pad' if not mask else 'align' if i == self.align_token_id else 'image' if i == self.image_token_id else 'learnt' if label >= 0 else 'gate' if gate else 'text'
-    roles = [role(*x) for x in zip(ids, get('labels', -100), get('gate_mask', False), get('attention_mask', 1))]
+    def role(i, label, gate, mask):
+        if not mask: return 'pad'
+        if i in special: return special[i]
+        return 'learnt' if label >= 0 else 'gate' if gate else 'text'
+    special = {self.align_token_id:'align', self.image_token_id:'image'}
+    ids = get('input_ids', None)
+    roles = map(role, ids, get('labels', -100), get('gate_mask', False), get('attention_mask', 1))
     return TokenView(list(zip(_pieces(self.tokenizer, ids), roles)))
 
-# %% ../nbs/04_processor.ipynb #e7f4aa9b
+# %% ../nbs/04_processor.ipynb #e84125bc
 @patch
 def __call__(self:AlignGPTProcessor,
     images=None, # a picture, a flat list of them, or a list for each row
@@ -262,45 +287,49 @@ def __call__(self:AlignGPTProcessor,
         if images is None: raise AlignGPTError('neither text nor images given')
         return BatchFeature({'pixel_values': self.prepare_images(_nest(images, None))})
     text = [text] if isinstance(text, str) else list(text)
-    if not all(isinstance(t, str) for t in text): raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}', 'use apply_chat_template for messages')
+    if not all(isinstance(t, str) for t in text):
+        raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}', 'use apply_chat_template for messages')
     rows = [self.layout(t, add_special_tokens) for t in text]
     pictures = _nest(images, [r['input_ids'].count(self.image_token_id)//self.num_image_tokens for r in rows])
     return self._batch(rows, pictures, padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors)
 
-# %% ../nbs/04_processor.ipynb #73330d86
+# %% ../nbs/04_processor.ipynb #542baaae
 def _nest(images, counts):
     "All pictures in one list, checked against the number of placeholders in each row."
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     nested = any(isinstance(i, (list, tuple)) for i in images)
     flat = [p for row in images for p in (row or [])] if nested else images
     if counts is None: return flat
+    hint = f'write {IMAGE} once for each picture'
     if nested and len(images) != len(counts): raise AlignGPTError(f'{len(images)} lists of pictures for {len(counts)} rows of text')
-    for i,(have,want) in enumerate(zip(map(lambda r: len(r or []), images), counts) if nested else [(len(flat), counts[0])] if len(counts) == 1 else []):
-        if have != want: raise AlignGPTError(f'row {i}: {want} {IMAGE} in the text, {have} pictures given', f'write {IMAGE} once for each picture')
-    if len(flat) != sum(counts): raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given', f'write {IMAGE} once for each picture')
+    have = [len(row or []) for row in images] if nested else [len(flat)] if len(counts) == 1 else counts
+    for i,(h,c) in enumerate(zip(have, counts)):
+        if h != c: raise AlignGPTError(f'row {i}: {c} {IMAGE} in the text, {h} pictures given', hint)
+    if len(flat) != sum(counts): raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given', hint)
     return flat
 
 @patch
-def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=False, max_length=None, padding_side=None, pad_to_multiple_of=None, return_tensors=None, names=('input_ids','gate_mask')):
+def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=False, max_length=None, padding_side=None, pad_to_multiple_of=None,
+           return_tensors=None, names=('input_ids','gate_mask')):
     "Cut, pad and stack rows."
     if truncation:
         if not max_length: raise AlignGPTError('truncation needs max_length')
         rows = [_cut(r, max_length, self.image_token_id, f'row {i}') for i,r in enumerate(rows)]
     lengths = [len(r['input_ids']) for r in rows]
+    if not padding and return_tensors and len(set(lengths)) > 1:
+        raise AlignGPTError(f'rows of {min(lengths)} to {max(lengths)} tokens do not make a tensor', 'pass padding=True')
     length = max_length if padding == 'max_length' and max_length else max(lengths)
     if pad_to_multiple_of: length = -(-length//pad_to_multiple_of)*pad_to_multiple_of
-    if not padding and return_tensors and len(set(lengths)) > 1: raise AlignGPTError(f'rows of {min(lengths)} to {max(lengths)} tokens do not make a tensor', 'pass padding=True')
-    side = padding_side or self.tokenizer.padding_side
     def pad(row, value):
         more = [value]*(length - len(row) if padding else 0)
-        return more + row if side == 'left' else row + more
-    out = {k:[pad(r[k], {'input_ids':self.tokenizer.pad_token_id}.get(k, 0)) for r in rows] for k in names}
+        return more + row if (padding_side or self.tokenizer.padding_side) == 'left' else row + more
+    empty = dict(input_ids=self.tokenizer.pad_token_id, gate_mask=False)
+    out = {k:[pad(r[k], empty.get(k, 0)) for r in rows] for k in names}
     out['attention_mask'] = [pad([1]*n, 0) for n in lengths]
     if pictures: out['pixel_values'] = self.prepare_images(pictures)
-    out['gate_mask'] = [[bool(g) for g in row] for row in out['gate_mask']]
     return BatchFeature(out, tensor_type=return_tensors)
 
-# %% ../nbs/04_processor.ipynb #816f77c8
+# %% ../nbs/04_processor.ipynb #b55afbf3
 @patch
 def apply_chat_template(self:AlignGPTProcessor,
     conversation:list, # messages, or a list of such lists
@@ -316,19 +345,17 @@ def apply_chat_template(self:AlignGPTProcessor,
     "Render messages, or prepare them for the model."
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
     if not ours or any(kwargs.get(k) for k in ('continue_final_message', 'tools', 'documents')):
-        more = dict(kwargs, **({'processor_kwargs':processor_kwargs} if processor_kwargs else {}), **({'return_tensors':return_tensors} if return_tensors else {}))
-        return ProcessorMixin.apply_chat_template(self, conversation, chat_template, add_generation_prompt=add_generation_prompt, tokenize=tokenize, return_dict=return_dict,
-                                                  return_assistant_tokens_mask=return_assistant_tokens_mask, **more)
+        given = dict(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
+        return ProcessorMixin.apply_chat_template(
+            self, conversation, chat_template, add_generation_prompt=add_generation_prompt, tokenize=tokenize, return_dict=return_dict,
+            return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs, **{k:v for k,v in given.items() if v})
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
-    rows = [self.layout(render(_plain(c), self.template, add_generation_prompt, *self.ends)) for c in chats]
+    rows = [self.layout(render(c, self.template, add_generation_prompt, *self.ends)) for c in chats]
     for r in rows: r['assistant_masks'] = [int(l >= 0) for l in r['labels']]
-    pictures = _pictures([m for c in chats for m in c]) or []
     opts = {k:v for k,v in {**kwargs, **(processor_kwargs or {})}.items() if k in ('padding','truncation','max_length','padding_side','pad_to_multiple_of')}
-    out = self._batch(rows, pictures, **opts, return_tensors=return_tensors, names=('input_ids','gate_mask') + ('assistant_masks',)*return_assistant_tokens_mask)
+    names = ('input_ids','gate_mask') + ('assistant_masks',)*return_assistant_tokens_mask
+    out = self._batch(rows, _pictures([m for c in chats for m in c]), **opts, return_tensors=return_tensors, names=names)
     return out if return_dict else out['input_ids']
-
-# %% ../nbs/04_processor.ipynb #5d12a369
-def _plain(messages): return [{k:m[k] for k in ('role','content')} if isinstance(m, dict) and m.keys() >= {'role','content'} else m for m in messages]
 
 # %% ../nbs/04_processor.ipynb #ec4ef8a7
 @patch(as_prop=True)
@@ -338,7 +365,7 @@ def stop_token_ids(self:AlignGPTProcessor)->list[int]: # for `generate(..., eos_
     control = set(self.encoder.control.values())
     return sorted({i for i in end if i in control} | ({self.tokenizer.eos_token_id} - {None}))
 
-# %% ../nbs/04_processor.ipynb #c4897718
+# %% ../nbs/04_processor.ipynb #4a65a54a
 def make_processor(
     llm:str|Path, # folder or hub name of the language model, for its tokenizer
     tower:str|Path, # folder or hub name of the vision tower
@@ -347,13 +374,25 @@ def make_processor(
     gate_text:str='prompt', # 'prompt' or 'full'
 )->AlignGPTProcessor: # with as many image tokens as the tower has patches
     "Make the processor for a language model and a vision tower."
+    from PIL import Image
     from transformers import AutoConfig
     from aligngpt.layers import num_patches
-    image_processor = load_image_processor(tower)
-    config = AutoConfig.from_pretrained(tower)
+    image_processor, config = load_image_processor(tower), AutoConfig.from_pretrained(tower)
     config = getattr(config, 'vision_config', config)
-    processor = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config), template=template, image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)
-    from PIL import Image
-    size = tuple(processor.prepare_images([Image.new('RGB', (40, 30))]).shape[2:])
-    if size != (config.image_size,)*2: raise AlignGPTError(f'{tower}: its image processor makes pictures of {size}, its configuration says image_size={config.image_size}', 'correct preprocessor_config.json')
-    return processor
+    made = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config), template=template,
+                             image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)
+    height, width = made.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
+    if (height, width) != (config.image_size,)*2:
+        raise AlignGPTError(f'{tower}: its image processor makes pictures of {width}x{height}, its configuration says image_size={config.image_size}',
+                            'correct preprocessor_config.json')
+    return made
+
+# %% ../nbs/04_processor.ipynb #3e2fc00d
+@patch
+def with_settings(self:AlignGPTProcessor,
+    **settings, # template, image_aspect_ratio, gate_text, num_image_tokens
+)->AlignGPTProcessor: # shares tokenizer and image processor
+    "The same processor with some settings changed."
+    names = 'num_image_tokens', 'image_aspect_ratio', 'template', 'gate_text'
+    if odd := settings.keys() - set(names): raise AlignGPTError(f"Unknown setting {min(odd)!r}. Valid: {', '.join(names)}")
+    return type(self)(self.image_processor, self.tokenizer, **{k:getattr(self, k) for k in names} | settings)

@@ -5,8 +5,10 @@ from aligngpt.processor import *
 import copy, numpy as np, pickle, random, shutil, tempfile, torch
 from PIL import Image, ImageDraw
 from aligngpt.conversation import BadRecord, images_of, to_messages
+from aligngpt.core import write_json
+from aligngpt.layers import AlignGPTConfig
 from pathlib import Path
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
 
 
 def test_open_image():
@@ -56,7 +58,7 @@ def test_pad_square():
     test_eq(pad_square(bus.rotate(90, expand=True), clip.image_mean).getpixel((19, 50)), (122, 116, 104))
 
 
-def test_load_image_processor():
+def test_image_processor_for():
     # nbs/04_processor.ipynb #3e25cde1
     def draw_bus():
         "A picture of a bus."
@@ -76,7 +78,7 @@ def test_load_image_processor():
     bus = draw_bus()
     tmp = write_pictures(bus)
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -85,21 +87,25 @@ def test_load_image_processor():
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
     test_fail(lambda: load_image_processor(tmp/'nowhere'), contains='no vision tower there')
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
+    test_fail(lambda: load_image_processor(tmp/'other'), contains="'OtherImageProcessor' has no PIL implementation")
     type(load_image_processor(tmp/'siglip_vision_model')).__name__
 
 
-def test_AlignGPTProcessor():
+def test_AlignGPTProcessor__get_arguments_from_pretrained():
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
     test_eq((processor.align_token_id, processor.image_token_id), (340, 341))
@@ -134,7 +140,7 @@ def test_AlignGPTProcessor_prepare_images():
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -142,15 +148,18 @@ def test_AlignGPTProcessor_prepare_images():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -191,7 +200,7 @@ def test_AlignGPTProcessor_layout():
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -199,15 +208,18 @@ def test_AlignGPTProcessor_layout():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -247,7 +259,7 @@ def test_AlignGPTProcessor_encode():
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -255,15 +267,18 @@ def test_AlignGPTProcessor_encode():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -320,7 +335,7 @@ def test_AlignGPTProcessor_show_tokens():
     # nbs/04_processor.ipynb #67854531
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -328,15 +343,18 @@ def test_AlignGPTProcessor_show_tokens():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -384,7 +402,7 @@ def test_AlignGPTProcessor__batch():
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     squared = pad_square(bus, clip.image_mean)
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -392,15 +410,18 @@ def test_AlignGPTProcessor__batch():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -460,7 +481,7 @@ def test_AlignGPTProcessor_apply_chat_template():
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     squared = pad_square(bus, clip.image_mean)
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -468,15 +489,18 @@ def test_AlignGPTProcessor_apply_chat_template():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -573,7 +597,7 @@ def test_AlignGPTProcessor_stop_token_ids():
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     squared = pad_square(bus, clip.image_mean)
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -581,15 +605,18 @@ def test_AlignGPTProcessor_stop_token_ids():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -653,7 +680,7 @@ def test_make_processor():
     clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     squared = pad_square(bus, clip.image_mean)
 
-    # nbs/04_processor.ipynb #2e6b2f87
+    # nbs/04_processor.ipynb #522c54fb
     for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
         made = image_processor_for(config)
         config.save_pretrained(tmp/config.model_type)
@@ -661,15 +688,88 @@ def test_make_processor():
         made.save_pretrained(tmp/config.model_type)
         test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
         test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
 
-    # nbs/04_processor.ipynb #f7b88531
+    # nbs/04_processor.ipynb #6d182847
     def tiny_tokenizer(**special):
         "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.', 'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
-        tok.train_from_iterator(text*3, trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
+    processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
+
+    # nbs/04_processor.ipynb #7dba07cd
+    processor.image_aspect_ratio = 'square'; square = processor.prepare_images([bus])
+    processor.image_aspect_ratio = 'pad';    padded = processor.prepare_images([tmp/'bus.png', bus])
+
+    # nbs/04_processor.ipynb #21086203
+    texts = ['<image>What colour? ASSISTANT:', 'No picture here.', '<image> or <image>?']
+    batch = processor(text=texts, images=[bus, squared, bus], padding=True, padding_side='left', return_tensors='pt')
+
+    # nbs/04_processor.ipynb #51e6049f
+    processor.show_tokens(batch, 2)
+
+    # nbs/04_processor.ipynb #6d0b8069
+    question = [dict(role='user', content=[dict(type='image', image=bus), dict(type='text', text='What colour is the bus?')])]
+    processor.apply_chat_template(question, add_generation_prompt=True)
+
+    # nbs/04_processor.ipynb #bd51ba58
+    processor.tokenizer.save_pretrained(tmp/'llm')
+    made = make_processor(tmp/'llm', tmp/'siglip_vision_model', image_aspect_ratio='square')
+    test_eq((made.num_image_tokens, made.tokenizer.padding_side, made.template), (16, 'left', 'v1'))
+    SiglipImageProcessorPil(size=dict(height=24, width=24)).save_pretrained(tmp/'siglip_vision_model')
+    test_fail(lambda: make_processor(tmp/'llm', tmp/'siglip_vision_model'), contains='makes pictures of 24x24, its configuration says image_size=32')
+
+
+def test_AlignGPTProcessor_with_settings():
+    # nbs/04_processor.ipynb #3e25cde1
+    def draw_bus():
+        "A picture of a bus."
+        out = Image.new('RGB', (96, 56), '#cfe8ff')
+        d = ImageDraw.Draw(out)
+        d.rectangle((12, 12, 84, 42), fill='#d22')
+        for x in (18, 35, 52, 68): d.rectangle((x, 17, x+11, 26), fill='#eef')
+        for x in (22, 62): d.ellipse((x, 36, x+12, 48), fill='#222')
+        return out
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    bus = draw_bus()
+    tmp = write_pictures(bus)
+
+    # nbs/04_processor.ipynb #67854531
+    clip = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    squared = pad_square(bus, clip.image_mean)
+
+    # nbs/04_processor.ipynb #522c54fb
+    for config in (CLIPVisionConfig(image_size=32, patch_size=8), SiglipVisionConfig(image_size=32, patch_size=8)):
+        made = image_processor_for(config)
+        config.save_pretrained(tmp/config.model_type)
+        test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
+        made.save_pretrained(tmp/config.model_type)
+        test_eq(load_image_processor(tmp/config.model_type).to_dict(), made.to_dict())
+        test_eq(made(bus, return_tensors='pt').pixel_values.shape, (1, 3, 32, 32))
+    write_json(dict(image_processor_type='OtherImageProcessor'), tmp/'other'/'preprocessor_config.json')
+
+    # nbs/04_processor.ipynb #6d182847
+    def tiny_tokenizer(**special):
+        "A byte-level tokenizer of some 300 tokens, trained on a few sentences."
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        tok = Tokenizer(models.BPE())
+        tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        text = ['What colour is the bus? The bus is red. Is it moving? No, it is parked.',
+                'A chat between USER: and ASSISTANT: of an artificial intelligence assistant, helpful and polite']
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=list(special.values()), initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        tok.train_from_iterator(text*3, trainer)
         return PreTrainedTokenizerFast(tokenizer_object=tok, **special)
     processor = AlignGPTProcessor(clip, tiny_tokenizer(bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
 
@@ -711,14 +811,18 @@ def test_make_processor():
     qwen = AlignGPTProcessor(clip, tiny_tokenizer(eos_token='<|endoftext|>', start='<|im_start|>', end='<|im_end|>'), template='chatml', num_image_tokens=16)
     qwen.show_tokens(qwen.encode(messages))
 
-    # nbs/04_processor.ipynb #0b989686
+    # nbs/04_processor.ipynb #bd51ba58
     processor.tokenizer.save_pretrained(tmp/'llm')
     made = make_processor(tmp/'llm', tmp/'siglip_vision_model', image_aspect_ratio='square')
-    test_eq((made.num_image_tokens, made.tokenizer.padding_side, made.template), (16, 'left', 'v1'))
     SiglipImageProcessorPil(size=dict(height=24, width=24)).save_pretrained(tmp/'siglip_vision_model')
-    test_fail(lambda: make_processor(tmp/'llm', tmp/'siglip_vision_model'), contains='makes pictures of (24, 24), its configuration says image_size=32')
 
-    # nbs/04_processor.ipynb #48c3f440
+    # nbs/04_processor.ipynb #e3e0f6ff
+    plain = processor.with_settings(template='plain', image_aspect_ratio='square')
+    test_eq((plain.template, plain.gate_text, plain.chat_template == processor.chat_template), ('plain', 'prompt', False))
+    test_fail(lambda: processor.with_settings(gate='full'), contains="Unknown setting 'gate'")
+    plain.show_tokens(plain.encode(messages))
+
+    # nbs/04_processor.ipynb #d25bb836
     for p in (processor, made, qwen):
         p.save_pretrained(tmp/'saved')
         again = AlignGPTProcessor.from_pretrained(tmp/'saved')
@@ -729,7 +833,10 @@ def test_make_processor():
         shutil.rmtree(tmp/'saved')
     processor.save_pretrained(tmp/'saved')
     test_eq(AutoTokenizer.from_pretrained(tmp/'saved').convert_tokens_to_ids('<align>'), processor.align_token_id)
+    test_eq(AlignGPTProcessor.from_pretrained(tmp/'saved', gate_text='full').gate_text, 'full')
     test_is(type(AutoImageProcessor.from_pretrained(tmp/'saved')), CLIPImageProcessorPil)
+    AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)
+    test_eq(AutoProcessor.from_pretrained(tmp/'saved').to_dict(), processor.to_dict())
     assert processor.batch_decode(ready['input_ids'], skip_special_tokens=True)[0].endswith('USER: \nWhat colour is the bus? ASSISTANT:')
     for p in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))): test_eq(p.encode(record)['input_ids'], sample['input_ids'])
     {f.name: f.stat().st_size for f in sorted((tmp/'saved').iterdir())}
