@@ -2,7 +2,7 @@
 "Tests of `aligngpt.batches`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.batches import *
-import pickle, shutil, tempfile, torch
+import easy_vqa, json, pickle, shutil, tempfile, torch
 from aligngpt.data import Records
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, P
 
 
 def test_SampleDataset_n_skipped():
-    # nbs/06_batches.ipynb #89b0fc0d
+    # nbs/06_batches.ipynb #990025b3
     def letters():
         "A tokenizer with a token for each letter."
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -24,8 +24,17 @@ def test_SampleDataset_n_skipped():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'images').mkdir()
+    def pair(i, text, **kwargs): return dict(id=str(i), image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}], **kwargs)
+    rows = [pair(i, 'a shape' + '!'*i, similarity=i) for i in range(6)] + [pair(2, 'another', similarity=7)]
+    rows.append(dict(id='t', conversations=[{'from': 'human', 'value': 'Hello?'}, {'from': 'gpt', 'value': 'Hello!'}]))
+    def world(rows):
+        "A folder with `data.json` and `images`."
+        tmp = Path(tempfile.mkdtemp())
+        (tmp/'images').mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], tmp/'images'/f'{i}.png')
+        (tmp/'data.json').write_text(json.dumps(rows))
+        return tmp
+    tmp = world(rows)
     records = Records(tmp/'data.json', quiet=True)
 
     # nbs/06_batches.ipynb #a61cc7cb
@@ -66,7 +75,7 @@ def test_SampleDataset_n_skipped():
 
 
 def test_SampleDataset_lengths():
-    # nbs/06_batches.ipynb #89b0fc0d
+    # nbs/06_batches.ipynb #990025b3
     def letters():
         "A tokenizer with a token for each letter."
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -76,8 +85,17 @@ def test_SampleDataset_lengths():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'images').mkdir()
+    def pair(i, text, **kwargs): return dict(id=str(i), image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}], **kwargs)
+    rows = [pair(i, 'a shape' + '!'*i, similarity=i) for i in range(6)] + [pair(2, 'another', similarity=7)]
+    rows.append(dict(id='t', conversations=[{'from': 'human', 'value': 'Hello?'}, {'from': 'gpt', 'value': 'Hello!'}]))
+    def world(rows):
+        "A folder with `data.json` and `images`."
+        tmp = Path(tempfile.mkdtemp())
+        (tmp/'images').mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], tmp/'images'/f'{i}.png')
+        (tmp/'data.json').write_text(json.dumps(rows))
+        return tmp
+    tmp = world(rows)
     records = Records(tmp/'data.json', quiet=True)
 
     # nbs/06_batches.ipynb #a61cc7cb
@@ -93,7 +111,7 @@ def test_SampleDataset_lengths():
 
 
 def test_SampleDataset_image_keys():
-    # nbs/06_batches.ipynb #89b0fc0d
+    # nbs/06_batches.ipynb #990025b3
     def letters():
         "A tokenizer with a token for each letter."
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -103,8 +121,17 @@ def test_SampleDataset_image_keys():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'images').mkdir()
+    def pair(i, text, **kwargs): return dict(id=str(i), image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}], **kwargs)
+    rows = [pair(i, 'a shape' + '!'*i, similarity=i) for i in range(6)] + [pair(2, 'another', similarity=7)]
+    rows.append(dict(id='t', conversations=[{'from': 'human', 'value': 'Hello?'}, {'from': 'gpt', 'value': 'Hello!'}]))
+    def world(rows):
+        "A folder with `data.json` and `images`."
+        tmp = Path(tempfile.mkdtemp())
+        (tmp/'images').mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], tmp/'images'/f'{i}.png')
+        (tmp/'data.json').write_text(json.dumps(rows))
+        return tmp
+    tmp = world(rows)
     records = Records(tmp/'data.json', quiet=True)
 
     # nbs/06_batches.ipynb #a61cc7cb
@@ -117,7 +144,7 @@ def test_SampleDataset_image_keys():
 
 
 def test_gather_images():
-    # nbs/06_batches.ipynb #89b0fc0d
+    # nbs/06_batches.ipynb #990025b3
     def letters():
         "A tokenizer with a token for each letter."
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -127,8 +154,17 @@ def test_gather_images():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'images').mkdir()
+    def pair(i, text, **kwargs): return dict(id=str(i), image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}], **kwargs)
+    rows = [pair(i, 'a shape' + '!'*i, similarity=i) for i in range(6)] + [pair(2, 'another', similarity=7)]
+    rows.append(dict(id='t', conversations=[{'from': 'human', 'value': 'Hello?'}, {'from': 'gpt', 'value': 'Hello!'}]))
+    def world(rows):
+        "A folder with `data.json` and `images`."
+        tmp = Path(tempfile.mkdtemp())
+        (tmp/'images').mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], tmp/'images'/f'{i}.png')
+        (tmp/'data.json').write_text(json.dumps(rows))
+        return tmp
+    tmp = world(rows)
     records = Records(tmp/'data.json', quiet=True)
 
     # nbs/06_batches.ipynb #a61cc7cb

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_RecordFacts():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
     text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
@@ -49,87 +49,97 @@ def test_line_records():
 
 
 def test_json_records():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
     text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+    small = put('small.json', json.dumps([record, text_only]))
 
-    # nbs/05_data.ipynb #140e9c4a
-    _ = (tmp/'small.jsonl').write_text(json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
-    test_eq([f.record for f in json_records(tmp/'small.json')], [record, text_only])
-    test_eq([f.record for f in json_records(tmp/'small.jsonl')], [record, text_only])
-    _ = (tmp/'x.json').write_bytes(b'\x89PNG...')
-    test_fail(lambda: list(json_records(tmp/'x.json')), contains='not JSON')
+    # nbs/05_data.ipynb #5994ed2a
+    small_lines = put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
+    test_eq([f.record for f in json_records(small)], [record, text_only])
+    test_eq([f.record for f in json_records(small_lines)], [record, text_only])
+    test_fail(lambda: list(json_records(put('x.json', b'\x89PNG...'))), contains='not JSON')
     test_fail(lambda: list(json_records(tmp/'none.json')), contains='no such file')
 
 
 def test_build_index():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
     text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     tmp = Path(tempfile.mkdtemp())
 
-    # nbs/05_data.ipynb #cffcea23
+    # nbs/05_data.ipynb #fac3ef3c
     bad = {'id': 2, 'image': '2.png', 'conversations': [{'from': 'human', 'value': 'no placeholder'}, {'from': 'gpt', 'value': 'a'}]}
     found = [Found(json.dumps(r).encode(), r, []) for r in (record, text_only, bad, 'text')]
-    test_eq(build_index(found, tmp/'try.arrow', rows=3), 4)
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
+    tried = tmp/'try.arrow'
+    test_eq(build_index(found, tried, rows=3), 4)
+    pa.ipc.open_file(pa.memory_map(str(tried))).read_all().drop_columns(['raw']).to_pandas()
 
 
 def test_ensure_index():
-    # nbs/05_data.ipynb #0f055072
-    record = {'id': '000', 'image': '0.png', 'similarity': 7,
-              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
-    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
+    # nbs/05_data.ipynb #91423abe
     tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
 
-    # nbs/05_data.ipynb #cffcea23
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
-
-    # nbs/05_data.ipynb #8968cb26
+    # nbs/05_data.ipynb #bb799f50
     built = []
     def build(folder): built.append(1); (folder/'x').write_text('hi'); return dict(records=2)
-    folder, meta = ensure_index(tmp/'small.json', build, 'demo')
-    test_eq((folder.name, meta['records'], (folder/'x').read_text()), ('small.json.demo.index', 2, 'hi'))
-    _ = ensure_index(tmp/'small.json', build, 'demo')
-    test_eq(len(built), 1)
-    _ = (tmp/'small.json').write_text(json.dumps([record, text_only, record]))
-    _ = ensure_index(tmp/'small.json', build, 'demo')
+    growing = put('growing.json', '[]')
+    folder, meta = ensure_index(growing, build, 'demo')
+    test_eq((folder.name, meta['records'], (folder/'x').read_text()), ('growing.json.demo.index', 2, 'hi'))
+    again = ensure_index(growing, build, 'demo')
+    test_eq((again[0], len(built)), (folder, 1))
+    once_more = ensure_index(put('growing.json', '[{}]'), build, 'demo')
     test_eq(len(built), 2)
     test_fail(lambda: ensure_index(tmp/'none.json', build), contains='none.json: no such file')
 
 
 def test_Source():
-    # nbs/05_data.ipynb #0f055072
-    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
-    tmp = Path(tempfile.mkdtemp())
-
-    # nbs/05_data.ipynb #cffcea23
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
-
-    # nbs/05_data.ipynb #0da3061b
-    src = Source(tmp/'small.json', quiet=True)
-    test_eq(len(src), 3)
-    test_eq(json.loads(src.raw(1)), text_only)
-    test_eq(src.column('level', -1), [7, -1, 7])
-    test_eq(src.problems(), {})
-
-
-def test_Records_row():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
     text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+    small = put('small.json', json.dumps([record, text_only]))
 
-    # nbs/05_data.ipynb #cffcea23
+    # nbs/05_data.ipynb #e44dcbde
+    src = Source(small, quiet=True)
+    test_eq(len(src), 2)
+    test_eq(json.loads(src.raw(1)), text_only)
+    test_eq(src.column('level', -1), [7, -1])
+    test_eq(src.problems(), {})
+
+
+def test_Records_row():
+    # nbs/05_data.ipynb #91423abe
+    record = {'id': '000', 'image': '0.png', 'similarity': 7,
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
+    tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+
+    # nbs/05_data.ipynb #fac3ef3c
     bad = {'id': 2, 'image': '2.png', 'conversations': [{'from': 'human', 'value': 'no placeholder'}, {'from': 'gpt', 'value': 'a'}]}
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
 
-    # nbs/05_data.ipynb #e60d0450
-    records = Records(tmp/'small.json')
+    # nbs/05_data.ipynb #c24e3b98
+    records = Records(put('three.json', json.dumps([record, text_only, record])), quiet=True)
     test_eq(len(records), 3)
     test_eq(records[0], record)
     test_eq(records[-2], text_only)
@@ -138,31 +148,38 @@ def test_Records_row():
     test_fail(lambda: records[3])
     records.place(1)
 
-    # nbs/05_data.ipynb #7dbef726
-    mixed = [*[record]*60, bad, {**record, 'similarity': 8}, text_only]
-    _ = (tmp/'mixed.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in mixed) + '{"broken": \n')
-    test_fail(lambda: Records(tmp/'mixed.jsonl', quiet=True), contains='3 of 64 records cannot be used. The first')
-    test_fail(lambda: Records(tmp/'mixed.jsonl', policy='skip'), contains='more than the 1.0% that may be skipped')
-    some = Records(tmp/'mixed.jsonl', policy='skip', cap=.05)
+    # nbs/05_data.ipynb #e71565b0
+    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n' for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only]) + '{"broken": \n')
+    test_fail(lambda: Records(mixed, quiet=True), contains='3 of 64 records cannot be used. The first')
+    test_fail(lambda: Records(mixed, policy='skip'), contains='more than the 1.0% that may be skipped')
+    some = Records(mixed, policy='skip', cap=.05)
     test_eq((len(some), some[60], some.row(60)), (61, text_only, 62))
     test_eq({row:reason for row,(reason,_) in some.problems.items()}, {60:'placeholders', 61:'level', 63:'not JSON'})
-    test_eq(len(Records(tmp/'mixed.jsonl', policy='skip', cap=.05, n_levels=9)), 62)
-    test_fail(lambda: Records(tmp/'mixed.jsonl', policy='warn'), contains='Valid: error, skip')
+    test_eq(len(Records(mixed, policy='skip', cap=.05, n_levels=9)), 62)
+    test_fail(lambda: Records(mixed, policy='warn'), contains='Valid: error, skip')
 
 
 def test_Records_column():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
+    record = {'id': '000', 'image': '0.png', 'similarity': 7,
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
 
-    # nbs/05_data.ipynb #cffcea23
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
+    # nbs/05_data.ipynb #fac3ef3c
+    bad = {'id': 2, 'image': '2.png', 'conversations': [{'from': 'human', 'value': 'no placeholder'}, {'from': 'gpt', 'value': 'a'}]}
 
-    # nbs/05_data.ipynb #e60d0450
-    records = Records(tmp/'small.json')
+    # nbs/05_data.ipynb #c24e3b98
+    records = Records(put('three.json', json.dumps([record, text_only, record])), quiet=True)
     records.place(1)
 
-    # nbs/05_data.ipynb #7dbef726
-    some = Records(tmp/'mixed.jsonl', policy='skip', cap=.05)
+    # nbs/05_data.ipynb #e71565b0
+    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n' for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only]) + '{"broken": \n')
+    some = Records(mixed, policy='skip', cap=.05)
 
     # nbs/05_data.ipynb #8f284ddf
     test_eq(some.column('level')[[0, -1]], [7, -1])
@@ -173,24 +190,32 @@ def test_Records_column():
 
 
 def test_Records_fingerprint():
-    # nbs/05_data.ipynb #0f055072
+    # nbs/05_data.ipynb #91423abe
+    record = {'id': '000', 'image': '0.png', 'similarity': 7,
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+    small = put('small.json', json.dumps([record, text_only]))
 
-    # nbs/05_data.ipynb #cffcea23
-    pa.ipc.open_file(pa.memory_map(str(tmp/'try.arrow'))).read_all().drop_columns(['raw']).to_pandas()
+    # nbs/05_data.ipynb #5994ed2a
+    small_lines = put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
 
-    # nbs/05_data.ipynb #e60d0450
-    records = Records(tmp/'small.json')
+    # nbs/05_data.ipynb #c24e3b98
+    records = Records(put('three.json', json.dumps([record, text_only, record])), quiet=True)
     records.place(1)
 
-    # nbs/05_data.ipynb #7f69190f
-    two = Records([tmp/'small.json', tmp/'small.jsonl'], weights=[1.5, 2], quiet=True)
-    test_eq(len(two), 5)
-    test_eq(len(two.epoch()), 3 + 2 + 2*2)
-    test_eq(np.bincount(two.epoch(), minlength=5)[3:], [2, 2])
+    # nbs/05_data.ipynb #9a44e150
+    two = Records([small, small_lines], weights=[1.5, 2], quiet=True)
+    test_eq(len(two), 4)
+    test_eq(len(two.epoch()), 2 + 1 + 2*2)
+    test_eq(np.bincount(two.epoch(), minlength=4)[2:], [2, 2])
     test_eq(two.epoch(3), two.epoch(3))
     assert len({tuple(two.epoch(i)) for i in range(10)}) > 1
-    test_eq(two.fingerprint, Records([tmp/'small.json', tmp/'small.jsonl'], weights=[1.5, 2]).fingerprint)
+    test_eq(two.fingerprint, Records([small, small_lines], weights=[1.5, 2]).fingerprint)
     test_ne(two.fingerprint, records.fingerprint)
 
     # nbs/05_data.ipynb #35e10026

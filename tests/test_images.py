@@ -2,16 +2,28 @@
 "Tests of `aligngpt.images`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.images import *
-import io, numpy as np, os, struct, tempfile, zlib
+import easy_vqa, io, numpy as np, os, shutil, struct, tempfile, zlib
 from PIL import Image
 from aligngpt.conversation import BadRecord
 from pathlib import Path
 
 
 def test_ImageFolder():
-    # nbs/05_images.ipynb #4a735b7d
-    root = Path(tempfile.mkdtemp())/'images'
-    root.mkdir()
+    # nbs/05_images.ipynb #83cdebc8
+    def playground():
+        "A folder of six pictures and some bad company."
+        root = Path(tempfile.mkdtemp())/'images'
+        root.mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], root/f'{i}.png')
+        whole = (root/'0.png').read_bytes()
+        (root/'cut.png').write_bytes(whole[:len(whole)//2])
+        (root/'text.jpg').write_text('404: Not Found')
+        (root/'empty.jpg').write_bytes(b'')
+        (root.parent/'secret.png').write_bytes(whole)
+        (root/'out.png').symlink_to(root.parent/'secret.png'); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
+        os.mkfifo(root/'pipe.png')
+        return root
+    root = playground()
     whole = (root/'0.png').read_bytes()
     Image.open(root/'0.png')
 
@@ -25,11 +37,7 @@ def test_ImageFolder():
     test_fail(lambda: folder.read(''), contains='is no file name')
     test_fail(lambda: ImageFolder(root/'nowhere'), contains='no such folder of images')
 
-    # nbs/05_images.ipynb #2b64f170
-    secret = root.parent/'secret.png'
-    _ = secret.write_bytes(whole)
-    (root/'out.png').symlink_to(secret); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
-    os.mkfifo(root/'pipe.png')
+    # nbs/05_images.ipynb #df6d7c96
     test_fail(lambda: folder.read('out.png'), contains='leads out of the folder')
     test_eq(ImageFolder(root, links=True).read('out.png'), whole)
     test_eq(folder.read('in.png'), whole)
@@ -39,9 +47,21 @@ def test_ImageFolder():
 
 
 def test_ImageRules():
-    # nbs/05_images.ipynb #4a735b7d
-    root = Path(tempfile.mkdtemp())/'images'
-    root.mkdir()
+    # nbs/05_images.ipynb #83cdebc8
+    def playground():
+        "A folder of six pictures and some bad company."
+        root = Path(tempfile.mkdtemp())/'images'
+        root.mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], root/f'{i}.png')
+        whole = (root/'0.png').read_bytes()
+        (root/'cut.png').write_bytes(whole[:len(whole)//2])
+        (root/'text.jpg').write_text('404: Not Found')
+        (root/'empty.jpg').write_bytes(b'')
+        (root.parent/'secret.png').write_bytes(whole)
+        (root/'out.png').symlink_to(root.parent/'secret.png'); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
+        os.mkfifo(root/'pipe.png')
+        return root
+    root = playground()
     whole = (root/'0.png').read_bytes()
 
     # nbs/05_images.ipynb #f4d86a1a
@@ -66,16 +86,23 @@ def test_ImageRules():
 
 
 def test_to_rgb():
-    # nbs/05_images.ipynb #4a735b7d
-    root = Path(tempfile.mkdtemp())/'images'
-    root.mkdir()
+    # nbs/05_images.ipynb #83cdebc8
+    def playground():
+        "A folder of six pictures and some bad company."
+        root = Path(tempfile.mkdtemp())/'images'
+        root.mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], root/f'{i}.png')
+        whole = (root/'0.png').read_bytes()
+        (root/'cut.png').write_bytes(whole[:len(whole)//2])
+        (root/'text.jpg').write_text('404: Not Found')
+        (root/'empty.jpg').write_bytes(b'')
+        (root.parent/'secret.png').write_bytes(whole)
+        (root/'out.png').symlink_to(root.parent/'secret.png'); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
+        os.mkfifo(root/'pipe.png')
+        return root
+    root = playground()
     whole = (root/'0.png').read_bytes()
     Image.open(root/'0.png')
-
-    # nbs/05_images.ipynb #2b64f170
-    secret = root.parent/'secret.png'
-    (root/'out.png').symlink_to(secret); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
-    os.mkfifo(root/'pipe.png')
 
     # nbs/05_images.ipynb #f4d86a1a
     def png(array, **kwargs):
@@ -109,9 +136,21 @@ def test_to_rgb():
 
 
 def test_load_image():
-    # nbs/05_images.ipynb #4a735b7d
-    root = Path(tempfile.mkdtemp())/'images'
-    root.mkdir()
+    # nbs/05_images.ipynb #83cdebc8
+    def playground():
+        "A folder of six pictures and some bad company."
+        root = Path(tempfile.mkdtemp())/'images'
+        root.mkdir()
+        for i in range(6): shutil.copy(easy_vqa.get_train_image_paths()[i], root/f'{i}.png')
+        whole = (root/'0.png').read_bytes()
+        (root/'cut.png').write_bytes(whole[:len(whole)//2])
+        (root/'text.jpg').write_text('404: Not Found')
+        (root/'empty.jpg').write_bytes(b'')
+        (root.parent/'secret.png').write_bytes(whole)
+        (root/'out.png').symlink_to(root.parent/'secret.png'); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
+        os.mkfifo(root/'pipe.png')
+        return root
+    root = playground()
     Image.open(root/'0.png')
 
     # nbs/05_images.ipynb #d8614ea6
