@@ -191,7 +191,7 @@ def get_template(
     if template not in TEMPLATES: raise AlignGPTError(f"Unknown template {template!r}. Valid: {', '.join(TEMPLATES)}")
     return TEMPLATES[template]
 
-# %% ../nbs/01_conversation.ipynb #adf344ad
+# %% ../nbs/01_conversation.ipynb #8c876340
 class Span(NamedTuple):
     "A piece of rendered text."
     text:str # never empty
@@ -199,16 +199,24 @@ class Span(NamedTuple):
     literal:bool=False # written by a person: no control token in it counts as one
 
 class Spans(list):
-    "The spans of a conversation; `text` joins them."
+    "The spans of a conversation."
     @property
-    def text(self)->str: return ''.join(s.text for s in self)
-    def add(self, text, supervised=False, literal=False):
-        "Append a span unless it is empty."
+    def text(self)->str: # the spans joined
+        "The rendered conversation."
+        return ''.join(s.text for s in self)
+
+    def add(self,
+        text:str, # what to append; nothing happens if it is empty
+        supervised:bool=False, # see `Span`
+        literal:bool=False, # see `Span`
+    ):
+        "Append a span."
         if text: self.append(Span(text, supervised, literal))
-    def _repr_html_(self):
-        css = 'white-space:pre-wrap;font-family:monospace;line-height:1.7'
-        look = {(False,False):'color:#888', (False,True):'background:#dbeafe;color:#111', (True,True):'background:#bbf7d0;color:#111', (True,False):'background:#86efac;color:#111'}
-        return f'<div style="{css}">' + ''.join(f'<span style="{look[s[1:]]}">{escape(s.text)}</span>' for s in self) + '</div>'
+
+    def _repr_html_(self)->str:
+        look = {(False,False):'color:#888', (False,True):'background:#dbeafe', (True,True):'background:#bbf7d0', (True,False):'background:#86efac'}
+        parts = (f'<span style="color:#111;{look[s[1:]]}">{escape(s.text)}</span>' for s in self)
+        return f'<div style="white-space:pre-wrap;font:13px/1.7 monospace">{"".join(parts)}</div>'
 
 # %% ../nbs/01_conversation.ipynb #83d8ab9d
 def render(

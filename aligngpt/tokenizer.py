@@ -6,10 +6,9 @@
 __all__ = ['LLAMA_3_CONTROL', 'ALIGN', 'sentencepiece_backend', 'is_tiktoken', 'tiktoken_backend', 'add_placeholders',
            'load_tokenizer', 'Tokens', 'TextEncoder']
 
-# %% ../nbs/02_tokenizer.ipynb #b8f8c8ea
+# %% ../nbs/02_tokenizer.ipynb #6ce410d5
 import base64, json, re
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -86,43 +85,48 @@ def add_placeholders(
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
-# %% ../nbs/02_tokenizer.ipynb #05857a7b
+# %% ../nbs/02_tokenizer.ipynb #d12f7e4f
 def load_tokenizer(
     path:str|Path, # a checkpoint folder, or a model's name on the hub
 )->Any: # a `PreTrainedTokenizerFast` with the placeholders
     "Load a language model's tokenizer, exact to the id, and add the placeholders."
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     path = str(path)
-    model, config, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer_config.json'), _file(path, 'tokenizer.json')
-    config = read_json(config) if config else {}
-    llama = config.get('tokenizer_class') in ('LlamaTokenizer', 'LlamaTokenizerFast')
-    if model and not ready and is_tiktoken(model):
-        tok = PreTrainedTokenizerFast(tokenizer_object=tiktoken_backend(model), **{'bos_token':LLAMA_3_CONTROL[0], 'eos_token':LLAMA_3_CONTROL[1], 'add_bos_token':True,
-                                      'clean_up_tokenization_spaces':False, **{k:v for k,v in config.items() if k in ('model_max_length','padding_side','bos_token','eos_token')}})
-    elif model and llama and not is_tiktoken(model): tok = _exact_llama(path, model, config.get('legacy', True))
-    elif not (ready or model or config):
-        raise AlignGPTError(f'{path}: no tokenizer found', 'a checkpoint folder holds tokenizer.json or tokenizer.model; copy it from the language model')
+    model, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer.json')
+    config, about = (read_json(f) if (f := _file(path, n)) else {} for n in ('tokenizer_config.json', 'config.json'))
+    if not (ready or model or any(_file(path, n) for n in ('vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'))):
+        raise AlignGPTError(f'{path}: no tokenizer found', 'copy tokenizer.json or tokenizer.model from the language model')
+    kind = config.get('tokenizer_class') or ('LlamaTokenizer' if about.get('model_type', 'llama') in ('llama','llava','aligngpt') else '')
+    llama, tiktoken = kind in ('LlamaTokenizer', 'LlamaTokenizerFast'), bool(model) and is_tiktoken(model)
+    if tiktoken and not ready: tok = _from_backend(tiktoken_backend(model), config, bos_token=LLAMA_3_CONTROL[0], eos_token=LLAMA_3_CONTROL[1])
+    elif model and llama and not tiktoken: tok = _exact_llama(path, model, config)
     else:
         try: tok = (PreTrainedTokenizerFast if llama and ready else AutoTokenizer).from_pretrained(path)
         except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
     if not tok.is_fast: raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
     return add_placeholders(tok)
 
-# %% ../nbs/02_tokenizer.ipynb #b8583097
+# %% ../nbs/02_tokenizer.ipynb #f5a1a4ae
 def _file(path, name):
     "The local path of a checkpoint's file, or None."
     from transformers.utils import cached_file
     try: return cached_file(path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     except OSError as e: raise AlignGPTError(f'{path}: no such folder or model', str(e).split('\n')[0]) from e
 
-def _exact_llama(path, model, legacy):
+def _from_backend(backend, config, **special):
+    "A tokenizer of transformers around `backend`, with the settings of a tokenizer_config.json."
+    from transformers import PreTrainedTokenizerFast
+    keep = 'bos_token','eos_token','unk_token','pad_token','add_bos_token','add_eos_token','model_max_length','padding_side','chat_template'
+    given = {k:config[k] for k in keep if config.get(k) is not None}
+    given = {k:v['content'] if isinstance(v, dict) else v for k,v in given.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{'add_bos_token':True, 'clean_up_tokenization_spaces':False, **special, **given})
+
+def _exact_llama(path, model, config):
     "LLaMA's tokenizer around the exact conversion of sentencepiece file `model`."
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    base, backend = AutoTokenizer.from_pretrained(path), sentencepiece_backend(model, legacy)
-    more = [t for i,t in sorted(base.added_tokens_decoder.items()) if i >= backend.get_vocab_size()]
-    same = 'bos_token','eos_token','unk_token','pad_token','add_bos_token','add_eos_token','model_max_length','padding_side','chat_template'
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **{k:getattr(base, k, None) for k in same})
-    tok.add_tokens(more)
+    from transformers import AutoTokenizer
+    tok = _from_backend(sentencepiece_backend(model, config.get('legacy', True)), config, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    added = AutoTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # those of a fine-tuned checkpoint
+    tok.add_tokens([t for i,t in sorted(added.items()) if i >= len(tok)])
     return tok
 
 # %% ../nbs/02_tokenizer.ipynb #e3909fde

@@ -25,7 +25,7 @@ def test_text_of():
 
 
 def test_ROLES():
-    # nbs/01_conversation.ipynb #da1b23fd
+    # nbs/01_conversation.ipynb #cce18453
     def U(s): return dict(role='user', content=s)
     def A(s): return dict(role='assistant', content=s)
     def S(s): return dict(role='system', content=s)
@@ -35,9 +35,10 @@ def test_ROLES():
     def reason(msgs):
         try: check_messages(msgs)
         except BadRecord as e: return e.reason
-    test_eq([reason(m) for m in ([], [U('a'),U('b')], [A('a')], [U('a'),A(' ')], [S('a')], [dict(role='tool', content='')], [dict(role='user')], [U([dict(type='audio')])])],
-            ['no conversations','roles','roles','empty answer','roles','roles','shape','shape'])
+    test_eq([reason(m) for m in ([], [U('a'),U('b')], [A('a')], [S('a')], [dict(role='tool', content='')])], ['no conversations']+['roles']*4)
+    test_eq([reason(m) for m in ([U('a'),A(' ')], [dict(role='user')], [U([dict(type='audio')])])], ['empty answer','shape','shape'])
     test_fail(lambda: check_messages([U('a'), U('b')], 'record 3'), contains="record 3: turn 1 is by 'user', expected 'assistant'")
+    reason([U('a'), A('')])
 
 
 def test_record_images():
@@ -62,18 +63,23 @@ def test_to_messages():
         {'from': 'human', 'value': 'Is it moving?'},
         {'from': 'gpt',   'value': 'No, it is parked.'}]}
 
-    # nbs/01_conversation.ipynb #da1b23fd
+    # nbs/01_conversation.ipynb #cce18453
     def U(s): return dict(role='user', content=s)
     def A(s): return dict(role='assistant', content=s)
+    def reason(msgs):
+        try: check_messages(msgs)
+        except BadRecord as e: return e.reason
+    reason([U('a'), A('')])
 
     # nbs/01_conversation.ipynb #84f7ce96
     messages = to_messages(record)
 
-    # nbs/01_conversation.ipynb #9fcde476
+    # nbs/01_conversation.ipynb #b9fb10ba
     test_eq(messages[0]['content'], [dict(type='image', path='bus.png'), dict(type='text', text='What colour is the bus?')])
     test_eq(messages[3], A('No, it is parked.'))
     def rec(*values, **kw): return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)], **kw)
     test_eq(to_messages(rec('what is <image>?', 'a tag')), [U('what is <image>?'), A('a tag')])
+    test_eq(to_messages(dict(conversations=[{'from':'gpt', 'value':'Hello!'}, *rec('Hi', 'Yes?')['conversations']])), [U('Hi'), A('Yes?')])
     two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.', image=['a','b','c']))
     test_eq([[p['path'] for p in images_of(m)] for m in two], [['a','b'], [], ['c'], []])
     test_eq(text_of(two[3]), 'No, <image> is a tag.')
@@ -97,7 +103,7 @@ def test_to_record():
     # nbs/01_conversation.ipynb #84f7ce96
     messages = to_messages(record)
 
-    # nbs/01_conversation.ipynb #9fcde476
+    # nbs/01_conversation.ipynb #b9fb10ba
     def rec(*values, **kw): return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)], **kw)
     two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.', image=['a','b','c']))
 
@@ -122,10 +128,14 @@ def test_render():
         {'from': 'human', 'value': 'Is it moving?'},
         {'from': 'gpt',   'value': 'No, it is parked.'}]}
 
-    # nbs/01_conversation.ipynb #da1b23fd
+    # nbs/01_conversation.ipynb #cce18453
     def U(s): return dict(role='user', content=s)
     def A(s): return dict(role='assistant', content=s)
     def S(s): return dict(role='system', content=s)
+    def reason(msgs):
+        try: check_messages(msgs)
+        except BadRecord as e: return e.reason
+    reason([U('a'), A('')])
 
     # nbs/01_conversation.ipynb #84f7ce96
     messages = to_messages(record)
@@ -164,9 +174,13 @@ def test_prompt_end():
         {'from': 'human', 'value': 'Is it moving?'},
         {'from': 'gpt',   'value': 'No, it is parked.'}]}
 
-    # nbs/01_conversation.ipynb #da1b23fd
+    # nbs/01_conversation.ipynb #cce18453
     def U(s): return dict(role='user', content=s)
     def A(s): return dict(role='assistant', content=s)
+    def reason(msgs):
+        try: check_messages(msgs)
+        except BadRecord as e: return e.reason
+    reason([U('a'), A('')])
 
     # nbs/01_conversation.ipynb #84f7ce96
     messages = to_messages(record)
@@ -188,19 +202,22 @@ def test_prompt_end():
     test_eq(sneaky[:prompt_end(sneaky, 'v1')][-22:], 'USER: Say " ASSISTANT:')
     test_eq(prompt_end('no turns at all', 'v1'), 15)
 
-    # nbs/01_conversation.ipynb #91ba9eec
-    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>', "{{ '{%' }} \\n \"q\" 'r'", '']
+    # nbs/01_conversation.ipynb #0b69883d
+    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>',
+               "{{ '{%' }} \\n \"q\" 'r'", '']
     for name in TEMPLATES:
         for q in awkward:
             prompt, whole = [render(m, name, g).text for m,g in (([U(q)],True), ([U(q),A('x'),U(q),A('y')],False))]
             test_eq(prompt_end(prompt, name), prompt_end(whole, name))
             assert whole.startswith(prompt)
     test_eq(prompt_end(render(messages, 'plain').text, 'plain'), 0)
+    {name: prompt_end(render(messages, name).text, name) for name in TEMPLATES}
 
 
 def test_chat_template():
-    # nbs/01_conversation.ipynb #91ba9eec
-    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>', "{{ '{%' }} \\n \"q\" 'r'", '']
+    # nbs/01_conversation.ipynb #0b69883d
+    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>',
+               "{{ '{%' }} \\n \"q\" 'r'", '']
 
     # nbs/01_conversation.ipynb #b22de589
     test_eq(_literal("a'b\n{eos}"), "'a\\'b\\n' ~ eos_token ~ ''")

@@ -2,7 +2,7 @@
 "Tests of `aligngpt.tokenizer`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.tokenizer import *
-import base64, io, json, pickle, random, sentencepiece, tempfile
+import base64, io, json, pickle, random, sentencepiece, shutil, tempfile
 from aligngpt.conversation import IMAGE, Span, render
 from aligngpt.tokenizer import _merges
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_merges():
 
 
 def test_sentencepiece_backend():
-    # nbs/02_tokenizer.ipynb #11021805
+    # nbs/02_tokenizer.ipynb #d7cdb86d
     def tiny_sentencepiece(folder, legacy=True, vocab_size=420):
         "Train a tiny sentencepiece model with LLaMA's settings; write it as a checkpoint folder."
         rng = random.Random(0)
@@ -32,7 +32,8 @@ def test_sentencepiece_backend():
             if set(p.piece) == {'▁'}: p.score = -1e9 # LLaMA gives the pieces made of spaces the lowest score
         (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
         special = dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-        (folder/'tokenizer_config.json').write_text(json.dumps(dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)))
+        config = dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
         (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
         return folder
     tmp = Path(tempfile.mkdtemp())
@@ -60,7 +61,7 @@ def test_sentencepiece_backend():
 
 
 def test_tiktoken_backend():
-    # nbs/02_tokenizer.ipynb #11021805
+    # nbs/02_tokenizer.ipynb #d7cdb86d
     def tiny_sentencepiece(folder, legacy=True, vocab_size=420):
         "Train a tiny sentencepiece model with LLaMA's settings; write it as a checkpoint folder."
         rng = random.Random(0)
@@ -76,13 +77,14 @@ def test_tiktoken_backend():
             if set(p.piece) == {'▁'}: p.score = -1e9 # LLaMA gives the pieces made of spaces the lowest score
         (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
         special = dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-        (folder/'tokenizer_config.json').write_text(json.dumps(dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)))
+        config = dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
         (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
         return folder
     tmp = Path(tempfile.mkdtemp())
     vicuna = tiny_sentencepiece(tmp/'vicuna')
 
-    # nbs/02_tokenizer.ipynb #4765accb
+    # nbs/02_tokenizer.ipynb #4445e331
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
         longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st','ant','assist','assistant']
@@ -94,15 +96,16 @@ def test_tiktoken_backend():
     tik = tiktoken_backend(llama3/'tokenizer.model')
     test_eq([is_tiktoken(d/'tokenizer.model') for d in (llama3, vicuna)], [True, False])
     test_eq(tik.decode(tik.encode('hello world 12345 東京\n\nuser').ids), 'hello world 12345 東京\n\nuser')
-    test_eq([tik.token_to_id(t) - 276 for t in ('<|begin_of_text|>','<|start_header_id|>','<|end_header_id|>','<|eot_id|>','<|reserved_special_token_250|>')], [0, 6, 7, 9, 255])
+    some = '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|reserved_special_token_250|>'
+    test_eq([tik.token_to_id(t) - 276 for t in some], [0, 6, 7, 9, 255])
     tik.encode('hello world 12345<|eot_id|>\n\nuser').tokens
 
 
 def test_add_placeholders():
-    # nbs/02_tokenizer.ipynb #11021805
+    # nbs/02_tokenizer.ipynb #d7cdb86d
     tmp = Path(tempfile.mkdtemp())
 
-    # nbs/02_tokenizer.ipynb #4765accb
+    # nbs/02_tokenizer.ipynb #4445e331
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
         longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st','ant','assist','assistant']
@@ -120,7 +123,7 @@ def test_add_placeholders():
 
 
 def test_load_tokenizer():
-    # nbs/02_tokenizer.ipynb #11021805
+    # nbs/02_tokenizer.ipynb #d7cdb86d
     def tiny_sentencepiece(folder, legacy=True, vocab_size=420):
         "Train a tiny sentencepiece model with LLaMA's settings; write it as a checkpoint folder."
         rng = random.Random(0)
@@ -136,7 +139,8 @@ def test_load_tokenizer():
             if set(p.piece) == {'▁'}: p.score = -1e9 # LLaMA gives the pieces made of spaces the lowest score
         (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
         special = dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-        (folder/'tokenizer_config.json').write_text(json.dumps(dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)))
+        config = dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
         (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
         return folder
     tmp = Path(tempfile.mkdtemp())
@@ -149,7 +153,7 @@ def test_load_tokenizer():
     rng = random.Random(1)
     texts = [''.join(rng.choices(shards, k=rng.randint(1, 25))) for _ in range(3000)]
 
-    # nbs/02_tokenizer.ipynb #4765accb
+    # nbs/02_tokenizer.ipynb #4445e331
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
         longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st','ant','assist','assistant']
@@ -159,12 +163,14 @@ def test_load_tokenizer():
         return folder
     llama3 = tiny_tiktoken(tmp/'llama3')
 
-    # nbs/02_tokenizer.ipynb #355f028c
+    # nbs/02_tokenizer.ipynb #1034229e
     tok = load_tokenizer(vicuna)
     test_eq([t for t in texts[:500] if tok(t).input_ids != [1] + sp.encode(t)], [])
     test_eq((tok.pad_token, tok.convert_tokens_to_ids([ALIGN, IMAGE]), tok.model_max_length), ('<unk>', [420, 421], 2048))
     tok3 = load_tokenizer(llama3)
     test_eq(tok3('hello').input_ids, [276, 259])
+    bare = tmp/'bare'; bare.mkdir(exist_ok=True); shutil.copy(vicuna/'tokenizer.model', bare)
+    test_eq(load_tokenizer(bare)(texts[0]).input_ids, tok(texts[0]).input_ids)
     tok.tokenize('the cat  answer</s>two<image>')
 
     # nbs/02_tokenizer.ipynb #4e82c9c0
@@ -175,14 +181,20 @@ def test_load_tokenizer():
             test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)), (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
     sorted(f.name for f in (tmp/'saved0').iterdir())
 
-    # nbs/02_tokenizer.ipynb #f9fefad2
+    # nbs/02_tokenizer.ipynb #877c81f2
+    def config_only(folder, kind):
+        "A folder that names a tokenizer and does not have it."
+        folder.mkdir(exist_ok=True)
+        (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class=kind)))
+        return folder
     (tmp/'empty').mkdir(exist_ok=True)
     test_fail(lambda: load_tokenizer(tmp/'empty'), contains='no tokenizer found')
     test_fail(lambda: load_tokenizer(tmp/'nowhere'), contains='nowhere')
+    test_fail(lambda: load_tokenizer(config_only(tmp/'t5', 'T5Tokenizer')), contains='no tokenizer found')
 
 
 def test_TextEncoder():
-    # nbs/02_tokenizer.ipynb #11021805
+    # nbs/02_tokenizer.ipynb #d7cdb86d
     def tiny_sentencepiece(folder, legacy=True, vocab_size=420):
         "Train a tiny sentencepiece model with LLaMA's settings; write it as a checkpoint folder."
         rng = random.Random(0)
@@ -198,7 +210,8 @@ def test_TextEncoder():
             if set(p.piece) == {'▁'}: p.score = -1e9 # LLaMA gives the pieces made of spaces the lowest score
         (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
         special = dict(bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-        (folder/'tokenizer_config.json').write_text(json.dumps(dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)))
+        config = dict(special, tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048)
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
         (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
         return folder
     tmp = Path(tempfile.mkdtemp())
@@ -209,7 +222,7 @@ def test_TextEncoder():
     rng = random.Random(1)
     texts = [''.join(rng.choices(shards, k=rng.randint(1, 25))) for _ in range(3000)]
 
-    # nbs/02_tokenizer.ipynb #4765accb
+    # nbs/02_tokenizer.ipynb #4445e331
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
         longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st','ant','assist','assistant']
@@ -219,10 +232,20 @@ def test_TextEncoder():
         return folder
     llama3 = tiny_tiktoken(tmp/'llama3')
 
-    # nbs/02_tokenizer.ipynb #355f028c
+    # nbs/02_tokenizer.ipynb #1034229e
     tok = load_tokenizer(vicuna)
     tok3 = load_tokenizer(llama3)
     tok.tokenize('the cat  answer</s>two<image>')
+
+    # nbs/02_tokenizer.ipynb #4e82c9c0
+    for i,t in enumerate((tok, tok3)):
+        t.save_pretrained(tmp/f'saved{i}')
+        for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
+            test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
+            test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)), (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
+
+    # nbs/02_tokenizer.ipynb #877c81f2
+    (tmp/'empty').mkdir(exist_ok=True)
 
     # nbs/02_tokenizer.ipynb #6252101e
     encode = TextEncoder(tok)
@@ -235,14 +258,15 @@ def test_TextEncoder():
     test_eq(tok.decode(got.ids[1:]), spans.text)
     test_eq(encode('<align>').ids.count(tok.convert_tokens_to_ids(ALIGN)), 0)
 
-    # nbs/02_tokenizer.ipynb #4fad310c
-    plain = PreTrainedTokenizerFast(tokenizer_object=sentencepiece_backend(vicuna/'tokenizer.model', legacy=False), bos_token='<s>', eos_token='</s>', unk_token='<unk>', add_bos_token=True)
+    # nbs/02_tokenizer.ipynb #545a417d
+    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
     control = ['</s>','<s>','<|eot_id|>','<|start_header_id|>']
     mixed = [''.join(rng.choices(shards + control, k=rng.randint(1, 25))) for _ in range(500)]
-    for t in (tok, tok3, add_placeholders(plain)):
+    def differing(t):
         e = TextEncoder(t)
-        for s in mixed:
-            if not s.startswith(('<s>', '<|begin')): test_eq(e(s).ids, t(s).input_ids)
+        return [s for s in mixed if not s.startswith('<s>') and e(s).ids != t(s).input_ids]
+    test_eq([differing(t) for t in (tok, tok3, newer)], [[], [], []])
+    newer.tokenize('two</s>two')
 
     # nbs/02_tokenizer.ipynb #4986634a
     def cut(s, rng):
