@@ -38,11 +38,15 @@ def test_read_mmbench():
     mmb = read_mmbench(tsv)
     test_eq([r['C'] for r in mmb], [None, None, 'blue', 'red'])
 
-    # nbs/evaluation/02_choice.ipynb #ba7a3b1b
+    # nbs/evaluation/02_choice.ipynb #5c114cce
     bad = tsv.with_name('bad.tsv'); bad.write_text('id\tquestion\n1\tx\n')
     with expect_fail(AlignGPTError, "no column 'index', 'A', 'B'"): read_mmbench(bad)
     bad.write_text('index\tquestion\tA\tB\nx\t?\ta\tb\n')
     with expect_fail(AlignGPTError, "row 1: the index is 'x'"): read_mmbench(bad)
+    bad.write_text('index\tquestion\tA\tB\tanswer\n1\t?\ta\tb\tC\n')
+    with expect_fail(AlignGPTError, "row 1: the answer is 'C', the options are A, B"): read_mmbench(bad)
+    bad.write_text('index\tquestion\tA\tB\n1\t?\ta\tb\n2\t?\ta\tb\tc\td\n')
+    with expect_fail(AlignGPTError, 'Expected 4 fields in line 3, saw 6'): read_mmbench(bad)
 
 
 def test_mmbench_options():

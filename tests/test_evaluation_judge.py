@@ -176,6 +176,13 @@ def test_Estimate():
         test_eq([a for a,_ in s.seen], ['Bearer sk-very-secret']*3)
     assert not any('secret' in e for e in errors)
 
+    # nbs/evaluation/04_judge.ipynb #13085487
+    with Stub('locked', *['broken']*99) as s:
+        j, start = Judge('stub', s.url, concurrency=4, backoff=5), time.perf_counter()
+        with expect_fail(AlignGPTError, 'HTTP 401'): ask_all(j, [Call(str(i), hello.messages, 0., 3) for i in range(40)], j)
+    assert time.perf_counter()-start < 4   # the other calls did not wait for their retries, 5 seconds and more
+    len(s.seen)
+
     # nbs/evaluation/04_judge.ipynb #f884b0d0
     with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge('m', 'example.org')
     with Stub('mute') as s: test_eq(Judge('stub', s.url)(hello), '')

@@ -29,12 +29,12 @@ def test_load_image():
 
 
 def test_Files():
-    # nbs/evaluation/06_questions.ipynb #ef06f5b4
+    # nbs/evaluation/06_questions.ipynb #a3d2fce4
     root = Path(tempfile.mkdtemp())
     (root/'Birds').mkdir()
     (root/'Birds'/'llava_birds.jsonl').write_text(json.dumps(dict(question_id=0, image='a.jpg', text='Which bird is it?', category='small')) + '\n')
     birds = Task('birds', 'Birds', 'accuracy', dict(questions=need('asking', 'questions.jsonl', 'llava_birds.jsonl'), labels=need('scoring', 'labels.json'), images=need('asking', 'images', optional=True)),
-                 questions=lambda f: read_questions(f['questions']), score=lambda f,p,o: {}, headline=lambda r: None, folders=('Birds',))
+                 questions=lambda f: read_questions(f['questions']), score=lambda f,p,o: {}, headline=lambda r: None, points=lambda r: {}, folders=('Birds',))
     files = Files(birds, root)
     test_eq((files.get('labels'), files.ready('asking'), files.ready('scoring')), (None, True, False))
     with expect_fail(AlignGPTError, 'no labels for birds\n  hint: expected: labels.json'): files['labels']

@@ -68,6 +68,9 @@ def test_list_tasks():
     report = score('mme', play, answers)
     test_eq((report.headline, report.results['categories']['color']['accuracy']), (50, 50))
 
+    # nbs/evaluation/07_tasks.ipynb #076b73b6
+    test_eq(TASKS['mme'].points(report.results), {f'color/0001.jpg | Is it red?\n{SHORT}': 1, f'color/0001.jpg | Is it blue?\n{SHORT}': 0})
+
     # nbs/evaluation/07_tasks.ipynb #ddabbb57
     broken = write_lines('broken.jsonl', [mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}])
     with expect_fail(AlignGPTError, "broken.jsonl: no label for 'color/0002.jpg'"): score('mme', play, broken)
@@ -105,7 +108,9 @@ def test_submit():
     # nbs/evaluation/07_tasks.ipynb #d4c0393d
     answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes'))])
 
-    # nbs/evaluation/07_tasks.ipynb #6adf9431
+    # nbs/evaluation/07_tasks.ipynb #c0473e81
+    llava = submit('mmbench', play, write_lines('mmb.jsonl', [q.row('A') for q in qs]), work/'llava.xlsx', columns='llava')
+    test_eq(list(choice.read_xlsx(llava)[0]), ['index', 'question', 'A', 'B', 'C', 'D', 'prediction', 'answer', 'split'])
     up = submit('mmbench', play, write_lines('mmb.jsonl', [q.row(t) for q,t in zip(qs, ('B', 'A'))]), work/'upload.xlsx')
     test_eq([r['prediction'] for r in choice.read_xlsx(up)], ['B', 'A'])
     test_eq(list(choice.read_xlsx(up)[0]), ['index', 'question', 'A', 'B', 'C', 'D', 'prediction', 'answer', 'category', 'l2-category', 'split'])

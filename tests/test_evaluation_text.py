@@ -64,10 +64,11 @@ def test_read_jsonl():
     cut = folder/'cut.jsonl'
     cut.write_text(good.read_text() + '{"question_id": 9, "te')
 
-    # nbs/evaluation/00_text.ipynb #e305deac
-    with expect_fail(AlignGPTError, "line 1: no 'image'"): read_jsonl(good, ['question_id', 'image'])
-    with expect_fail(AlignGPTError, 'a list was expected, got dict'): check_rows({}, [], good)
-    read_jsonl(good, ['question_id'])[0]
+    # nbs/evaluation/00_text.ipynb #efa2224a
+    with expect_fail(AlignGPTError, "line 1: no 'image'"): read_jsonl(good, dict(question_id=ID, image=str))
+    with expect_fail(AlignGPTError, "line 1: question_id is '7'\n  hint: expected: a string"): read_jsonl(good, dict(question_id=str))
+    with expect_fail(AlignGPTError, 'a list was expected, got dict'): check_rows({}, {}, good)
+    read_jsonl(good, dict(question_id=ID))[0]
 
 
 def test_CONTRACTIONS():

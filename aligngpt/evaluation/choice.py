@@ -48,7 +48,7 @@ def score_scienceqa(
     return dict(total=len(ids), correct=hits, accuracy=round(100*hits/len(ids), 2),
                 img_accuracy=round(100*mean(shown), 2), img_correct=sum(shown), img_total=len(shown), per_question=out)
 
-# %% ../../nbs/evaluation/02_choice.ipynb #39e90a61
+# %% ../../nbs/evaluation/02_choice.ipynb #f7fd73e3
 EMPTY = frozenset(['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null'])
 
 def read_mmbench(
@@ -58,13 +58,18 @@ def read_mmbench(
     "Read an MMBench table."
     import pandas as pd
     with os_errors(path):
-        try: df = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False, na_values=[], usecols=None if images else lambda c: c != 'image')
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise AlignGPTError(f'{path}: not a table: {e}', 'a truncated download is the usual cause') from e
+        try: df = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False, na_values=[])
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise AlignGPTError(f'{path}: not a table: {" ".join(str(e).split())}', 'a truncated download is the usual cause') from e
     if lost := [c for c in ('index', 'question', 'A', 'B') if c not in df.columns]: raise AlignGPTError(f'{path}: no column {some(lost)} (columns: {some(df.columns, 20)})', 'is this an MMBench .tsv?')
+    if not images: df = df.drop(columns='image', errors='ignore')
+    if df.empty: raise AlignGPTError(f'{path}: the table has no rows', 'a truncated download is the usual cause')
     rows = [{k: None if v in EMPTY else v for k,v in r.items()} for r in df.to_dict('records')]
     for n,r in enumerate(rows, 1):
         try: r['index'] = int(r['index'])
         except (TypeError, ValueError): raise AlignGPTError(f'{path}, row {n}: the index is {r["index"]!r}', 'each row needs a whole number there') from None
+        if r['question'] is None: raise AlignGPTError(f'{path}, row {n}: no question', 'is a tab missing in this row?')
+        letters = [c for c in string.ascii_uppercase if c in r]
+        if r.get('answer') not in (None, *letters): raise AlignGPTError(f'{path}, row {n}: the answer is {r["answer"]!r}, the options are {", ".join(letters)}', 'is a tab missing in this row, or one too many?')
     return rows
 
 # %% ../../nbs/evaluation/02_choice.ipynb #d50cfb46

@@ -7,9 +7,9 @@ __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 
            'parse_review', 'relative_scores', 'score_llava_bench', 'mm_vet_calls', 'parse_grade', 'mm_vet_grade',
            'score_mm_vet', 'read_mm_vet_header', 'Judge', 'Estimate']
 
-# %% ../../nbs/evaluation/04_judge.ipynb #1e729f79
+# %% ../../nbs/evaluation/04_judge.ipynb #f7f09cd5
 import hashlib, json, os, random, re, threading, time, urllib.error, urllib.parse, urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -17,7 +17,7 @@ from typing import Callable
 from fastcore.basics import patch
 
 from ..core import AlignGPTError, os_errors, read_json
-from .text import read_jsonl, some
+from .text import ID, read_jsonl, some
 
 # %% ../../nbs/evaluation/04_judge.ipynb #74960eed
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Call:
 
 def user(content): return dict(role='user', content=content)
 
-# %% ../../nbs/evaluation/04_judge.ipynb #30ae7630
+# %% ../../nbs/evaluation/04_judge.ipynb #fa12a915
 class Replies:
     "A judge that reads from recorded replies."
     concurrency = 1
     def __init__(self,
         replies:dict, # question id -> list of replies, in the order of the calls
     ):
-        self.replies = {str(k): [v] if isinstance(v, str) else list(v) for k,v in replies.items()}
+        self.replies = {str(k): [v] if isinstance(v, str) else v for k,v in replies.items()}
         self.log = []
+        for k,v in self.replies.items():
+            if not isinstance(v, list) or not all(isinstance(r, str) for r in v): raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}', 'a list of strings was expected')
 
     def __call__(self, call:Call)->str:
         "The next reply recorded for this question."
@@ -59,23 +61,28 @@ class Replies:
         "Read recorded replies."
         if str(path).endswith('.json'): return cls(read_json(path))
         out = {}
-        for r in read_jsonl(path, ['question_id', 'reply']): out.setdefault(r['question_id'], []).append(r['reply'])
+        for r in read_jsonl(path, dict(question_id=ID, reply=str)): out.setdefault(r['question_id'], []).append(r['reply'])
         return cls(out)
 
-# %% ../../nbs/evaluation/04_judge.ipynb #2d8e9a1e
+# %% ../../nbs/evaluation/04_judge.ipynb #5195af98
 def ask_all(
     f:Callable, # called with each call
     calls:list[Call], # what to ask
     judge, # its `concurrency` says how many may run at once
 )->list: # the results, in the order of the calls
-    "Run `f` over the calls, several at a time; the first error stops what has not begun."
-    n = getattr(judge, 'concurrency', 1)
+    "Run `f` over the calls, several at a time; an error or Ctrl-C stops the others at their next try."
+    n, halt = getattr(judge, 'concurrency', 1), getattr(judge, 'halt', threading.Event())
+    halt.clear()
     if n <= 1: return [f(c) for c in calls]
     pool = ThreadPoolExecutor(n)
-    try: return list(pool.map(f, calls))
+    try:
+        waiting = [pool.submit(f, c) for c in calls]
+        for w in as_completed(waiting): w.result()
+        return [w.result() for w in waiting]
+    except BaseException: halt.set(); raise
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/evaluation/04_judge.ipynb #db9eabdb
+# %% ../../nbs/evaluation/04_judge.ipynb #d33e2612
 LLAVA_BENCH_SYSTEM = 'You are a helpful and precise assistant for checking the quality of the answer.'
 
 def llava_bench_message(
@@ -87,7 +94,7 @@ def llava_bench_message(
 )->str: # the user message
     "What LLaVA-Bench's judge reads."
     caption, role = context['caption'], rule['role']
-    if isinstance(caption, list): caption = '\n'.join(caption)
+    if isinstance(caption, list): caption = '\n'.join(map(str, caption))
     said = ''.join(f'[{role} {i}]\n{a["text"]}\n\n[End of {role} {i}]\n\n' for i,a in enumerate((reference, answer), 1))
     return f'[Context]\n{caption}\n\n[Question]\n{question["text"]}\n\n{said}[System]\n{rule["prompt"]}\n\n'
 
@@ -194,14 +201,16 @@ def score_mm_vet(
     return dict(capabilities=pct(caps, 1), capabilities_6dp=pct(caps, 6), integrations_sorted_names=pct(combos, 1), counts={k: len(v) for k,v in caps.items()},
                 grades={i: g for i,(g,_) in graded.items()}, calls={i: n for i,(_,n) in graded.items()})
 
-# %% ../../nbs/evaluation/04_judge.ipynb #e641f3af
+# %% ../../nbs/evaluation/04_judge.ipynb #0f23259a
 def read_mm_vet_header(
     path:str|Path, # a text file, or the official mm-vet_evaluator.ipynb
 )->str:
     "MM-Vet's instruction to the judge."
     path = Path(path)
     if path.suffix != '.ipynb':
-        with os_errors(path): return path.read_bytes().decode('utf-8')
+        with os_errors(path): raw = path.read_bytes()
+        try: return raw.decode('utf-8')
+        except UnicodeDecodeError as e: raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
     for c in read_json(path).get('cells', []):
         if m := re.search(r'^prompt = """(.*?)"""', ''.join(c['source']), re.M | re.S): return m[1]
     raise AlignGPTError(f'{path}: no cell assigns the prompt', 'take mm-vet_evaluator.ipynb from the MM-Vet repository')
@@ -224,7 +233,7 @@ def _wait_time(headers):
     try: return float(headers.get('Retry-After'))
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/evaluation/04_judge.ipynb #c03d94da
+# %% ../../nbs/evaluation/04_judge.ipynb #f34545c5
 class Judge:
     "A judge behind an OpenAI-compatible endpoint."
     def __init__(self,
@@ -244,7 +253,7 @@ class Judge:
         self.url = (url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1').rstrip('/')
         self.retries, self.timeout, self.backoff, self.price, self.extra, self.run = retries, timeout, backoff, price, extra or {}, run
         if urllib.parse.urlparse(self.url).scheme not in ('http', 'https'): raise AlignGPTError(f'the judge\'s URL is {self.url!r}', 'it begins with http:// or https:// and usually ends with /v1')
-        self.asked, self._lock, self.replies = 0, threading.Lock(), self._read_cache()
+        self.asked, self._lock, self.halt, self.replies = 0, threading.Lock(), threading.Event(), self._read_cache()
 
     def __repr__(self): return f'Judge({self.model!r}, {self.url!r}, {len(self.replies)} replies kept)'
 
@@ -309,7 +318,7 @@ def _refused(self:Judge, e, key):
             429:'there is no quota left for this key'}.get(e.code, 'the endpoint does not take this request; extra={...} changes its fields')
     return AlignGPTError(f'{self.url}: {why}', hint)
 
-# %% ../../nbs/evaluation/04_judge.ipynb #41a6edd6
+# %% ../../nbs/evaluation/04_judge.ipynb #6180dc9c
 @patch
 def __call__(self:Judge,
     call:Call, # what to ask
@@ -322,7 +331,7 @@ def __call__(self:Judge,
         try: reply = self._post(call)
         except _Again as e: why, wait = str(e), e.wait
         else: self._keep(call, key, reply); return reply
-        if n < self.retries: time.sleep(min(60, wait if wait is not None else self.backoff*2**n*random.uniform(.5, 1)))
+        if n < self.retries and self.halt.wait(min(60, wait if wait is not None else self.backoff*2**n*random.uniform(.5, 1))): break
     raise AlignGPTError(f'{self.url}: no usable reply for question {call.id!r} after {self.retries+1} tries; the last: {why}', 'what came so far is kept; run the same command again later')
 
 # %% ../../nbs/evaluation/04_judge.ipynb #b8cecf26

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Question', 'read_questions', 'load_image', 'missing_images', 'Need', 'need', 'Options', 'Task', 'Files']
 
-# %% ../../nbs/evaluation/06_questions.ipynb #f9797aff
+# %% ../../nbs/evaluation/06_questions.ipynb #72f1c5e5
 import base64, binascii, io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 from ..core import AlignGPTError
 from .report import markdown_table
-from .text import read_jsonl
+from .text import ID, read_jsonl
 
 # %% ../../nbs/evaluation/06_questions.ipynb #39ff3bf8
 @dataclass
@@ -48,13 +48,13 @@ class Question:
         "The row of the answers file."
         return dict(question_id=self.id, prompt=self.prompt, text=text, answer_id=answer_id, model_id=model_id, metadata={}) | self.extra
 
-# %% ../../nbs/evaluation/06_questions.ipynb #ce31bd50
+# %% ../../nbs/evaluation/06_questions.ipynb #ec8b2a46
 def read_questions(
     path:str|Path, # JSON lines with question_id, image, text, and perhaps category
 )->list[Question]:
     "Read a question file in LLaVA's format."
     return [Question(r['question_id'], r['text'], r.get('image'), category=r.get('category', ''), where=f'{path}, line {i}')
-            for i,r in enumerate(read_jsonl(path, ['question_id', 'text']), 1)]
+            for i,r in enumerate(read_jsonl(path, dict(question_id=ID, text=str)), 1)]
 
 # %% ../../nbs/evaluation/06_questions.ipynb #b9713db4
 def load_image(
@@ -90,13 +90,14 @@ class Need:
 
 def need(use, *names, optional=False): return Need(use, names, optional)
 
-# %% ../../nbs/evaluation/06_questions.ipynb #f795eea9
+# %% ../../nbs/evaluation/06_questions.ipynb #4f291030
 @dataclass(frozen=True)
 class Options:
     "How to score, where there is a choice."
     judge:Any = None     # a judge, 'none' to do without, or None for the recorded replies if there are any
     lenient:bool = False # go on where the official script stops, if there is a sensible way
     convert:bool = True  # VQAv2: clean the answers as for the upload
+    columns:str = 'aligngpt' # MMBench: the upload's columns, or 'llava'
 
 @dataclass(frozen=True)
 class Task:
@@ -108,6 +109,7 @@ class Task:
     questions:Callable  # (files) -> [Question, ...]
     score:Callable      # (files, answers file, options) -> results, which may hold `notes`
     headline:Callable   # (results) -> the published number, or None
+    points:Callable     # (results) -> {question: 0 to 1}
     folders:tuple = ()  # names of its folder, apart from `name`
     submit:Callable|None = None # (files, answers file, options) -> what is uploaded
     suffix:str = '.json'# of the upload

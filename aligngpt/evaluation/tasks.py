@@ -8,7 +8,7 @@ __all__ = ['SHORT', 'LETTER', 'LETTER_CN', 'VQAV2', 'VIZWIZ', 'GQA', 'TEXTVQA', 
            'question_file_task', 'easy_vqa_rows', 'get_task', 'questions', 'image_folder', 'score', 'list_tasks',
            'submit', 'judge_calls']
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #e80332a5
+# %% ../../nbs/evaluation/07_tasks.ipynb #4e843556
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from ..core import AlignGPTError, atomic_path, read_json
 from . import choice, judge as judges, vqa, yesno
 from .questions import Files, Options, Question, Task, need, read_questions
 from .report import ScoreReport
-from .text import Answers, check_rows, read_answers, read_jsonl, some
+from .text import ID, Answers, check_rows, read_answers, read_jsonl, some
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #ebb2d41a
+# %% ../../nbs/evaluation/07_tasks.ipynb #ef353c5e
 SHORT = yesno.SHORT
 LETTER = "Answer with the option's letter from the given choices directly."
 LETTER_CN = '请直接回答选项字母。'
@@ -30,6 +30,9 @@ def _submission(path, keys):
 
 def _asked(files): return read_questions(files['questions'])
 
+def _hits(name): return lambda results: results.get(name, {})
+def _percent(name): return lambda results: {k: v/100 for k,v in results.get(name, {}).items()}
+
 def _rows(files, role, keys, inside=None):
     "The rows of a JSON or JSON-lines file."
     path = files[role]
@@ -38,29 +41,36 @@ def _rows(files, role, keys, inside=None):
     if inside and (not isinstance(data, dict) or inside not in data): raise AlignGPTError(f'{path}: no {inside!r}', 'is this the right file?')
     return check_rows(data[inside] if inside else data, keys, path)
 
+def _with_humans(files, annotations):
+    "Check the people's answers inside annotations."
+    for i,a in enumerate(annotations, 1):
+        where = f'{files["annotations"]}, annotation {i}'
+        if not check_rows(a['answers'], dict(answer=str), where, 'answer'): raise AlignGPTError(f'{where}: no answers', 'people\'s answers were expected')
+    return annotations
+
 def _mapping(files, role):
     "A JSON object."
     data = read_json(files[role])
     if not isinstance(data, dict): raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}', 'is this the right file?')
     return data
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #48add987
+# %% ../../nbs/evaluation/07_tasks.ipynb #a55a1fa8
 def _check_rows_for(key):
     "A check for uploads that are a JSON list of {key, 'answer'}."
     def check(path, files):
-        want = [q[key] for q in read_jsonl(files.get('split') or files['questions'], [key])]
-        got = check_rows(read_json(path), [key, 'answer'], path, 'row')
-        if bad := next((i for i,r in enumerate(got, 1) if set(r) != {key, 'answer'} or not isinstance(r['answer'], str)), None):
+        want = [q[key] for q in read_jsonl(files.get('split') or files['questions'], {key:ID})]
+        got = check_rows(read_json(path), {key:ID, 'answer':str}, path, 'row')
+        if bad := next((i for i,r in enumerate(got, 1) if set(r) != {key, 'answer'}), None):
             raise AlignGPTError(f'{path}, row {bad}: {got[bad-1]!r}', f'the server takes {{"{key}": ..., "answer": "..."}} only')
         if sorted(map(str, want)) != sorted(str(r[key]) for r in got): raise AlignGPTError(f'{path}: {len(got)} rows do not answer the {len(want)} questions one by one', 'write it from the same question file')
     return check
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #538f98c2
+# %% ../../nbs/evaluation/07_tasks.ipynb #004cc962
 def _vqav2_rows(files, path, o):
-    if (rows := _submission(path, ['question_id', 'answer'])) is not None: return rows, []
+    if (rows := _submission(path, dict(question_id=ID, answer=str))) is not None: return rows, []
     answers = read_answers(path, skip_broken=True)
     if not o.convert: return [dict(question_id=i, answer=t) for i,t in answers.texts().items()], answers.notes()
-    split = read_jsonl(files.get('split') or files['questions'], ['question_id'])
+    split = read_jsonl(files.get('split') or files['questions'], dict(question_id=ID))
     return vqa.submit_vqav2(split, answers.texts()), answers.notes(q['question_id'] for q in split)
 
 def _vqav2_score(files, path, o):
@@ -68,105 +78,109 @@ def _vqav2_score(files, path, o):
     out = dict(submission={str(r['question_id']): r['answer'] for r in rows}, submission_length=len(rows),
                submission_empty_ids=[r['question_id'] for r in rows if r['answer'] == ''])
     if files.get('annotations') is None: return out | dict(notes=notes + ['no annotations here: the score comes from the server'])
-    annotations = _rows(files, 'annotations', ['question_id', 'question_type', 'answer_type', 'answers'], 'annotations')
+    annotations = _with_humans(files, _rows(files, 'annotations', dict(question_id=ID, question_type=str, answer_type=str, answers=list), 'annotations'))
     return vqa.score_vqav2(annotations, rows) | out | dict(notes=notes)
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #30e8b6eb
+# %% ../../nbs/evaluation/07_tasks.ipynb #a5ce1a07
 VQAV2 = Task('vqav2', 'VQAv2', 'VQA accuracy, percent', dict(
         questions=need('asking', 'llava_questions.jsonl', 'llava_vqav2_mscoco_test-dev2015.jsonl'),
         images=need('asking', 'images', 'test2015'),
         split=need('scoring', 'llava_vqav2_mscoco_test2015.jsonl', optional=True),
         annotations=need('scoring', 'annotations.json', 'v2_mscoco_val2014_annotations.json', optional=True)),
-    _asked, _vqav2_score, lambda r: r.get('overall'), submit=lambda f,p,o: _vqav2_rows(f, p, o)[0], check=_check_rows_for('question_id'),
+    _asked, _vqav2_score, lambda r: r.get('overall'), _percent('per_question'), submit=lambda f,p,o: _vqav2_rows(f, p, o)[0], check=_check_rows_for('question_id'),
     published={'AlignGPT-7B':79.1, 'AlignGPT-13B':80.0})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #fdd1d6f2
+# %% ../../nbs/evaluation/07_tasks.ipynb #2199ea71
 def _vizwiz_rows(files, path, o):
-    if (rows := _submission(path, ['image', 'answer'])) is not None: return rows, []
-    answers, qs = read_answers(path, skip_broken=True), read_jsonl(files['questions'], ['question_id', 'image'])
+    if (rows := _submission(path, dict(image=str, answer=str))) is not None: return rows, []
+    answers, qs = read_answers(path, skip_broken=True), read_jsonl(files['questions'], dict(question_id=ID, image=str))
     return vqa.submit_vizwiz(qs, answers.texts(), o.lenient), answers.notes(q['question_id'] for q in qs)
 
 def _vizwiz_score(files, path, o):
     rows, notes = _vizwiz_rows(files, path, o)
     out = dict(submission={r['image']: r['answer'] for r in rows})
     if files.get('annotations') is None: return out | dict(notes=notes + ['no annotations here: the score comes from the server'])
-    annotations = _rows(files, 'annotations', ['image', 'answer_type', 'answers'])
+    annotations = _with_humans(files, _rows(files, 'annotations', dict(image=str, answer_type=str, answers=list)))
     old = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
     return vqa.score_vizwiz(annotations, rows) | out | dict(older_api_without_leave_one_out={k: old[k] for k in ('overall', 'per_answer_type')}, notes=notes)
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #e848a0ad
+# %% ../../nbs/evaluation/07_tasks.ipynb #11bf321d
 VIZWIZ = Task('vizwiz', 'VizWiz', 'VQA accuracy, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_test.jsonl'), images=need('asking', 'images', 'test'),
         annotations=need('scoring', 'annotations.json', 'val.json', optional=True)),
-    _asked, _vizwiz_score, lambda r: r.get('overall'), submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0], check=_check_rows_for('image'),
+    _asked, _vizwiz_score, lambda r: r.get('overall'), _percent('per_image'), submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0], check=_check_rows_for('image'),
     published={'AlignGPT-7B':54.2, 'AlignGPT-13B':56.4})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #979adf1a
+# %% ../../nbs/evaluation/07_tasks.ipynb #68b4c564
 def _gqa_rows(files, path, o):
-    rows = _submission(path, ['questionId', 'prediction'])
+    rows = _submission(path, dict(questionId=ID, prediction=str))
     return rows if rows is not None else [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text'])) for r in read_answers(path)]
 
 def _gqa_score(files, path, o):
     questions, rows = _mapping(files, 'annotations'), _gqa_rows(files, path, o)
-    check_rows(list(questions.values()), ['question', 'answer', 'isBalanced', 'types', 'groups', 'semantic'], files['annotations'], 'question')
+    qs, where = list(questions.values()), files['annotations']
+    check_rows(qs, dict(question=str, answer=str, isBalanced=(bool, int), types=dict, groups=dict, semantic=list), where, 'question')
+    check_rows([q['types'] for q in qs], dict(structural=str, semantic=str), where, 'types of question')
+    check_rows([q['groups'] for q in qs], {'global':(str, type(None))}, where, 'groups of question')
+    for i,q in enumerate(qs, 1): check_rows(q['semantic'], dict(operation=str, argument=(str, type(None))), f'{where}, question {i}', 'step')
     said = Answers([dict(question_id=r['questionId'], text=r['prediction']) for r in rows])
     return vqa.score_gqa(questions, said.texts(), o.lenient) | dict(converted={str(k):v for k,v in said.texts().items()}, notes=said.notes(questions))
 
 GQA = Task('gqa', 'GQA', 'exact-match accuracy, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_gqa_testdev_balanced.jsonl'), images=need('asking', 'images', 'data/images'),
         annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json')),
-    _asked, _gqa_score, lambda r: round(r['accuracy'], 2), submit=_gqa_rows, published={'AlignGPT-7B':62.9, 'AlignGPT-13B':63.6})
+    _asked, _gqa_score, lambda r: round(r['accuracy'], 2), _hits('correct'), submit=_gqa_rows, published={'AlignGPT-7B':62.9, 'AlignGPT-13B':63.6})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #ecea8857
+# %% ../../nbs/evaluation/07_tasks.ipynb #8d02d224
 def _textvqa_score(files, path, o):
     answers = read_answers(path)
-    return vqa.score_textvqa(_rows(files, 'annotations', ['image_id', 'question', 'answers'], 'data'), answers) | dict(notes=[n for n in answers.notes() if 'broken' in n])
+    return vqa.score_textvqa(_rows(files, 'annotations', dict(image_id=ID, question=str, answers=list), 'data'), answers) | dict(notes=[n for n in answers.notes() if 'broken' in n])
 
 TEXTVQA = Task('textvqa', 'TextVQA', 'VQA accuracy, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_textvqa_val_v051_ocr.jsonl'), images=need('asking', 'images', 'train_images'),
         annotations=need('scoring', 'annotations.json', 'TextVQA_0.5.1_val.json')),
-    _asked, _textvqa_score, lambda r: r['accuracy'], published={'AlignGPT-7B':58.4, 'AlignGPT-13B':60.2})
+    _asked, _textvqa_score, lambda r: r['accuracy'], lambda r: {f'{x["question_id"]} | {x["question"]}': x['score'] for x in r['per_row']}, published={'AlignGPT-7B':58.4, 'AlignGPT-13B':60.2})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #0bc82d82
+# %% ../../nbs/evaluation/07_tasks.ipynb #00321f86
 def _scienceqa_questions(files):
     out = []
-    for i,r in enumerate(_rows(files, 'questions', ['id', 'conversations']), 1):
-        text = r['conversations'][0]['value'].replace('<image>', '').strip() + '\n' + LETTER
+    for i,r in enumerate(_rows(files, 'questions', dict(id=ID, conversations=list)), 1):
+        text = check_rows(r['conversations'][:1] or [{}], dict(value=str), f'{files["questions"]}, entry {i}', 'turn')[0]['value'].replace('<image>', '').strip() + '\n' + LETTER
         out.append(Question(r['id'], text, r.get('image'), '<image>\n'*('image' in r) + text, where=f'{files["questions"]}, entry {i}'))
     return out
 
 def _scienceqa_score(files, path, o):
     problems, splits, answers = _mapping(files, 'annotations'), _mapping(files, 'splits'), read_answers(path)
-    check_rows(list(problems.values()), ['choices', 'answer'], files['annotations'], 'problem')
-    if 'test' not in splits: raise AlignGPTError(f'{files["splits"]}: no split "test" (splits: {some(splits)})', 'take the official pid_splits.json')
+    check_rows(list(problems.values()), dict(choices=list, answer=int), files['annotations'], 'problem')
+    if not isinstance(splits.get('test'), list) or not all(isinstance(i, str) for i in splits['test']): raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})', 'take the official pid_splits.json')
     return choice.score_scienceqa(problems, splits['test'], answers) | dict(notes=answers.notes(splits['test']))
 
 SCIENCEQA = Task('scienceqa', 'SQA-IMG', 'accuracy on questions with an image, percent', dict(
         questions=need('asking', 'questions.json', 'llava_test_CQM-A.json'), images=need('asking', 'images/test', 'ScienceQA_DATA/test', 'images'),
         annotations=need('scoring', 'annotations.json', 'problems.json', 'ScienceQA_DATA/problems.json'),
         splits=need('scoring', 'pid_splits.json', 'ScienceQA_DATA/pid_splits.json')),
-    _scienceqa_questions, _scienceqa_score, lambda r: r['img_accuracy'], max_new_tokens=1024, pad=False, published={'AlignGPT-7B':68.5, 'AlignGPT-13B':70.3})
+    _scienceqa_questions, _scienceqa_score, lambda r: r['img_accuracy'], lambda r: {i: x['correct'] for i,x in r['per_question'].items()}, max_new_tokens=1024, pad=False, published={'AlignGPT-7B':68.5, 'AlignGPT-13B':70.3})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #6161fc2c
+# %% ../../nbs/evaluation/07_tasks.ipynb #21359f7b
 def _pope_score(files, path, o):
-    questions, folder, answers = read_jsonl(files['questions'], ['question_id', 'category']), files['annotations'], read_answers(path)
-    labels = {f.stem.removeprefix('coco_pope_'): read_jsonl(f, ['label']) for f in sorted(folder.glob('coco_pope_*.json'))}
+    questions, folder, answers = read_jsonl(files['questions'], dict(question_id=ID, category=str)), files['annotations'], read_answers(path)
+    labels = {f.stem.removeprefix('coco_pope_'): read_jsonl(f, dict(label=str)) for f in sorted(folder.glob('coco_pope_*.json'))}
     if not labels: raise AlignGPTError(f'{folder}: no label files', 'coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json were expected')
     return yesno.score_pope(labels, questions, answers, o.lenient)
 
 POPE = Task('pope', 'POPE', 'mean F1 of the categories, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_pope_test.jsonl'), images=need('asking', 'images', 'val2014'),
         annotations=need('scoring', 'annotations', 'coco')),
-    _asked, _pope_score, lambda r: round(100*r['mean_f1'], 2), published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2})
+    _asked, _pope_score, lambda r: round(100*r['mean_f1'], 2), _hits('correct'), published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #817d4a22
+# %% ../../nbs/evaluation/07_tasks.ipynb #58f5fc65
 MME = Task('mme', 'MME', 'perception: accuracy + accuracy_plus over 10 subtasks', dict(
         questions=need('asking', 'questions.jsonl', 'llava_mme.jsonl', 'llava_mme_1.jsonl'), images=need('asking', 'images', 'MME_Benchmark_release_version'),
         annotations=need('scoring', 'annotations', 'MME_Benchmark_release_version')),
-    _asked, lambda f,p,o: yesno.score_mme(yesno.read_mme_labels(f['annotations']), read_answers(p)), lambda r: round(r['perception'], 2), folders=('MME',),
+    _asked, lambda f,p,o: yesno.score_mme(yesno.read_mme_labels(f['annotations']), read_answers(p)), lambda r: round(r['perception'], 2), _hits('correct'), folders=('MME',),
     published={'AlignGPT-7B':1527.4, 'AlignGPT-13B':1572.0})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #44dcc6bb
+# %% ../../nbs/evaluation/07_tasks.ipynb #a456d26a
 def _mmbench_questions(files, instruction):
     path = files['annotations']
     rows = choice.read_mmbench(path, images=True)
@@ -181,7 +195,8 @@ def _mmbench_questions(files, instruction):
 
 def _mmbench_score(files, path, o):
     rows, answers = choice.read_mmbench(files['annotations']), read_answers(path)
-    said = {i: t for i,t in answers.texts().items() if i in {r['index'] for r in rows}}
+    texts = answers.texts()
+    said = {r['index']: texts[r['index']] for r in rows if r['index'] in texts}
     aligned, llava = (list(choice.submit_mmbench(rows[:1], said, c)[0]) for c in ('aligngpt', 'llava'))
     sub = dict(columns_aligngpt=aligned, columns_llava=llava, rows=len(rows), predictions={str(r['index']): None if said.get(r['index']) in choice.EMPTY else said.get(r['index']) for r in rows})
     scores = choice.score_mmbench(rows, said) if all(r.get('answer') for r in rows) else {}
@@ -189,18 +204,19 @@ def _mmbench_score(files, path, o):
 
 def _mmbench(name, title, instruction, names, folders, published):
     return Task(name, title, 'CircularEval accuracy without a judge, percent', dict(annotations=need('asking', 'annotations.tsv', *names)),
-        lambda f: _mmbench_questions(f, instruction), _mmbench_score, lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None,
-        folders=folders, submit=lambda f,p,o: choice.submit_mmbench(choice.read_mmbench(f['annotations']), read_answers(p).texts()), suffix='.xlsx',
+        lambda f: _mmbench_questions(f, instruction), _mmbench_score, lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None, _hits('group_hits'),
+        folders=folders, submit=lambda f,p,o: choice.submit_mmbench(choice.read_mmbench(f['annotations']), read_answers(p).texts(), o.columns), suffix='.xlsx',
         check=lambda p,f: choice.check_mmbench_submission(p, choice.read_mmbench(f['annotations'])), max_new_tokens=1024, published=published)
 
 MMBENCH = _mmbench('mmbench', 'MMBench', LETTER, ('mmbench_dev_20230712.tsv', 'mmbench_dev_en_20231003.tsv'), (), {'AlignGPT-7B':67.3, 'AlignGPT-13B':69.5})
 MMBENCH_CN = _mmbench('mmbench_cn', 'MMBench-CN', LETTER_CN, ('mmbench_dev_cn_20231003.tsv',), ('mmbench',), {'AlignGPT-7B':59.9, 'AlignGPT-13B':63.7})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #cf834099
+# %% ../../nbs/evaluation/07_tasks.ipynb #98ad6c19
 def _seed_data(files):
     data = _mapping(files, 'annotations')
     if lost := [k for k in ('questions', 'question_type') if k not in data]: raise AlignGPTError(f'{files["annotations"]}: no {some(lost)}', 'take the official SEED-Bench.json')
-    check_rows(data['questions'], ['question_id', 'question_type_id', 'data_type', 'answer'], files['annotations'], 'question')
+    check_rows(data['questions'], dict(question_id=ID, question_type_id=ID, data_type=str, answer=str), files['annotations'], 'question')
+    check_rows([dict(id=v) for v in check_rows([data['question_type']], {}, files['annotations'])[0].values()], dict(id=ID), files['annotations'], 'question type')
     return data
 
 def _seed_score(files, path, o):
@@ -216,7 +232,7 @@ def _seed_score(files, path, o):
 SEED_BENCH = Task('seed_bench', 'SEED', 'accuracy on the image questions, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava-seed-bench.jsonl', 'llava-seed-bench-2.jsonl'), images=need('asking', '.'),
         annotations=need('scoring', 'annotations.json', 'SEED-Bench.json')),
-    _asked, _seed_score, lambda r: r['image_accuracy'], submit=lambda f,p,o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()), suffix='.jsonl',
+    _asked, _seed_score, lambda r: r['image_accuracy'], _hits('correct'), submit=lambda f,p,o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()), suffix='.jsonl',
     published={'AlignGPT-7B':66.5, 'AlignGPT-13B':67.8})
 
 # %% ../../nbs/evaluation/07_tasks.ipynb #5503fb97
@@ -227,11 +243,13 @@ def _judge(files, o):
 
 _NO_JUDGE = 'no judge: the answers are ready to be judged'
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #3d25694f
+# %% ../../nbs/evaluation/07_tasks.ipynb #30916043
 def _llava_bench_calls(files, path):
-    read = lambda role, *keys: read_jsonl(files[role], keys)
-    return judges.llava_bench_calls(read('questions', 'question_id', 'image', 'text', 'category'), read('context', 'image', 'caption'),
-                                    read('references', 'question_id', 'text'), read_answers(path), _mapping(files, 'rules'))
+    rules = _mapping(files, 'rules')
+    check_rows(list(rules.values()), dict(role=str, prompt=str), files['rules'], 'rule')
+    read = lambda role, **keys: read_jsonl(files[role], keys)
+    return judges.llava_bench_calls(read('questions', question_id=ID, image=str, text=str, category=str), read('context', image=str, caption=(str, list)),
+                                    read('references', question_id=ID, text=str), read_answers(path), rules)
 
 def _llava_bench_score(files, path, o):
     if (judge := _judge(files, o)) is None: return dict(notes=[_NO_JUDGE])
@@ -241,15 +259,16 @@ def _llava_bench_score(files, path, o):
 LLAVA_BENCH = Task('llava_bench_wild', 'LLaVA-W', 'relative score, percent of the reference', dict(
         questions=need('asking', 'questions.jsonl'), images=need('asking', 'images'), context=need('judging', 'context.jsonl'),
         references=need('judging', 'answers_gpt4.jsonl'), rules=need('judging', 'rule.json'), replies=need('judging', 'judge_replies.jsonl', optional=True)),
-    _asked, _llava_bench_score, lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None, folders=('llava-bench-in-the-wild',),
+    _asked, _llava_bench_score, lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None, lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()}, folders=('llava-bench-in-the-wild',),
     max_new_tokens=1024, pad=False, calls=_llava_bench_calls, published={'AlignGPT-7B':68.4, 'AlignGPT-13B':75.2})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #84cc348e
+# %% ../../nbs/evaluation/07_tasks.ipynb #6f986bc0
 def _mm_vet_results(path): return {f'v1_{i}': t for i,t in read_answers(path).texts().items()}
 
 def _mm_vet_calls(files, path):
     data = _mapping(files, 'annotations')
-    check_rows(list(data.values()), ['question', 'answer', 'capability'], files['annotations'], 'question')
+    check_rows(list(data.values()), dict(question=str, answer=str, capability=list), files['annotations'], 'question')
+    check_rows([dict(capability=c) for d in data.values() for c in d['capability']], dict(capability=str), files['annotations'], 'capability')
     return judges.mm_vet_calls(data, _mm_vet_results(path), judges.read_mm_vet_header(files['instruction'])), []
 
 def _mm_vet_score(files, path, o):
@@ -261,10 +280,10 @@ MM_VET = Task('mm_vet', 'MM-Vet', 'mean grade, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava-mm-vet.jsonl'), images=need('asking', 'images', 'mm-vet/images'),
         annotations=need('judging', 'annotations.json', 'mm-vet.json', 'mm-vet/mm-vet.json'), instruction=need('judging', 'judge_prompt.txt', 'mm-vet_evaluator.ipynb'),
         replies=need('judging', 'judge_replies.json', optional=True)),
-    _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, folders=('mm-vet',),
+    _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, _hits('grades'), folders=('mm-vet',),
     submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls, published={'AlignGPT-7B':30.8, 'AlignGPT-13B':35.6})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #0517d24d
+# %% ../../nbs/evaluation/07_tasks.ipynb #d49bd8a1
 def plain_match(
     text:str, # the model's text
     answer:str, # the right one
@@ -288,12 +307,12 @@ def question_file_task(
     "Make a task of a question file."
     path = Path(path)
     def score(files, answers_file, o):
-        rows, answers = read_jsonl(files['questions'], ['question_id', 'answer']), read_answers(answers_file)
+        rows, answers = read_jsonl(files['questions'], dict(question_id=ID, answer=(str, int, float))), read_answers(answers_file)
         return score_plain(rows, answers.texts()) | dict(notes=answers.notes(r['question_id'] for r in rows))
     return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', path.name), images=need('asking', images)),
-                _asked, score, lambda r: round(r['accuracy'], 2))
+                _asked, score, lambda r: round(r['accuracy'], 2), _hits('correct'))
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #bdfbc3c8
+# %% ../../nbs/evaluation/07_tasks.ipynb #eb1e765b
 def easy_vqa_rows(
     test:bool=True, # the test questions, or those for training
     suffix:str='', # an instruction to add to each question, such as '\nAnswer the question ...'
@@ -314,7 +333,7 @@ def _easy_vqa_score(files, path, o):
 
 EASY_VQA = Task('easy_vqa', 'easy-VQA', 'exact-match accuracy, percent', {},
     lambda f: [Question(r['question_id'], r['text'], r['image'], category=r['category'], where=f'easy-VQA, question {r["question_id"]}') for r in easy_vqa_rows()],
-    _easy_vqa_score, lambda r: round(r['accuracy'], 2), images=_easy_vqa_images, max_new_tokens=8)
+    _easy_vqa_score, lambda r: round(r['accuracy'], 2), _hits('correct'), images=_easy_vqa_images, max_new_tokens=8)
 
 # %% ../../nbs/evaluation/07_tasks.ipynb #6762ff0c
 TASKS = {t.name: t for t in (VQAV2, GQA, VIZWIZ, SCIENCEQA, TEXTVQA, POPE, MME, MMBENCH, MMBENCH_CN, SEED_BENCH, LLAVA_BENCH, MM_VET, EASY_VQA)}
@@ -379,20 +398,21 @@ def list_tasks(
         out[n] = dict(folder=files.folder.name) | {u: 'yes' if files.ready(u) else 'no' if u in uses else '-' for u in ('asking', 'scoring', 'judging')} | dict(missing='; '.join(lost))
     return out
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #23721f11
+# %% ../../nbs/evaluation/07_tasks.ipynb #b38cac27
 def submit(
     task:'str|Task', # a task or its name
     folder:str|Path, # its files
     predictions:str|Path, # the answers file
     out:str|Path, # the upload; its suffix is the task's
     lenient:bool=False, # VizWiz: '' for a missing answer
+    columns:str='aligngpt', # MMBench: which columns, 'aligngpt' or 'llava'
 )->Path: # `out`
     "Write and check the file that a benchmark's server takes."
     task, out = get_task(task), Path(out)
     if task.submit is None: raise AlignGPTError(f'{task.name} has no upload', 'it is scored here: use score')
     if out.suffix != task.suffix: raise AlignGPTError(f'{out}: the upload of {task.name} is a {task.suffix} file', 'change the name')
     files = Files(task, folder)
-    rows = task.submit(files, predictions, Options(lenient=lenient))
+    rows = task.submit(files, predictions, Options(lenient=lenient, columns=columns))
     if out.suffix == '.xlsx': choice.write_xlsx(rows, out)
     else:
         with atomic_path(out) as p: p.write_text('\n'.join(json.dumps(r) for r in rows) + '\n' if out.suffix == '.jsonl' else json.dumps(rows), encoding='utf-8')

@@ -176,7 +176,7 @@ def textvqa_question(
     elif len(lines) == 2: return lines[0].lower()
     raise AlignGPTError(f'no question found in the prompt {prompt!r}', 'a TextVQA prompt has the question, a line "Reference OCR token: ..." (or none), and the instruction')
 
-# %% ../../nbs/evaluation/01_vqa.ipynb #f7ef42dd
+# %% ../../nbs/evaluation/01_vqa.ipynb #e6bbdde0
 def score_textvqa(
     annotations:list[dict], # `image_id`, `question`, `answers`: ten strings
     answers:Answers, # rows with `question_id` (the image's id), `prompt`, `text`
@@ -189,9 +189,10 @@ def score_textvqa(
         key = r['question_id'], textvqa_question(r['prompt'])
         if key not in known: raise AlignGPTError(f'row {i}: no annotation for image {key[0]!r} with the question {key[1]!r}', 'do the questions and the annotations belong together?')
         humans = known[key]['answers']
-        if len(humans) != 10: raise AlignGPTError(f'image {key[0]!r}, question {key[1]!r}: {len(humans)} answers in the annotations, 10 expected', 'use TextVQA_0.5.1_val.json')
+        if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
+            raise AlignGPTError(f'image {key[0]!r}, question {key[1]!r}: {len(humans)} answers in the annotations', '10 strings were expected; use TextVQA_0.5.1_val.json')
         pred = evalai_process(r['text'])
-        rows.append(dict(question_id=r['question_id'], processed=pred, score=vqa_accuracy(pred, [evalai_process(h) for h in humans])))
+        rows.append(dict(question_id=r['question_id'], question=key[1], processed=pred, score=vqa_accuracy(pred, [evalai_process(h) for h in humans])))
     if not rows: raise AlignGPTError('there are no answers to score')
     acc = 100*mean(r['score'] for r in rows)
     return dict(samples=len(rows), accuracy=round(acc, 2), accuracy_unrounded=acc, per_row=rows)

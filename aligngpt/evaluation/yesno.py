@@ -55,7 +55,7 @@ def _pope_notes(cat, rows, qs, labels):
     if len(rows) != len(labels): yield f'{cat}: {len(rows)} answers and {len(labels)} labels'
     if n := sum(r['question_id'] != q['question_id'] for r,q in zip(rows, qs)): yield f'{cat}: {n} answers are compared with the label of another question, because they are paired by position'
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #fc6b37f6
+# %% ../../nbs/evaluation/03_yesno.ipynb #f5424ac9
 def score_pope(
     labels:dict, # category -> rows with `label`, in the official order
     questions:list[dict], # rows with `question_id`, `category`, `image`
@@ -66,18 +66,25 @@ def score_pope(
     _check_labels(labels, questions)
     category = {q['question_id']: q['category'] for q in questions}
     if odd := [r['question_id'] for r in answers if r['question_id'] not in category]: raise AlignGPTError(f'{len(odd)} answers to unknown questions: {some(odd)}', 'are these answers of another benchmark?')
-    mapped, cats, notes = {r['question_id']: pope_answer(r['text']) for r in answers}, {}, []
+    mapped, correct, cats, notes = {r['question_id']: pope_answer(r['text']) for r in answers}, {}, {}, []
     for cat,rows in labels.items():
         mine = [r for r in answers if category[r['question_id']] == cat]
         notes += _pope_notes(cat, mine, [q for q in questions if q['category'] == cat], rows)
-        try: cats[cat] = pope_counts([pope_answer(r['text']) for r in mine], [r['label'] for r in rows], lenient)
+        said, gold = [pope_answer(r['text']) for r in mine], ['no' if r['label'] == 'no' else 'yes' for r in rows]
+        correct |= {str(r['question_id']): int(s == g) for r,s,g in zip(mine, said, gold)}
+        try: cats[cat] = pope_counts(said, gold, lenient)
         except AlignGPTError as e: raise AlignGPTError(f'{cat}: {e.message}', e.hint) from None
     return dict(mean_f1=mean(c['f1'] for c in cats.values()), mean_accuracy=mean(c['accuracy'] for c in cats.values()), categories=cats,
-                mapped={str(k): v for k,v in mapped.items()}, notes=notes)
+                mapped={str(k): v for k,v in mapped.items()}, correct=correct, notes=notes)
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #1dd47b06
+# %% ../../nbs/evaluation/03_yesno.ipynb #dfd9efcb
 PERCEPTION = 'existence', 'count', 'position', 'color', 'posters', 'celebrity', 'scene', 'landmark', 'artwork', 'OCR'
 COGNITION = 'commonsense_reasoning', 'numerical_calculation', 'text_translation', 'code_reasoning'
+
+def _read_text(path):
+    with os_errors(path):
+        try: return path.read_text(encoding='utf-8')
+        except UnicodeDecodeError as e: raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'unpack the archive again') from e
 
 def read_mme_labels(
     folder:str|Path, # MME_Benchmark_release_version
@@ -88,7 +95,7 @@ def read_mme_labels(
     for sub in subs:
         texts = sub/'questions_answers_YN' if (sub/'questions_answers_YN').is_dir() else sub
         for f in sorted(texts.glob('*.txt')):
-            for n,line in enumerate(f.read_text(encoding='utf-8').split('\n'), 1):
+            for n,line in enumerate(_read_text(f).split('\n'), 1):
                 parts = line.strip().split('\t')
                 if parts == ['']: continue
                 if len(parts) != 2 or parts[1].lower() not in ('yes', 'no'): raise AlignGPTError(f'{f}, line {n}: {line!r}', 'a question, a tab, and Yes or No were expected')
@@ -96,7 +103,7 @@ def read_mme_labels(
     if not out: raise AlignGPTError(f'{folder}: no label files', f'folders {some(PERCEPTION)} with .txt files were expected')
     return out
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #b625af27
+# %% ../../nbs/evaluation/03_yesno.ipynb #46ac140c
 SHORT = 'Answer the question using a single word or phrase.'
 _ASK = 'Please answer yes or no.'
 
@@ -105,6 +112,7 @@ def mme_label(
     labels:dict, # from `read_mme_labels`
 )->tuple: # (subtask, file, question, 'Yes' or 'No')
     "The label that belongs to an answer."
+    if not isinstance(row['question_id'], str) or 'prompt' not in row: raise AlignGPTError(f'answer to {row["question_id"]!r}: MME needs a prompt, and a question_id such as color/0001.jpg', 'are these answers of another benchmark?')
     parts = row['question_id'].split('/')
     sub, file, question = parts[0], parts[-1].split('.')[0] + '.txt', row['prompt']
     if SHORT in question: question = question.replace(SHORT, '').strip()
@@ -131,21 +139,22 @@ def mme_subtask(
     acc, plus = 100*mean(hits), 100*mean(a and b for a,b in zip(hits[::2], hits[1::2]))
     return dict(accuracy=acc, accuracy_plus=plus, images=len(rows)//2, other=parsed.count('other'), parsed=parsed, score=acc+plus)
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #61ce7be6
+# %% ../../nbs/evaluation/03_yesno.ipynb #b6ea52da
 def score_mme(
     labels:dict, # from `read_mme_labels`
     answers:list[dict], # rows with `question_id`, `prompt`, `text`, in file order
 )->dict: # perception, cognition, subtasks, notes
     "MME: the sums over perception and cognition, and each subtask."
-    tables, notes = {}, []
+    tables, correct, notes = {}, {}, []
     for r in answers:
         sub, file, _, gold = mme_label(r, labels)
         if re.search(r'[\t\n\r]', r['text']): raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}', 'MME\'s result files hold one answer per line; generate it again with a stricter limit, or clean it')
         tables.setdefault(sub, []).append((file, gold.lower(), r['text']))
+        correct[f'{r["question_id"]} | {r["prompt"]}'] = int(parse_mme(r['text']) == gold.lower())
     for sub,rows in tables.items():
         if len(rows) % 2: raise AlignGPTError(f'{sub}: {len(rows)} answers, an odd number', 'each image has two questions; is an answer missing or there twice?')
         if n := sum(a[0] != b[0] for a,b in zip(rows[::2], rows[1::2])): notes.append(f'{sub}: {n} pairs of consecutive answers belong to two images')
     subs = {s: mme_subtask(tables[s]) for s in PERCEPTION+COGNITION if s in tables}
     if lost := sorted({k[0] for k in labels} - set(subs)): notes.append(f'no answers for {some(lost, 14)}')
     total = lambda names: sum(subs[s]['score'] for s in names if s in subs)
-    return dict(perception=total(PERCEPTION), cognition=total(COGNITION), categories=subs, notes=notes)
+    return dict(perception=total(PERCEPTION), cognition=total(COGNITION), categories=subs, correct=correct, notes=notes)
