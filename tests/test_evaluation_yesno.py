@@ -98,11 +98,11 @@ def test_score_mme_slow():
     # nbs/evaluation/03_yesno.ipynb #9ab37c2e
     ask = 'Please answer yes or no.'
 
-    # nbs/evaluation/03_yesno.ipynb #a3059bfd
+    # nbs/evaluation/03_yesno.ipynb #89c6e1cd
     n = 100_000
     def seconds(f, *a):
-        start = time.perf_counter(); f(*a)
-        return round(time.perf_counter()-start, 1)
+        start = time.process_time(); f(*a)
+        return round(time.process_time()-start, 1)
     many = {c: [dict(image='x', label=random.choice(('yes', 'no'))) for _ in range(n//3)] for c in ('random', 'popular', 'adversarial')}
     qs = [dict(question_id=i+10_000_000*k, image='x', category=c) for k,c in enumerate(many) for i in range(n//3)]
     golds = {('color', f'{i}.txt', f'Is it {c}? {ask}'): a for i in range(n//2) for c,a in (('red', 'Yes'), ('blue', 'No'))}
