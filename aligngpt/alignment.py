@@ -120,7 +120,7 @@ def pair_scores(
         out.append(scorer.score(scorer.prepare(*zip(*pairs[i:i+batch_size]))).numpy())
     return np.concatenate(out) if out else np.zeros(0, np.float32)
 
-# %% ../nbs/07_alignment.ipynb #89992c36
+# %% ../nbs/07_alignment.ipynb #8fc94061
 class Levels(NamedTuple):
     "Alignment levels and the edges between them."
     levels:np.ndarray # [n_pairs] int, 0 (worst) to N-1 (best), -1 for a pair without a score
@@ -130,6 +130,7 @@ class Levels(NamedTuple):
         "Pairs per level."
         return np.bincount(self.levels[self.levels >= 0], minlength=len(self.edges)+1)
 
+    def __repr__(self): return f'Levels({len(self.levels):,} pairs, {len(self.edges)+1} levels, edges {np.round(self.edges, 4).tolist()})'
     def _repr_markdown_(self):
         lo, hi = [-np.inf, *self.edges], [*self.edges, np.inf]
         return '\n'.join(['| level | pairs | from score | to |', '|--:|--:|--:|--:|'] + [f'| {k} | {c:,} | {a:.4f} | {b:.4f} |' for k,(c,a,b) in enumerate(zip(self.counts(), lo, hi))])
