@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
 
 
-def test_open_image():
+def test_read_picture():
     # nbs/04_processor.ipynb #3e25cde1
     def draw_bus():
         "A picture of a bus."
@@ -31,11 +31,11 @@ def test_open_image():
     bus = draw_bus()
     tmp = write_pictures(bus)
 
-    # nbs/04_processor.ipynb #c5973d6f
-    test_eq(open_image(tmp/'bus.png').tobytes(), bus.tobytes())
-    test_eq(open_image(np.array(bus)).tobytes(), bus.tobytes())
-    test_fail(lambda: open_image(tmp/'cut.png'), contains='cut.png: cannot be read as a picture')
-    test_fail(lambda: open_image('nowhere.png'), contains='nowhere.png: no such file')
+    # nbs/04_processor.ipynb #90664378
+    test_eq(read_picture(tmp/'bus.png').tobytes(), bus.tobytes())
+    test_eq(read_picture(np.array(bus)).tobytes(), bus.tobytes())
+    test_fail(lambda: read_picture(tmp/'cut.png'), contains='cut.png: cannot be read as a picture')
+    test_fail(lambda: read_picture('nowhere.png'), contains='nowhere.png: no such file')
 
 
 def test_pad_square():
@@ -816,9 +816,10 @@ def test_AlignGPTProcessor_with_settings():
     made = make_processor(tmp/'llm', tmp/'siglip_vision_model', image_aspect_ratio='square')
     SiglipImageProcessorPil(size=dict(height=24, width=24)).save_pretrained(tmp/'siglip_vision_model')
 
-    # nbs/04_processor.ipynb #e3e0f6ff
+    # nbs/04_processor.ipynb #18d016d4
     plain = processor.with_settings(template='plain', image_aspect_ratio='square')
     test_eq((plain.template, plain.gate_text, plain.chat_template == processor.chat_template), ('plain', 'prompt', False))
+    test_eq({processor.tokenizer.decode([i])[-1:] for i in plain.stop_token_ids}, {'\n', '>'})
     test_fail(lambda: processor.with_settings(gate='full'), contains="Unknown setting 'gate'")
     plain.show_tokens(plain.encode(messages))
 
