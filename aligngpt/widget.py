@@ -6,7 +6,7 @@
 __all__ = ['CSS', 'JS', 'thumb_url', 'question_html', 'markdown_html', 'weights_html', 'answer_html', 'error_html',
            'conversation_html', 'ChatView', 'Chat']
 
-# %% ../nbs/13_widget.ipynb #392187b3
+# %% ../nbs/13_widget.ipynb #6fe6c5e8
 import base64, io, threading, time
 from dataclasses import replace
 from html import escape
@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from .core import AlignGPTError
-from .chat import Answer, ChatSession, Turn, open_image
+from .chat import ChatSession
+from .reader import Answer, Turn, user_image
 
 # %% ../nbs/13_widget.ipynb #2ee68968
 def thumb_url(
@@ -233,7 +234,7 @@ class ChatView(anywidget.AnyWidget):
     examples = traitlets.List().tag(sync=True) # pictures to choose from: url, question
     hint = traitlets.Unicode('').tag(sync=True) # shown while there is no message
 
-# %% ../nbs/13_widget.ipynb #4593dcc1
+# %% ../nbs/13_widget.ipynb #c5c5e9c7
 class Chat(w.VBox):
     "A chat with a model, in a notebook."
     def __init__(self,
@@ -241,11 +242,11 @@ class Chat(w.VBox):
         processor=None, # the model's processor
         examples=(), # pictures to choose from, or pairs of picture and question
         system:str|None=None, # system message; None: the template's own
-        **settings, # see `aligngpt.chat.Settings`
+        **settings, # see `aligngpt.reader.Settings`
     ):
         self.session = s = model if isinstance(model, ChatSession) else ChatSession(model, processor, system, **settings)
         pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
-        self.examples = [open_image(im) for im,_ in pairs]
+        self.examples = [user_image(im) for im,_ in pairs]
         self.view = ChatView(examples=[dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)], hint='Show a picture and ask about it.')
         levels = ['auto', *range(s.reader.model.config.num_levels)]
         forced = s.settings.alignment if s.settings.alignment in levels else 'auto'
@@ -321,16 +322,16 @@ def _follow(self:Chat, reply):
     except Exception as e: self._failed(e)
     self.view.busy, self.view.live = False, ''
 
-# %% ../nbs/13_widget.ipynb #8b00163e
+# %% ../nbs/13_widget.ipynb #63fa4848
 @patch
 def send(self:Chat,
     question:str, # what to ask
-    images=(), # one picture or several, see `open_image`
+    images=(), # one picture or several, see `user_image`
     wait:bool=False, # for the answer; otherwise it comes while other cells run
     **settings, # for this answer alone
 )->Answer|None: # the answer, if waited for
     "Ask through the widget, as if typed."
-    self.wait()
+    if self.thread: self.thread.join()
     self._begin(lambda: self.session.stream(question, images, **settings))
     return self.wait() if wait else None
 
