@@ -6,13 +6,13 @@
 __all__ = ['Settings', 'user_image', 'Answer', 'Turn', 'context', 'Gumbel', 'sampling', 'stop_ids', 'shared_prefix', 'Reader',
            'Stopped']
 
-# %% ../nbs/09_reader.ipynb #70059386
-import io, re
+# %% ../nbs/09_reader.ipynb #1e3c5df9
+import base64, binascii
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
@@ -20,7 +20,8 @@ from fastcore.basics import patch
 
 from .core import AlignGPTError, os_errors
 from .conversation import render
-from .processor import open_image
+from .images import ImageRules, decode_image, to_rgb
+from .layers import level_weights
 
 # %% ../nbs/09_reader.ipynb #5e46059e
 @dataclass(frozen=True)
@@ -41,21 +42,28 @@ class Settings:
                            ('repetition_penalty', self.repetition_penalty > 0, 'above 0'), ('max_new_tokens', self.max_new_tokens >= 1, '1 or more')):
             if not ok: raise AlignGPTError(f'{k} is {getattr(self, k)!r}. Valid: {valid}')
 
-# %% ../nbs/09_reader.ipynb #c111ca48
+# %% ../nbs/09_reader.ipynb #9fa71539
 def user_image(
-    source:str|Path|bytes|Image.Image, # what `open_image` opens, or the bytes of a file
-    max_pixels:int=64_000_000, # larger ones are refused
-)->Image.Image: # RGB, upright
+    source:str|Path|bytes|Image.Image, # a file, an http(s) or data URL, the bytes of a file, or a picture
+    rules:ImageRules=ImageRules(rotate=True), # what is too large or too odd
+)->Image.Image: # RGB, a copy
     "Open a user's picture."
-    name = str(source)[:200] if isinstance(source, (str, Path)) else 'the picture'
-    if isinstance(source, bytes): source = io.BytesIO(source)
-    elif isinstance(source, (str, Path)) and not re.match('https?:|data:', str(source)): source = Path(source).expanduser()
-    try:
-        with os_errors(name): im = source if isinstance(source, (str, Image.Image)) else Image.open(source)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as e: raise AlignGPTError(f'{name}: not a picture', 'PNG, JPEG, WebP, GIF, BMP and TIFF are read') from e
-    if isinstance(im, Image.Image) and im.width*im.height > max_pixels:
-        raise AlignGPTError(f'{name}: {im.width} x {im.height} pixels are too many (limit {max_pixels:,})', 'make it smaller first')
-    return open_image(im, name)
+    if isinstance(source, Image.Image): return to_rgb(ImageOps.exif_transpose(source), 'the picture')
+    if isinstance(source, bytes): return decode_image(source, 'the picture', rules)
+    name = str(source)
+    if name.startswith('data:'):
+        name, _, data = name.partition(',')
+        try: return decode_image(base64.b64decode(data, validate=True), name[:50], rules)
+        except binascii.Error as e: raise AlignGPTError(f'{name[:50]}: not base64 ({e})') from e
+    if name.startswith(('http://', 'https://')): return decode_image(_download(name), name, rules)
+    with os_errors(source): return decode_image(Path(source).expanduser().read_bytes(), name, rules)
+
+# %% ../nbs/09_reader.ipynb #6a36b950
+def _download(url):
+    "The bytes at an address that the user gave."
+    import httpx
+    try: return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as e: raise AlignGPTError(f'{url}: {e}', 'check the address, or download the picture and give the file') from e
 
 # %% ../nbs/09_reader.ipynb #708ab4c4
 @dataclass
@@ -202,7 +210,7 @@ def encode(self:Reader,
         if id(im) not in self.features: self.features[id(im)] = im, self.model.get_vision_features(p.prepare_images([im]).to(device))
     return dict(images=[id(im) for im in pictures], **{k:torch.tensor([seq[k]], device=device) for k in ('input_ids', 'gate_mask')})
 
-# %% ../nbs/09_reader.ipynb #94141997
+# %% ../nbs/09_reader.ipynb #9c06f1c0
 @patch
 @torch.no_grad()
 def weigh(self:Reader,
@@ -211,10 +219,12 @@ def weigh(self:Reader,
 )->Tensor|None: # weights of the levels, [1, N]; None without a picture
     "Weights of the levels, from the part of the prompt that the gate reads."
     m, ids, gate = self.model, prompt['input_ids'], prompt['gate_mask']
+    forced = None if alignment is None else level_weights(alignment, 1, m.config.num_levels, ids.device)
     if not prompt['images']: return None
+    if forced is not None: return forced
     end = int(gate[0].nonzero().max()) + 1 if gate.any() else 0
     seen = int((ids[:, :end] == m.config.image_token_id).sum())//m.config.num_image_tokens
-    return m._prompt_weights(ids[:, :end], self.vision(prompt)[:seen], None, alignment, gate[:, :end], None)
+    return m._prompt_weights(ids[:, :end], self.vision(prompt)[:seen], None, None, gate[:, :end], None)
 
 # %% ../nbs/09_reader.ipynb #43bc442f
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['CSS', 'JS', 'thumb_url', 'question_html', 'markdown_html', 'weights_html', 'answer_html', 'error_html',
            'conversation_html', 'ChatView', 'Chat']
 
-# %% ../nbs/13_widget.ipynb #6fe6c5e8
+# %% ../nbs/13_widget.ipynb #2c4ca53c
 import base64, io, threading, time
 from dataclasses import replace
 from html import escape
@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from .core import AlignGPTError
-from .chat import ChatSession
+from .chat import ChatSession, open_session
 from .reader import Answer, Turn, user_image
 
 # %% ../nbs/13_widget.ipynb #2ee68968
@@ -234,17 +234,17 @@ class ChatView(anywidget.AnyWidget):
     examples = traitlets.List().tag(sync=True) # pictures to choose from: url, question
     hint = traitlets.Unicode('').tag(sync=True) # shown while there is no message
 
-# %% ../nbs/13_widget.ipynb #c5c5e9c7
+# %% ../nbs/13_widget.ipynb #c59b15cb
 class Chat(w.VBox):
     "A chat with a model, in a notebook."
     def __init__(self,
-        model, # an AlignGPT model, or a `ChatSession`
-        processor=None, # the model's processor
+        model, # an AlignGPT model, a folder with one, or a `ChatSession`
+        processor=None, # the model's processor, if `model` is a model
         examples=(), # pictures to choose from, or pairs of picture and question
         system:str|None=None, # system message; None: the template's own
         **settings, # see `aligngpt.reader.Settings`
     ):
-        self.session = s = model if isinstance(model, ChatSession) else ChatSession(model, processor, system, **settings)
+        self.session = s = open_session(model, processor, system, **settings)
         pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
         self.examples = [user_image(im) for im,_ in pairs]
         self.view = ChatView(examples=[dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)], hint='Show a picture and ask about it.')

@@ -41,28 +41,43 @@ def test_ChatSession_stop():
     test_eq((again.finish, len(chat.turns)), ('stop', 3))
     test_eq(again.reused_tokens, again.prompt_tokens - 1)
 
-    # nbs/12_chat.ipynb #2d1013a1
+    # nbs/12_chat.ipynb #8f02fd95
     state = torch.get_rng_state()
-    chat.undo()
+    dice = ChatSession(model, processor)
+    first = dice.ask('What colour is it?', blue, seed=1)
     bold = dict(temperature=3., top_p=1., max_new_tokens=12)
-    drawn = [chat.regenerate(seed=s, **bold).result().text for s in (1, 2, 1)]
+    drawn = [dice.regenerate(seed=s, **bold).result().text for s in (1, 2, 1)]
     test_eq(drawn[0], drawn[2]); test_ne(drawn[0], drawn[1])
     test_eq(torch.get_rng_state(), state)
-    forced = chat.regenerate(alignment=0, temperature=0).result()
+    forced = dice.regenerate(alignment=0, temperature=0).result()
     test_eq(forced.weights, [1.]+[0.]*7)
 
-    # nbs/12_chat.ipynb #9261953a
-    before = list(chat.turns)
-    test_fail(lambda: chat.ask(' '), contains='there is no question')
-    test_fail(lambda: chat.ask('Hm?', b'no picture'), contains='not a picture')
-    test_fail(lambda: chat.ask('Hm?', alignment=9), contains='Invalid level 9. Valid range: 0-7')
-    test_fail(lambda: chat.ask('Hm?', temprature=0), contains="Unknown setting 'temprature'. Valid: temperature")
-    test_eq(chat.turns, before)
-    running = chat.stream('Count to ten.')
-    test_fail(lambda: chat.ask('And now?'), contains='still being written')
-    running.result().text
+    # nbs/12_chat.ipynb #8137cbd2
+    calm = ChatSession(model, processor, temperature=0)
+    before = list(calm.turns)
+    test_fail(lambda: calm.ask(' '), contains='there is no question')
+    test_fail(lambda: calm.ask('Hm?', b'no picture'), contains='not an image')
+    test_fail(lambda: calm.ask('Hm?', alignment=9), contains='Invalid level 9. Valid range: 0-7')
+    test_fail(lambda: calm.ask('Hm?', temprature=0), contains="Unknown setting 'temprature'. Valid: temperature")
+    test_eq(calm.turns, before)
+    running = calm.stream('Count to ten.', temperature=9., top_p=1.)
+    test_fail(lambda: calm.ask('And now?'), contains='still being written')
+    calm.stop()
 
-    # nbs/12_chat.ipynb #f6d2b2f0
+
+def test_open_session():
+    # nbs/12_chat.ipynb #687cd912
+    model, processor = toy()
+    blue, red = swatch('blue'), swatch('red')
+    tmp = Path(tempfile.mkdtemp())
+
+    # nbs/12_chat.ipynb #dc281b7c
+    for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
+    for folder in (tmp/'run', tmp/'run'/'model'): test_eq(open_session(folder, temperature=0).ask('What colour is it?', red).text, 'It is **red**.')
+    test_fail(lambda: open_session(tmp/'nothing'), contains='nothing: no such folder')
+    test_fail(lambda: open_session(model), contains='no processor')
+
+    # nbs/12_chat.ipynb #821ae9db
     def talk(**settings):
         c, log = ChatSession(model, processor, seed=5, **settings), []
         def note(a): log.append((a.text, a.weights)); return a.reused_tokens
@@ -72,8 +87,8 @@ def test_ChatSession_stop():
         c.turns[-1].answer.text = 'one, two' # where exactly a person stops is chance
         return log, used + [note(c.ask('Is it warm or cool?', red)), note(c.regenerate().result()), note(c.ask('What colour is it?'))]
     for kind in (dict(temperature=0), dict(temperature=2., top_p=1., max_new_tokens=20)):
-        (kept, used), (fresh, none) = talk(**kind), talk(**kind, reuse=False)
-        test_eq(kept, fresh)
+        (same, used), (fresh, none) = talk(**kind), talk(**kind, reuse=False)
+        test_eq(same, fresh)
         test_eq(none, [0]*5); assert all(u > 0 for u in used[1:]), used
 
     # nbs/12_chat.ipynb #bea76986
@@ -102,12 +117,12 @@ def test_ChatSession_stop():
 
 
 @pytest.mark.slow
-def test_ChatSession_stop_slow():
+def test_open_session_slow():
     # nbs/12_chat.ipynb #687cd912
     model, processor = toy()
     blue, red = swatch('blue'), swatch('red')
 
-    # nbs/12_chat.ipynb #9f25fe25
+    # nbs/12_chat.ipynb #38ddd02a
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
     from aligngpt.layers import AlignGPTConfig
     from aligngpt.model import AlignGPTForConditionalGeneration
@@ -121,8 +136,8 @@ def test_ChatSession_stop_slow():
         answers = [c.ask(QUESTIONS[i%4], [blue]*(not i)) for i in range(turns)]
         return [a.text for a in answers], [1000*a.first_token for a in answers]
     waits(True, 2)
-    (kept, fast), (again, slow) = waits(True), waits(False)
-    test_eq(kept, again)
+    (short, fast), (long, slow) = waits(True), waits(False)
+    test_eq(short, long)
     fig, ax = plt.subplots(figsize=(5, 2.4))
     for t,l in ((slow, 'read again'), (fast, 'kept')): ax.plot(range(1, 11), t, 'o-', ms=3, label=l)
     ax.set(xlabel='turn', ylabel='ms to the first token', ylim=0, title=f'from the second turn on {sum(slow[1:])/sum(fast[1:]):.0f} times sooner', xticks=range(1, 11)); ax.legend();
@@ -131,18 +146,16 @@ def test_ChatSession_stop_slow():
 def test_ChatSession_to_dict():
     # nbs/12_chat.ipynb #687cd912
     model, processor = toy()
+    blue, red = swatch('blue'), swatch('red')
 
-    # nbs/12_chat.ipynb #fc6eea48
-    chat = ChatSession(model, processor, temperature=0)
-
-    # nbs/12_chat.ipynb #2d1013a1
-    chat.undo()
-
-    # nbs/12_chat.ipynb #9b99e2a0
-    d = chat.to_dict()
+    # nbs/12_chat.ipynb #63a40d81
+    kept = ChatSession(model, processor, temperature=0)
+    kept.ask('What colour is it?', red)
+    kept.ask('Count to ten.')
+    d = kept.to_dict()
     twin = ChatSession(model, processor).from_dict(json.loads(json.dumps(d)))
     test_eq(twin.to_dict(), d)
-    test_eq(twin.ask('Is it warm or cool?').text, chat.ask('Is it warm or cool?').text)
+    test_eq(twin.ask('Is it warm or cool?').text, kept.ask('Is it warm or cool?').text)
     test_fail(lambda: twin.from_dict({'hello': 1}), contains='not a saved conversation')
     test_fail(lambda: twin.from_dict([dict(role='assistant', content='Hi')]), contains="message 0 is by 'assistant'")
 
@@ -152,37 +165,39 @@ def test_ChatSession_to_markdown():
     model, processor = toy()
     blue, red = swatch('blue'), swatch('red')
 
-    # nbs/12_chat.ipynb #fc6eea48
-    chat = ChatSession(model, processor, temperature=0)
-
-    # nbs/12_chat.ipynb #2d1013a1
-    chat.undo()
-
     # nbs/12_chat.ipynb #c163783f
     long = ChatSession(model, processor, temperature=0, max_new_tokens=24)
     long.ask('What colour is it?', blue)
 
-    # nbs/12_chat.ipynb #543b49a0
+    # nbs/12_chat.ipynb #63a40d81
+    kept = ChatSession(model, processor, temperature=0)
+    kept.ask('What colour is it?', red)
+    kept.ask('Count to ten.')
+
+    # nbs/12_chat.ipynb #8ba9c453
     tricky = ChatSession(model, processor)
     tricky.turns = [Turn('### User\n\\### User\n![picture](data:x)', [blue, red], Answer('# One\n\n### Assistant\n\n- a\n\n```\n\n### x\n```')), Turn('Hm?', [], Answer('Yes.'))]
     same = ChatSession(model, processor).from_markdown(tricky.to_markdown())
     test_eq(same.messages, tricky.messages)
     test_fail(lambda: tricky.from_markdown('hello'), contains='no heading')
-    re.sub(r'base64,[^)]*', 'base64,...', chat.to_markdown())[:400]
+    re.sub(r'base64,[^)]*', 'base64,...', kept.to_markdown())[:400]
 
 
 def test_ChatSession_save():
     # nbs/12_chat.ipynb #687cd912
     model, processor = toy()
+    blue, red = swatch('blue'), swatch('red')
     tmp = Path(tempfile.mkdtemp())
 
-    # nbs/12_chat.ipynb #fc6eea48
-    chat = ChatSession(model, processor, temperature=0)
+    # nbs/12_chat.ipynb #dc281b7c
+    for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
 
-    # nbs/12_chat.ipynb #2d1013a1
-    chat.undo()
+    # nbs/12_chat.ipynb #63a40d81
+    kept = ChatSession(model, processor, temperature=0)
+    kept.ask('What colour is it?', red)
+    kept.ask('Count to ten.')
 
-    # nbs/12_chat.ipynb #07f8e561
-    for f in ('talk.json', 'talk.md'): test_eq(ChatSession(model, processor).load(chat.save(tmp/f)).messages, chat.messages)
-    test_fail(lambda: chat.save(tmp/'talk.doc'), contains="unknown kind of file '.doc'")
+    # nbs/12_chat.ipynb #3857b3d9
+    for f in ('talk.json', 'talk.md'): test_eq(ChatSession(model, processor).load(kept.save(tmp/f)).messages, kept.messages)
+    test_fail(lambda: kept.save(tmp/'talk.doc'), contains="unknown kind of file '.doc'")
     sorted(p.name for p in tmp.glob('talk.*'))

@@ -2,7 +2,8 @@
 "Tests of `aligngpt.reader`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.reader import *
-import tempfile, torch
+import base64, tempfile, torch
+from aligngpt.images import ImageRules
 from aligngpt.toy import COLOURS, swatch, toy
 from dataclasses import replace
 from functools import partial
@@ -20,21 +21,24 @@ def test_user_image():
     # nbs/09_reader.ipynb #633ecf02
     blue, red = swatch('blue'), swatch('red')
 
-    # nbs/09_reader.ipynb #ef27c3f8
+    # nbs/09_reader.ipynb #f183200f
     tmp = Path(tempfile.mkdtemp())
     blue.save(tmp/'blue.png'); raw = (tmp/'blue.png').read_bytes()
     (tmp/'cut.png').write_bytes(raw[:60]); (tmp/'no.png').write_text('hello')
-    for source in (tmp/'blue.png', str(tmp/'blue.png'), raw, blue): test_eq(user_image(source).getpixel((0, 0)), COLOURS['blue'])
-    for f,why in {'cut.png':'cut.png: cannot be read as a picture', 'no.png':'no.png: not a picture', 'gone.png':'no such file'}.items(): test_fail(lambda: user_image(tmp/f), contains=why)
-    test_fail(lambda: user_image(b'hello'), contains='the picture: not a picture')
-    test_fail(lambda: user_image(blue, max_pixels=100), contains='32 x 32 pixels are too many')
+    url = 'data:image/png;base64,' + base64.b64encode(raw).decode()
+    for source in (tmp/'blue.png', str(tmp/'blue.png'), raw, url, blue): test_eq(user_image(source).getpixel((0, 0)), COLOURS['blue'])
+    for f,why in {'cut.png':'cut.png: damaged', 'no.png':'no.png: not an image', 'gone.png':'no such file'}.items(): test_fail(lambda: user_image(tmp/f), contains=why)
+    test_fail(lambda: user_image(b'hello'), contains='the picture: not an image')
+    test_fail(lambda: user_image('data:image/png;base64,%%'), contains='data:image/png;base64: not base64')
+    test_fail(lambda: user_image('http://127.0.0.1:9/x.png'), contains='check the address')
+    test_fail(lambda: user_image(raw, ImageRules(max_pixels=100)), contains='32 x 32 pixels, the limit is 100')
 
 
 def test_context():
     # nbs/09_reader.ipynb #633ecf02
     blue, red = swatch('blue'), swatch('red')
 
-    # nbs/09_reader.ipynb #ef27c3f8
+    # nbs/09_reader.ipynb #f183200f
     tmp = Path(tempfile.mkdtemp())
     blue.save(tmp/'blue.png'); raw = (tmp/'blue.png').read_bytes()
 
@@ -89,7 +93,7 @@ def test_Reader_write():
     model, processor = toy()
     blue, red = swatch('blue'), swatch('red')
 
-    # nbs/09_reader.ipynb #ef27c3f8
+    # nbs/09_reader.ipynb #f183200f
     tmp = Path(tempfile.mkdtemp())
     blue.save(tmp/'blue.png'); raw = (tmp/'blue.png').read_bytes()
 
