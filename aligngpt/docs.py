@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DocRenderer', 'Index', 'output_markdown', 'export_markdown', 'page_markdown', 'write_pages', 'build_docs', 'main']
 
-# %% ../nbs/92_docs.ipynb #66f2ecec
-import argparse, ast, base64, html, inspect, os, re, runpy, shutil, subprocess, sys, textwrap
+# %% ../nbs/92_docs.ipynb #f0e075a7
+import argparse, ast, base64, html, inspect, json, os, re, runpy, shutil, subprocess, sys, textwrap
 from dataclasses import is_dataclass
 from importlib import import_module
 from os.path import relpath
@@ -197,7 +197,7 @@ def _source_link(module, name, cfg):
     except (OSError, TypeError, AttributeError): line = 1
     return f'<a class="source-link" href="{cfg.git_url}/blob/{cfg.branch}/{module.replace(".", "/")}.py#L{line}">source</a>'
 
-# %% ../nbs/92_docs.ipynb #942ae382
+# %% ../nbs/92_docs.ipynb #d541a70f
 def export_markdown(
     source:str, # of the cell
     module:str, # full name of the module it is exported to
@@ -211,8 +211,8 @@ def export_markdown(
     shown = [(n, k) for n,k in defs if k != 'private' and n in anchors]
     hidden = ''.join(f'<a id="{anchors[n]}"></a>' for n,k in defs if k == 'private' and n in anchors)
     names = [n for n,k in defs if '.' not in n or k == 'public']
-    if not defs: label = 'Imports' if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body) else 'Source'
-    else: label = 'Source' if shown else f'Source of {", ".join(names)}'
+    if not defs and not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body): return _fence(source.strip(), 'python')
+    label = 'Source' if shown else f'Source of {", ".join(names)}' if defs else 'Imports'
     parts = []
     for n,kind in shown:
         try: md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'), renderer=DocRenderer))
@@ -262,21 +262,26 @@ def page_markdown(
         parts += filter(None, (output_markdown(o, pictures/f'{c.id}_{i}') for i,o in enumerate(c.get('outputs', []))))
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/92_docs.ipynb #2ecb5c1f
+# %% ../nbs/92_docs.ipynb #d47edda7
 def _title(md, default): return (re.search(r'^# (.*)$', md, flags=re.M) or [None, default])[1]
 
+def _section(nb):
+    "Where a chapter stands: folders are sections, and so are the chapters from 90 on, which are about the book."
+    if nb.stem == 'index': return ()
+    if nb.parts[:-1]: return tuple(f.replace('_', ' ').capitalize() for f in nb.parts[:-1])
+    return ('About this book',) if re.match('9[0-9]', nb.stem) else ()
+
 def _nav(pages):
-    "Nested navigation, as YAML lines, from page -> label; a folder is a section."
-    lines, done = ['nav:'], []
-    for page,label in pages.items():
-        folders = page.split('/')[:-1]
-        for i,f in enumerate(folders):
-            if done[:i+1] != folders[:i+1]: lines.append('  '*(i+1) + f'- {f.replace("_", " ").capitalize()}:')
-        done = folders
-        lines.append('  '*(len(folders)+1) + f'- "{label}": {page}.md')
+    "Navigation as YAML lines, from (sections, label, page)."
+    lines, done = ['nav:'], ()
+    for sections,label,page in pages:
+        for i,s in enumerate(sections):
+            if done[:i+1] != sections[:i+1]: lines.append('  '*(i+1) + f'- {json.dumps(s, ensure_ascii=False)}:')
+        done = sections
+        lines.append('  '*(len(sections)+1) + f'- {json.dumps(label, ensure_ascii=False)}: {page}.md')
     return lines
 
-# %% ../nbs/92_docs.ipynb #55c328d1
+# %% ../nbs/92_docs.ipynb #47e1b7f1
 def write_pages(
     out:Path, # an empty or missing folder
     cfg, # nbdev's configuration
@@ -286,21 +291,21 @@ def write_pages(
     src = root/'docs_src'
     shutil.copytree(src/'assets', docs/'assets')
     shutil.copytree(cfg.nbs_path, docs, dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.ipynb', '.*', '*.py'))
-    index, labels = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d']), {}
-    notebooks = sorted((o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)), key=lambda o: (o.stem != 'index', o))
+    index, nav = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d']), []
+    notebooks = sorted((o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)), key=lambda o: (o.stem != 'index', _section(o) == ('About this book',), len(o.parts), o))
     for nb in notebooks:
         page, number = _page_name(nb), re.match(r'\d*', nb.stem)[0]
         md = page_markdown(nb, index, docs, cfg)
-        labels[page] = f'{number} {_title(md, page)}'.strip() if nb.stem != 'index' else 'Home'
+        nav.append((_section(nb), f'{number} {_title(md, page)}'.strip() if nb.stem != 'index' else 'Home', page))
         (docs/page).parent.mkdir(parents=True, exist_ok=True)
         (docs/f'{page}.md').write_text(md, encoding='utf-8')
     for g in sorted((src/'guides').glob('*.md')):
         (docs/'guides').mkdir(exist_ok=True)
         md = index.linkify(_relink(g.read_text(encoding='utf-8'), Path('guides')/g.name, cfg), f'guides/{g.stem}')
         (docs/'guides'/g.name).write_text(md, encoding='utf-8')
-        labels[f'guides/{g.stem}'] = _title(md, g.stem)
+        nav.append((('Guides',), _title(md, g.stem), f'guides/{g.stem}'))
     yml = [f'INHERIT: {relpath(src/"mkdocs.yml", out)}', 'docs_dir: docs', f'site_dir: {relpath(cfg.doc_path, out)}',
-           f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"', f'copyright: "{cfg.copyright}"', *_nav(labels)]
+           f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"', f'copyright: "{cfg.copyright}"', *_nav(nav)]
     (out/'mkdocs.yml').write_text('\n'.join(yml) + '\n', encoding='utf-8')
 
 # %% ../nbs/92_docs.ipynb #11c77fbe

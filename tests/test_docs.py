@@ -5,7 +5,7 @@ from aligngpt.docs import *
 import sys, tempfile
 from aligngpt.book import export_book
 from aligngpt.core import Steps, fingerprint
-from aligngpt.docs import _definitions, _nav, _relink, _subtitle
+from aligngpt.docs import _definitions, _nav, _relink, _section, _subtitle
 from execnb.nbio import mk_cell, new_nb, write_nb
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,16 +47,17 @@ def test_definitions():
 
 
 def test_export_markdown():
-    # nbs/92_docs.ipynb #c5e869b9
+    # nbs/92_docs.ipynb #440d982c
     cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
     md = export_markdown('def fingerprint():\n    1', 'aligngpt.core', {'fingerprint':'fingerprint'}, cfg)
     test_eq('### fingerprint { #fingerprint }' in md, True)
     test_eq('??? source "Source"\n\n    ```python\n    def fingerprint():\n        1\n    ```' in md, True)
     test_eq(export_markdown('import os', 'aligngpt.core', {}, cfg)[:20], '??? source "Imports"')
+    test_eq(export_markdown('LEVELS = 8', 'aligngpt.core', {}, cfg), '```python\nLEVELS = 8\n```')
 
 
 def test_page_name():
-    # nbs/92_docs.ipynb #c5e869b9
+    # nbs/92_docs.ipynb #440d982c
     cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
 
     # nbs/92_docs.ipynb #80c2d3f8
@@ -66,9 +67,10 @@ def test_page_name():
 
 
 def test_page_markdown():
-    # nbs/92_docs.ipynb #861ffe9f
-    test_eq(_nav({'index':'Home', 'core':'00 Core', 'evaluation/mme':'00 MME', 'evaluation/pope':'01 POPE', 'chat':'20 Chat'}),
-            ['nav:', '  - "Home": index.md', '  - "00 Core": core.md', '  - Evaluation:', '    - "00 MME": evaluation/mme.md', '    - "01 POPE": evaluation/pope.md', '  - "20 Chat": chat.md'])
+    # nbs/92_docs.ipynb #68d35e1c
+    test_eq(_nav([((), 'Home', 'index'), (('Evaluation',), '00 MME', 'evaluation/mme'), (('Evaluation',), '01 POPE', 'evaluation/pope'), (('About',), '90 Cells', 'cells')]),
+            ['nav:', '  - "Home": index.md', '  - "Evaluation":', '    - "00 MME": evaluation/mme.md', '    - "01 POPE": evaluation/pope.md', '  - "About":', '    - "90 Cells": cells.md'])
+    test_eq([_section(Path(p)) for p in ('03_model.ipynb', 'evaluation/00_mme.ipynb', '90_cells.ipynb')], [(), ('Evaluation',), ('About this book',)])
 
 
 def test_build_docs():
