@@ -27,8 +27,8 @@ def test_score_scienceqa():
     with expect_fail(AlignGPTError, "question '0': 1 choices, and the answer is number 1"): score_scienceqa({'0':dict(choices=['x'], answer=1)}, ['0'], sqa)
 
 
-def test_read_mmbench():
-    # nbs/evaluation/02_choice.ipynb #81a81daa
+@pytest.fixture
+def cell_81a81daa():
     tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
     table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
         (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
@@ -36,6 +36,13 @@ def test_read_mmbench():
     columns = 'index question hint A B C answer category l2-category split'.split()
     tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
     mmb = read_mmbench(tsv)
+    return tsv, mmb
+
+
+def test_read_mmbench(cell_81a81daa):
+    tsv, mmb = cell_81a81daa
+
+    # nbs/evaluation/02_choice.ipynb #81a81daa
     test_eq([r['C'] for r in mmb], [None, None, 'blue', 'red'])
 
     # nbs/evaluation/02_choice.ipynb #5c114cce
@@ -49,15 +56,8 @@ def test_read_mmbench():
     with expect_fail(AlignGPTError, 'Expected 4 fields in line 3, saw 6'): read_mmbench(bad)
 
 
-def test_mmbench_options():
-    # nbs/evaluation/02_choice.ipynb #81a81daa
-    tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
-    table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
-        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
-        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
-    columns = 'index question hint A B C answer category l2-category split'.split()
-    tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
-    mmb = read_mmbench(tsv)
+def test_mmbench_options(cell_81a81daa):
+    tsv, mmb = cell_81a81daa
 
     # nbs/evaluation/02_choice.ipynb #25515e01
     test_eq(mmbench_prompt(mmb[0]), 'What is it?\nA. cat\nB. dog')
@@ -76,18 +76,14 @@ def test_mmbench_match():
     test_eq(mmbench_match('dark red', dict(A='red', B='dark red')), None)   # nested texts are ambiguous
 
 
-def test_score_mmbench():
-    # nbs/evaluation/02_choice.ipynb #81a81daa
-    tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
-    table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
-        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
-        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
-    columns = 'index question hint A B C answer category l2-category split'.split()
-    tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
-    mmb = read_mmbench(tsv)
-
-    # nbs/evaluation/02_choice.ipynb #25515e01
+@pytest.fixture
+def cell_25515e01(cell_81a81daa):
+    tsv, mmb = cell_81a81daa
     mmbench_prompt(mmb[2]).splitlines()
+
+
+def test_score_mmbench(cell_81a81daa, cell_25515e01):
+    tsv, mmb = cell_81a81daa
 
     # nbs/evaluation/02_choice.ipynb #b29cde98
     said = {7:'B', 1_000_007:'dog', 8:'C. blue', 1_000_008:'C'}
@@ -98,54 +94,44 @@ def test_score_mmbench():
     test_eq(score_mmbench(mmb, {k:v for k,v in said.items() if k < ROTATION})['circular_accuracy'], 0)   # a rotation without an answer is wrong
 
 
-def test_write_xlsx():
-    # nbs/evaluation/02_choice.ipynb #81a81daa
-    tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
-    table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
-        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
-        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
-    columns = 'index question hint A B C answer category l2-category split'.split()
-    tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
-    mmb = read_mmbench(tsv)
-
-    # nbs/evaluation/02_choice.ipynb #25515e01
-    mmbench_prompt(mmb[2]).splitlines()
-
-    # nbs/evaluation/02_choice.ipynb #9ed54f42
+@pytest.fixture
+def cell_9ed54f42(cell_81a81daa, cell_25515e01):
+    tsv, mmb = cell_81a81daa
     up = submit_mmbench(mmb, {7:'=B\x07', 8:'C. blue'})
     sheet = write_xlsx(up, tsv.with_suffix('.xlsx'))
+    return sheet
+
+
+def test_write_xlsx(cell_81a81daa, cell_25515e01, cell_9ed54f42):
+    sheet = cell_9ed54f42
+
+    # nbs/evaluation/02_choice.ipynb #9ed54f42
     back = read_xlsx(sheet)
     test_eq(list(back[0]), 'index question A B C answer prediction category l2-category split'.split())
     test_eq([r['prediction'] for r in back], ['=B', None, 'C. blue', None])
 
 
-def test_check_mmbench_submission():
-    # nbs/evaluation/02_choice.ipynb #81a81daa
-    tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
-    table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
-        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
-        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
-    columns = 'index question hint A B C answer category l2-category split'.split()
-    tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
-    mmb = read_mmbench(tsv)
-
-    # nbs/evaluation/02_choice.ipynb #25515e01
-    mmbench_prompt(mmb[2]).splitlines()
-
-    # nbs/evaluation/02_choice.ipynb #9ed54f42
-    up = submit_mmbench(mmb, {7:'=B\x07', 8:'C. blue'})
-    sheet = write_xlsx(up, tsv.with_suffix('.xlsx'))
+def test_check_mmbench_submission(cell_81a81daa, cell_25515e01, cell_9ed54f42):
+    tsv, mmb = cell_81a81daa
+    sheet = cell_9ed54f42
 
     # nbs/evaluation/02_choice.ipynb #5e220357
     check_mmbench_submission(sheet, mmb)
     with expect_fail(AlignGPTError, '4 rows, the table has 3'): check_mmbench_submission(sheet, mmb[:3])
 
 
-def test_score_seed_bench():
-    # nbs/evaluation/02_choice.ipynb #9adbeead
+@pytest.fixture
+def cell_9adbeead():
     seed = dict(question_type={'Scene Understanding':1, 'Action Recognition':10}, questions=[
         dict(question_id='101', question_type_id=1, data_type='image', answer='A'), dict(question_id='102', question_type_id=1, data_type='image', answer='B'),
         dict(question_id='v0', question_type_id=10, data_type='video', answer='C')])
+    return seed
+
+
+def test_score_seed_bench(cell_9adbeead):
+    seed = cell_9adbeead
+
+    # nbs/evaluation/02_choice.ipynb #9adbeead
     res = score_seed_bench(seed, {101:'A', 102:'b', 'v0':'C'})
     test_eq((res['image_accuracy'], res['video_accuracy'], res['total_accuracy']), (50, 100, 66.67))
     test_eq(score_seed_bench(seed, {101:'A', 102:'b', 'v0':'C'}, first_letter=True)['image_accuracy'], 100)
@@ -155,11 +141,8 @@ def test_score_seed_bench():
     test_eq(score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type'], {'Scene Understanding':50, 'Action Recognition':0})
 
 
-def test_submit_seed_bench():
-    # nbs/evaluation/02_choice.ipynb #9adbeead
-    seed = dict(question_type={'Scene Understanding':1, 'Action Recognition':10}, questions=[
-        dict(question_id='101', question_type_id=1, data_type='image', answer='A'), dict(question_id='102', question_type_id=1, data_type='image', answer='B'),
-        dict(question_id='v0', question_type_id=10, data_type='video', answer='C')])
+def test_submit_seed_bench(cell_9adbeead):
+    seed = cell_9adbeead
 
     # nbs/evaluation/02_choice.ipynb #e0874e62
     with expect_fail(AlignGPTError, "1 of 3 questions have no answer: '102'"): submit_seed_bench(seed, {101:'A', 'v0':'C'})

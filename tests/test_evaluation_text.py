@@ -8,13 +8,18 @@ from aligngpt.core import AlignGPTError
 from pathlib import Path
 
 
-def test_some():
-    # nbs/evaluation/00_text.ipynb #1883d32a
+@pytest.fixture
+def cell_1883d32a():
     rows = [dict(question_id=7, prompt='What is it?\nAnswer the question using a single word or phrase.', text='Cat', answer_id='x', model_id='m', metadata={}),
             dict(question_id=8, prompt='Is it red?\nAnswer the question using a single word or phrase.', text='No', answer_id='y', model_id='m', metadata={})]
     folder = Path(tempfile.mkdtemp())
     good = folder/'answers.jsonl'
     good.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    return rows, folder, good
+
+
+def test_some(cell_1883d32a):
+    rows, folder, good = cell_1883d32a
 
     # nbs/evaluation/00_text.ipynb #58bbca02
     test_eq(some(range(9)), '0, 1, 2, ...')
@@ -24,13 +29,8 @@ def test_some():
     twice.notes(known=[7, 9])
 
 
-def test_read_answers():
-    # nbs/evaluation/00_text.ipynb #1883d32a
-    rows = [dict(question_id=7, prompt='What is it?\nAnswer the question using a single word or phrase.', text='Cat', answer_id='x', model_id='m', metadata={}),
-            dict(question_id=8, prompt='Is it red?\nAnswer the question using a single word or phrase.', text='No', answer_id='y', model_id='m', metadata={})]
-    folder = Path(tempfile.mkdtemp())
-    good = folder/'answers.jsonl'
-    good.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+def test_read_answers(cell_1883d32a):
+    rows, folder, good = cell_1883d32a
 
     # nbs/evaluation/00_text.ipynb #95630986
     answers = read_answers(good)
@@ -52,13 +52,8 @@ def test_read_answers():
     with expect_fail(AlignGPTError, 'no such file'): read_answers(folder/'none.jsonl')
 
 
-def test_read_jsonl():
-    # nbs/evaluation/00_text.ipynb #1883d32a
-    rows = [dict(question_id=7, prompt='What is it?\nAnswer the question using a single word or phrase.', text='Cat', answer_id='x', model_id='m', metadata={}),
-            dict(question_id=8, prompt='Is it red?\nAnswer the question using a single word or phrase.', text='No', answer_id='y', model_id='m', metadata={})]
-    folder = Path(tempfile.mkdtemp())
-    good = folder/'answers.jsonl'
-    good.write_text('\n'.join(map(json.dumps, rows)) + '\n')
+def test_read_jsonl(cell_1883d32a):
+    rows, folder, good = cell_1883d32a
 
     # nbs/evaluation/00_text.ipynb #e74d1eb2
     cut = folder/'cut.jsonl'

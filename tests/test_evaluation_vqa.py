@@ -14,9 +14,16 @@ def test_mean():
     test_eq(mean([]), None)
 
 
-def test_submit_vqav2():
-    # nbs/evaluation/01_vqa.ipynb #95e0e504
+@pytest.fixture
+def cell_95e0e504():
     upload = submit_vqav2([dict(question_id=i) for i in (1, 2, 3)], {1:'A man\'s hat.', 3:'two', 99:'?'})
+    return upload
+
+
+def test_submit_vqav2(cell_95e0e504):
+    upload = cell_95e0e504
+
+    # nbs/evaluation/01_vqa.ipynb #95e0e504
     test_eq([r['answer'] for r in upload], ["man 's hat", '', '2'])
 
 
@@ -27,12 +34,17 @@ def test_vqav2_accuracy():
     test_close(vqav2_accuracy('a red hat', ['red hat', 'the red hat'] + ['cap']*8), .6)
 
 
-def test_score_vqav2():
-    # nbs/evaluation/01_vqa.ipynb #95e0e504
-    upload = submit_vqav2([dict(question_id=i) for i in (1, 2, 3)], {1:'A man\'s hat.', 3:'two', 99:'?'})
+@pytest.fixture
+def cell_fdb4babc():
+    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1) for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
+    return people
+
+
+def test_score_vqav2(cell_95e0e504, cell_fdb4babc):
+    upload = cell_95e0e504
+    people = cell_fdb4babc
 
     # nbs/evaluation/01_vqa.ipynb #fdb4babc
-    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1) for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
     annotations = [dict(question_id=1, image_id=1, question_type='what is the', answer_type='other', multiple_choice_answer='hat', answers=people(("man's hat", 4), ('hat', 6))),
                    dict(question_id=2, image_id=1, question_type='is the', answer_type='yes/no', multiple_choice_answer='yes', answers=people(('yes', 10))),
                    dict(question_id=3, image_id=2, question_type='how many', answer_type='number', multiple_choice_answer='2', answers=people(('2', 2), ('two', 1), ('3', 7)))]
@@ -51,9 +63,16 @@ def test_gqa_answer():
     test_eq([gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')], ['yes', 'yes', 'yes. ', 'yes!', 'a cat'])
 
 
-def test_gqa_steps():
-    # nbs/evaluation/01_vqa.ipynb #850d7d46
+@pytest.fixture
+def cell_850d7d46():
     program = [dict(operation='select', argument='dog (1)'), dict(operation='relate', argument='_,left of,s'), dict(operation='query', argument='name')]
+    return program
+
+
+def test_gqa_steps(cell_850d7d46):
+    program = cell_850d7d46
+
+    # nbs/evaluation/01_vqa.ipynb #850d7d46
     test_eq(gqa_steps(dict(semantic=program)), 2)
 
 
@@ -63,9 +82,8 @@ def test_gqa_distribution():
     test_close(gqa_distribution([('color', 'red', 'red'), ('color', 'blue', 'red'), (None, 'x', 'y')]), .02)
 
 
-def test_score_gqa():
-    # nbs/evaluation/01_vqa.ipynb #850d7d46
-    program = [dict(operation='select', argument='dog (1)'), dict(operation='relate', argument='_,left of,s'), dict(operation='query', argument='name')]
+def test_score_gqa(cell_850d7d46):
+    program = cell_850d7d46
 
     # nbs/evaluation/01_vqa.ipynb #7399ae5e
     gqa_q = lambda text, answer, kind, balanced=True: dict(question=text, answer=answer, isBalanced=balanced, types=dict(structural=kind, semantic='obj'), groups={'global':None}, semantic=program)
@@ -78,10 +96,17 @@ def test_score_gqa():
     test_eq(score_gqa(gqa, {'1':'cup'}, lenient=True)['accuracy'], 50)
 
 
-def test_submit_vizwiz():
-    # nbs/evaluation/01_vqa.ipynb #a822851c
+@pytest.fixture
+def cell_a822851c():
     vw_q = [dict(question_id=0, image='a.jpg'), dict(question_id=1, image='b.jpg')]
     vw_up = submit_vizwiz(vw_q, {0:'Coca-Cola', 1:'Unanswerable'})
+    return vw_q, vw_up
+
+
+def test_submit_vizwiz(cell_a822851c):
+    vw_q, vw_up = cell_a822851c
+
+    # nbs/evaluation/01_vqa.ipynb #a822851c
     with expect_fail(AlignGPTError, '1 of 2 questions have no answer: 1'): submit_vizwiz(vw_q, {0:'x'})
 
 
@@ -96,13 +121,9 @@ def test_vizwiz_accuracy():
     test_eq(vizwiz_accuracy('coca cola', ['coca cola']*10), 1)
 
 
-def test_score_vizwiz():
-    # nbs/evaluation/01_vqa.ipynb #fdb4babc
-    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1) for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
-
-    # nbs/evaluation/01_vqa.ipynb #a822851c
-    vw_q = [dict(question_id=0, image='a.jpg'), dict(question_id=1, image='b.jpg')]
-    vw_up = submit_vizwiz(vw_q, {0:'Coca-Cola', 1:'Unanswerable'})
+def test_score_vizwiz(cell_fdb4babc, cell_a822851c):
+    people = cell_fdb4babc
+    vw_q, vw_up = cell_a822851c
 
     # nbs/evaluation/01_vqa.ipynb #f0e45d5a
     vw_ann = [dict(image='a.jpg', answer_type='other', answers=people(('coca cola', 3), ('coke', 7))), dict(image='b.jpg', answer_type='unanswerable', answers=people(('unanswerable', 10)))]
@@ -111,18 +132,23 @@ def test_score_vizwiz():
     with expect_fail(AlignGPTError, "1 of 2 images have no row in the submission: 'a.jpg'"): score_vizwiz(vw_ann, vw_up[1:])
 
 
-def test_textvqa_question():
-    # nbs/evaluation/01_vqa.ipynb #01e85799
+@pytest.fixture
+def cell_01e85799():
     short = 'Answer the question using a single word or phrase.'
     prompts = f'What brand is it?\nReference OCR token: Dell, A1\n{short}', f'Reference OCR token: \nWhat brand is it?\n{short}', f'What brand is it?\n{short}', 'OCR tokens: Dell. Question: What brand is it? Short answer:'
+    return prompts
+
+
+def test_textvqa_question(cell_01e85799):
+    prompts = cell_01e85799
+
+    # nbs/evaluation/01_vqa.ipynb #01e85799
     test_eq({textvqa_question(p) for p in prompts}, {'what brand is it?'})
     with expect_fail(AlignGPTError, 'no question found'): textvqa_question('What brand is it?')
 
 
-def test_score_textvqa():
-    # nbs/evaluation/01_vqa.ipynb #01e85799
-    short = 'Answer the question using a single word or phrase.'
-    prompts = f'What brand is it?\nReference OCR token: Dell, A1\n{short}', f'Reference OCR token: \nWhat brand is it?\n{short}', f'What brand is it?\n{short}', 'OCR tokens: Dell. Question: What brand is it? Short answer:'
+def test_score_textvqa(cell_01e85799):
+    prompts = cell_01e85799
 
     # nbs/evaluation/01_vqa.ipynb #7cf7dc35
     tv_ann = [dict(image_id='ab', question='What brand is it?', answers=['Dell']*4 + ['dell.']*4 + ['hp']*2)]

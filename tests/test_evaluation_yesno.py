@@ -43,23 +43,25 @@ def test_score_pope():
     with expect_fail(AlignGPTError, "random: precision"): score_pope(labels, questions, [r | {'text':'No'} for r in right])
 
 
-def test_read_mme_labels():
-    # nbs/evaluation/03_yesno.ipynb #9ab37c2e
+@pytest.fixture
+def cell_9ab37c2e():
     ask = 'Please answer yes or no.'
     root = Path(tempfile.mkdtemp())
     for sub,name,lines in (('color', '0001', f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n'), ('scene/questions_answers_YN', 'ab', f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n')):
         (root/sub).mkdir(parents=True); (root/sub/f'{name}.txt').write_text(lines)
     mme_labels = read_mme_labels(root)
+    return ask, root, mme_labels
+
+
+def test_read_mme_labels(cell_9ab37c2e):
+    ask, root, mme_labels = cell_9ab37c2e
+
+    # nbs/evaluation/03_yesno.ipynb #9ab37c2e
     with expect_fail(AlignGPTError, 'no label files'): read_mme_labels(root/'color')
 
 
-def test_mme_label():
-    # nbs/evaluation/03_yesno.ipynb #9ab37c2e
-    ask = 'Please answer yes or no.'
-    root = Path(tempfile.mkdtemp())
-    for sub,name,lines in (('color', '0001', f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n'), ('scene/questions_answers_YN', 'ab', f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n')):
-        (root/sub).mkdir(parents=True); (root/sub/f'{name}.txt').write_text(lines)
-    mme_labels = read_mme_labels(root)
+def test_mme_label(cell_9ab37c2e):
+    ask, root, mme_labels = cell_9ab37c2e
 
     # nbs/evaluation/03_yesno.ipynb #e3397770
     test_eq(mme_label(dict(question_id='color/0001.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels), ('color', '0001.txt', f'Is it blue?  {ask}', 'No'))
@@ -73,13 +75,8 @@ def test_parse_mme():
     {t: parse_mme(t) for t in said}
 
 
-def test_score_mme():
-    # nbs/evaluation/03_yesno.ipynb #9ab37c2e
-    ask = 'Please answer yes or no.'
-    root = Path(tempfile.mkdtemp())
-    for sub,name,lines in (('color', '0001', f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n'), ('scene/questions_answers_YN', 'ab', f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n')):
-        (root/sub).mkdir(parents=True); (root/sub/f'{name}.txt').write_text(lines)
-    mme_labels = read_mme_labels(root)
+def test_score_mme(cell_9ab37c2e):
+    ask, root, mme_labels = cell_9ab37c2e
 
     # nbs/evaluation/03_yesno.ipynb #b7190f74
     answers = [dict(question_id=q, prompt=f'{p}\n{SHORT}', text=t) for q,p,t in (('color/0001.jpg', 'Is it red?', 'Yes'), ('scene/images/ab.jpg', 'Is it a park?', 'Snow'),
