@@ -9,10 +9,15 @@ from aligngpt.toy import QUESTIONS, swatch, toy
 from pathlib import Path
 
 
-def test_ChatSession_stop():
-    # nbs/12_chat.ipynb #687cd912
+@pytest.fixture
+def cell_687cd912():
     model, processor = toy()
     blue, red = swatch('blue'), swatch('red')
+    return model, processor, blue, red
+
+
+def test_ChatSession_stop(cell_687cd912):
+    model, processor, blue, red = cell_687cd912
 
     # nbs/12_chat.ipynb #fc6eea48
     chat = ChatSession(model, processor, temperature=0)
@@ -65,14 +70,24 @@ def test_ChatSession_stop():
     calm.stop()
 
 
-def test_open_session():
-    # nbs/12_chat.ipynb #687cd912
-    model, processor = toy()
-    blue, red = swatch('blue'), swatch('red')
+@pytest.fixture
+def cell_687cd912_2():
     tmp = Path(tempfile.mkdtemp())
+    return tmp
+
+
+@pytest.fixture
+def cell_dc281b7c(cell_687cd912, cell_687cd912_2):
+    model, processor, blue, red = cell_687cd912
+    tmp = cell_687cd912_2
+    for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
+
+
+def test_open_session(cell_687cd912, cell_687cd912_2, cell_dc281b7c):
+    model, processor, blue, red = cell_687cd912
+    tmp = cell_687cd912_2
 
     # nbs/12_chat.ipynb #dc281b7c
-    for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
     for folder in (tmp/'run', tmp/'run'/'model'): test_eq(open_session(folder, temperature=0).ask('What colour is it?', red).text, 'It is **red**.')
     test_fail(lambda: open_session(tmp/'nothing'), contains='nothing: no such folder')
     test_fail(lambda: open_session(model), contains='no processor')
@@ -143,15 +158,20 @@ def test_open_session_slow():
     ax.set(xlabel='turn', ylabel='ms to the first token', ylim=0, title=f'from the second turn on {sum(slow[1:])/sum(fast[1:]):.0f} times sooner', xticks=range(1, 11)); ax.legend();
 
 
-def test_ChatSession_to_dict():
-    # nbs/12_chat.ipynb #687cd912
-    model, processor = toy()
-    blue, red = swatch('blue'), swatch('red')
-
-    # nbs/12_chat.ipynb #63a40d81
+@pytest.fixture
+def cell_63a40d81(cell_687cd912):
+    model, processor, blue, red = cell_687cd912
     kept = ChatSession(model, processor, temperature=0)
     kept.ask('What colour is it?', red)
     kept.ask('Count to ten.')
+    return kept
+
+
+def test_ChatSession_to_dict(cell_687cd912, cell_63a40d81):
+    model, processor, blue, red = cell_687cd912
+    kept = cell_63a40d81
+
+    # nbs/12_chat.ipynb #63a40d81
     d = kept.to_dict()
     twin = ChatSession(model, processor).from_dict(json.loads(json.dumps(d)))
     test_eq(twin.to_dict(), d)
@@ -160,19 +180,13 @@ def test_ChatSession_to_dict():
     test_fail(lambda: twin.from_dict([dict(role='assistant', content='Hi')]), contains="message 0 is by 'assistant'")
 
 
-def test_ChatSession_to_markdown():
-    # nbs/12_chat.ipynb #687cd912
-    model, processor = toy()
-    blue, red = swatch('blue'), swatch('red')
+def test_ChatSession_to_markdown(cell_687cd912, cell_63a40d81):
+    model, processor, blue, red = cell_687cd912
 
     # nbs/12_chat.ipynb #c163783f
     long = ChatSession(model, processor, temperature=0, max_new_tokens=24)
     long.ask('What colour is it?', blue)
-
-    # nbs/12_chat.ipynb #63a40d81
-    kept = ChatSession(model, processor, temperature=0)
-    kept.ask('What colour is it?', red)
-    kept.ask('Count to ten.')
+    kept = cell_63a40d81
 
     # nbs/12_chat.ipynb #8ba9c453
     tricky = ChatSession(model, processor)
@@ -183,19 +197,10 @@ def test_ChatSession_to_markdown():
     re.sub(r'base64,[^)]*', 'base64,...', kept.to_markdown())[:400]
 
 
-def test_ChatSession_save():
-    # nbs/12_chat.ipynb #687cd912
-    model, processor = toy()
-    blue, red = swatch('blue'), swatch('red')
-    tmp = Path(tempfile.mkdtemp())
-
-    # nbs/12_chat.ipynb #dc281b7c
-    for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
-
-    # nbs/12_chat.ipynb #63a40d81
-    kept = ChatSession(model, processor, temperature=0)
-    kept.ask('What colour is it?', red)
-    kept.ask('Count to ten.')
+def test_ChatSession_save(cell_687cd912, cell_687cd912_2, cell_dc281b7c, cell_63a40d81):
+    model, processor, blue, red = cell_687cd912
+    tmp = cell_687cd912_2
+    kept = cell_63a40d81
 
     # nbs/12_chat.ipynb #3857b3d9
     for f in ('talk.json', 'talk.md'): test_eq(ChatSession(model, processor).load(kept.save(tmp/f)).messages, kept.messages)
