@@ -72,8 +72,10 @@ def test_mmbench_match():
     test_eq([mmbench_match(t, colors, newer=True) for t in heard[-2:]], [None, 'B'])
     {t: mmbench_match(t, colors) for t in heard}
 
-    # nbs/evaluation/02_choice.ipynb #15cd8bdf
-    test_eq(mmbench_match('dark red', dict(A='red', B='dark red')), None)   # nested texts are ambiguous
+    # nbs/evaluation/02_choice.ipynb #0536ad9f
+    nested = dict(A='red', B='dark red')   # nested texts are ambiguous
+    test_eq(mmbench_match('dark red', nested), None)
+    {t: mmbench_match(t, nested) for t in ('dark red', 'red', 'B. dark red', 'dark')}
 
 
 @pytest.fixture
@@ -82,16 +84,23 @@ def cell_25515e01(cell_81a81daa):
     mmbench_prompt(mmb[2]).splitlines()
 
 
-def test_score_mmbench(cell_81a81daa, cell_25515e01):
+@pytest.fixture
+def cell_b29cde98():
+    said = {7:'B', 1_000_007:'dog', 8:'C. blue', 1_000_008:'C'}
+    return said
+
+
+def test_score_mmbench(cell_81a81daa, cell_25515e01, cell_b29cde98):
     tsv, mmb = cell_81a81daa
+    said = cell_b29cde98
 
     # nbs/evaluation/02_choice.ipynb #b29cde98
-    said = {7:'B', 1_000_007:'dog', 8:'C. blue', 1_000_008:'C'}
     res = score_mmbench(mmb, said)
     test_eq((res['circular_accuracy'], res['single_pass_accuracy'], res['group_hits']), (50, 100, {'7':1, '8':0}))
 
-    # nbs/evaluation/02_choice.ipynb #6a8714b0
-    test_eq(score_mmbench(mmb, {k:v for k,v in said.items() if k < ROTATION})['circular_accuracy'], 0)   # a rotation without an answer is wrong
+    # nbs/evaluation/02_choice.ipynb #54d5bf89
+    once = score_mmbench(mmb, {k:v for k,v in said.items() if k < ROTATION})   # a rotation without an answer is wrong
+    test_eq(once['circular_accuracy'], 0)
 
 
 @pytest.fixture
@@ -111,13 +120,15 @@ def test_write_xlsx(cell_81a81daa, cell_25515e01, cell_9ed54f42):
     test_eq([r['prediction'] for r in back], ['=B', None, 'C. blue', None])
 
 
-def test_check_mmbench_submission(cell_81a81daa, cell_25515e01, cell_9ed54f42):
+def test_check_mmbench_submission(cell_81a81daa, cell_25515e01, cell_b29cde98, cell_9ed54f42):
     tsv, mmb = cell_81a81daa
+    said = cell_b29cde98
     sheet = cell_9ed54f42
 
-    # nbs/evaluation/02_choice.ipynb #5e220357
+    # nbs/evaluation/02_choice.ipynb #3e791b44
     check_mmbench_submission(sheet, mmb)
     with expect_fail(AlignGPTError, '4 rows, the table has 3'): check_mmbench_submission(sheet, mmb[:3])
+    [list(r.values()) for r in submit_mmbench(mmb, said, columns='llava')]
 
 
 @pytest.fixture
@@ -136,9 +147,10 @@ def test_score_seed_bench(cell_9adbeead):
     test_eq((res['image_accuracy'], res['video_accuracy'], res['total_accuracy']), (50, 100, 66.67))
     test_eq(score_seed_bench(seed, {101:'A', 102:'b', 'v0':'C'}, first_letter=True)['image_accuracy'], 100)
 
-    # nbs/evaluation/02_choice.ipynb #5e63096a
+    # nbs/evaluation/02_choice.ipynb #922092e9
     with expect_fail(AlignGPTError, "no right answer in 'Action Recognition'"): score_seed_bench(seed, {101:'A', 'v0':'A'})
     test_eq(score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type'], {'Scene Understanding':50, 'Action Recognition':0})
+    score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type']
 
 
 def test_submit_seed_bench(cell_9adbeead):

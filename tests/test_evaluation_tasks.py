@@ -90,8 +90,9 @@ def test_list_tasks(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601
     report = score('mme', play, answers)
     test_eq((report.headline, report.results['categories']['color']['accuracy']), (50, 50))
 
-    # nbs/evaluation/07_tasks.ipynb #076b73b6
-    test_eq(TASKS['mme'].points(report.results), {f'color/0001.jpg | Is it red?\n{SHORT}': 1, f'color/0001.jpg | Is it blue?\n{SHORT}': 0})
+    # nbs/evaluation/07_tasks.ipynb #8559beca
+    points = TASKS['mme'].points(report.results)
+    test_eq(points, {f'color/0001.jpg | Is it red?\n{SHORT}': 1, f'color/0001.jpg | Is it blue?\n{SHORT}': 0})
 
     # nbs/evaluation/07_tasks.ipynb #ddabbb57
     broken = write_lines('broken.jsonl', [mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}])

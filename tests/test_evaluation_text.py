@@ -38,11 +38,12 @@ def test_read_answers(cell_1883d32a):
     test_eq(answers.notes([7, 8]), [])
     answers.texts()
 
-    # nbs/evaluation/00_text.ipynb #e74d1eb2
+    # nbs/evaluation/00_text.ipynb #6055600d
     cut = folder/'cut.jsonl'
     cut.write_text(good.read_text() + '{"question_id": 9, "te')
     test_eq(read_answers(cut, skip_broken=True).broken, [3])
     with expect_fail(AlignGPTError, 'cut.jsonl, line 3: not valid JSON'): read_answers(cut)
+    read_answers(cut, skip_broken=True).notes(known=[7, 8, 9])
 
     # nbs/evaluation/00_text.ipynb #b5a7f9bd
     bad = folder/'bad.jsonl'
@@ -55,7 +56,7 @@ def test_read_answers(cell_1883d32a):
 def test_read_jsonl(cell_1883d32a):
     rows, folder, good = cell_1883d32a
 
-    # nbs/evaluation/00_text.ipynb #e74d1eb2
+    # nbs/evaluation/00_text.ipynb #6055600d
     cut = folder/'cut.jsonl'
     cut.write_text(good.read_text() + '{"question_id": 9, "te')
 
@@ -71,8 +72,9 @@ def test_CONTRACTIONS():
     test_eq(len(CONTRACTIONS), 120)
     {k:v for k,v in CONTRACTIONS.items() if 'y' in k[:1]}
 
-    # nbs/evaluation/00_text.ipynb #d63b9237
+    # nbs/evaluation/00_text.ipynb #bc7a2c9c
     test_eq([CONTRACTIONS.get(k) for k in ("couldnt've", "couldn'tve", 'couldntve')], ["couldn't've", "couldn't've", None])
+    {k: CONTRACTIONS.get(k) for k in ("couldnt've", "couldn'tve", 'couldntve')}
 
 
 def test_vqa_normalise():
@@ -93,9 +95,10 @@ def test_evalai_process():
     # nbs/evaluation/00_text.ipynb #165856f7
     pairs = ['red,blue', 'red, blue', "man's hat", "let's", 'one,two', 'Coca-Cola', 'yes.\n']
 
-    # nbs/evaluation/00_text.ipynb #3e39fa64
+    # nbs/evaluation/00_text.ipynb #e2d61cb5
     test_eq([evalai_process(p) for p in pairs], ['redblue', 'red blue', "man 's hat", "let 's", 'onetwo', 'coca cola', 'yes'])
     test_eq([vqa_normalise(p) for p in pairs][:3], ['red blue', 'red blue', "man's hat"])
+    [p for p in pairs if evalai_process(p) != vqa_normalise(p)]
 
 
 def test_vqa_accuracy():
@@ -108,10 +111,11 @@ def test_vqa_accuracy():
 
 
 def test_round_half_up():
-    # nbs/evaluation/00_text.ipynb #360cf995
+    # nbs/evaluation/00_text.ipynb #e512f292
     test_eq(round_half_up(70.625), 70.63)
     test_eq(round(70.625, 2), 70.62)
     test_eq(round_half_up(2.675), 2.67)   # not a tie: the nearest float lies below
+    [(x, round_half_up(x), round(x, 2)) for x in (70.625, 70.635, 70.5)]
 
 
 @pytest.mark.slow

@@ -28,10 +28,11 @@ def test_submit_vqav2(cell_95e0e504):
 
 
 def test_vqav2_accuracy():
-    # nbs/evaluation/01_vqa.ipynb #06c69fac
+    # nbs/evaluation/01_vqa.ipynb #4f0478bf
     test_eq(vqav2_accuracy('Yes', ['yes']*10), 0)
     test_eq(vqav2_accuracy('Yes', ['yes']*9 + ['no']), 1)
     test_close(vqav2_accuracy('a red hat', ['red hat', 'the red hat'] + ['cap']*8), .6)
+    {n: vqav2_accuracy('Yes', ['yes']*n + ['no']*(10-n)) for n in (8, 9, 10)}
 
 
 @pytest.fixture
@@ -50,17 +51,19 @@ def test_score_vqav2(cell_95e0e504, cell_fdb4babc):
                    dict(question_id=3, image_id=2, question_type='how many', answer_type='number', multiple_choice_answer='2', answers=people(('2', 2), ('two', 1), ('3', 7)))]
     score_vqav2(annotations, upload)
 
-    # nbs/evaluation/01_vqa.ipynb #ac8a933c
+    # nbs/evaluation/01_vqa.ipynb #07dacad7
     test_eq(score_vqav2(annotations, upload)['per_question'], {'1':0, '2':0, '3':90})
     raw = [dict(question_id=i, answer=a) for i,a in ((1, "A man's hat."), (2, 'yes'), (3, 'two'))]
     test_eq(score_vqav2(annotations, raw)['per_question'], {'1':100, '2':100, '3':90})
     with expect_fail(AlignGPTError, '1 of 3 questions have no row in the submission: 1'): score_vqav2(annotations, raw[1:])
     with expect_fail(AlignGPTError, 'which the annotations do not have: 9'): score_vqav2(annotations, raw + [dict(question_id=9, answer='')])
+    score_vqav2(annotations, raw)['per_answer_type']
 
 
 def test_gqa_answer():
-    # nbs/evaluation/01_vqa.ipynb #b6ee3de7
+    # nbs/evaluation/01_vqa.ipynb #5cc510f0
     test_eq([gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')], ['yes', 'yes', 'yes. ', 'yes!', 'a cat'])
+    {t: gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')}
 
 
 @pytest.fixture
@@ -77,9 +80,10 @@ def test_gqa_steps(cell_850d7d46):
 
 
 def test_gqa_distribution():
-    # nbs/evaluation/01_vqa.ipynb #a8ce6774
+    # nbs/evaluation/01_vqa.ipynb #bf6c034e
     test_eq(gqa_distribution([('color', 'red', 'red'), ('color', 'blue', 'blue')]), 0)
     test_close(gqa_distribution([('color', 'red', 'red'), ('color', 'blue', 'red'), (None, 'x', 'y')]), .02)
+    [gqa_distribution([('color', c, 'red') for c in ['red']*n + ['blue']*(10-n)]) for n in (10, 9, 5)]
 
 
 def test_score_gqa(cell_850d7d46):
@@ -133,22 +137,22 @@ def test_score_vizwiz(cell_fdb4babc, cell_a822851c):
 
 
 @pytest.fixture
-def cell_01e85799():
+def cell_ee91916b():
     short = 'Answer the question using a single word or phrase.'
     prompts = f'What brand is it?\nReference OCR token: Dell, A1\n{short}', f'Reference OCR token: \nWhat brand is it?\n{short}', f'What brand is it?\n{short}', 'OCR tokens: Dell. Question: What brand is it? Short answer:'
     return prompts
 
 
-def test_textvqa_question(cell_01e85799):
-    prompts = cell_01e85799
+def test_textvqa_question(cell_ee91916b):
+    prompts = cell_ee91916b
 
-    # nbs/evaluation/01_vqa.ipynb #01e85799
+    # nbs/evaluation/01_vqa.ipynb #ee91916b
     test_eq({textvqa_question(p) for p in prompts}, {'what brand is it?'})
     with expect_fail(AlignGPTError, 'no question found'): textvqa_question('What brand is it?')
 
 
-def test_score_textvqa(cell_01e85799):
-    prompts = cell_01e85799
+def test_score_textvqa(cell_ee91916b):
+    prompts = cell_ee91916b
 
     # nbs/evaluation/01_vqa.ipynb #7cf7dc35
     tv_ann = [dict(image_id='ab', question='What brand is it?', answers=['Dell']*4 + ['dell.']*4 + ['hp']*2)]
@@ -169,7 +173,7 @@ def test_score_textvqa_slow():
     # nbs/evaluation/01_vqa.ipynb #7399ae5e
     gqa_q = lambda text, answer, kind, balanced=True: dict(question=text, answer=answer, isBalanced=balanced, types=dict(structural=kind, semantic='obj'), groups={'global':None}, semantic=program)
 
-    # nbs/evaluation/01_vqa.ipynb #01e85799
+    # nbs/evaluation/01_vqa.ipynb #ee91916b
     short = 'Answer the question using a single word or phrase.'
     prompts = f'What brand is it?\nReference OCR token: Dell, A1\n{short}', f'Reference OCR token: \nWhat brand is it?\n{short}', f'What brand is it?\n{short}', 'OCR tokens: Dell. Question: What brand is it? Short answer:'
 

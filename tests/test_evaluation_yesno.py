@@ -63,9 +63,10 @@ def test_read_mme_labels(cell_9ab37c2e):
 def test_mme_label(cell_9ab37c2e):
     ask, root, mme_labels = cell_9ab37c2e
 
-    # nbs/evaluation/03_yesno.ipynb #e3397770
+    # nbs/evaluation/03_yesno.ipynb #f6f369e5
     test_eq(mme_label(dict(question_id='color/0001.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels), ('color', '0001.txt', f'Is it blue?  {ask}', 'No'))
     with expect_fail(AlignGPTError, 'no such line in color/0002.txt'): mme_label(dict(question_id='color/0002.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels)
+    mme_label(dict(question_id='scene/images/ab.jpg', prompt=f'Is it a park?\n{SHORT}'), mme_labels)
 
 
 def test_parse_mme():
@@ -78,16 +79,20 @@ def test_parse_mme():
 def test_score_mme(cell_9ab37c2e):
     ask, root, mme_labels = cell_9ab37c2e
 
+    # nbs/evaluation/03_yesno.ipynb #f6f369e5
+    mme_label(dict(question_id='scene/images/ab.jpg', prompt=f'Is it a park?\n{SHORT}'), mme_labels)
+
     # nbs/evaluation/03_yesno.ipynb #b7190f74
     answers = [dict(question_id=q, prompt=f'{p}\n{SHORT}', text=t) for q,p,t in (('color/0001.jpg', 'Is it red?', 'Yes'), ('scene/images/ab.jpg', 'Is it a park?', 'Snow'),
                ('color/0001.jpg', 'Is it blue?', 'eyes'), ('scene/images/ab.jpg', 'Is it a street?', 'Yes.'))]
     res = score_mme(mme_labels, answers)
     test_eq((res['perception'], res['categories']['color']['score'], res['categories']['scene']['score']), (250, 50, 200))
 
-    # nbs/evaluation/03_yesno.ipynb #11465e50
+    # nbs/evaluation/03_yesno.ipynb #330aed7d
     with expect_fail(AlignGPTError, 'color: 1 answers, an odd number'): score_mme(mme_labels, answers[:2])
     with expect_fail(AlignGPTError, 'has a tab or a line break'): score_mme(mme_labels, [answers[0] | {'text':'Yes\nIt is'}])
     test_eq(score_mme(mme_labels, answers[::2])['notes'], ["no answers for 'scene'"])
+    score_mme(mme_labels, answers[::2])['notes']
 
 
 @pytest.mark.slow

@@ -283,7 +283,7 @@ MM_VET = Task('mm_vet', 'MM-Vet', 'mean grade, percent', dict(
     _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, _hits('grades'), folders=('mm-vet',),
     submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls, published={'AlignGPT-7B':30.8, 'AlignGPT-13B':35.6})
 
-# %% ../../nbs/evaluation/07_tasks.ipynb #d49bd8a1
+# %% ../../nbs/evaluation/07_tasks.ipynb #9fb92146
 def plain_match(
     text:str, # the model's text
     answer:str, # the right one
@@ -305,11 +305,11 @@ def question_file_task(
     images:str='.', # the image folder, relative to the file's
 )->Task:
     "Make a task of a question file."
-    path = Path(path)
+    path = Path(path).absolute()
     def score(files, answers_file, o):
         rows, answers = read_jsonl(files['questions'], dict(question_id=ID, answer=(str, int, float))), read_answers(answers_file)
         return score_plain(rows, answers.texts()) | dict(notes=answers.notes(r['question_id'] for r in rows))
-    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', path.name), images=need('asking', images)),
+    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path)), images=need('asking', str(path.parent/images))),
                 _asked, score, lambda r: round(r['accuracy'], 2), _hits('correct'))
 
 # %% ../../nbs/evaluation/07_tasks.ipynb #eb1e765b
