@@ -91,19 +91,19 @@ def load_classes(
     fs = [facts(qa) for qa in questions(split).values()]
     return torch.tensor([3*COLORS.index(f.color) + SHAPES.index(f.shape) if f.color and f.shape else -1 for f in fs])
 
-# %% ../nbs/16_scratch.ipynb #0b4aa099
+# %% ../nbs/16_scratch.ipynb #d50bd4a5
 MEANINGS = [(c, s) for c in COLORS for s in SHAPES] + [(c, None) for c in COLORS] + [(None, s) for s in SHAPES] + [(None, None)]
 
 def truth_table()->Tensor: # [36 meanings, 24 classes] float
     "Which meanings are true of which (colour, shape)."
     return torch.tensor([[c in (None, k) and s in (None, h) for k in COLORS for h in SHAPES] for c, s in MEANINGS]).float()
 
-def meaning_shares()->Tensor: # p(t), [36]
+def meaning_shares()->tuple[Tensor,Tensor]: # (p(t) over all pairs, p(t | i) where t is true of the picture), both [36]
     "A third of the captions exact, a third partial, a third vague."
-    w = torch.tensor([1/72 if c and s else 1/48 if c else 1/18 if s else 1/3 for c, s in MEANINGS])
-    return w/w.sum()
+    given = torch.tensor([1/3 if (c and s) or not (c or s) else 1/6 for c, s in MEANINGS])
+    return given*truth_table().mean(1), given
 
-# %% ../nbs/16_scratch.ipynb #d9b40317
+# %% ../nbs/16_scratch.ipynb #4b2d5565
 class ContrastiveCLIP(CLIPModel):
     "CLIP with the loss above; its weights are those of a plain `CLIPModel`."
     def forward(self,
@@ -115,9 +115,9 @@ class ContrastiveCLIP(CLIPModel):
         "Multi-positive InfoNCE in both directions."
         def unit(out): return F.normalize(getattr(out, 'pooler_output', out), dim=-1)
         I, T = unit(self.get_image_features(pixel_values=pixel_values)), unit(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
-        s, p = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), meaning_shares().to(I)
-        to_text = truth*p; to_image = truth/truth.sum(0).clamp(min=1)
-        i2t = -(to_text/to_text.sum(1, keepdim=True) * (s + p.log()).log_softmax(1)).sum(1).mean()
+        s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device) for x in meaning_shares()]
+        to_image = truth/truth.sum(0).clamp(min=1)
+        i2t = -(truth*given * (s + p.log()).log_softmax(1)).sum(1).mean()
         t2i = -((to_image * s.log_softmax(0)).sum(0) * p).sum()
         return dict(loss=(i2t + t2i)/2)
 
@@ -156,11 +156,11 @@ def shift(
     at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/16_scratch.ipynb #1701968c
+# %% ../nbs/16_scratch.ipynb #06e90fc3
 def train_clip(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    epochs:int=20,
+    epochs:int=14,
     seed:int=0,
     **kwargs, # to `fit`
 )->dict: # losses and seconds
@@ -170,7 +170,7 @@ def train_clip(
     ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=pixels.mean((0,2,3)).tolist(), image_std=pixels.std((0,2,3)).tolist())
     text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=32,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    vision = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu')
+    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu')
     model = ContrastiveCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, logit_scale_init_value=math.log(10)))
     batches = ClipBatches(clip_tokenizer(tokenizer), ip, seed=seed)
     done = fit(model, batches, out, 'CLIP', epochs*batches.epoch_steps, 2e-3, seed=seed, **kwargs)
@@ -204,7 +204,7 @@ def zero_shot(
     right = classes[keep]
     return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(), both=(best == right).float().mean().item())
 
-# %% ../nbs/16_scratch.ipynb #deb84b75
+# %% ../nbs/16_scratch.ipynb #61a067f9
 class TextBatches:
     "step -> batch of documents for a causal language model."
     def __init__(self,
@@ -224,8 +224,8 @@ class TextBatches:
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=400,
-    hidden:int=96, # width
+    steps:int=700,
+    hidden:int=128, # width
     layers:int=2,
     seed:int=0,
     **kwargs, # to `fit`
