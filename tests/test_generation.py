@@ -42,7 +42,7 @@ def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2):
 
 
 @pytest.fixture
-def cell_573bfdd7(cell_5cfd78fd, cell_5cfd78fd_2):
+def cell_b41e8e5d(cell_5cfd78fd, cell_5cfd78fd_2):
     vision, text = cell_5cfd78fd_2
     words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
     tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -52,36 +52,36 @@ def cell_573bfdd7(cell_5cfd78fd, cell_5cfd78fd_2):
 
 
 @pytest.fixture
-def cell_573bfdd7_2(cell_5cfd78fd):
+def cell_b41e8e5d_2(cell_5cfd78fd):
     set_seed(3)
 
 
 @pytest.fixture
-def cell_573bfdd7_3(cell_5cfd78fd, cell_5cfd78fd_2, cell_573bfdd7, cell_573bfdd7_2):
+def cell_b41e8e5d_3(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2):
     vision, text = cell_5cfd78fd_2
-    words, tok, processor = cell_573bfdd7
+    words, tok, processor = cell_b41e8e5d
     text.vocab_size = len(words)
     model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
     return model
 
 
-def test_end_ids(cell_5cfd78fd, cell_5cfd78fd_2, cell_573bfdd7, cell_573bfdd7_2, cell_573bfdd7_3):
-    words, tok, processor = cell_573bfdd7
+def test_ask_row(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
+    words, tok, processor = cell_b41e8e5d
 
-    # nbs/12_generation.ipynb #573bfdd7
+    # nbs/12_generation.ipynb #b41e8e5d
     row = ask_row(processor, Ask(0, 'what is this', 'a.png'))
     test_eq(row['input_ids'].count(processor.image_token_id), 4)
     test_eq(tok.decode([row['input_ids'][-1]]), 'ASSISTANT:')
-    test_eq(end_ids(processor), {2})
+    test_eq(processor.stop_token_ids, [2])
 
 
 @pytest.fixture
-def cell_fdb7f447(cell_5cfd78fd, cell_573bfdd7_2):
+def cell_fdb7f447(cell_5cfd78fd, cell_b41e8e5d_2):
     asks = [Ask(i, t, f'{i%5}.png' if i%7 else None) for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
     return asks
 
 
-def test_windows(cell_5cfd78fd, cell_573bfdd7_2, cell_fdb7f447):
+def test_windows(cell_5cfd78fd, cell_b41e8e5d_2, cell_fdb7f447):
     asks = cell_fdb7f447
 
     # nbs/12_generation.ipynb #fdb7f447
@@ -90,9 +90,9 @@ def test_windows(cell_5cfd78fd, cell_573bfdd7_2, cell_fdb7f447):
     [len({asks[i].image for i in x}) for x in w]
 
 
-def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_573bfdd7, cell_573bfdd7_2, cell_573bfdd7_3, cell_fdb7f447):
-    words, tok, processor = cell_573bfdd7
-    model = cell_573bfdd7_3
+def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_fdb7f447):
+    words, tok, processor = cell_b41e8e5d
+    model = cell_b41e8e5d_3
     asks = cell_fdb7f447
 
     # nbs/12_generation.ipynb #8ff81926
