@@ -121,7 +121,7 @@ def tuning_records(
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
 
-# %% ../nbs/15_easyvqa.ipynb #72c8a5a8
+# %% ../nbs/15_easyvqa.ipynb #cd9e3805
 def text_documents(
     n:int, # how many
     seed:int=0,
@@ -132,6 +132,7 @@ def text_documents(
     "Documents for the language model, from the training split alone."
     rng = random.Random(seed)
     known = [(f, qa) for qa in questions().values() if (f := facts(qa)).color and f.shape]
+    def hits(f, q, a): return a in ('yes', 'no') and bool({f.color, f.shape} & set(re.findall('[a-z]+', q)))
     def tags(f, k): return ' '.join(rng.choice((f.color, f.shape)) for _ in range(k))
     def document():
         f, qa = rng.choice(known)
@@ -140,6 +141,7 @@ def text_documents(
             d = rng.randrange(4)
             truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
             return f'{truth}{seen} {captions(f, d, rng)}\n'.lstrip()
-        turns = rng.sample(qa, min(len(qa), rng.randint(1, 5)))
+        turns = sorted(qa, key=lambda pair: -rng.random()**(1/(8 if hits(f, *pair) else 1)))[:rng.randint(1, 5)]
+        rng.shuffle(turns)
         return ''.join(f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer} {a}{end}" for k, (q, a) in enumerate(turns))
     return [document() for _ in range(n)]

@@ -103,7 +103,7 @@ def meaning_shares()->tuple[Tensor,Tensor]: # (p(t) over all pairs, p(t | i) whe
     given = torch.tensor([1/3 if (c and s) or not (c or s) else 1/6 for c, s in MEANINGS])
     return given*truth_table().mean(1), given
 
-# %% ../nbs/16_scratch.ipynb #4b2d5565
+# %% ../nbs/16_scratch.ipynb #c276d42f
 class ContrastiveCLIP(CLIPModel):
     "CLIP with the loss above; its weights are those of a plain `CLIPModel`."
     def forward(self,
@@ -118,7 +118,7 @@ class ContrastiveCLIP(CLIPModel):
         s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device) for x in meaning_shares()]
         to_image = truth/truth.sum(0).clamp(min=1)
         i2t = -(truth*given * (s + p.log()).log_softmax(1)).sum(1).mean()
-        t2i = -((to_image * s.log_softmax(0)).sum(0) * p).sum()
+        t2i = -((to_image * s.log_softmax(0)).sum(0) * given).sum()/given.sum()
         return dict(loss=(i2t + t2i)/2)
 
 # %% ../nbs/16_scratch.ipynb #329374e8
@@ -156,11 +156,11 @@ def shift(
     at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/16_scratch.ipynb #06e90fc3
+# %% ../nbs/16_scratch.ipynb #112f6e7b
 def train_clip(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    epochs:int=14,
+    epochs:int=16,
     seed:int=0,
     **kwargs, # to `fit`
 )->dict: # losses and seconds
@@ -204,7 +204,7 @@ def zero_shot(
     right = classes[keep]
     return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(), both=(best == right).float().mean().item())
 
-# %% ../nbs/16_scratch.ipynb #61a067f9
+# %% ../nbs/16_scratch.ipynb #7dd2b855
 class TextBatches:
     "step -> batch of documents for a causal language model."
     def __init__(self,
@@ -224,9 +224,9 @@ class TextBatches:
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=700,
-    hidden:int=128, # width
-    layers:int=2,
+    steps:int=500,
+    hidden:int=96, # width
+    layers:int=3,
     seed:int=0,
     **kwargs, # to `fit`
 )->dict: # losses and seconds
