@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ALIGN_FILE', 'NAMES', 'LLAMA', 'local_folder', 'layout', 'our_name', 'official_name', 'parts_config', 'text_config',
            'find_tower', 'guess_template', 'tower_config', 'tower_entries', 'Checkpoint', 'open_checkpoint', 'load',
-           'from_base', 'load_parts', 'load_pretrained_align']
+           'save', 'from_base', 'load_parts', 'load_pretrained_align']
 
-# %% ../nbs/08_checkpoints.ipynb #2a46a1ff
+# %% ../nbs/08_checkpoints.ipynb #1a9121a2
 import contextlib, json, os, re, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download, split_torch_state_dict_into_shard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 
+from .adapters import has_adapter, load_adapter, save_adapter
 from .core import AlignGPTError, atomic_path, fingerprint, os_errors, own_folder, pick_attention, pick_device, pick_dtype, progress, read_json, write_json
 from .layers import AlignGPTConfig
 from .model import AlignGPTForConditionalGeneration
@@ -219,7 +220,7 @@ def _check(c, fresh):
     c.tensors = {n:c.tensors[n] for n in need if n in c.tensors}
     return c
 
-# %% ../nbs/08_checkpoints.ipynb #211732b5
+# %% ../nbs/08_checkpoints.ipynb #650252b2
 def load(
     path:str|Path, # a folder in our or the official layout, or a name on the hub
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
@@ -230,17 +231,28 @@ def load(
     template:str|None=None, # conversation template, where an official checkpoint does not say
     fresh:tuple[str,...]=(), # parts that may be missing and begin untrained: 'projector', 'levels', 'gate'
     quantize:str|None=None, # 'nf4' or 'int8': the language model's layers in 4 or 8 bits
+    adapter:str|Path|None=None, # folder of `save_adapter`, to put onto the checkpoint
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]: # ready for `generate`
-    "Load a checkpoint."
+    "Load a checkpoint. The folder of an adapter loads with its base, if that is where the adapter says."
+    if adapter is None and layout(folder := local_folder(path)) == 'adapter': path, adapter = _adapter_base(folder), folder
     c = open_checkpoint(path, llm, tower, template, fresh)
     how = _how(device, dtype, attention, quantize)
     if c.layout == 'hf': model = AlignGPTForConditionalGeneration.from_pretrained(c.folder, **how)
     else:
         files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
         model = AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict={n:files[e.file][e.key] for n,e in c.tensors.items()}, **how)
+    if adapter is not None:
+        load_adapter(model, adapter)
+        if (Path(adapter)/'processor_config.json').exists(): c.processor = AlignGPTProcessor.from_pretrained(adapter)
     return _set_stops(model, c.processor), c.processor
 
-# %% ../nbs/08_checkpoints.ipynb #fb1b54e0
+# %% ../nbs/08_checkpoints.ipynb #18b8fee8
+def _adapter_base(folder):
+    "The checkpoint that an adapter belongs to."
+    base = read_json(folder/'adapter_config.json').get('base_model_name_or_path')
+    if not base: raise AlignGPTError(f'{folder}: the adapter does not name its base', 'load(BASE, adapter=FOLDER)')
+    return folder/base if (folder/base).is_dir() else base
+
 _FULL = ['vision_tower', 'projector', 'levels', 'gate', 'lm_head'] # never quantised
 
 def _how(device, dtype, attention, quantize=None):
@@ -262,6 +274,36 @@ def _set_stops(model, processor):
     g = model.generation_config
     g.bos_token_id, g.eos_token_id, g.pad_token_id = tok.bos_token_id, stops if len(stops) > 1 else stops[0] if stops else None, tok.pad_token_id
     return model
+
+# %% ../nbs/08_checkpoints.ipynb #baa4f3d1
+def save(
+    model:AlignGPTForConditionalGeneration, # with or without adapters
+    processor:AlignGPTProcessor,
+    folder:str|Path, # where to
+    code:bool=False, # put the model's Python files into the folder as well
+    base:str|Path='', # for a model with adapters: the checkpoint that they belong to
+)->Path: # `folder`
+    "Save model and processor in our layout."
+    folder = Path(folder)
+    with os_errors(folder):
+        if has_adapter(model): return save_adapter(model, folder, base, processor)
+        with _auto_classes(model, processor) if code else contextlib.nullcontext():
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        for f in folder.glob('*.py') if code else (): f.write_text(re.sub(r'^( *from )aligngpt\.', r'\1.', f.read_text(encoding='utf-8'), flags=re.M), encoding='utf-8')
+    return folder
+
+# %% ../nbs/08_checkpoints.ipynb #0cc99f69
+@contextlib.contextmanager
+def _auto_classes(model, processor):
+    "Say under which auto class each object shall be found, as long as it is saved; transformers then copies its code."
+    names = [(model.config, 'AutoConfig'), (model, 'AutoModelForImageTextToText'), (processor, 'AutoProcessor')]
+    for o,name in names: type(o).register_for_auto_class(name)
+    try: yield
+    finally:
+        for o,_ in names: del type(o)._auto_class
+        for o in (model.config, processor, processor.image_processor):
+            if 'auto_map' in vars(o): del o.auto_map
 
 # %% ../nbs/08_checkpoints.ipynb #9e2d101b
 def from_base(

@@ -40,19 +40,20 @@ def partial_folder(
     if dst.exists(): dst.rmdir()
     part.rename(dst)
 
-# %% ../nbs/08_convert.ipynb #45c16f7d
+# %% ../nbs/08_convert.ipynb #a46e5eec
 def write_weights(
     folder:Path, # where to
     tensors:dict[str,Entry], # by the names that they shall have
     dtype:torch.dtype|None=None, # convert floating-point tensors to this
     shard:str='5GB', # largest size of a file
     pickled:bool=False, # torch pickles in place of safetensors
+    quiet:bool=False, # no progress bar
 )->None:
     "Write weight files and their index; finished ones are kept."
     pattern, write = ('pytorch_model{suffix}.bin', _write_pickle) if pickled else ('model{suffix}.safetensors', write_safetensors)
     meta = {n:torch.empty(e.shape, dtype=dtype if dtype is not None and e.dtype.is_floating_point else e.dtype, device='meta') for n,e in tensors.items()}
     split = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=shard)
-    with progress(desc=folder.name.strip('.').removesuffix('.partial'), total=split.metadata['total_size'], unit='B', unit_scale=True) as bar:
+    with progress(desc=folder.name.strip('.').removesuffix('.partial'), total=split.metadata['total_size'], unit='B', unit_scale=True, disable=quiet) as bar:
         for file,names in split.filename_to_tensors.items():
             if (folder/file).exists(): bar.update(sum(meta[n].nbytes for n in names))
             else: write(folder/file, {n:tensors[n] for n in names}, dtype, bar.update)
@@ -86,7 +87,7 @@ def write_ours(
         for f in KEPT_FILES:
             if (c.folder/f).exists(): shutil.copy(c.folder/f, folder/KEPT)
 
-# %% ../nbs/08_convert.ipynb #1477fe88
+# %% ../nbs/08_convert.ipynb #e1690e7f
 def flat_config(
     c:Checkpoint, # in our layout
     tower:str, # what `mm_vision_tower` shall say
@@ -97,7 +98,7 @@ def flat_config(
     kept = read_json(c.folder/KEPT/'config.json') if (c.folder/KEPT/'config.json').exists() else {}
     rope = dict(t.rope_parameters)
     theta, kind = rope.pop('rope_theta'), rope.pop('rope_type', 'default')
-    return {**kept, **{k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None}, 'rope_theta':theta, 'rope_scaling':None if kind == 'default' else {'type':kind, **rope},
+    return {**kept, **{k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None}, 'rope_theta':theta, **({'rope_scaling':{'type':kind, **rope}} if kind != 'default' else {}),
             'architectures':['AlignGPTForCausalLM'], 'model_type':'aligngpt', 'torch_dtype':str(dtype).removeprefix('torch.'), 'use_mm_proj':True,
             'mm_vision_tower':tower, 'mm_hidden_size':c.config.vision_config.hidden_size, 'mm_projector_type':c.config.projector_type,
             'mm_vision_select_layer':c.config.vision_feature_layer, 'mm_vision_select_feature':c.config.vision_feature_select, 'mm_use_im_start_end':False, 'mm_use_im_patch_token':False,
@@ -124,7 +125,7 @@ def write_official(
     for f in kept: shutil.copy(f, folder)
     if not kept: c.processor.tokenizer.save_pretrained(folder)
 
-# %% ../nbs/08_convert.ipynb #78ab49e6
+# %% ../nbs/08_convert.ipynb #113e134c
 def convert(
     src:str|Path, # a checkpoint in any layout: a folder, or a name on the hub
     dst:str|Path, # the folder to make
@@ -136,6 +137,7 @@ def convert(
     tower_name:str|None=None, # what an official result shall call its tower
     shard:str|None=None, # largest size of a file; default 5GB, and 1GB for pickles
     pickled:bool=False, # official layout: torch pickles in place of safetensors
+    quiet:bool=False, # no progress bar
 )->Path: # `dst`
     "Convert a checkpoint, in the memory of its largest tensor."
     c = open_checkpoint(src, llm, tower, template)
@@ -146,9 +148,9 @@ def convert(
     plan = dict(source=fingerprint(*sorted(files)), to=to, dtype=str(stored), shard=shard, pickled=pickled)
     linear = c.config.projector_type == 'linear'
     with partial_folder(dst, plan) as part:
-        if to == 'hf': write_weights(part, c.tensors, dtype, shard or '5GB'); write_ours(c, part, stored)
+        if to == 'hf': write_weights(part, c.tensors, dtype, shard or '5GB', quiet=quiet); write_ours(c, part, stored)
         elif to == 'official':
-            write_weights(part, {official_name(n, linear):e for n,e in c.tensors.items()}, dtype, shard or ('1GB' if pickled else '5GB'), pickled)
+            write_weights(part, {official_name(n, linear):e for n,e in c.tensors.items()}, dtype, shard or ('1GB' if pickled else '5GB'), pickled, quiet)
             write_official(c, part, stored, tower_name)
         else:
             _write_pickle(part/ALIGN_FILE, {official_name(n, linear):e for n,e in c.tensors.items() if n.startswith(('projector.', 'levels.'))}, dtype)

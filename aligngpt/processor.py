@@ -125,7 +125,7 @@ class AlignGPTProcessor(ProcessorMixin):
         "The names of the model's inputs."
         return ['input_ids', 'attention_mask', 'pixel_values', 'gate_mask']
 
-# %% ../nbs/04_processor.ipynb #a74c338d
+# %% ../nbs/04_processor.ipynb #4050fdbb
 def _on_pil(image_processor):
     "The same image processor in its PIL implementation."
     if getattr(image_processor, 'backend', 'pil') == 'pil': return image_processor
@@ -136,7 +136,8 @@ def _on_pil(image_processor):
 def _get_arguments_from_pretrained(cls:AlignGPTProcessor, path, processor_dict=None, **kwargs):
     "The image processor and the tokenizer of a saved processor."
     hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token','subfolder')}
-    return [load_image_processor(path, **hub), cls._load_tokenizer_from_pretrained('tokenizer', path, **hub)]
+    trust = {k:kwargs[k] for k in ('trust_remote_code',) if k in kwargs}
+    return [load_image_processor(path, **hub), cls._load_tokenizer_from_pretrained('tokenizer', path, **hub, **trust)]
 
 # %% ../nbs/04_processor.ipynb #a38f475a
 @patch
