@@ -3,16 +3,23 @@
 import pytest
 from fastcore.test import *
 from aligngpt.checkpoints import *
-import json, sentencepiece as spm, shutil, tempfile, torch
+import json, re, sentencepiece as spm, shutil, tempfile, torch
 from PIL import Image
+from aligngpt.adapters import add_lora, merge_lora, save_adapter
+from aligngpt.core import read_json
 from aligngpt.weights import entries
 from pathlib import Path
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, set_seed
-from transformers.utils import WEIGHTS_INDEX_NAME
+from transformers.utils import WEIGHTS_INDEX_NAME, logging
 
 
 @pytest.fixture
-def cell_e7bdd4cb():
+def cell_fa8df6ce():
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+
+
+@pytest.fixture
+def cell_e7bdd4cb(cell_fa8df6ce):
     tmp = Path(tempfile.mkdtemp())
     def tiny_tokenizer(folder):
         "A LLaMA-style tokenizer of 300 tokens."
@@ -27,12 +34,12 @@ def cell_e7bdd4cb():
 
 
 @pytest.fixture
-def cell_e7bdd4cb_2():
+def cell_e7bdd4cb_2(cell_fa8df6ce):
     set_seed(0)
 
 
 @pytest.fixture
-def cell_e7bdd4cb_3(cell_e7bdd4cb, cell_e7bdd4cb_2):
+def cell_e7bdd4cb_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5))
     llm.save_pretrained(tmp/'llm'); tiny_tokenizer(tmp/'llm')
@@ -42,13 +49,13 @@ def cell_e7bdd4cb_3(cell_e7bdd4cb, cell_e7bdd4cb_2):
 
 
 @pytest.fixture
-def cell_e7bdd4cb_4(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
+def cell_e7bdd4cb_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(tmp/'clip')
 
 
 @pytest.fixture
-def cell_7feb5fc5(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
+def cell_7feb5fc5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
     llm, clip = cell_e7bdd4cb_3
     align = {'mm_projector.0.weight':torch.randn(48, 24), 'mm_projector.0.bias':torch.randn(48), 'mm_projector.2.weight':torch.randn(48, 48), 'mm_projector.2.bias':torch.randn(48),
              'align_indicators.indicator_embs':torch.randn(8, 48)}
@@ -59,7 +66,7 @@ def cell_7feb5fc5(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
 
 
 @pytest.fixture
-def cell_7feb5fc5_2(cell_e7bdd4cb_2):
+def cell_7feb5fc5_2(cell_fa8df6ce, cell_e7bdd4cb_2):
     flat = dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5', vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
                 num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2, image_aspect_ratio='pad', mm_vision_tower='../clip',
                 mm_vision_select_layer=-2, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu', mm_hidden_size=24, tokenizer_model_max_length=512)
@@ -67,7 +74,7 @@ def cell_7feb5fc5_2(cell_e7bdd4cb_2):
 
 
 @pytest.fixture
-def cell_7feb5fc5_3(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2):
+def cell_7feb5fc5_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     align, gate, inside, whole = cell_7feb5fc5
     flat = cell_7feb5fc5_2
@@ -85,7 +92,8 @@ def cell_7feb5fc5_3(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4
 
 
 @pytest.fixture
-def cell_7feb5fc5_4(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3):
+def cell_7feb5fc5_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3):
     align, gate, inside, whole = cell_7feb5fc5
     official, tuned = cell_7feb5fc5_3
     sharded = official('sharded', {k:v for k,v in whole.items() if k not in inside}, shards=3)
@@ -93,7 +101,8 @@ def cell_7feb5fc5_4(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4
 
 
 @pytest.fixture
-def cell_7feb5fc5_5(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3):
+def cell_7feb5fc5_5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     align, gate, inside, whole = cell_7feb5fc5
     official, tuned = cell_7feb5fc5_3
@@ -102,8 +111,8 @@ def cell_7feb5fc5_5(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4
     return stage1
 
 
-def test_local_folder(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_4, cell_7feb5fc5_5):
+def test_local_folder(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     official, tuned = cell_7feb5fc5_3
     sharded = cell_7feb5fc5_4
@@ -120,7 +129,7 @@ def test_local_folder(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bd
     test_fail(lambda: layout(tmp/'odd'), contains='config.json: not valid JSON')
 
 
-def test_our_name(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5):
+def test_our_name(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5):
     align, gate, inside, whole = cell_7feb5fc5
 
     # nbs/08_checkpoints.ipynb #414a4674
@@ -131,8 +140,8 @@ def test_our_name(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5
     {k:our_name(k) for k in list(whole)[::12]}
 
 
-def test_parts_config(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_5):
+def test_parts_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5):
     official, tuned = cell_7feb5fc5_3
 
     # nbs/08_checkpoints.ipynb #3e75ec29
@@ -141,7 +150,7 @@ def test_parts_config(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bd
     test_eq(parts_config({'projector.0.weight':None}), dict(projector_type='linear', use_gate=False))
 
 
-def test_text_config(cell_e7bdd4cb_2, cell_7feb5fc5_2):
+def test_text_config(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5_2):
     flat = cell_7feb5fc5_2
 
     # nbs/08_checkpoints.ipynb #0ed8a61b
@@ -150,8 +159,8 @@ def test_text_config(cell_e7bdd4cb_2, cell_7feb5fc5_2):
     test_fail(lambda: text_config({k:v for k,v in flat.items() if k != 'hidden_size'}, 'tuned/config.json'), contains="tuned/config.json: needs the key 'hidden_size'")
 
 
-def test_find_tower(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_5):
+def test_find_tower(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5):
     official, tuned = cell_7feb5fc5_3
 
     # nbs/08_checkpoints.ipynb #793a24f5
@@ -162,14 +171,14 @@ def test_find_tower(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4
 
 
 @pytest.fixture
-def cell_79e52ec3(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4):
+def cell_79e52ec3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     (tmp/'odd').mkdir(); (tmp/'odd'/'config.json').write_text('{"text_config": {}}')
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
 
-def test_tower_config(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_5, cell_79e52ec3):
+def test_tower_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     llm, clip = cell_e7bdd4cb_3
     stage1 = cell_7feb5fc5_5
@@ -182,8 +191,8 @@ def test_tower_config(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bd
     len(tower_entries(tmp/'clip'))
 
 
-def test_Checkpoint(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3):
+def test_Checkpoint(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     align, gate, inside, whole = cell_7feb5fc5
     official, tuned = cell_7feb5fc5_3
@@ -216,21 +225,35 @@ def test_Checkpoint(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4
 
 
 @pytest.fixture
-def cell_7d15cfca(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_5):
+def cell_7d15cfca(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5):
     official, tuned = cell_7feb5fc5_3
     model, processor = load(tuned, dtype='float32', device='cpu')
     return model, processor
 
 
 @pytest.fixture
-def cell_7d15cfca_2(cell_e7bdd4cb_2):
+def cell_7d15cfca_2(cell_fa8df6ce, cell_e7bdd4cb_2):
     picture = Image.new('RGB', (60, 40), 'crimson')
     return picture
 
 
-def test_load(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2):
+@pytest.fixture
+def cell_7d15cfca_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_7d15cfca, cell_7d15cfca_2):
+    model, processor = cell_7d15cfca
+    picture = cell_7d15cfca_2
+    question = [dict(role='user', content=[dict(type='image', image=picture), dict(type='text', text='what colour is the bus?')])]
+    def ask(model, processor, **kwargs):
+        "Token ids of a greedy answer."
+        batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
+        return model.generate(**batch, max_new_tokens=8, do_sample=False, **kwargs)[0, batch['input_ids'].shape[1]:].tolist()
+    answer = ask(model, processor)
+    return ask, answer
+
+
+def test_load(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     align, gate, inside, whole = cell_7feb5fc5
     official, tuned = cell_7feb5fc5_3
@@ -239,40 +262,95 @@ def test_load(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, 
     # nbs/08_checkpoints.ipynb #80c2d0a8
     cut = tmp/'cut'; shutil.copytree(sharded, cut); f = cut/'pytorch_model-00002-of-00003.bin'; f.write_bytes(f.read_bytes()[:1000])
     model, processor = cell_7d15cfca
-    picture = cell_7d15cfca_2
+    ask, answer = cell_7d15cfca_3
 
     # nbs/08_checkpoints.ipynb #7d15cfca
-    question = [dict(role='user', content=[dict(type='image', image=picture), dict(type='text', text='what colour is the bus?')])]
-    def ask(model, processor, **kwargs):
-        "Token ids of a greedy answer."
-        batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
-        return model.generate(**batch, max_new_tokens=8, do_sample=False, **kwargs)[0, batch['input_ids'].shape[1]:].tolist()
-    answer = ask(model, processor)
     test_eq({n.split('.')[0]:all(torch.equal(t, whole[official_name(n)]) for n,t in model.state_dict().items()) for n in model.state_dict()}, dict.fromkeys(('vision_tower', 'projector', 'levels', 'gate', 'language_model'), True))
     test_eq(ask(*load(sharded, 'float32', 'cpu')), answer)
     test_fail(lambda: load(tuned, quantize='int2'), contains="Unknown quantization 'int2'. Valid: nf4, int8")
     answer, processor.decode(answer)
 
-    # nbs/08_checkpoints.ipynb #a07bdf07
-    def save(model, processor, folder):
-        model.save_pretrained(folder); processor.save_pretrained(folder)
-        return folder
+
+@pytest.fixture
+def cell_10e443e9(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca):
+    tmp, tiny_tokenizer = cell_e7bdd4cb
+    model, processor = cell_7d15cfca
     ours = save(model, processor, tmp/'ours')
+    return ours
+
+
+def test_save(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3, cell_10e443e9):
+    tmp, tiny_tokenizer = cell_e7bdd4cb
+    model, processor = cell_7d15cfca
+    ask, answer = cell_7d15cfca_3
+    ours = cell_10e443e9
+
+    # nbs/08_checkpoints.ipynb #10e443e9
     test_eq(layout(ours), 'hf')
     again, processor2 = load(ours, 'float32', 'cpu')
     test_eq(all(torch.equal(a, b) for a,b in zip(model.state_dict().values(), again.state_dict().values())), True)
     test_eq((ask(again, processor2), again.config.gate_text, processor2.to_dict()), (answer, 'full', processor.to_dict()))
     sorted(f.name for f in ours.iterdir())
 
+    # nbs/08_checkpoints.ipynb #125aae3f
+    with_code = save(model, processor, tmp/'with_code', code=True)
+    test_eq(read_json(with_code/'config.json')['auto_map'], {'AutoConfig':'layers.AlignGPTConfig', 'AutoModelForImageTextToText':'model.AlignGPTForConditionalGeneration'})
+    test_eq(read_json(with_code/'processor_config.json')['auto_map']['AutoProcessor'], 'processor.AlignGPTProcessor')
+    assert not re.search(r'^ *(from|import) aligngpt', '\n'.join(f.read_text() for f in with_code.glob('*.py')), flags=re.M)
+    save(model, processor, ours)
+    test_eq([k for k in ('config.json', 'processor_config.json') if 'auto' in (ours/k).read_text()], [])
+    sorted(f.name for f in with_code.glob('*.py'))
+
+    # nbs/08_checkpoints.ipynb #9f38cd36
+    lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
+    melted = ask(lora, processor)
+    save(lora, processor, tmp/'lora', base='../ours')
+    test_eq(layout(tmp/'lora'), 'adapter')
+    test_eq([ask(*load(tmp/'lora', 'float32', 'cpu')), ask(*load(ours, 'float32', 'cpu', adapter=tmp/'lora')), ask(merge_lora(lora), processor)], [melted]*3)
+    save_adapter(add_lora(lora, rank=4), tmp/'orphan')
+    test_fail(lambda: load(tmp/'orphan'), contains='orphan: the adapter does not name its base')
+
 
 @pytest.fixture
-def cell_7441670d(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_79e52ec3):
+def cell_10e443e9_2(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
+    ours = cell_10e443e9
+    again, processor2 = load(ours, 'float32', 'cpu')
+    return again
+
+
+@pytest.fixture
+def cell_125aae3f(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
+    model, processor = cell_7d15cfca
+    ours = cell_10e443e9
+    save(model, processor, ours)
+
+
+@pytest.fixture
+def cell_9f38cd36(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f):
+    tmp, tiny_tokenizer = cell_e7bdd4cb
+    model, processor = cell_7d15cfca
+    again = cell_10e443e9_2
+    lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
+    save(lora, processor, tmp/'lora', base='../ours')
+    save_adapter(add_lora(lora, rank=4), tmp/'orphan')
+
+
+@pytest.fixture
+def cell_7441670d(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f, cell_9f38cd36):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
     return base, plain
 
 
-def test_from_base(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_79e52ec3, cell_7d15cfca_2, cell_7441670d):
+def test_from_base(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_10e443e9, cell_10e443e9_2, cell_125aae3f,
+        cell_9f38cd36, cell_7441670d):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     llm, clip = cell_e7bdd4cb_3
     picture = cell_7d15cfca_2
@@ -287,8 +365,9 @@ def test_from_base(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4c
     base(**plain(text='<image>a cat\n', images=picture, return_tensors='pt'), alignment=3).weights
 
 
-def test_load_parts(cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2, cell_7feb5fc5_3,
-        cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7441670d):
+def test_load_parts(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f, cell_9f38cd36,
+        cell_7441670d):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     align, gate, inside, whole = cell_7feb5fc5
     stage1 = cell_7feb5fc5_5

@@ -14,23 +14,29 @@ from aligngpt.tokenizer import load_tokenizer
 from aligngpt.weights import entries, find_weights, map_tensors
 from pathlib import Path
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, set_seed
+from transformers.utils import logging
 
 
 @pytest.fixture
-def cell_977652ac():
+def cell_56d08190():
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+
+
+@pytest.fixture
+def cell_977652ac(cell_56d08190):
     tmp = Path(tempfile.mkdtemp())
     return tmp
 
 
 @pytest.fixture
-def cell_d975a777(cell_977652ac):
+def cell_d975a777(cell_56d08190, cell_977652ac):
     tmp = cell_977652ac
     try:
         with partial_folder(tmp/'new', dict(a=1)) as p: (p/'one').write_text('done'); raise KeyboardInterrupt
     except KeyboardInterrupt: pass
 
 
-def test_partial_folder(cell_977652ac, cell_d975a777):
+def test_partial_folder(cell_56d08190, cell_977652ac, cell_d975a777):
     tmp = cell_977652ac
 
     # nbs/08_convert.ipynb #d975a777
@@ -45,7 +51,7 @@ def test_partial_folder(cell_977652ac, cell_d975a777):
 
 
 @pytest.fixture
-def cell_977652ac_2(cell_977652ac):
+def cell_977652ac_2(cell_56d08190, cell_977652ac):
     tmp = cell_977652ac
     def tiny(folder, **config):
         "A tiny model with everything that belongs to it, saved."
@@ -64,7 +70,7 @@ def cell_977652ac_2(cell_977652ac):
 
 
 @pytest.fixture
-def cell_d975a777_2(cell_977652ac, cell_d975a777):
+def cell_d975a777_2(cell_56d08190, cell_977652ac, cell_d975a777):
     tmp = cell_977652ac
     with partial_folder(tmp/'new', dict(a=1)) as p: test_eq((p/'one').read_text(), 'done')
     try:
@@ -73,65 +79,65 @@ def cell_d975a777_2(cell_977652ac, cell_d975a777):
     with partial_folder(tmp/'other', dict(a=2)) as p: assert not (p/'one').exists()
 
 
-def test_write_weights(cell_977652ac, cell_977652ac_2, cell_d975a777, cell_d975a777_2):
+def test_write_weights(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a777, cell_d975a777_2):
     tmp = cell_977652ac
     tiny, ours = cell_977652ac_2
 
-    # nbs/08_convert.ipynb #26cd220d
+    # nbs/08_convert.ipynb #554c0b37
     listing = entries(*find_weights(ours))
     for pickled,first in ((False, 'model-00001-of-00006.safetensors'), (True, 'pytorch_model-00001-of-00006.bin')):
         folder = tmp/f'shards{pickled}'; folder.mkdir()
-        write_weights(folder, listing, shard='60KB', pickled=pickled)
+        write_weights(folder, listing, shard='60KB', pickled=pickled, quiet=True)
         files = find_weights(folder)
         test_eq(all(torch.equal(t, map_tensors(listing[k].file)[k]) for f in files for k,t in map_tensors(f).items()), True)
-        before = files[1].stat().st_mtime_ns; files[0].unlink(); write_weights(folder, listing, shard='60KB', pickled=pickled)
+        before = files[1].stat().st_mtime_ns; files[0].unlink(); write_weights(folder, listing, shard='60KB', pickled=pickled, quiet=True)
         test_eq(find_weights(folder)[1].stat().st_mtime_ns, before)
 
 
-def test_flat_config(cell_977652ac, cell_977652ac_2):
+def test_flat_config(cell_56d08190, cell_977652ac, cell_977652ac_2):
     tiny, ours = cell_977652ac_2
 
-    # nbs/08_convert.ipynb #606f75a4
+    # nbs/08_convert.ipynb #bfdef1d0
     ck = open_checkpoint(ours)
     flat = flat_config(ck, 'vision_tower', torch.float32)
-    test_eq((flat['rope_theta'], flat['rope_scaling'], flat['num_key_value_heads'], flat['gate_text'], flat['mm_hidden_size']), (5e5, None, 2, 'prompt', 24))
+    test_eq((flat['rope_theta'], flat['num_key_value_heads'], flat['gate_text'], flat['mm_hidden_size']), (5e5, 2, 'prompt', 24))
     {k:v for k,v in flat.items() if k.startswith('mm_')}
 
 
-def test_convert(cell_977652ac, cell_977652ac_2, cell_d975a777, cell_d975a777_2):
+def test_convert(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a777, cell_d975a777_2):
     tmp = cell_977652ac
     tiny, ours = cell_977652ac_2
 
-    # nbs/08_convert.ipynb #e9e43c57
+    # nbs/08_convert.ipynb #295cc51e
     def tensors(folder): return {k:t for f in find_weights(folder) for k,t in map_tensors(f).items()}
     def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-    there = convert(ours, tmp/'there', shard='60KB', pickled=True)
-    back = convert(there, tmp/'back')
+    there = convert(ours, tmp/'there', shard='60KB', pickled=True, quiet=True)
+    back = convert(there, tmp/'back', quiet=True)
     test_eq((layout(there), layout(back)), ('official', 'hf'))
     assert same(tensors(ours), tensors(back))
     test_eq(open_checkpoint(back).config.to_diff_dict(), open_checkpoint(ours).config.to_diff_dict())
     test_eq(open_checkpoint(back).processor.to_dict(), open_checkpoint(ours).processor.to_dict())
     sorted(f.name for f in there.iterdir() if 'pytorch_model-' not in f.name)
 
-    # nbs/08_convert.ipynb #f452401b
+    # nbs/08_convert.ipynb #2d6afe96
     official = tmp/'release'; shutil.copytree(there, official)
     for f in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'): (official/f).unlink(missing_ok=True)
     for f in (tmp/'a'/'words').iterdir(): shutil.copy(f, official)
     config = {k:v for k,v in read_json(official/'config.json').items() if k not in ('gate_text', 'template')} | dict(tokenizer_model_max_length=512, pretraining_tp=1)
     write_json(config, official/'config.json')
-    again = convert(convert(official, tmp/'ours2'), tmp/'official2')
+    again = convert(convert(official, tmp/'ours2', quiet=True), tmp/'official2', quiet=True)
     assert same(tensors(official), tensors(again))
     test_eq({k:v for k,v in read_json(again/'config.json').items() if k not in ('gate_text', 'template')}, config)
     for f in ('tokenizer.model', 'tokenizer_config.json'): test_eq((again/f).read_bytes(), (official/f).read_bytes())
     test_eq(load_tokenizer(again)('a red  bus').input_ids, load_tokenizer(official)('a red  bus').input_ids)
     test_eq(open_checkpoint(tmp/'ours2').processor.gate_text, 'full')
 
-    # nbs/08_convert.ipynb #37e16a23
+    # nbs/08_convert.ipynb #e0e0de85
     def logits(folder):
         model, p = load(folder, 'float32', 'cpu')
         return model(**p(text='USER: <image>a red bus ASSISTANT:', images=Image.new('RGB', (40, 30), 'red'), return_tensors='pt')).logits
     test_eq(torch.equal(logits(ours), logits(there)), True)
-    half = convert(ours, tmp/'half', to='hf', dtype=torch.float16)
+    half = convert(ours, tmp/'half', to='hf', dtype=torch.float16, quiet=True)
     test_eq({t.dtype for t in tensors(half).values()}, {torch.float16})
     test_eq(read_json(half/'config.json')['dtype'], 'float16')
     test_fail(lambda: convert(ours, tmp/'half'), contains='half: exists already')
