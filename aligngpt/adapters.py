@@ -26,7 +26,7 @@ def add_lora(
 )->AlignGPTForConditionalGeneration: # the same model
     "Put LoRA adapters beside all linear layers of the language model, the output layer excepted."
     try: from peft import LoraConfig
-    except ImportError as e: raise AlignGPTError('LoRA needs the package peft, which is not installed', "pip install 'aligngpt[peft]'") from e
+    except ImportError as e: raise AlignGPTError('LoRA needs the package peft, which is not installed', "pip install 'aligngpt[lora]'") from e
     if has_adapter(model): raise AlignGPTError('The language model has an adapter already', 'train that one, or melt it in first: merge_lora(model)')
     model.language_model.add_adapter(LoraConfig(**{**dict(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules='all-linear'), **kwargs}))
     return model.train(model.training) # new layers would drop out in evaluation mode otherwise
