@@ -185,20 +185,21 @@ def lm_head(
     if (cap := getattr(c, 'final_logit_softcapping', None)): logits = torch.tanh(logits / cap) * cap
     return logits
 
-# %% ../nbs/02_layers.ipynb #9df64db7
+# %% ../nbs/02_layers.ipynb #c15ab831
 def supervised_loss(
     lm:PreTrainedModel, # whose output layer is used
     hidden:Tensor, # last hidden states, [batch, length, H]
     labels:Tensor, # token ids, -100 where there is no loss, [batch, length]
     num_items:Tensor|int|None=None, # what the sum is divided by; default: the number of labels here
     max_logits:int=2**25, # numbers of logits that exist at a time
+    slices:int|None=None, # how many slices, whatever `max_logits` says
 )->Tensor: # scalar
     "Next-token cross-entropy over the labelled positions alone, in slices."
     target = F.pad(labels, (0, 1), value=-100)[:, 1:].to(hidden.device)
     keep = target != -100
     h, t = hidden[keep], target[keep]
     def ce(h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
-    size = max(1, max_logits//lm.config.vocab_size)
-    if len(h) <= size or not torch.is_grad_enabled(): total = sum((ce(*p) for p in zip(h.split(size), t.split(size))), h.sum()*0)
-    else: total = sum(checkpoint(ce, *p, use_reentrant=False) for p in zip(h.split(size), t.split(size)))
+    n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
+    again = n > 1 and torch.is_grad_enabled()
+    total = sum(checkpoint(ce, *p, use_reentrant=False) if again else ce(*p) for p in zip(h.tensor_split(n), t.tensor_split(n)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))

@@ -181,7 +181,14 @@ def embed_tokens(self:AlignGPTForConditionalGeneration,
         raise AlignGPTError(f'input_ids: token id {bad} is out of range. Valid range: 0-{c.text_config.vocab_size-1}, and the placeholders '
                             f'{c.align_token_id} (ALIGN) and {c.image_token_id} (image)', "use this model's own processor") from e
 
-# %% ../nbs/03_model.ipynb #aed90c44
+# %% ../nbs/03_model.ipynb #a3ad9939
+@patch
+def _mask_is_idle(self:AlignGPTForConditionalGeneration, mask):
+    "Padding on the right hides nothing that a causal mask would show to tokens with a loss; without it, attention does half the work."
+    return (mask is not None and mask.dim() == 2 and self.language_model.config._attn_implementation == 'sdpa'
+            and mask.device.type != 'meta' and bool((mask[:, 1:] <= mask[:, :-1]).all()))
+
+# %% ../nbs/03_model.ipynb #c3b744d7
 @patch
 def forward(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor|None=None, # with ALIGN and image placeholders, [batch, length]
@@ -199,6 +206,7 @@ def forward(self:AlignGPTForConditionalGeneration,
     logits_to_keep:int|Tensor=0, # last positions to compute logits for; 0: all
     num_items_in_batch:Tensor|int|None=None, # labels in the whole global batch, which the loss is divided by
     return_logits:bool|None=None, # with labels, compute the logits as well; None: yes, except in training mode
+    loss_slices:int|None=None, # slices of `supervised_loss`, where processes must use the output layer equally often
     **kwargs, # to the language model
 )->AlignGPTOutput:
     "One pass: `[BOS][ALIGN] text [IMAGE x n] text` through the language model (paper, sections 3.1 to 3.3)."
@@ -215,8 +223,9 @@ def forward(self:AlignGPTForConditionalGeneration,
         embeds = self.merge(input_ids, embeds, image, self.levels(weights), sample)
     lm, args = self.language_model, dict(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
     if labels is not None and not (not self.training if return_logits is None else return_logits):
+        if past_key_values is None and self._mask_is_idle(attention_mask): args['attention_mask'] = None
         out, logits = lm.base_model(**args, **{'use_cache':False, **kwargs}), None
-        loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch)
+        loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, slices=loss_slices)
     else:
         out = lm(**args, logits_to_keep=logits_to_keep, **kwargs)
         loss, logits = None, out.logits

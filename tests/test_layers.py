@@ -71,7 +71,7 @@ def test_image_text_dots(cell_91a0ac6b):
 
 
 def test_supervised_loss(cell_91a0ac6b):
-    # nbs/02_layers.ipynb #2e4f63c7
+    # nbs/02_layers.ipynb #72136355
     set_seed(0)
     small = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0)
     families = [LlamaConfig(**small), Qwen3Config(**small), Gemma2Config(**small), CohereConfig(**small), GraniteConfig(**small, logits_scaling=3.)]
@@ -85,3 +85,6 @@ def test_supervised_loss(cell_91a0ac6b):
         return (ours-full).abs().item(), (g1-g2).abs().max().item()
     gaps = {c.model_type: loss_gap(c, size) for c in families for size in (300, 2**25)}
     for v in gaps.values(): assert max(v) < 1e-5, gaps
+    lm = AutoModelForCausalLM.from_config(families[0]).train()
+    hidden = lm.base_model(ids).last_hidden_state.detach().requires_grad_()
+    for n in (1, 7, 40): test_close(supervised_loss(lm, hidden, labels, slices=n), supervised_loss(lm, hidden, labels), 1e-5)
