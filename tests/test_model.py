@@ -82,13 +82,15 @@ def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e8409f77, 
     test_fail(lambda: model(**batch, pixel_values=pixels[:1]), contains='32 image placeholders for 1 images')
     test_fail(lambda: model(input_ids=torch.tensor([[1, 500]])), contains='token id 500 is out of range')
 
-    # nbs/03_model.ipynb #7a098834
+    # nbs/03_model.ipynb #1afbf79c
     @torch.no_grad()
     def alone(i, **kw): return model(input_ids=batch['input_ids'][i:i+1, 2*i:], labels=batch['labels'][i:i+1, 2*i:], pixel_values=pixels[i:i+1], **kw)
     test_close(out.logits[0], alone(0).logits[0], 1e-5)
     test_close(out.logits[1, 2:], alone(1).logits[0], 1e-5)
     n = (batch['labels'] != -100).sum()
     test_close(sum(alone(i, return_logits=False, num_items_in_batch=n).loss for i in range(2)), out.loss, 1e-5)
+    right = {k: torch.stack([v[0], v[1].roll(-2)]) if k != 'attention_mask' else torch.stack([v[0], v[1].flip(0)]) for k,v in batch.items()}
+    test_close(model(**right, pixel_values=pixels, return_logits=False).loss, out.loss, 1e-5)
     test_is(alone(0, return_logits=False).logits, None)
 
     # nbs/03_model.ipynb #6812147e

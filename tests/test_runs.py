@@ -44,13 +44,13 @@ def test_saving(cell_6cf259b3):
 
 
 def test_Stop():
-    # nbs/10b_runs.ipynb #60502fdb
+    # nbs/10b_runs.ipynb #4a6b3674
     stop = Stop()
     stop.listen()
     test_eq(stop.agree(), False)
     signal.raise_signal(signal.SIGTERM); signal.raise_signal(signal.SIGINT)
     stop.leave()
-    test_eq((stop.agree(), stop.name), (True, 'SIGTERM'))
+    test_eq((stop.agree(), str(stop)), (True, 'SIGTERM'))
     e = Interrupted('runs/a: stopped', code=128 + stop.number)
     test_eq(e.code, 143)
 

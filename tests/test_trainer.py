@@ -19,11 +19,16 @@ def cell_46a73cee():
 
 
 @pytest.fixture
-def cell_d9517bc8(cell_46a73cee):
+def cell_a3af1a8d(cell_46a73cee):
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cell_d9517bc8(cell_46a73cee, cell_a3af1a8d):
     set_seed(0)
 
 
-def test_GroupedSampler(cell_46a73cee, cell_d9517bc8):
+def test_GroupedSampler(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
     # nbs/10c_trainer.ipynb #d9517bc8
     lengths, pics = torch.randint(20, 700, (1000,)).tolist(), (torch.rand(1000) < 0.7).tolist()
     sampler = GroupedSampler(lengths, pics, chunk=16)
@@ -42,7 +47,7 @@ def test_GroupedSampler(cell_46a73cee, cell_d9517bc8):
 
 
 @pytest.fixture
-def cell_086ca4ce(cell_46a73cee, cell_d9517bc8):
+def cell_086ca4ce(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
     def tiny_model(use_gate=True, seed=0, **kwargs):
         set_seed(seed)
         vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
@@ -51,7 +56,7 @@ def cell_086ca4ce(cell_46a73cee, cell_d9517bc8):
     return tiny_model
 
 
-def test_blind_picture(cell_46a73cee, cell_d9517bc8, cell_086ca4ce):
+def test_blind_picture(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_086ca4ce):
     tiny_model = cell_086ca4ce
 
     # nbs/10c_trainer.ipynb #086ca4ce
@@ -66,7 +71,7 @@ def test_blind_picture(cell_46a73cee, cell_d9517bc8, cell_086ca4ce):
     test_eq({p.grad.abs().max().item() for p in [*model.projector.parameters(), *model.gate.parameters()]}, {0.})
 
 
-def test_deepspeed_config(cell_46a73cee, cell_d9517bc8):
+def test_deepspeed_config(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
     # nbs/10c_trainer.ipynb #169af0af
     test_eq(deepspeed_config('zero2')['zero_optimization']['stage'], 2)
     test_eq(deepspeed_config('zero3-offload')['zero_optimization']['offload_param'], dict(device='cpu', pin_memory=True))
@@ -74,7 +79,7 @@ def test_deepspeed_config(cell_46a73cee, cell_d9517bc8):
     deepspeed_config('zero3', cpu=True)
 
 
-def test_training_arguments(cell_46a73cee, cell_d9517bc8, cell_086ca4ce):
+def test_training_arguments(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_086ca4ce):
     tiny_model = cell_086ca4ce
 
     # nbs/10c_trainer.ipynb #fbb2d746

@@ -17,6 +17,9 @@ def test_first_turn():
     # nbs/10d_training.ipynb #56536030
     logging.set_verbosity_error()
 
+    # nbs/10d_training.ipynb #a3af1a8d
+    torch.set_num_threads(1)
+
     # nbs/10d_training.ipynb #f7b143db
     class Toy(torch.utils.data.Dataset):
         "Pictures with one bright quarter; the answer is token 10 plus its number."
