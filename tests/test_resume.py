@@ -1,5 +1,5 @@
 """Runs that are killed, stopped, or meet a full disk, and go on to the numbers of a run that nothing happened to."""
-import json, multiprocessing, os, random, signal, time
+import functools, json, multiprocessing, os, random, signal, time
 from pathlib import Path
 
 import pytest, torch
@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import launched
 
-STEPS, SETTINGS = 40, ('batch_size=4', 'max_steps=40', 'save_every=2', 'shuffle=true', 'group="modality"'.replace('"', ''))
+STEPS, SETTINGS = 40, ('batch_size=4', 'max_steps=40', 'save_every=2', 'shuffle=true', 'group=modality')
 
 
 @pytest.fixture(scope='module')
@@ -41,14 +41,16 @@ def same(a, b):
 
 @pytest.fixture(scope='module')
 def whole(start, tmp_path_factory):
-    "Runs that nothing happened to."
-    out = {}
-    for stage in ('pretrain', 'finetune'):
-        out[stage] = tmp_path_factory.mktemp(f'whole-{stage}')
-        assert finish(start(out[stage], f'stage={stage}', *SETTINGS)) == 0
-    return out
+    "Folders of runs that nothing happened to, by stage."
+    @functools.cache
+    def run(stage):
+        out = tmp_path_factory.mktemp(f'whole-{stage}')
+        assert finish(start(out, f'stage={stage}', *SETTINGS)) == 0
+        return out
+    return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
 def test_kill(start, whole, stage, tmp_path):
     "kill -9 at ten random points, most of them while a checkpoint is written."
@@ -60,14 +62,14 @@ def test_kill(start, whole, stage, tmp_path):
         os.kill(p.pid, signal.SIGKILL)
         assert finish(p) == -signal.SIGKILL
     assert finish(start(tmp_path, f'stage={stage}', *SETTINGS)) == 0
-    same(tmp_path, whole[stage])
+    same(tmp_path, whole(stage))
 
 def test_stop(start, whole, tmp_path):
     "A scheduler's SIGTERM: the run saves, and the exit code tells."
     assert finish(start(tmp_path, *SETTINGS, 'at=7', f'signal={int(signal.SIGTERM)}')) == 143
     assert (tmp_path/'run'/'checkpoint-8'/'complete.json').exists()
     assert finish(start(tmp_path, *SETTINGS)) == 0
-    same(tmp_path, whole['finetune'])
+    same(tmp_path, whole('finetune'))
 
 def test_full_disk(start, whole, tmp_path, capfd):
     "A disk that is full while a checkpoint is written costs the steps since the last one, and nothing else."
@@ -75,8 +77,8 @@ def test_full_disk(start, whole, tmp_path, capfd):
     assert 'the disk is full' in capfd.readouterr().err
     assert [p.name for p in (tmp_path/'run').glob('checkpoint-*')] == ['checkpoint-6'] or not (tmp_path/'run'/'checkpoint-8').exists()
     assert finish(start(tmp_path, *SETTINGS)) == 0
-    same(tmp_path, whole['finetune'])
+    same(tmp_path, whole('finetune'))
 
 def test_keep(whole):
     "The last two checkpoints stay."
-    assert sorted(p.name for p in (whole['finetune']/'run').glob('checkpoint-*')) == ['checkpoint-38', 'checkpoint-40']
+    assert sorted(p.name for p in (whole('finetune')/'run').glob('checkpoint-*')) == ['checkpoint-38', 'checkpoint-40']
