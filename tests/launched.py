@@ -15,9 +15,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, TrainerCallback, set_see
 from transformers.utils import logging
 
 from aligngpt.batches import Collator
+from aligngpt.core import AlignGPTError
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
-from aligngpt.runs import Interrupted
 from aligngpt.training import FINETUNE, PRETRAIN, add_gate, override, run_stage
 
 torch.set_num_threads(1)
@@ -69,7 +69,9 @@ def main(out, *fields):
     accident = [Accident(at, number, limit)] if at is not None and rank in (None, RANK) else []
     valid = Mixed(6, levels) if stage.eval_every else None
     try: done = run_stage(tiny_model(not levels), Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device='cpu', quiet=True, callbacks=accident)
-    except Interrupted as e: print(e, file=sys.stderr); sys.exit(e.code)
+    except AlignGPTError as e:
+        (Path(out)/'error.txt').write_text(str(e))
+        sys.exit(getattr(e, 'code', 1))
     if RANK == 0: (Path(out)/'result.json').write_text(json.dumps(done | dict(processes=int(os.environ.get('WORLD_SIZE', 1)))))
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import launched
 
-STEPS, SETTINGS = 40, ('batch_size=4', 'max_steps=40', 'save_every=2', 'shuffle=true', 'group=modality')
+STEPS, SETTINGS = 20, ('batch_size=4', 'max_steps=20', 'save_every=2', 'shuffle=true', 'group=modality')
 
 
 @pytest.fixture(scope='module')
@@ -71,14 +71,14 @@ def test_stop(start, whole, tmp_path):
     assert finish(start(tmp_path, *SETTINGS)) == 0
     same(tmp_path, whole('finetune'))
 
-def test_full_disk(start, whole, tmp_path, capfd):
+def test_full_disk(start, whole, tmp_path):
     "A disk that is full while a checkpoint is written costs the steps since the last one, and nothing else."
     assert finish(start(tmp_path, *SETTINGS, 'at=7', 'limit=20000')) == 1
-    assert 'the disk is full' in capfd.readouterr().err
-    assert [p.name for p in (tmp_path/'run').glob('checkpoint-*')] == ['checkpoint-6'] or not (tmp_path/'run'/'checkpoint-8').exists()
+    assert 'the disk is full' in (tmp_path/'error.txt').read_text()
+    assert not (tmp_path/'run'/'checkpoint-8').exists() and (tmp_path/'run'/'checkpoint-6').exists()
     assert finish(start(tmp_path, *SETTINGS)) == 0
     same(tmp_path, whole('finetune'))
 
 def test_keep(whole):
     "The last two checkpoints stay."
-    assert sorted(p.name for p in (whole('finetune')/'run').glob('checkpoint-*')) == ['checkpoint-38', 'checkpoint-40']
+    assert sorted(p.name for p in (whole('finetune')/'run').glob('checkpoint-*')) == ['checkpoint-18', 'checkpoint-20']
