@@ -30,7 +30,7 @@ class AlignGPTOutput(ModelOutput):
     image_hidden_states: Tensor|None = None # projected image tokens, [n_images, n, H]
     weights: Tensor|None = None # weights over the levels at the ALIGN positions, [n_samples, N]
 
-# %% ../nbs/03_model.ipynb #8628699f
+# %% ../nbs/03_model.ipynb #d982ecb9
 class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     "A vision tower, a projector, alignment levels, a gate, and a language model (paper, figure 2)."
     config_class = AlignGPTConfig
@@ -45,6 +45,9 @@ class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self,
         config:AlignGPTConfig, # what to build
     ):
+        if getattr(config, 'mm_vision_tower', None):
+            raise AlignGPTError(f"{config._name_or_path or 'config'}: in the layout of the official release (its config.json has 'mm_vision_tower')",
+                                'open it with aligngpt.load(FOLDER), or write it anew with: aligngpt convert FOLDER NEW')
         super().__init__(config)
         c, H = config, config.text_config.hidden_size
         self.vision_tower = AutoModel.from_config(c.vision_config)
@@ -167,7 +170,20 @@ def merge(self:AlignGPTForConditionalGeneration,
     embeds = embeds.masked_scatter(is_image[...,None], image.to(embeds.dtype))
     return torch.where(is_align[...,None], align.to(embeds.dtype)[sample], embeds)
 
-# %% ../nbs/03_model.ipynb #ee953339
+# %% ../nbs/03_model.ipynb #b7e722e6
+@patch
+def check_ids(self:AlignGPTForConditionalGeneration,
+    input_ids:Tensor, # [batch, length]
+)->None: # or `AlignGPTError`
+    "Every id must be a token of the language model, or one of the two placeholders."
+    c = self.config
+    known = ((input_ids >= 0) & (input_ids < c.text_config.vocab_size)) | (input_ids == c.align_token_id) | (input_ids == c.image_token_id)
+    if known.all(): return
+    row, at = (~known).nonzero()[0].tolist()
+    raise AlignGPTError(f'input_ids: row {row}, position {at}: token id {input_ids[row, at].item()} is out of range. Valid range: 0-{c.text_config.vocab_size-1}, '
+                        f'and the placeholders {c.align_token_id} (ALIGN) and {c.image_token_id} (image)', "use this model's own processor")
+
+# %% ../nbs/03_model.ipynb #46777725
 @patch
 def embed_tokens(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor, # [batch, length]
@@ -176,10 +192,7 @@ def embed_tokens(self:AlignGPTForConditionalGeneration,
     c = self.config
     placeholder = (input_ids == c.image_token_id) | (input_ids == c.align_token_id)
     try: return self.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
-    except IndexError as e:
-        bad = int(input_ids.masked_fill(placeholder, 0).max())
-        raise AlignGPTError(f'input_ids: token id {bad} is out of range. Valid range: 0-{c.text_config.vocab_size-1}, and the placeholders '
-                            f'{c.align_token_id} (ALIGN) and {c.image_token_id} (image)', "use this model's own processor") from e
+    except IndexError: self.check_ids(input_ids); raise
 
 # %% ../nbs/03_model.ipynb #a3ad9939
 @patch
@@ -232,7 +245,7 @@ def forward(self:AlignGPTForConditionalGeneration,
         if labels is not None: loss = lm.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
     return AlignGPTOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions, image, weights)
 
-# %% ../nbs/03_model.ipynb #0224a465
+# %% ../nbs/03_model.ipynb #210e29d5
 _EXTRAS = 'vision_features', 'image_index', 'alignment'
 
 @patch
@@ -248,6 +261,7 @@ def generate(self:AlignGPTForConditionalGeneration,
 ): # ids, or with `return_dict_in_generate=True` an output that also has `weights` [batch, N]
     "Generate text; the gate decides about the alignment unless `alignment` does."
     ids = kwargs.pop('input_ids', inputs)
+    if ids is not None: self.check_ids(ids)
     if pixel_values is None and vision_features is None: return GenerationMixin.generate(self, ids, **kwargs)
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
     self.check_images(ids, len(V) if image_index is None else len(image_index))

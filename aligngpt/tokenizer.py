@@ -123,9 +123,9 @@ def _from_backend(backend, config, **special):
 
 def _exact_llama(path, model, config):
     "LLaMA's tokenizer around the exact conversion of sentencepiece file `model`."
-    from transformers import AutoTokenizer
+    from transformers import LlamaTokenizer
     tok = _from_backend(sentencepiece_backend(model, config.get('legacy', True)), config, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-    added = AutoTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # those of a fine-tuned checkpoint
+    added = LlamaTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # those of a fine-tuned checkpoint
     tok.add_tokens([t for i,t in sorted(added.items()) if i >= len(tok)])
     return tok
 

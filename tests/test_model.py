@@ -12,14 +12,39 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, SiglipVisi
 def cell_e96b3917():
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
     text = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    cfg = AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=100, image_token_id=101)
+    return vision, text
+
+
+@pytest.fixture
+def cell_e96b3917_3():
     set_seed(0)
+
+
+def test_AlignGPTForConditionalGeneration(cell_e96b3917, cell_e96b3917_3):
+    vision, text = cell_e96b3917
+
+    # nbs/03_model.ipynb #5fbec4a2
+    flat = AlignGPTConfig(vision_config=vision, text_config=text, mm_vision_tower='openai/clip-vit-large-patch14-336')
+    test_fail(lambda: AlignGPTForConditionalGeneration(flat), contains='in the layout of the official release')
+
+
+@pytest.fixture
+def cell_e96b3917_2(cell_e96b3917):
+    vision, text = cell_e96b3917
+    cfg = AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=100, image_token_id=101)
+    return cfg
+
+
+@pytest.fixture
+def cell_e96b3917_4(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3):
+    cfg = cell_e96b3917_2
     model = AlignGPTForConditionalGeneration(cfg).eval()
-    return text, cfg, model
+    return model
 
 
-def test_AlignGPTForConditionalGeneration_get_image_features(cell_e96b3917):
-    text, cfg, model = cell_e96b3917
+def test_AlignGPTForConditionalGeneration_get_image_features(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4):
+    vision, text = cell_e96b3917
+    model = cell_e96b3917_4
 
     # nbs/03_model.ipynb #3132bf2b
     pixels = torch.randn(2, 3, 32, 32)
@@ -31,8 +56,8 @@ def test_AlignGPTForConditionalGeneration_get_image_features(cell_e96b3917):
 
 
 @pytest.fixture
-def cell_e8409f77(cell_e96b3917):
-    text, cfg, model = cell_e96b3917
+def cell_e8409f77(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3):
+    cfg = cell_e96b3917_2
     A, N = cfg.align_token_id, cfg.num_image_tokens
     img = [cfg.image_token_id]*N
     row1, lab1 = [1, A, 5, 6, *img, 7, 8, 9, 2], [-100]*(N+5) + [8, 9, 2]
@@ -42,8 +67,8 @@ def cell_e8409f77(cell_e96b3917):
     return A, img, row1, row2, batch
 
 
-def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e8409f77):
-    text, cfg, model = cell_e96b3917
+def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77):
+    model = cell_e96b3917_4
     A, img, row1, row2, batch = cell_e8409f77
 
     # nbs/03_model.ipynb #e8409f77
@@ -54,14 +79,15 @@ def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e8409f7
 
 
 @pytest.fixture
-def cell_f4d5a559(cell_e96b3917, cell_e8409f77):
-    text, cfg, model = cell_e96b3917
+def cell_f4d5a559(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77):
+    model = cell_e96b3917_4
     A, img, row1, row2, batch = cell_e8409f77
     model.check_images(batch['input_ids'], 2)
 
 
-def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e8409f77, cell_f4d5a559):
-    text, cfg, model = cell_e96b3917
+def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
+        cell_f4d5a559):
+    model = cell_e96b3917_4
     A, img, row1, row2, batch = cell_e8409f77
 
     # nbs/03_model.ipynb #f4d5a559
@@ -69,8 +95,25 @@ def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e8409
     test_fail(lambda: model.check_images(batch['input_ids'][:, :-8], 2), contains='row 0 has 12')
 
 
-def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e8409f77, cell_f4d5a559):
-    text, cfg, model = cell_e96b3917
+@pytest.fixture
+def cell_8e4307b5(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77, cell_f4d5a559):
+    model = cell_e96b3917_4
+    A, img, row1, row2, batch = cell_e8409f77
+    model.check_ids(batch['input_ids'])
+
+
+def test_AlignGPTForConditionalGeneration_check_ids(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
+        cell_f4d5a559, cell_8e4307b5):
+    model = cell_e96b3917_4
+
+    # nbs/03_model.ipynb #8e4307b5
+    test_fail(lambda: model.check_ids(torch.tensor([[1, 5], [100, 500]])), contains='row 1, position 1: token id 500 is out of range. Valid range: 0-99')
+    test_fail(lambda: model.check_ids(torch.tensor([[1, -200]])), contains='row 0, position 1: token id -200')
+
+
+def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
+        cell_f4d5a559, cell_8e4307b5):
+    model = cell_e96b3917_4
     A, img, row1, row2, batch = cell_e8409f77
 
     # nbs/03_model.ipynb #65e34ac4
@@ -120,8 +163,10 @@ def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e8409f77, 
     ax.axvline(len(row1)-2, color='gray', ls=':'); ax.set(yscale='log', xlabel='position', ylabel='change of logits', title='One token of the answer is changed (dotted line)'); ax.legend();
 
 
-def test_AlignGPTForConditionalGeneration__get_logits_processor(cell_e96b3917, cell_e8409f77, cell_f4d5a559):
-    text, cfg, model = cell_e96b3917
+def test_AlignGPTForConditionalGeneration__get_logits_processor(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4,
+        cell_e8409f77, cell_f4d5a559, cell_8e4307b5):
+    cfg = cell_e96b3917_2
+    model = cell_e96b3917_4
     A, img, row1, row2, batch = cell_e8409f77
 
     # nbs/03_model.ipynb #65e34ac4

@@ -1,7 +1,8 @@
 """The numbers of the reference implementation, reproduced through the public functions from the official files.
 
 The folder comes from `ALIGNGPT_REFERENCE` (by default `../shared/reference`). Each of its sub-folders that holds an
-`expected.json` is tested, whatever the sizes, images and conversations in it.
+`expected.json` is tested, whatever the sizes, images and conversations in it. A smaller one, which `seeded.py` makes, is
+tested always.
 """
 import json, os, re
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from aligngpt.checkpoints import load, load_parts, load_pretrained_align, our_name
 from aligngpt.training import add_gate, freeze
 from aligngpt.weights import find_weights, map_tensors
+from seeded import make_reference
 
 HERE = Path(__file__).resolve().parent.parent
 ROOT = HERE/os.environ.get('ALIGNGPT_REFERENCE', HERE.parent/'shared'/'reference')
@@ -19,12 +21,14 @@ FOLDERS = sorted(p.parent for p in ROOT.glob('*/expected.json'))
 CPU = dict(dtype='float32', device='cpu')
 
 
-@pytest.fixture(scope='module', params=FOLDERS or [None], ids=lambda p: p.name if p else 'absent')
-def ref(request):
+@pytest.fixture(scope='module', params=['seeded', *(FOLDERS or [None])], ids=lambda p: p if isinstance(p, str) else p.name if p else 'absent')
+def ref(request, tmp_path_factory):
     "A reference folder: its path, its numbers, its tensors."
-    if request.param is None: pytest.skip(f'no reference numbers in {ROOT}: set ALIGNGPT_REFERENCE to their folder')
+    folder = request.param
+    if folder is None: pytest.skip(f'no reference numbers in {ROOT}: set ALIGNGPT_REFERENCE to their folder')
+    if folder == 'seeded': folder = make_reference(tmp_path_factory.mktemp('seeded')/'seeded')
     torch.manual_seed(0)
-    return request.param, json.loads((request.param/'expected.json').read_text()), load_file(request.param/'expected.safetensors')
+    return folder, json.loads((folder/'expected.json').read_text()), load_file(folder/'expected.safetensors')
 
 
 def records(folder, name): return json.loads((folder/f'{name}.json').read_text())
@@ -77,7 +81,8 @@ def check_trained(model, files, eps):
 def test_pretraining(ref):
     folder, expected, tensors = ref
     want, data = expected['pretrain'], records(folder, 'pretrain')
-    model, processor = load_pretrained_align(folder/'pretrain_init_mm_projector_align.bin', folder/'llm', folder/'clip', **CPU)
+    about = json.loads((folder/'pretrain_out'/'config.json').read_text()) # the initial file has no configuration beside it
+    model, processor = load_pretrained_align(folder/'pretrain_init_mm_projector_align.bin', folder/'llm', folder/'clip', vision_feature_layer=about['mm_vision_select_layer'], **CPU)
     assert (processor.template, processor.image_aspect_ratio) == ('plain', 'square')
     rows, batch = encode(folder, data, processor)
     check_ids(rows, want, processor)
@@ -107,7 +112,8 @@ def test_pretraining(ref):
 def test_tuning(ref):
     folder, expected, tensors = ref
     want, data = expected['finetune'], records(folder, 'finetune')
-    model, processor = load_pretrained_align(folder/'pretrain_out', folder/'llm', template='v1', image_aspect_ratio='pad', **CPU)
+    width = len(map_tensors(folder/'finetune_init_gate.bin')['gated_weight_layer.mlp.0.bias'])
+    model, processor = load_pretrained_align(folder/'pretrain_out', folder/'llm', template='v1', image_aspect_ratio='pad', gate_hidden_size=width, **CPU)
     add_gate(model, 'full'); load_parts(model, folder/'finetune_init_gate.bin')
     processor.gate_text = 'full'
     rows, batch = encode(folder, data, processor)

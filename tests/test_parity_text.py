@@ -13,12 +13,14 @@ from PIL import Image
 from aligngpt.conversation import BadRecord, IMAGE, TEMPLATES, render, to_messages
 from aligngpt.processor import AlignGPTProcessor, image_processor_for, make_processor
 from aligngpt.tokenizer import TextEncoder, load_tokenizer, sentencepiece_backend
+from seeded import ByRounds, by_hand, small_tokenizer
 
 REFERENCE = Path(os.environ.get('ALIGNGPT_REFERENCE', Path(__file__).resolve().parent.parent.parent/'shared'/'reference')).resolve()
 LLAMA_3 = REFERENCE.parent/'tokenizers'/'llama3'
 needs_reference = pytest.mark.skipif(not (REFERENCE/'prompt_labels.jsonl').exists(), reason='no reference numbers: set ALIGNGPT_REFERENCE to the folder that holds prompt_labels.jsonl')
 needs_llama_3 = pytest.mark.skipif(not (LLAMA_3/'tokenizer.model').exists(), reason='no LLaMA-3 tokenizer file beside the reference numbers (../tokenizers/llama3)')
-tiny = REFERENCE/'tiny'
+tiny = next((p.parent for p in sorted(REFERENCE.glob('*/expected.json'))), REFERENCE/'tiny') # whose tokenizer made the file
+GIVEN = sorted({t for line in (REFERENCE/'prompt_labels.jsonl').read_text(encoding='utf-8').splitlines() for t in json.loads(line)['expected']}) if (REFERENCE/'prompt_labels.jsonl').exists() else ['v1']
 
 
 def as_reference(processor, ids, labels=None):
@@ -32,12 +34,12 @@ def as_reference(processor, ids, labels=None):
 
 @pytest.fixture(scope='module')
 def processors():
-    return {t:make_processor(tiny/'llm', tiny/'clip', template=t, gate_text='full') for t in ('v1','llava_llama_2','plain')}
+    return {t:make_processor(tiny/'llm', tiny/'clip', template=t, gate_text='full') for t in {'v1', 'plain', *GIVEN}}
 
 def rows(): return [json.loads(line) for line in (REFERENCE/'prompt_labels.jsonl').read_text(encoding='utf-8').splitlines()]
 
 @needs_reference
-@pytest.mark.parametrize('template', ['v1','llava_llama_2','plain'])
+@pytest.mark.parametrize('template', GIVEN)
 def test_prompt_labels(processors, template):
     "Ids and labels of every conversation, to the token."
     p, wrong, seen = processors[template], [], 0
@@ -99,21 +101,6 @@ def test_inference_prompts(processors):
         assert as_reference(p, ready['input_ids'][0]) == case['input_ids']
         if case.get('image'): assert ready['pixel_values'].shape[0] == 1 and p(text=text, images=tiny/'images'/case['image'])['input_ids'] == ready['input_ids']
 
-def by_hand(image, ip, pad):
-    "The reference's preparation of a picture, written out with PIL and NumPy."
-    w, h = image.size
-    mean = np.array(ip.image_mean)
-    if pad and w != h:
-        square = Image.new('RGB', (max(w, h),)*2, tuple(int(x*255) for x in mean))
-        square.paste(image, (0, (w-h)//2) if w > h else ((h-w)//2, 0))
-        image, (w, h) = square, square.size
-    side = ip.crop_size['height']
-    new = (side, int(side*h/w)) if w < h else (int(side*w/h), side)
-    image = image.resize(new, Image.Resampling(ip.resample))
-    left, top = (new[0]-side)//2, (new[1]-side)//2
-    x = np.asarray(image.crop((left, top, left+side, top+side)), dtype=np.float64)/255
-    return ((x - mean)/np.array(ip.image_std)).transpose(2, 0, 1)
-
 def check_pixels(p, images):
     for aspect in ('pad','square'):
         p.image_aspect_ratio = aspect
@@ -152,65 +139,10 @@ def test_llama_3():
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
     "A checkpoint folder with a small sentencepiece model of LLaMA's kind, and the sentencepiece library's own tokenizer."
-    import sentencepiece
-    from transformers.convert_slow_tokenizer import SentencePieceExtractor
-    rng, folder, out = random.Random(0), tmp_path_factory.mktemp('llm'), io.BytesIO()
-    words = 'the a cat dog bus red blue on in what colour answer question picture shows two and of street, 10 42 yes. no! USER: ASSISTANT: [INST] [/INST]'.split()
-    lines = [('  ' if i%9 == 0 else ' ').join(rng.choices(words, k=rng.randint(2, 12))) for i in range(400)]
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=430, model_type='bpe', byte_fallback=True, minloglevel=2,
-        normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True)
-    (folder/'tokenizer.model').write_bytes(out.getvalue())
-    proto = SentencePieceExtractor(str(folder/'tokenizer.model')).proto
-    for piece in proto.pieces:
-        if set(piece.piece) == {'▁'}: piece.score = -1e9
-    (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
-    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='LlamaTokenizer', legacy=True, bos_token='<s>', eos_token='</s>', unk_token='<unk>')))
+    folder = tmp_path_factory.mktemp('llm')
+    sp = small_tokenizer(folder)
     (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
-    return folder, sentencepiece.SentencePieceProcessor(str(folder/'tokenizer.model'))
-
-class ByRounds:
-    "The reference's rules, told in another way: tokenize the chunks of the finished string, then mask round by round by counting tokens."
-    def __init__(self, sp): self.sp = sp
-
-    def legacy(self, text):
-        "Control strings are tokens, the text on each side of them is a text of its own."
-        ids = []
-        for i,part in enumerate(text.split('</s>')):
-            if i: ids.append(2)
-            for j,piece in enumerate(part.split('<s>')):
-                if j: ids.append(1)
-                if piece: ids += self.sp.encode(piece)
-        return ids
-
-    def ids(self, text):
-        "A first token, and -200 between the chunks around pictures."
-        out = [1]
-        for i,chunk in enumerate(text.split(IMAGE)): out += [-200]*(i > 0) + self.legacy(chunk)
-        return out
-
-    def v1(self, turns):
-        text = TEMPLATES['v1'].system + ' ' + ''.join(f'USER: {t}' + ' ' if i%2 == 0 else f'ASSISTANT: {t}</s>' for i,t in enumerate(turns))
-        return self.by_rounds(text, ' ASSISTANT: ')
-
-    def llava_llama_2(self, turns):
-        system = f"<<SYS>>\n{TEMPLATES['llava_llama_2'].system}\n<</SYS>>\n\n"
-        text = ''.join(f'<s>[INST] {system*(i == 0)}{t} [/INST]' if i%2 == 0 else f' {t} </s>' for i,t in enumerate(turns))[len('<s>'):]
-        return self.by_rounds(text, '[/INST] ')
-
-    def plain(self, turns):
-        ids = self.ids(IMAGE + turns[1] + '\n')
-        return ids, [-100, -100] + ids[2:]
-
-    def by_rounds(self, text, sep):
-        ids = self.ids(text)
-        labels, at = [-100] + ids[1:], 1
-        for piece in text.split('</s>'):
-            if not piece: break
-            head = len(self.ids(piece.split(sep)[0] + sep)) - 2
-            labels[at:at+head] = [-100]*head
-            at += len(self.ids(piece))
-        assert at == len(ids)
-        return ids, labels
+    return folder, sp
 
 QUESTIONS = ['What colour?', '  spaces  around ', 'Is "ASSISTANT: " a role?', 'Tabs\tand\nnew\n\nlines', 'code?', 'ünï 東京 🌄', 'long '*60, '[INST] or USER:?', '1,000 + 2', '\n', '<0x0A> <unk', 'a  b   c']
 ANSWERS = ['red', '  spaced  answer ', '- a\n- b\n\n1. c', '```python\nprint("hi")\n```', 'Guten Morgen – 東京', '[0.12, 0.3]', 'yes '*60, '\nnew line first', '1,002', ' ', 'USER: me', '▁']
