@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .core import AlignGPTError, atomic_path, os_errors, read_json, write_json
 from .reader import Answer, Reader, Settings, Stopped, Turn, context, user_image
 
-# %% ../nbs/12_chat.ipynb #0bfa9e4a
+# %% ../nbs/12_chat.ipynb #75ce0f54
 class Reply:
     "An answer on its way: iterate over it for pieces of text; `answer` holds what is known."
     def __init__(self,
@@ -27,7 +27,7 @@ class Reply:
     ):
         self.session, self.before, self.turn, self.settings = session, before, turn, settings
         self.answer = turn.answer = Answer(alignment=settings.alignment, seed=random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed)
-        self.tokens, self.error, self.finished = [], None, False
+        self.tokens, self.error, self.done = [], None, threading.Event()
         self.queue, self.lock, self.start = queue.SimpleQueue(), threading.Lock(), time.perf_counter()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -52,7 +52,7 @@ class Reply:
         for _ in self: pass
         return self.answer
 
-# %% ../nbs/12_chat.ipynb #603513a7
+# %% ../nbs/12_chat.ipynb #17e2e49d
 @patch
 def _work(self:Reply):
     "The thread: read the prompt, write the answer."
@@ -76,7 +76,7 @@ def _work(self:Reply):
 def _put(self:Reply, token):
     "Take a token from the model."
     with self.lock:
-        if self.finished: raise Stopped
+        if self.done.is_set(): raise Stopped
         if not self.answer.tokens: self.answer.first_token = time.perf_counter() - self.start
         self.answer.tokens += 1
         if token in self.session.reader.stops: return
@@ -89,7 +89,7 @@ def _flush(self:Reply, complete=True):
     text = self.session.decode(self.tokens).lstrip()
     text = text.rstrip() if complete else text.rstrip('\ufffd').rstrip()
     with self.lock:
-        if self.finished or not text.startswith(self.answer.text): return
+        if self.done.is_set() or not text.startswith(self.answer.text): return
         if (piece := text[len(self.answer.text):]): self.queue.put(piece)
         self.answer.text = text
 
@@ -99,10 +99,10 @@ def _finish(self:Reply, how, seen=None):
     a = self.answer
     with self.lock:
         if seen is not None and seen != a.text: a.text, a.finish = seen, how
-        if self.finished: return
-        self.finished, a.finish, a.seconds = True, how, time.perf_counter() - self.start
+        if self.done.is_set(): return
+        a.finish, a.seconds = how, time.perf_counter() - self.start
         if a.text or how in ('stop', 'length', 'context'): self.session.turns = self.before + [self.turn]
-        self.queue.put(None)
+        self.done.set(); self.queue.put(None)
 
 def _explain(e):
     "An error that a user can act on, where we know what to do."
@@ -139,7 +139,7 @@ class ChatSession:
         "Ask and wait."
         return self.stream(question, images, **settings).result()
 
-# %% ../nbs/12_chat.ipynb #8fc32088
+# %% ../nbs/12_chat.ipynb #113f8442
 def _settings(base, changes):
     "`base` with `changes`; an unknown name is an error that lists the valid ones."
     names = [f.name for f in fields(Settings)]
@@ -152,7 +152,7 @@ def _start(self:ChatSession, before, turn, settings):
     "Begin an answer to `turn` after the turns `before`."
     s = _settings(self.settings, settings)
     if self.reply is not None:
-        if not self.reply.finished: raise AlignGPTError('the last answer is still being written', 'wait for it, or stop it')
+        if not self.reply.done.is_set(): raise AlignGPTError('the last answer is still being written', 'wait for it, or stop it')
         self.reply.thread.join() # a stopped one may still be in its last step
     self.reply = Reply(self, before, turn, s)
     return self.reply

@@ -42,14 +42,15 @@ class Settings:
                            ('repetition_penalty', self.repetition_penalty > 0, 'above 0'), ('max_new_tokens', self.max_new_tokens >= 1, '1 or more')):
             if not ok: raise AlignGPTError(f'{k} is {getattr(self, k)!r}. Valid: {valid}')
 
-# %% ../nbs/09_reader.ipynb #9fa71539
+# %% ../nbs/09_reader.ipynb #8b1258ff
 def user_image(
     source:str|Path|bytes|Image.Image, # a file, an http(s) or data URL, the bytes of a file, or a picture
+    name:str='the picture', # what to call bytes or a picture in an error
     rules:ImageRules=ImageRules(rotate=True), # what is too large or too odd
 )->Image.Image: # RGB, a copy
     "Open a user's picture."
-    if isinstance(source, Image.Image): return to_rgb(ImageOps.exif_transpose(source), 'the picture')
-    if isinstance(source, bytes): return decode_image(source, 'the picture', rules)
+    if isinstance(source, Image.Image): return to_rgb(ImageOps.exif_transpose(source), name)
+    if isinstance(source, bytes): return decode_image(source, name, rules)
     name = str(source)
     if name.startswith('data:'):
         name, _, data = name.partition(',')
@@ -210,7 +211,7 @@ def encode(self:Reader,
         if id(im) not in self.features: self.features[id(im)] = im, self.model.get_vision_features(p.prepare_images([im]).to(device))
     return dict(images=[id(im) for im in pictures], **{k:torch.tensor([seq[k]], device=device) for k in ('input_ids', 'gate_mask')})
 
-# %% ../nbs/09_reader.ipynb #9c06f1c0
+# %% ../nbs/09_reader.ipynb #6c86f886
 @patch
 @torch.no_grad()
 def weigh(self:Reader,
@@ -222,7 +223,7 @@ def weigh(self:Reader,
     forced = None if alignment is None else level_weights(alignment, 1, m.config.num_levels, ids.device)
     if not prompt['images']: return None
     if forced is not None: return forced
-    end = int(gate[0].nonzero().max()) + 1 if gate.any() else 0
+    end = int(gate[0].nonzero().max()) + 1 if gate.any() else 1
     seen = int((ids[:, :end] == m.config.image_token_id).sum())//m.config.num_image_tokens
     return m._prompt_weights(ids[:, :end], self.vision(prompt)[:seen], None, None, gate[:, :end], None)
 
@@ -234,7 +235,7 @@ def vision(self:Reader,
     "What the tower saw in the pictures of a prompt."
     return torch.cat([self.features[k][1] for k in prompt['images']]) if prompt['images'] else None
 
-# %% ../nbs/09_reader.ipynb #854f01b8
+# %% ../nbs/09_reader.ipynb #fd40d6da
 @patch
 def keep(self:Reader,
     prompt:dict, # from `encode`
@@ -247,7 +248,7 @@ def keep(self:Reader,
     n = min(shared_prefix(self.ids[:have], ids, (self.images, prompt['images']), c.image_token_id, c.num_image_tokens), len(ids)-1) if same else 0
     try:
         if n < have: self.cache.crop(n - have)
-    except RuntimeError: n = 0 # a sliding window has forgotten what we would go back to
+    except (RuntimeError, ValueError): n = 0 # a sliding window has forgotten what we would go back to
     if not n: self.cache = DynamicCache(config=c.text_config)
     self.ids, self.images, self.weights = ids, prompt['images'], weights
     return n

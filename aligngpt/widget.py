@@ -6,8 +6,8 @@
 __all__ = ['CSS', 'JS', 'thumb_url', 'question_html', 'markdown_html', 'weights_html', 'answer_html', 'error_html',
            'conversation_html', 'ChatView', 'Chat']
 
-# %% ../nbs/13_widget.ipynb #2c4ca53c
-import base64, io, threading, time
+# %% ../nbs/13_widget.ipynb #9fa93ee2
+import base64, io, threading
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -77,7 +77,7 @@ def error_html(
     what, hint = (error.message, error.hint) if isinstance(error, AlignGPTError) else (f'{type(error).__name__}: {error}', '')
     return f'<div class="agpt-msg agpt-error" role="alert"><b>{escape(what)}</b>{hint and f"<div>{escape(hint)}</div>"}</div>'
 
-# %% ../nbs/13_widget.ipynb #ef07c372
+# %% ../nbs/13_widget.ipynb #9ad0f6c8
 CSS = """
 .agpt { --fg: var(--jp-ui-font-color1, var(--vscode-editor-foreground, inherit)); --line: rgba(128,128,128,.35); --soft: rgba(128,128,128,.12); --brand: #1f7a8c; --own: rgba(31,122,140,.18); --warm: #e08e45;
   color: var(--fg); font: 14px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); border: 1px solid var(--line); border-radius: 10px; display: flex; flex-direction: column; overflow: hidden; max-width: 860px; }
@@ -97,7 +97,7 @@ CSS = """
 .agpt-text p { margin: 0 0 6px; } .agpt-text p:last-child { margin: 0; }
 .agpt-text pre { background: var(--soft); padding: 8px; border-radius: 6px; overflow-x: auto; margin: 4px 0; }
 .agpt-text table { border-collapse: collapse; } .agpt-text td, .agpt-text th { border: 1px solid var(--line); padding: 2px 8px; }
-.agpt-live .agpt-text::after { content: '▍'; animation: agpt-blink 1s steps(2) infinite; }
+.agpt-live .agpt-text:empty::after, .agpt-live .agpt-text > :last-child::after { content: '▍'; animation: agpt-blink 1s steps(2) infinite; }
 @keyframes agpt-blink { 50% { opacity: 0; } }
 .agpt-bars { display: flex; gap: 3px; height: 46px; flex: none; font-size: 9px; line-height: 10px; opacity: .9; }
 .agpt-bars b { align-self: center; margin-right: 4px; font-size: 11px; font-weight: 500; }
@@ -118,7 +118,7 @@ CSS = """
 .agpt-compose { display: flex; gap: 6px; padding: 8px; border-top: 1px solid var(--line); align-items: flex-end; }
 .agpt-compose textarea { flex: 1; resize: none; font: inherit; color: inherit; background: transparent; border: 1px solid var(--line); border-radius: 8px; padding: 6px 10px; min-height: 36px; max-height: 160px; }
 .agpt-compose textarea:focus { outline: 2px solid var(--brand); outline-offset: -1px; }
-.agpt-compose > button { min-height: 36px; border-color: var(--line); }
+.agpt-compose > button { min-height: 36px; display: inline-flex; align-items: center; border-color: var(--line); }
 .agpt-compose > button.agpt-send { background: var(--brand); border-color: var(--brand); color: #fff; font-weight: 500; }
 .agpt.agpt-over { outline: 2px dashed var(--brand); outline-offset: -4px; }
 """
@@ -131,7 +131,7 @@ def conversation_html(
     log = ''.join(question_html(t) + (answer_html(t.answer) if t.answer else '') for t in turns)
     return f'<style>{CSS}</style><div class="agpt agpt-static"><div class="agpt-log">{log}</div></div>'
 
-# %% ../nbs/13_widget.ipynb #0006d69f
+# %% ../nbs/13_widget.ipynb #7ae1eb8b
 JS = r"""
 const MAX = 4 << 20, SIDE = 2048; // larger files are made smaller before they travel
 const tag = (name, attrs = {}, ...kids) => { const e = Object.assign(document.createElement(name), attrs); e.append(...kids); return e; };
@@ -155,8 +155,9 @@ function render({ model, el }) {
   const shelf = tag('div', { className: 'agpt-tray' }), input = tag('textarea', { rows: 1, placeholder: 'Ask something. Drop or paste a picture.' });
   const file = tag('input', { type: 'file', accept: 'image/*', multiple: true, hidden: true });
   const button = (text, title, onclick, className = '') => { const b = tag('button', { type: 'button', title, onclick, className }, text); b.setAttribute('aria-label', title); return b; };
-  const attach = button('🖼', 'Add a picture', () => file.click()), go = button('Send', 'Send', () => model.get('busy') ? stop() : send(), 'agpt-send');
+  const attach = button('', 'Add a picture', () => file.click()), go = button('Send', 'Send', () => model.get('busy') ? stop() : send(), 'agpt-send');
   const clear = button('Clear', 'Clear the conversation', () => model.send({ type: 'clear' }));
+  attach.innerHTML = '<svg viewBox="0 0 24 24" width="18" height="18" fill="none" stroke="currentColor" stroke-width="1.8"><rect x="3" y="4" width="18" height="16" rx="2"/><circle cx="8.5" cy="9.5" r="1.6"/><path d="M4 18l5.5-5.5 3.5 3.5 3-3 4.5 4.5"/></svg>';
   input.setAttribute('aria-label', 'Message'); log.setAttribute('role', 'log'); log.setAttribute('aria-live', 'polite');
   root.append(log, examples, shelf, tag('div', { className: 'agpt-compose' }, attach, input, go, clear), file);
   root.dataset.lmSuppressShortcuts = 'true'; // keys belong to us, not to JupyterLab
@@ -168,7 +169,7 @@ function render({ model, el }) {
     const text = input.value;
     if (model.get('busy') || (!text.trim() && !tray.length)) return;
     sent = { text, tray };
-    model.send({ type: 'send', text, pictures: tray.map(t => t.example ?? null) }, undefined, tray.filter(t => t.buffer).map(t => t.buffer));
+    model.send({ type: 'send', text, pictures: tray.map(t => t.example ?? t.name) }, undefined, tray.filter(t => t.buffer).map(t => t.buffer));
     input.value = ''; tray = []; drawTray(); grow();
   }
   function grow() { input.style.height = 'auto'; input.style.height = Math.min(160, input.scrollHeight + 2) + 'px'; }
@@ -260,7 +261,7 @@ class Chat(w.VBox):
         super().__init__([self.view, w.HBox([self.level, self.temperature, self.max_tokens], layout=w.Layout(flex_flow='row wrap'))], layout=w.Layout(max_width='880px'))
         self.show()
 
-# %% ../nbs/13_widget.ipynb #c8d65dc6
+# %% ../nbs/13_widget.ipynb #7007520a
 @patch
 def _set(self:Chat, name):
     "An observer that changes one setting of the session."
@@ -280,9 +281,9 @@ def _receive(self:Chat, view, content, buffers):
 
 @patch
 def _pictures(self:Chat, pictures, buffers):
-    "The pictures of a message: numbers of examples, or None for the next buffer."
+    "The pictures of a message: numbers of examples, or file names for the next buffer."
     rest = iter(buffers)
-    return [bytes(next(rest)) if p is None else self.examples[p] for p in pictures]
+    return [user_image(bytes(next(rest)), p) if isinstance(p, str) else self.examples[p] for p in pictures]
 
 @patch
 def _failed(self:Chat, error):
@@ -301,7 +302,7 @@ def show(self:Chat,
     turns = self.session.turns if turns is None else turns
     self.view.log = [h for t in turns for h in (question_html(t), answer_html(t.answer) if t.answer else '') if h] + [notice]*bool(notice)
 
-# %% ../nbs/13_widget.ipynb #db8b2333
+# %% ../nbs/13_widget.ipynb #825a4b24
 @patch
 def _begin(self:Chat, start):
     "Start an answer and the thread that follows it."
@@ -315,9 +316,8 @@ def _begin(self:Chat, start):
 def _follow(self:Chat, reply):
     "The thread: show the answer as it grows, then the conversation with it."
     try:
-        shown = 0
-        for _ in reply:
-            if (now := time.monotonic()) - shown > .05: self.view.live, shown = answer_html(reply.answer, live=True), now
+        while not reply.done.wait(.05): self.view.live = answer_html(reply.answer, live=True)
+        reply.result()
         self.show()
     except Exception as e: self._failed(e)
     self.view.busy, self.view.live = False, ''

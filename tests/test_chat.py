@@ -7,6 +7,7 @@ import copy, json, matplotlib.pyplot as plt, re, tempfile, torch
 from aligngpt.reader import Answer, Turn
 from aligngpt.toy import QUESTIONS, swatch, toy
 from pathlib import Path
+from transformers import MistralConfig
 
 
 @pytest.fixture
@@ -105,6 +106,18 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_dc281b7c):
         (same, used), (fresh, none) = talk(**kind), talk(**kind, reuse=False)
         test_eq(same, fresh)
         test_eq(none, [0]*5); assert all(u > 0 for u in used[1:]), used
+
+    # nbs/12_chat.ipynb #a76127de
+    c = model.config
+    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
+    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id, image_token_id=c.image_token_id))
+    def glance(reuse):
+        s = ChatSession(near, processor, temperature=0, max_new_tokens=8, reuse=reuse)
+        answers = [s.ask('What colour is it?', blue), s.ask('Count to ten.'), s.regenerate().result(), s.ask('Describe it.')]
+        return [a.text for a in answers], [a.reused_tokens > 0 for a in answers]
+    (words, known), (same_words, _) = glance(True), glance(False)
+    test_eq(words, same_words)
+    test_eq(known[2], False)
 
     # nbs/12_chat.ipynb #bea76986
     from_full = copy.copy(processor)

@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.reader import *
-import base64, tempfile, torch
+import base64, copy, tempfile, torch
 from aligngpt.images import ImageRules
 from aligngpt.toy import COLOURS, swatch, toy
 from dataclasses import replace
@@ -25,18 +25,18 @@ def cell_633ecf02_2():
 
 
 @pytest.fixture
-def cell_f183200f(cell_633ecf02_2):
+def cell_f6174f92(cell_633ecf02_2):
     blue, red = cell_633ecf02_2
     tmp = Path(tempfile.mkdtemp())
     blue.save(tmp/'blue.png'); raw = (tmp/'blue.png').read_bytes()
     return tmp, raw
 
 
-def test_user_image(cell_633ecf02_2, cell_f183200f):
+def test_user_image(cell_633ecf02_2, cell_f6174f92):
     blue, red = cell_633ecf02_2
-    tmp, raw = cell_f183200f
+    tmp, raw = cell_f6174f92
 
-    # nbs/09_reader.ipynb #f183200f
+    # nbs/09_reader.ipynb #f6174f92
     (tmp/'cut.png').write_bytes(raw[:60]); (tmp/'no.png').write_text('hello')
     url = 'data:image/png;base64,' + base64.b64encode(raw).decode()
     for source in (tmp/'blue.png', str(tmp/'blue.png'), raw, url, blue): test_eq(user_image(source).getpixel((0, 0)), COLOURS['blue'])
@@ -44,10 +44,10 @@ def test_user_image(cell_633ecf02_2, cell_f183200f):
     test_fail(lambda: user_image(b'hello'), contains='the picture: not an image')
     test_fail(lambda: user_image('data:image/png;base64,%%'), contains='data:image/png;base64: not base64')
     test_fail(lambda: user_image('http://127.0.0.1:9/x.png'), contains='check the address')
-    test_fail(lambda: user_image(raw, ImageRules(max_pixels=100)), contains='32 x 32 pixels, the limit is 100')
+    test_fail(lambda: user_image(raw, rules=ImageRules(max_pixels=100)), contains='32 x 32 pixels, the limit is 100')
 
 
-def test_context(cell_633ecf02_2, cell_f183200f):
+def test_context(cell_633ecf02_2, cell_f6174f92):
     blue, red = cell_633ecf02_2
 
     # nbs/09_reader.ipynb #9b9058f8
@@ -107,7 +107,7 @@ def test_shared_prefix():
     test_eq(prefix([1, 5, 6], [1, 100, 5, 6], ([], [])), 1)
 
 
-def test_Reader_write(cell_633ecf02, cell_633ecf02_2, cell_f183200f):
+def test_Reader_write(cell_633ecf02, cell_633ecf02_2, cell_f6174f92):
     model, processor = cell_633ecf02
     blue, red = cell_633ecf02_2
 
@@ -128,6 +128,15 @@ def test_Reader_write(cell_633ecf02, cell_633ecf02_2, cell_f183200f):
     test_eq(torch.equal(weights, weights2), True)
     test_eq(reader.keep(prompt2, weights2), len(prompt['input_ids'][0]) + len(got) - 1)
     len(prompt2['input_ids'][0]), reader.cache.get_seq_length()
+
+    # nbs/09_reader.ipynb #a489ca81
+    whole = dict(input_ids=prompt2['input_ids'], gate_mask=prompt2['gate_mask'], vision_features=reader.vision(prompt2))
+    test_close(weights2, model.generate(**whole, max_new_tokens=1, return_dict_in_generate=True, pad_token_id=0).weights, 1e-5)
+    early = copy.deepcopy(model); early.gate = None
+    bare = Reader(early, processor)
+    test_eq(bare.weigh(bare.encode([Turn('Describe it.', [blue])])), torch.eye(8)[-1:])
+    late = reader.encode([replace(first, images=[]), Turn('Describe it.', [blue])])
+    test_close(reader.weigh(late)[0], torch.tensor([1/7]*7 + [1]), 1e-5)
 
     # nbs/09_reader.ipynb #715ce4a1
     other = reader.encode([replace(first, images=[red]), Turn('Count to ten.')])

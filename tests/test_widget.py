@@ -40,13 +40,13 @@ def test_Chat__repr_html():
     test_eq(chat.send('Describe it.', wait=True).weights, [0., 0., 1., 0., 0., 0., 0., 0.])
     HTML(chat._repr_html_())
 
-    # nbs/13_widget.ipynb #f5a5d653
+    # nbs/13_widget.ipynb #6dd902c6
     png = io.BytesIO(); swatch('green').save(png, 'PNG')
     def browser(content, *buffers): chat._receive(chat.view, content, buffers); chat.thread.join()
-    browser(dict(type='send', text='What colour is it?', pictures=[None]), png.getvalue())
+    browser(dict(type='send', text='What colour is it?', pictures=['green.png']), png.getvalue())
     test_eq('<strong>green</strong>' in chat.view.log[-1], True)
-    browser(dict(type='send', text='And this?', pictures=[None]), b'no picture')
-    test_eq(('agpt-error' in chat.view.log[-1], 'not an image' in chat.view.log[-1], len(chat.session.turns)), (True, True, 3))
+    browser(dict(type='send', text='And this?', pictures=['letter.png']), b'no picture')
+    test_eq(('agpt-error' in chat.view.log[-1], 'letter.png: not an image' in chat.view.log[-1], len(chat.session.turns)), (True, True, 3))
     browser(dict(type='send', text='What colour is it?', pictures=[0]))
     test_eq('<strong>red</strong>' in chat.view.log[-1], True)
     browser(dict(type='again')); browser(dict(type='stop'))
