@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEANINGS', 'train_tokenizer', 'tokenizer_texts', 'fit', 'load_pixels', 'load_classes', 'truth_table',
            'meaning_shares', 'ContrastiveCLIP', 'ClipBatches', 'shift', 'train_clip', 'clip_tokenizer', 'zero_shot',
-           'TextBatches', 'train_llm']
+           'TextBatches', 'pack_documents', 'train_llm']
 
 # %% ../nbs/16_scratch.ipynb #f361b006
 import math
@@ -156,18 +156,17 @@ def shift(
     at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/16_scratch.ipynb #112f6e7b
+# %% ../nbs/16_scratch.ipynb #b7e4399b
 def train_clip(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    epochs:int=16,
+    epochs:int=12,
     seed:int=0,
     **kwargs, # to `fit`
 )->dict: # losses and seconds
     "Train a dual encoder on pictures whose colour and shape the answers tell."
     set_seed(seed)
-    pixels = load_pixels().float()/255
-    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=pixels.mean((0,2,3)).tolist(), image_std=pixels.std((0,2,3)).tolist())
+    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=[.5]*3, image_std=[.5]*3)
     text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=32,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu')
@@ -204,7 +203,7 @@ def zero_shot(
     right = classes[keep]
     return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(), both=(best == right).float().mean().item())
 
-# %% ../nbs/16_scratch.ipynb #7dd2b855
+# %% ../nbs/16_scratch.ipynb #f5de419f
 class TextBatches:
     "step -> batch of documents for a causal language model."
     def __init__(self,
@@ -214,17 +213,30 @@ class TextBatches:
         seed:int=0,
     ):
         self.b, self.pad = batch_size, tokenizer.pad_token_id
-        self.rows = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(text_documents(n, seed))['input_ids']]
+        self.docs = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(text_documents(n, seed))['input_ids']]
 
     def __call__(self, step):
-        rows = [torch.tensor(r) for r in self.rows[step*self.b:(step+1)*self.b]]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, True, -100)
-        return dict(input_ids=ids.masked_fill(ids < 0, self.pad), attention_mask=(ids >= 0).long(), labels=ids)
+        return pack_documents(self.docs[step*self.b:(step+1)*self.b], self.pad)
 
+def pack_documents(
+    docs:list[list[int]], # token ids, each beginning with the start token
+    pad:int, # padding token
+    length:int=192, # of a row, if no document is longer
+)->dict: # input_ids, position_ids, labels, each [rows, length]
+    "Several documents in a row. Positions begin anew with each, by which transformers knows that none may look at another."
+    rows, length = [[]], max(length, *map(len, docs))
+    for d in docs:
+        if sum(map(len, rows[-1])) + len(d) > length: rows.append([])
+        rows[-1].append(d)
+    def fill(values, v): return torch.tensor([r + [v]*(length-len(r)) for r in values])
+    return dict(input_ids=fill([sum(r, []) for r in rows], pad), position_ids=fill([[k for d in r for k in range(len(d))] for r in rows], 0),
+                labels=fill([[t for d in r for t in (-100, *d[1:])] for r in rows], -100), use_cache=False)
+
+# %% ../nbs/16_scratch.ipynb #a3daa104
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=500,
+    steps:int=550,
     hidden:int=96, # width
     layers:int=3,
     seed:int=0,
@@ -234,7 +246,7 @@ def train_llm(
     set_seed(seed)
     ids = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden, num_hidden_layers=layers, num_attention_heads=4,
-                                         max_position_embeddings=1024, **ids))
+                                         initializer_range=.06, max_position_embeddings=1024, **ids))
     done = fit(model, TextBatches(tokenizer, steps*64, seed=seed), out, 'language model', steps, 3e-3, seed=seed, **kwargs)
     tokenizer.save_pretrained(out/'model')
     return done
