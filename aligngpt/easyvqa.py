@@ -121,7 +121,7 @@ def tuning_records(
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
 
-# %% ../nbs/15_easyvqa.ipynb #4e54c071
+# %% ../nbs/15_easyvqa.ipynb #d231956d
 def text_documents(
     n:int, # how many
     seed:int=0,
@@ -148,8 +148,8 @@ def text_documents(
         f, qa = rng.choice(known)
         seen = ' '.join(rng.choice((f.color, f.shape)) for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
         kind = rng.random()
-        if kind < .2: return caption_document(f, seen)
-        if kind < .5: return list_document(f, seen)
+        if kind < .35: return caption_document(f, seen)
+        if kind < .6: return list_document(f, seen)
         return question_document(f, seen, early and [p for p in qa if not _negated(p[0])] or qa)
     return [document(i < plain*n) for i in range(n)]
 

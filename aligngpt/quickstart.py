@@ -29,16 +29,16 @@ from .looking import spearman
 from .scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from .training import FINETUNE, PRETRAIN, add_gate, override, plot_losses, run_stage
 
-# %% ../nbs/17_quickstart.ipynb #f41d9a45
+# %% ../nbs/17_quickstart.ipynb #a840d596
 @dataclass(frozen=True)
 class Recipe:
     "All settings of the quickstart."
     seed: int = 0
     captions: int = 2 # for each picture
     clip_epochs: int = 12 # of the dual encoder
-    llm_steps: int = 550 # of the language model
+    llm_steps: int = 650 # of the language model
     pretrain_epochs: float = 4 # over the caption pairs
-    tune_epochs: float = 3 # over the conversations
+    tune_epochs: float = 4 # over the conversations
     turns: int = 0 # questions in a conversation, 0 for all about a picture
     test_questions: int|None = None # None for all 9,673
 
@@ -81,7 +81,7 @@ def stage_data(
     store.fill(model.eval(), lambda names: processor.prepare_images([folder()/n for n in names]), quiet=not store.missing())
     return InMemory(SampleDataset(plain.records, **images, features=store)), Collator(processor.tokenizer.pad_token_id, store)
 
-# %% ../nbs/17_quickstart.ipynb #af680b44
+# %% ../nbs/17_quickstart.ipynb #38e98916
 def pretrain(
     run:Path, # with llm/model, clip/model and data/levels.json
     recipe:Recipe,
@@ -90,8 +90,8 @@ def pretrain(
     set_seed(recipe.seed)
     model, processor = from_base(run/'llm'/'model', run/'clip'/'model', dtype='float32', device='cpu', image_aspect_ratio='pad')
     data, collate = stage_data(run, run/'data'/'levels.json', model, processor, levels=True)
-    stage = override(PRETRAIN, learning_rate=1e-2, batch_size=64, accumulate=1, epochs=recipe.pretrain_epochs, precision='fp32', checkpointing=False,
-                     save_every=100, keep=1, log_every=5, image_aspect_ratio='pad', seed=recipe.seed)
+    stage = override(PRETRAIN, learning_rate=5e-3, batch_size=32, accumulate=1, epochs=recipe.pretrain_epochs, precision='fp32', checkpointing=False,
+                     save_every=200, keep=1, log_every=10, image_aspect_ratio='pad', seed=recipe.seed)
     return run_stage(model, data, collate, stage, run/'pretrain', processor, device='cpu')
 
 def tune(

@@ -103,7 +103,7 @@ def meaning_shares()->tuple[Tensor,Tensor]: # (p(t) over all pairs, p(t | i) whe
     given = torch.tensor([1/3 if (c and s) or not (c or s) else 1/6 for c, s in MEANINGS])
     return given*truth_table().mean(1), given
 
-# %% ../nbs/16_scratch.ipynb #c276d42f
+# %% ../nbs/16_scratch.ipynb #f378d69c
 class ContrastiveCLIP(CLIPModel):
     "CLIP with the loss above; its weights are those of a plain `CLIPModel`."
     def forward(self,
@@ -113,13 +113,23 @@ class ContrastiveCLIP(CLIPModel):
         truth:Tensor, # which meanings are true of each picture, [batch, 36]
     )->dict: # with the `loss`
         "Multi-positive InfoNCE in both directions."
-        def unit(out): return F.normalize(getattr(out, 'pooler_output', out), dim=-1)
-        I, T = unit(self.get_image_features(pixel_values=pixel_values)), unit(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+        seen = self.vision_model(pixel_values, output_hidden_states=True)
+        patches = self.vision_model.post_layernorm(seen.hidden_states[-2][:,1:].mean(1))
+        text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        T = F.normalize(getattr(text, 'pooler_output', text), dim=-1)
+        return dict(loss=sum(self.contrast(F.normalize(self.visual_projection(x), dim=-1), T, truth) for x in (seen.pooler_output, patches))/2)
+
+    def contrast(self,
+        I:Tensor, # unit vectors of the pictures, [batch, projection]
+        T:Tensor, # unit vectors of the texts, [36, projection]
+        truth:Tensor, # [batch, 36]
+    )->Tensor: # scalar
+        "The loss in both directions."
         s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device) for x in meaning_shares()]
         to_image = truth/truth.sum(0).clamp(min=1)
         i2t = -(truth*given * (s + p.log()).log_softmax(1)).sum(1).mean()
         t2i = -((to_image * s.log_softmax(0)).sum(0) * given).sum()/given.sum()
-        return dict(loss=(i2t + t2i)/2)
+        return (i2t + t2i)/2
 
 # %% ../nbs/16_scratch.ipynb #329374e8
 class ClipBatches:
@@ -232,11 +242,11 @@ def pack_documents(
     return dict(input_ids=fill([sum(r, []) for r in rows], pad), position_ids=fill([[k for d in r for k in range(len(d))] for r in rows], 0),
                 labels=fill([[t for d in r for t in (-100, *d[1:])] for r in rows], -100), use_cache=False)
 
-# %% ../nbs/16_scratch.ipynb #a3daa104
+# %% ../nbs/16_scratch.ipynb #b7ed1422
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=550,
+    steps:int=650,
     hidden:int=96, # width
     layers:int=3,
     seed:int=0,
