@@ -57,7 +57,7 @@ def main(
     if code == 130: typer.echo('interrupted; a command that keeps a folder goes on there when it is given again', err=True)
     sys.exit(code)
 
-# %% ../nbs/18_cli.ipynb #4d14c17d
+# %% ../nbs/18_cli.ipynb #bee9f675
 Device = Annotated[str, typer.Option(help='Where to run: auto, cpu, cuda, cuda:1, mps.')]
 DType = Annotated[str, typer.Option(help='Number format: auto, float32, bfloat16, float16.')]
 
@@ -69,8 +69,10 @@ def quickstart_(
 ):
     "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
     import dataclasses
+    from transformers.utils import logging
     from aligngpt.core import pick_attention
     from aligngpt.quickstart import REHEARSAL, Recipe, quickstart
+    logging.set_verbosity_error(); logging.disable_progress_bar() # of loading and saving models that take no time
     typer.echo(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}', err=True)
     m = quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed), lambda text: typer.echo(text, err=True))
     typer.echo(f"accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%} ({', '.join(f'{k} {v:.2%}' for k, v in m['by_kind'].items())})")

@@ -29,16 +29,16 @@ from .looking import spearman
 from .scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from .training import FINETUNE, PRETRAIN, add_gate, override, plot_losses, run_stage
 
-# %% ../nbs/17_quickstart.ipynb #a840d596
+# %% ../nbs/17_quickstart.ipynb #92acff93
 @dataclass(frozen=True)
 class Recipe:
     "All settings of the quickstart."
     seed: int = 0
     captions: int = 2 # for each picture
-    clip_epochs: int = 12 # of the dual encoder
+    clip_epochs: int = 14 # of the dual encoder
     llm_steps: int = 650 # of the language model
     pretrain_epochs: float = 4 # over the caption pairs
-    tune_epochs: float = 4 # over the conversations
+    tune_epochs: float = 3 # over the conversations
     turns: int = 0 # questions in a conversation, 0 for all about a picture
     test_questions: int|None = None # None for all 9,673
 

@@ -166,11 +166,11 @@ def shift(
     at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/16_scratch.ipynb #b7e4399b
+# %% ../nbs/16_scratch.ipynb #85a216df
 def train_clip(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    epochs:int=12,
+    epochs:int=14,
     seed:int=0,
     **kwargs, # to `fit`
 )->dict: # losses and seconds

@@ -64,7 +64,7 @@ def blind_picture(
     out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device), image_index=torch.zeros(0, dtype=torch.long, device=device))
     return out | (dict(alignment=torch.zeros(len(batch['input_ids']), dtype=torch.long, device=device)) if use_levels else {})
 
-# %% ../nbs/10c_trainer.ipynb #d8dda77f
+# %% ../nbs/10c_trainer.ipynb #81005f86
 class AlignGPTTrainer(Trainer):
     "transformers' Trainer with the grouped sampler, learning rates by part, and batches that keep in step."
     def __init__(self, *args,
@@ -91,7 +91,7 @@ class AlignGPTTrainer(Trainer):
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        if self.args.world_size == 1 and 'language_model' in self.stage.train: return inputs
+        if not self.stage.train or self.args.world_size == 1 and 'language_model' in self.stage.train: return inputs
         if not {'pixel_values', 'vision_features'} & inputs.keys():
             inputs.update(blind_picture(inputs, self.model.config.vision_config.image_size, self.stage.use_levels))
         return inputs | ({'loss_slices':self._slices(inputs['labels'])} if self.is_deepspeed_enabled else {})
