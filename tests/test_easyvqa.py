@@ -3,34 +3,35 @@
 import pytest
 from fastcore.test import *
 from aligngpt.easyvqa import *
-import matplotlib.pyplot as plt, random
+import matplotlib.pyplot as plt, random, re
 from PIL import Image
 from collections import Counter
 
 
 @pytest.fixture
-def cell_431b56dd():
+def cell_2f305412():
     qa = questions()
     return qa
 
 
-def test_folder(cell_431b56dd):
-    qa = cell_431b56dd
+def test_folder(cell_2f305412):
+    qa = cell_2f305412
 
-    # nbs/15_easyvqa.ipynb #431b56dd
+    # nbs/15_easyvqa.ipynb #2f305412
     test_eq((len(qa), sum(map(len, qa.values()))), (4000, 38575))
     test_eq(sum(map(len, questions('test').values())), 9673)
     test_fail(lambda: folder('valid'), contains="Unknown split 'valid'. Valid: train, test")
     fig, axs = plt.subplots(1, 5, figsize=(9, 2.2))
-    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\\n'.join(f'{q} {a}' for q,a in qa[i][:2]), fontsize=6.5)
+    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
+    fig.set_layout_engine('constrained')
 
 
-def test_Facts(cell_431b56dd):
-    qa = cell_431b56dd
+def test_Facts(cell_2f305412):
+    qa = cell_2f305412
 
-    # nbs/15_easyvqa.ipynb #431b56dd
+    # nbs/15_easyvqa.ipynb #2f305412
     fig, axs = plt.subplots(1, 5, figsize=(9, 2.2))
-    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\\n'.join(f'{q} {a}' for q,a in qa[i][:2]), fontsize=6.5)
+    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
 
     # nbs/15_easyvqa.ipynb #b3270a1e
     test_eq(facts([('what color is the circle?', 'red')]), Facts(frozenset({'red'}), frozenset({'circle'})))
@@ -68,7 +69,8 @@ def test_tuning_records():
 
 
 def test_text_documents():
-    # nbs/15_easyvqa.ipynb #f3124e7a
+    # nbs/15_easyvqa.ipynb #4be27483
     docs = text_documents(2000)
     test_eq(docs, text_documents(2000))
     test_eq(text_documents(5, seed=1) == docs[:5], False)
+    assert not any(re.search(r'\b(is no|not)\b', d) for d in docs[:700]) and any('not' in d for d in docs[700:])
