@@ -154,7 +154,7 @@ def _no_path(config):
     if Path(config._name_or_path).exists(): config._name_or_path = ''
     return config
 
-# %% ../nbs/08_checkpoints.ipynb #d1961770
+# %% ../nbs/08_checkpoints.ipynb #01001e47
 @dataclass
 class Checkpoint:
     "What a checkpoint holds, known before any weight is read."
@@ -177,9 +177,10 @@ def open_checkpoint(
     if kind == 'adapter': raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
     if kind != 'hf': c = _open_official(folder, kind, llm, tower, template, fresh)
     else: c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder), AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
+    _agree(c)
     return c if hasattr(c.config, 'quantization_config') else _check(c, fresh)
 
-# %% ../nbs/08_checkpoints.ipynb #b5f97472
+# %% ../nbs/08_checkpoints.ipynb #098b4b01
 def _open_official(folder, kind, llm, tower, template, fresh):
     "An official checkpoint, or projector and levels with a base language model."
     base = folder.parent if folder.is_file() else folder
@@ -201,6 +202,16 @@ def _open_official(folder, kind, llm, tower, template, fresh):
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, image_aspect_ratio=raw.get('image_aspect_ratio') or 'square', gate_text=config.gate_text,
                                   template=template or raw.get('template') or ('plain' if kind == 'align' else guess_template(tokenizer, str(raw.get('_name_or_path', '')))))
     return Checkpoint(folder, kind, config, processor, tensors)
+
+def _agree(c):
+    "Configuration and processor must mean the same placeholders and pictures; they would fit silently otherwise, and the answers be wrong."
+    hint = 'take config.json and processor_config.json from the same checkpoint'
+    for key in ('align_token_id', 'image_token_id', 'num_image_tokens'):
+        if (a := getattr(c.config, key)) != (b := getattr(c.processor, key)): raise AlignGPTError(f"{c.folder/'config.json'}: {key} is {a}, the processor beside it has {b}", hint)
+    from PIL import Image
+    height, width = c.processor.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
+    if (side := c.config.vision_config.image_size) != height or side != width:
+        raise AlignGPTError(f"{c.folder}: its image processor makes pictures of {width}x{height}, its vision tower takes {side}x{side}", hint)
 
 def _missing(folder, part):
     return AlignGPTError(f'{folder}: the checkpoint has no {part}', f"to go on with a new, untrained one, ask for it: fresh=('{part}',)")

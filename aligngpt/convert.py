@@ -19,7 +19,7 @@ from .core import AlignGPTError, atomic_path, fingerprint, own_folder, progress,
 from .checkpoints import ALIGN_FILE, LLAMA, Checkpoint, official_name, open_checkpoint
 from .weights import Entry, stream, write_safetensors
 
-# %% ../nbs/08_convert.ipynb #da9175a6
+# %% ../nbs/08_convert.ipynb #2f8ce88f
 @contextlib.contextmanager
 def partial_folder(
     dst:str|Path, # the folder that shall appear
@@ -30,10 +30,10 @@ def partial_folder(
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())): raise AlignGPTError(f'{dst}: exists already', 'name another folder, or remove this one')
     part = dst.with_name(f'.{dst.name}.partial')
     with own_folder(part):
-        if not (part/'plan.json').exists() or read_json(part/'plan.json') != plan:
-            for p in part.iterdir():
-                if p.name != '.lock': shutil.rmtree(p) if p.is_dir() else p.unlink()
-            write_json(plan, part/'plan.json')
+        other = not (part/'plan.json').exists() or read_json(part/'plan.json') != plan
+        for p in part.iterdir(): # what belongs to another plan, and what was cut off while it was written
+            if p.name != '.lock' and (other or p.suffix == '.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink()
+        if other: write_json(plan, part/'plan.json')
         yield part
         (part/'plan.json').unlink()
     (part/'.lock').unlink(missing_ok=True)
