@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DocRenderer', 'Index', 'output_markdown', 'export_markdown', 'page_markdown', 'write_pages', 'build_docs', 'main']
 
-# %% ../nbs/93_docs.ipynb #f0e075a7
+# %% ../nbs/93_docs.ipynb #6e0ac8cc
 import argparse, ast, base64, html, inspect, json, os, re, runpy, shutil, subprocess, sys, textwrap
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -18,7 +18,7 @@ from nbdev.doclinks import nbglob, patch_name
 from nbdev.process import extract_directives
 from nbdev.showdoc import show_doc
 from .book import in_project
-from .cells import BookError
+from .cells import BookError, bound_names
 
 # %% ../nbs/93_docs.ipynb #26e38f7d
 def _short(o):
@@ -197,7 +197,7 @@ def _source_link(module, name, cfg):
     except (OSError, TypeError, AttributeError): line = 1
     return f'<a class="source-link" href="{cfg.git_url}/blob/{cfg.branch}/{module.replace(".", "/")}.py#L{line}">source</a>'
 
-# %% ../nbs/93_docs.ipynb #d541a70f
+# %% ../nbs/93_docs.ipynb #d20e797f
 def export_markdown(
     source:str, # of the cell
     module:str, # full name of the module it is exported to
@@ -210,9 +210,12 @@ def export_markdown(
     defs = _definitions(source)
     shown = [(n, k) for n,k in defs if k != 'private' and n in anchors]
     hidden = ''.join(f'<a id="{anchors[n]}"></a>' for n,k in defs if k == 'private' and n in anchors)
-    names = [n for n,k in defs if '.' not in n or k == 'public']
-    if not defs and not all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body): return _fence(source.strip(), 'python')
-    label = 'Source' if shown else f'Source of {", ".join(names)}' if defs else 'Imports'
+    tree = ast.parse(source)
+    made = {o.name for o in tree.body if isinstance(o, ast.ClassDef)}
+    names = [n for n,_ in defs if n.split('.')[0] not in made or n in made] or sorted(bound_names(*tree.body))
+    imports = all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in tree.body)
+    if not defs and not imports and source.count('\n') < 25: return _fence(source.strip(), 'python')
+    label = 'Imports' if imports else 'Source' if shown else f'Source of {", ".join(names)}'
     parts = []
     for n,kind in shown:
         try: md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'), renderer=DocRenderer))

@@ -55,24 +55,25 @@ def test_definitions():
 
 
 @pytest.fixture
-def cell_440d982c():
+def cell_3d36a725():
     cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
     return cfg
 
 
-def test_export_markdown(cell_440d982c):
-    cfg = cell_440d982c
+def test_export_markdown(cell_3d36a725):
+    cfg = cell_3d36a725
 
-    # nbs/93_docs.ipynb #440d982c
+    # nbs/93_docs.ipynb #3d36a725
     md = export_markdown('def fingerprint():\n    1', 'aligngpt.core', {'fingerprint':'fingerprint'}, cfg)
     test_eq('### fingerprint { #fingerprint }' in md, True)
     test_eq('??? source "Source"\n\n    ```python\n    def fingerprint():\n        1\n    ```' in md, True)
     test_eq(export_markdown('import os', 'aligngpt.core', {}, cfg)[:20], '??? source "Imports"')
     test_eq(export_markdown('LEVELS = 8', 'aligngpt.core', {}, cfg), '```python\nLEVELS = 8\n```')
+    test_eq(export_markdown('@patch\ndef _m(self:A): 1', 'aligngpt.core', {}, cfg).split('\n')[0], '??? source "Source of A._m"')
 
 
-def test_page_name(cell_440d982c):
-    cfg = cell_440d982c
+def test_page_name(cell_3d36a725):
+    cfg = cell_3d36a725
 
     # nbs/93_docs.ipynb #80c2d3f8
     test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)', Path('evaluation/00_z.ipynb'), cfg),
