@@ -6,11 +6,10 @@
 __all__ = ['CLIP_L', 'SIGLIP2', 'LLAMA_7B', 'LLAMA_13B', 'LLAMA_3_8B', 'QWEN3_4B', 'STAGE_1', 'STAGE_2', 'PRESETS', 'Preset',
            'get_preset', 'count_parameters', 'ZooTable', 'zoo_table']
 
-# %% ../nbs/09_zoo.ipynb #8364b9ff
+# %% ../nbs/09_zoo.ipynb #6ca06b84
 from dataclasses import dataclass, field
 
 from .core import AlignGPTError
-from .layers import AlignGPTConfig
 
 # %% ../nbs/09_zoo.ipynb #5527b33a
 CLIP_L = dict(model_type='clip_vision_model', hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768)
@@ -29,7 +28,7 @@ STAGE_1 = dict(train=('projector', 'levels'), use_levels=True, learning_rate=1e-
 STAGE_2 = dict(train=('language_model', 'projector', 'gate'), use_levels=False, learning_rate=2e-5, schedule='cosine', warmup=0.03, weight_decay=0., epochs=1., batch_size=16, accumulate=1,
                max_length=2048, template='v1', image_aspect_ratio='pad')
 
-# %% ../nbs/09_zoo.ipynb #b2f2befb
+# %% ../nbs/09_zoo.ipynb #e4442223
 @dataclass(frozen=True)
 class Preset:
     "All there is to know about a model before its weights."
@@ -50,8 +49,9 @@ class Preset:
     def config(self,
         use_gate:bool=True, # False for pre-training
         **changes, # other fields of `AlignGPTConfig`
-    )->AlignGPTConfig: # complete; building the model needs no download
+    )->'AlignGPTConfig': # complete; building the model needs no download
         "The full configuration."
+        from aligngpt.layers import AlignGPTConfig
         return AlignGPTConfig(**{**dict(vision_config=dict(self.vision), text_config=dict(self.text), align_token_id=self.n_tokens, image_token_id=self.n_tokens+1, use_gate=use_gate), **changes})
 
     def stage(self,
@@ -91,9 +91,9 @@ def get_preset(
     if name not in PRESETS: raise AlignGPTError(f"Unknown model {name!r}. Valid: {', '.join(PRESETS)}")
     return PRESETS[name]
 
-# %% ../nbs/09_zoo.ipynb #2f1b4848
+# %% ../nbs/09_zoo.ipynb #ec16d15e
 def count_parameters(
-    config:AlignGPTConfig, # of any model
+    config:'AlignGPTConfig', # of any model
 )->dict[str,int]: # parameters of each part
     "Count parameters without building the model in memory."
     import torch

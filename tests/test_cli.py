@@ -2,7 +2,7 @@
 "Tests of `aligngpt.cli`: the asserting cells of its notebook, made by aligngpt_export."
 from fastcore.test import *
 from aligngpt.cli import *
-import os, subprocess, sys, tempfile, time
+import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 
@@ -27,6 +27,14 @@ def test_eval():
     assert 'hint:' in gone.stderr and 'Traceback' not in gone.stderr
     assert 'Traceback' in run('chat', 'no/such/folder/here', '--debug').stderr
     print(gone.stderr)
+
+    # nbs/18_cli.ipynb #8121e4a1
+    table = run('zoo').stdout
+    test_eq([l.split()[0] for l in table.splitlines()], ['model', 'aligngpt-7b', 'aligngpt-13b', 'aligngpt-llama2', 'aligngpt-llama3', 'aligngpt-qwen3', 'tiny'])
+    one = json.loads(run('zoo', 'aligngpt-13b').stdout)
+    test_eq((one['llm'], one['template'], one['finetune']['learning_rate'], one['text']['hidden_size']), ('lmsys/vicuna-13b-v1.5', 'v1', 2e-5, 5120))
+    test_eq(run('zoo', 'aligngpt-70b').returncode, 1)
+    table.splitlines()[:3]
 
     # nbs/18_cli.ipynb #ee2064e1
     def best_ms(*cmd):

@@ -69,7 +69,7 @@ def big_release(folder, layers, shard=300<<20):
     text = {**LLAMA_13B, 'num_hidden_layers':layers}
     c = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8), text_config=text, gate_hidden_size=20)
     with torch.device('meta'): shapes = {official_name(n):t.shape for n,t in AlignGPTForConditionalGeneration(c).state_dict().items()}
-    about = json.loads((folder/'config.json').read_text())
+    about = {k:v for k,v in json.loads((folder/'config.json').read_text()).items() if k != 'head_dim'}
     (folder/'config.json').write_text(json.dumps({**about, **{k:v for k,v in text.items() if k in about}, 'model_type':'aligngpt', 'mm_vision_tower':'vision_tower'}))
     for f in folder.glob('model*.safetensors*'): f.unlink()
     files, room, total = [{}], shard, 0

@@ -13,6 +13,7 @@ from PIL import Image
 from aligngpt.conversation import BadRecord, IMAGE, TEMPLATES, render, to_messages
 from aligngpt.processor import AlignGPTProcessor, image_processor_for, make_processor
 from aligngpt.tokenizer import TextEncoder, load_tokenizer, sentencepiece_backend
+from aligngpt.zoo import get_preset
 from seeded import ByRounds, by_hand, small_tokenizer
 
 REFERENCE = Path(os.environ.get('ALIGNGPT_REFERENCE', Path(__file__).resolve().parent.parent.parent/'shared'/'reference')).resolve()
@@ -132,6 +133,23 @@ def test_llama_3():
     rng, shards = random.Random(0), ['a','cat',' ','  ',' '*9,'\n','\t','\r','é','東京','🌄','--',"'S","'ll",'\u200b','\u00a0','\x00','42','123456',' answer','USER:',*named]
     texts = [''.join(rng.choices(shards, k=rng.randint(1, 20))) for _ in range(2000)]
     assert [t for t in texts if plain(t) != original.encode(t, allowed_special='all')] == []
+
+@pytest.mark.parametrize('names, folder', [(('aligngpt-7b', 'aligngpt-13b', 'aligngpt-llama2'), tiny/'llm'), (('aligngpt-llama3',), LLAMA_3)], ids=['llama', 'llama_3'])
+def test_presets(names, folder):
+    "The ids that a preset's configuration names are those that its tokenizer gives, and its template's marks are tokens."
+    if not (folder/'tokenizer.model').exists(): pytest.skip(f'no tokenizer in {folder}')
+    tok = load_tokenizer(folder)
+    for name in names:
+        preset, ip = get_preset(name), image_processor_for(get_preset(name).config())
+        if len(tok) != preset.n_tokens + 2: pytest.skip('the reference has another tokenizer than LLaMA-2')
+        c = preset.config()
+        p = AlignGPTProcessor(ip, tok, num_image_tokens=c.num_image_tokens, template=preset.template)
+        assert (p.align_token_id, p.image_token_id) == (c.align_token_id, c.image_token_id) == (preset.n_tokens, preset.n_tokens + 1), name
+        assert tok.bos_token_id == c.text_config.bos_token_id and c.text_config.vocab_size == preset.n_tokens, name
+        sample = p.layout(render(to_messages({'image':'x', 'conversations':[{'from':'human', 'value':f'{IMAGE}\nWhat?'}, {'from':'gpt', 'value':'Red'}]}), preset.template, bos=tok.bos_token, eos=tok.eos_token))
+        ids = sample['input_ids']
+        assert ids[:2] == [tok.bos_token_id, c.align_token_id] and ids.count(c.image_token_id) == 576
+        assert ids[-1] in p.stop_token_ids and sample['labels'][-1] == ids[-1], name
 
 
 # From here on nothing but a seed is needed.

@@ -1,4 +1,4 @@
-"""Each thing that a user can get wrong is one line that names the file, the row or the key."""
+"""Each thing that a user can get wrong with a model is one line that names the file, the row or the key."""
 import json, os, shutil
 
 import pytest, torch
