@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARDINGS', 'GroupedSampler', 'blind_picture', 'AlignGPTTrainer', 'deepspeed_config', 'training_arguments']
 
-# %% ../nbs/10c_trainer.ipynb #d29c65f1
+# %% ../nbs/10c_trainer.ipynb #95489f20
 import dataclasses, os
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .core import AlignGPTError, pick_device
 from .runs import saving
-from .stages import StageConfig, param_groups
+from .settings import StageConfig
+from .stages import param_groups
 
 # %% ../nbs/10c_trainer.ipynb #0abe070f
 class GroupedSampler(torch.utils.data.Sampler):
@@ -53,7 +54,7 @@ class GroupedSampler(torch.utils.data.Sampler):
         chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=g).tolist()]
         return iter([i for c in chunks for i in c] + rest)
 
-# %% ../nbs/10c_trainer.ipynb #19c11430
+# %% ../nbs/10c_trainer.ipynb #e7d798e2
 def blind_picture(
     batch:dict, # of text only
     side:int, # of the pictures that the tower takes
@@ -61,8 +62,9 @@ def blind_picture(
 )->dict[str,Tensor]: # to add to the batch
     "A picture that goes through the modules and that no row points at."
     device = batch['input_ids'].device
+    n = int(batch['sample_ids'].max()) + 1 if 'sample_ids' in batch else len(batch['input_ids'])
     out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device), image_index=torch.zeros(0, dtype=torch.long, device=device))
-    return out | (dict(alignment=torch.zeros(len(batch['input_ids']), dtype=torch.long, device=device)) if use_levels else {})
+    return out | (dict(alignment=torch.zeros(n, dtype=torch.long, device=device)) if use_levels else {})
 
 # %% ../nbs/10c_trainer.ipynb #81005f86
 class AlignGPTTrainer(Trainer):
