@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from . import __version__
+from .cli_train import register
 from .core import AlignGPTError
 
 # %% ../nbs/18_cli.ipynb #5aa1f668
@@ -149,6 +150,9 @@ def zoo(
     p = get_preset(name)
     about = {k:v for k,v in dataclasses.asdict(p).items() if k not in ('stage1', 'stage2')}
     typer.echo(json.dumps({**about, 'pretrain':p.stage('pretrain'), 'finetune':p.stage('finetune')}, indent=2))
+
+# %% ../nbs/18_cli.ipynb #7c1e0a53
+register(app)
 
 # %% ../nbs/18_cli.ipynb #a5dd8252
 @app.command('eval')

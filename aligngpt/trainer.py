@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHARDINGS', 'GroupedSampler', 'blind_picture', 'AlignGPTTrainer', 'deepspeed_config', 'training_arguments']
 
-# %% ../nbs/10c_trainer.ipynb #95489f20
-import dataclasses, os
+# %% ../nbs/10c_trainer.ipynb #40e3df6d
+import contextlib, dataclasses, os
 from pathlib import Path
 
 import torch, torch.distributed as dist
@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_available
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .adapters import has_adapter, save_adapter
 from .core import AlignGPTError, pick_device
 from .runs import saving
 from .settings import StageConfig
@@ -66,15 +67,15 @@ def blind_picture(
     out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device), image_index=torch.zeros(0, dtype=torch.long, device=device))
     return out | (dict(alignment=torch.zeros(n, dtype=torch.long, device=device)) if use_levels else {})
 
-# %% ../nbs/10c_trainer.ipynb #81005f86
+# %% ../nbs/10c_trainer.ipynb #64a5e65b
 class AlignGPTTrainer(Trainer):
     "transformers' Trainer with the grouped sampler, learning rates by part, and batches that keep in step."
     def __init__(self, *args,
         stage:StageConfig, # what is trained and how
         **kwargs, # to `Trainer`
     ):
-        super().__init__(*args, **kwargs)
-        self.stage, self.model_accepts_loss_kwargs, self._loss_shifts_labels = stage, True, True
+        with _adapters_shown(kwargs.get('model')): super().__init__(*args, **kwargs)
+        self.stage, self.base, self.model_accepts_loss_kwargs, self._loss_shifts_labels = stage, '', True, True
         self.add_callback(_Epochs(self))
 
     def _get_train_sampler(self, train_dataset=None):
@@ -104,13 +105,26 @@ class AlignGPTTrainer(Trainer):
         dist.all_reduce(n, dist.ReduceOp.MAX)
         return max(1, int(n))
 
-# %% ../nbs/10c_trainer.ipynb #2ea205b2
+# %% ../nbs/10c_trainer.ipynb #3024453d
 class _Epochs(TrainerCallback):
     "Tell sampler and data which epoch begins."
     def __init__(self, trainer): self.trainer = trainer
     def on_epoch_begin(self, args, state, control, **kwargs):
         for o in (self.trainer.train_dataset, self.trainer.sampler):
             if hasattr(o, 'set_epoch'): o.set_epoch(int((state.epoch or 0) + 1e-6))
+
+def _adapted(model):
+    "Has the model, which may be any, a language model with adapters?"
+    return hasattr(model, 'language_model') and has_adapter(model)
+
+@contextlib.contextmanager
+def _adapters_shown(model):
+    "`Trainer` wants to see the adapters of a quantised language model in the model around it."
+    shown = _adapted(model)
+    if shown: model._hf_peft_config_loaded = True
+    try: yield
+    finally:
+        if shown: del model._hf_peft_config_loaded
 
 def _fill_gradients(optimizer, *_):
     "A trained parameter that a step did not touch has the gradient zero, as it has among several processes."
@@ -138,11 +152,12 @@ def _check_finite(self:AlignGPTTrainer):
         raise AlignGPTError(f'{self.args.output_dir}: loss or weights are not finite at step {self.state.global_step}; no checkpoint is written',
                             'the last checkpoint is intact: lower the learning rate, or use bf16 or fp32 instead of fp16, and run the command again')
 
-# %% ../nbs/10c_trainer.ipynb #a9152b7b
+# %% ../nbs/10c_trainer.ipynb #bc626677
 @patch
 def save_model(self:AlignGPTTrainer, output_dir=None, _internal_call=False):
     "The whole model; inside a checkpoint, what is trained."
-    if not _internal_call:
+    if not _internal_call and _adapted(self.model): self._save_adapters(output_dir)
+    elif not _internal_call:
         if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT')
         Trainer.save_model(self, output_dir)
         if self.args.should_save: (Path(output_dir)/'training_args.bin').unlink(missing_ok=True)
@@ -150,6 +165,17 @@ def save_model(self:AlignGPTTrainer, output_dir=None, _internal_call=False):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled: self.model.config.save_pretrained(output_dir)
         else: save_file({n:p.detach().contiguous() for n,p in self.model.named_parameters() if p.requires_grad}, Path(output_dir)/SAFE_WEIGHTS_NAME, metadata=dict(format='pt'))
+
+@patch
+def _save_adapters(self:AlignGPTTrainer, folder):
+    "Adapters, projector, levels and gate, without the base; ZeRO-3 has them in pieces."
+    if self.is_fsdp_enabled: raise AlignGPTError('FSDP holds adapters in pieces that are not gathered', 'use sharding zero2 or zero3 with adapters')
+    whole = contextlib.nullcontext()
+    if self.is_deepspeed_enabled:
+        import deepspeed
+        whole = deepspeed.zero.GatheredParameters([p for n,p in self.model.named_parameters() if p.requires_grad or n.startswith(('projector.', 'levels.', 'gate.'))])
+    with whole:
+        if self.args.should_save: save_adapter(self.model, folder, self.base, self.processing_class)
 
 @patch
 def _issue_warnings_after_load(self:AlignGPTTrainer, load_result):

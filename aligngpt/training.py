@@ -7,7 +7,7 @@ __all__ = ['run_stage', 'AnswersCallback', 'plot_losses', 'FINETUNE', 'PRETRAIN'
            'freeze', 'override', 'param_groups', 'AlignGPTTrainer', 'GroupedSampler', 'training_arguments',
            'Interrupted', 'RunCallback', 'last_checkpoint']
 
-# %% ../nbs/10d_training.ipynb #ee0e0fc4
+# %% ../nbs/10d_training.ipynb #5c3f9602
 import contextlib, dataclasses, json, shutil
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from .core import AlignGPTError, atomic_path, environment, os_errors, own_folder, read_json, write_json
 from .runs import Interrupted, RunCallback, checkpoints, last_checkpoint
-from .stages import FINETUNE, PRETRAIN, FreezeTable, StageConfig, add_gate, freeze, override, param_groups
+from .settings import FINETUNE, PRETRAIN, StageConfig, override
+from .stages import FreezeTable, add_gate, freeze, param_groups
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
 # %% ../nbs/10d_training.ipynb #9bcea047
@@ -57,7 +58,7 @@ def _hold(folder, args):
         if args.world_size > 1: torch.distributed.barrier()
         yield
 
-# %% ../nbs/10d_training.ipynb #5243354a
+# %% ../nbs/10d_training.ipynb #b469d233
 def run_stage(
     model, # an AlignGPT model
     data, # torch dataset of encoded samples; may have `lengths`, `has_image`, `fingerprint` and `set_epoch`
@@ -84,6 +85,7 @@ def run_stage(
         shown = (AnswersCallback(folder, valid, collate, stage, processor),) if valid is not None and stage.show else ()
         trainer = AlignGPTTrainer(model=model, args=args, train_dataset=data, eval_dataset=valid, data_collator=collate, processing_class=processor,
                                   stage=stage, callbacks=[call, *shown, *callbacks])
+        trainer.base = (record or {}).get('base', '')
         for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
         try: seconds = _train(trainer, call, last_checkpoint(folder))
         finally: call.close()

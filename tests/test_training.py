@@ -7,7 +7,8 @@ from aligngpt.batches import Collator
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
 from aligngpt.runs import Interrupted
-from aligngpt.stages import FINETUNE, PRETRAIN, add_gate, override
+from aligngpt.settings import FINETUNE, PRETRAIN, override
+from aligngpt.stages import add_gate
 from pathlib import Path
 from transformers import CLIPVisionConfig, LlamaConfig, TrainerCallback, set_seed
 from transformers.utils import logging

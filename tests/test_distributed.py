@@ -1,0 +1,69 @@
+"""Two processes do what one does: batches of mixed modality, ZeRO-2 and ZeRO-3, FSDP, and a process that dies."""
+import json, os, signal, socket, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+HERE, STEPS = Path(__file__).parent, 50
+SHARDINGS = 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp'
+
+
+def port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def launch(out, *fields, processes=2):
+    "Run `launched.py` in this many processes."
+    run = [sys.executable] if processes == 1 else [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--master_port', str(port())]
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
+    return subprocess.run([*run, str(HERE/'launched.py'), str(out), *fields], env=env, capture_output=True, text=True, timeout=1800)
+
+def result(out): return json.loads((out/'result.json').read_text())
+
+def need(sharding):
+    if sharding.startswith('zero'): pytest.importorskip('deepspeed')
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    "Losses of one process, by stage."
+    out = {}
+    for stage in ('pretrain', 'finetune'):
+        tmp = tmp_path_factory.mktemp(f'one-{stage}')
+        done = launch(tmp, f'stage={stage}', 'batch_size=4', f'max_steps={STEPS}', processes=1)
+        assert done.returncode == 0, done.stderr[-2000:]
+        out[stage] = tmp
+    return out
+
+@pytest.mark.parametrize('sharding', SHARDINGS)
+@pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
+def test_two_are_one(stage, sharding, one, tmp_path):
+    "50 steps; in each the second process has text only."
+    need(sharding)
+    done = launch(tmp_path, f'stage={stage}', 'batch_size=2', f'max_steps={STEPS}', f'sharding={sharding}')
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = result(one[stage]), result(tmp_path)
+    assert b['processes'] == 2 and len(b['losses']) == STEPS
+    difference = max(abs(x-y) for x, y in zip(a['losses'], b['losses']))
+    print(f'{stage} {sharding}: losses differ by at most {difference:.1e}')
+    assert difference < 1e-4
+    wa, wb = (load_file(p/'run'/'model'/'model.safetensors') for p in (one[stage], tmp_path))
+    assert wa.keys() == wb.keys()
+    assert max((wa[k]-wb[k]).abs().max().item() for k in wa) < 1e-3
+
+@pytest.mark.parametrize('sharding', ['zero2', 'zero3'])
+def test_dead_process(sharding, one, tmp_path):
+    "One of two processes is killed at step 25; the run goes on from the last checkpoint to the same losses."
+    need(sharding)
+    fields = 'batch_size=2', f'max_steps={STEPS}', f'sharding={sharding}', 'save_every=10'
+    dead = launch(tmp_path, *fields, 'at=25', 'rank=1', f'signal={int(signal.SIGKILL)}')
+    assert dead.returncode != 0
+    assert (tmp_path/'run'/'checkpoint-20'/'complete.json').exists() and not (tmp_path/'result.json').exists()
+    done = launch(tmp_path, *fields)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = result(one['finetune'])['losses'], result(tmp_path)['losses']
+    difference = max(abs(x-y) for x, y in zip(a, b))
+    print(f'{sharding}: losses after the restart differ by at most {difference:.1e}')
+    assert len(b) == STEPS and difference < 1e-4
