@@ -30,6 +30,7 @@ def map_tensors(
         tensors = torch.load(file, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as e: raise _no_tensors(file, e) from e
     except Exception as e:
+        if 'annot allocate memory' in str(e): raise AlignGPTError(f'{file}: not enough memory to map its {file.stat().st_size:,} bytes', 'free some memory, or use a checkpoint with smaller shards') from e
         raise AlignGPTError(f"{file}: damaged or cut short ({file.stat().st_size:,} bytes): {str(e).splitlines()[0][:150]}", 'download or copy the file again') from e
     if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()): return tensors
     raise AlignGPTError(f'{file}: holds a {type(tensors).__name__}, expected a dictionary of tensors', 'name the file with the model\'s weights')
