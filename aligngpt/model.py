@@ -295,7 +295,8 @@ def _expand_inputs_for_generation(self:AlignGPTForConditionalGeneration, expand_
     if V is not None and expand_size > 1:
         per_row = ((input_ids == self.config.image_token_id).sum(1)//self.config.num_image_tokens).tolist()
         index = torch.cat([rows.repeat(expand_size) for rows in index.split(per_row)])
-    input_ids, kwargs = GenerationMixin._expand_inputs_for_generation(self, expand_size, is_encoder_decoder, input_ids, **kwargs)
+    plain = super(AlignGPTForConditionalGeneration, self)._expand_inputs_for_generation # a static method in transformers 5.16
+    input_ids, kwargs = plain(expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs)
     return input_ids, kwargs if V is None else {**kwargs, 'vision_features':V, 'image_index':index}
 
 @patch
