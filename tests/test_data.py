@@ -3,101 +3,40 @@
 import pytest
 from fastcore.test import *
 from aligngpt.data import *
-import io, json, numpy as np, pickle, pyarrow as pa, tempfile
+import json, numpy as np, pickle, pyarrow as pa, tempfile
+from aligngpt.containers import Found
 from pathlib import Path
 
 
 @pytest.fixture
-def cell_91423abe():
+def cell_81beea66():
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
     text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
     return record, text_only
 
 
-def test_RecordFacts(cell_91423abe):
-    record, text_only = cell_91423abe
+def test_RecordFacts(cell_81beea66):
+    record, text_only = cell_81beea66
 
-    # nbs/05_data.ipynb #2cbe5965
+    # nbs/05_data.ipynb #b46f4911
     facts = check_record(record)
     test_eq(facts, RecordFacts('"000"', ['0.png'], 35, 2, 7))
     test_eq(check_record(text_only).images, [])
     test_fail(lambda: check_record({**record, 'similarity': '7'}, 'row 3'), contains="row 3: the level 'similarity' is '7'")
     test_fail(lambda: check_record({**record, 'similarity': True}), contains='whole number')
+    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': ['human'], 'value': 'a'}]}), contains='a turn is not')
     test_fail(lambda: check_record({**record, 'image': 5}), contains="'image' is 5")
     test_fail(lambda: check_record({**record, 'similarity': -1}), contains="'similarity' is -1")
+    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'*2**24}]}), contains='16,777,217 bytes of text')
     test_fail(lambda: check_record({'id': 5}, 'row 3'), contains='row 3: no list of turns')
     test_fail(lambda: check_record({**text_only, 'conversations': [{'from': 'human', 'value': 'a \ud83d'}, {'from': 'gpt', 'value': 'b'}]}), contains='not valid Unicode')
 
 
-def test_Found():
-    # nbs/05_data.ipynb #9e39528f
-    def array(text, size=1<<22): return list(array_records(io.BytesIO(text if isinstance(text, bytes) else text.encode()), 'x.json', size))
-    odd = [{'a': 'ä€😀"]}', 'b': [1.5e-3, None, True]}, {'c': -12}, {}, 'text', 17, {'\\': '\\"'}]
-    for size in (1, 2, 3, 50, 1<<20): test_eq([f.record for f in array(json.dumps(odd, ensure_ascii=False), size)], odd)
-    test_eq([f.record for f in array(' [ ] \n')], [])
-    test_eq(array('[{"a":1, "b":[{"c":1,"c":2}]}]')[0].doubts, [('duplicate key', "the key 'c' occurs twice in an object")])
-    test_eq(array('[{"a":NaN}, {"a":1}]')[0].doubts, [('not JSON', 'NaN is not JSON')])
-    test_eq(array('[{"a":NaN}, {"a":1}]')[1].doubts, [])
-    for cut in (5, 20, 40, 60): test_fail(lambda: array(json.dumps(odd)[:cut], 7), contains='x.json: not valid JSON after')
-    test_fail(lambda: array('[{} {}]'), contains="after 1 records: expected a comma or ], got '{'")
-    test_fail(lambda: array('[{}, ]'), contains='after 1 records: Expecting value')
-    test_fail(lambda: array('[1] 2'), contains="'2' follows the end")
-    test_fail(lambda: array('['*10**6), contains='nested too deeply')
-
-
-def test_line_records():
-    # nbs/05_data.ipynb #6100d169
-    def lines(b): return list(line_records(io.BytesIO(b)))
-    got = lines(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n{"a": 3} {"b": 4}\n[5]')
-    test_eq([f.record for f in got], [{'a': 1}, None, {'a': 3}, [5]])
-    test_eq([f.doubts[:1] for f in got[1:3]], [[('not JSON', 'line 3 is not valid JSON: Expecting value at character 5')], [('not JSON', 'line 4 holds more than one value')]])
-
-
 @pytest.fixture
-def cell_91423abe_2():
+def cell_81beea66_2():
     tmp = Path(tempfile.mkdtemp())
     return tmp
-
-
-@pytest.fixture
-def cell_91423abe_3(cell_91423abe_2):
-    tmp = cell_91423abe_2
-    def put(name, data):
-        "Write a file and return its path."
-        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        return tmp/name
-    return put
-
-
-@pytest.fixture
-def cell_91423abe_4(cell_91423abe, cell_91423abe_2, cell_91423abe_3):
-    record, text_only = cell_91423abe
-    put = cell_91423abe_3
-    small = put('small.json', json.dumps([record, text_only]))
-    return small
-
-
-@pytest.fixture
-def cell_5994ed2a(cell_91423abe, cell_91423abe_2, cell_91423abe_3):
-    record, text_only = cell_91423abe
-    put = cell_91423abe_3
-    small_lines = put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
-    return small_lines
-
-
-def test_json_records(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_91423abe_4, cell_5994ed2a):
-    record, text_only = cell_91423abe
-    tmp = cell_91423abe_2
-    put = cell_91423abe_3
-    small = cell_91423abe_4
-    small_lines = cell_5994ed2a
-
-    # nbs/05_data.ipynb #5994ed2a
-    test_eq([f.record for f in json_records(small)], [record, text_only])
-    test_eq([f.record for f in json_records(small_lines)], [record, text_only])
-    test_fail(lambda: list(json_records(put('x.json', b'\x89PNG...'))), contains='not JSON')
-    test_fail(lambda: list(json_records(tmp/'none.json')), contains='no such file')
 
 
 @pytest.fixture
@@ -106,9 +45,9 @@ def cell_fac3ef3c():
     return bad
 
 
-def test_build_index(cell_91423abe, cell_91423abe_2, cell_fac3ef3c):
-    record, text_only = cell_91423abe
-    tmp = cell_91423abe_2
+def test_build_index(cell_81beea66, cell_81beea66_2, cell_fac3ef3c):
+    record, text_only = cell_81beea66
+    tmp = cell_81beea66_2
     bad = cell_fac3ef3c
 
     # nbs/05_data.ipynb #fac3ef3c
@@ -118,9 +57,19 @@ def test_build_index(cell_91423abe, cell_91423abe_2, cell_fac3ef3c):
     pa.ipc.open_file(pa.memory_map(str(tried))).read_all().drop_columns(['raw']).to_pandas()
 
 
-def test_ensure_index(cell_91423abe_2, cell_91423abe_3):
-    tmp = cell_91423abe_2
-    put = cell_91423abe_3
+@pytest.fixture
+def cell_81beea66_3(cell_81beea66_2):
+    tmp = cell_81beea66_2
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+    return put
+
+
+def test_ensure_index(cell_81beea66_2, cell_81beea66_3):
+    tmp = cell_81beea66_2
+    put = cell_81beea66_3
 
     # nbs/05_data.ipynb #bb799f50
     built = []
@@ -135,9 +84,17 @@ def test_ensure_index(cell_91423abe_2, cell_91423abe_3):
     test_fail(lambda: ensure_index(tmp/'none.json', build), contains='none.json: no such file')
 
 
-def test_Source(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_91423abe_4):
-    record, text_only = cell_91423abe
-    small = cell_91423abe_4
+@pytest.fixture
+def cell_81beea66_4(cell_81beea66, cell_81beea66_2, cell_81beea66_3):
+    record, text_only = cell_81beea66
+    put = cell_81beea66_3
+    small, small_lines = put('small.json', json.dumps([record, text_only])), put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
+    return small, small_lines
+
+
+def test_Source(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_81beea66_4):
+    record, text_only = cell_81beea66
+    small, small_lines = cell_81beea66_4
 
     # nbs/05_data.ipynb #e44dcbde
     src = Source(small, quiet=True)
@@ -148,16 +105,16 @@ def test_Source(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_91423abe_4
 
 
 @pytest.fixture
-def cell_c24e3b98(cell_91423abe, cell_91423abe_2, cell_91423abe_3):
-    record, text_only = cell_91423abe
-    put = cell_91423abe_3
+def cell_c24e3b98(cell_81beea66, cell_81beea66_2, cell_81beea66_3):
+    record, text_only = cell_81beea66
+    put = cell_81beea66_3
     records = Records(put('three.json', json.dumps([record, text_only, record])), quiet=True)
     return records
 
 
-def test_Records_row(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_fac3ef3c, cell_c24e3b98):
-    record, text_only = cell_91423abe
-    put = cell_91423abe_3
+def test_Records_row(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_fac3ef3c, cell_c24e3b98):
+    record, text_only = cell_81beea66
+    put = cell_81beea66_3
     bad = cell_fac3ef3c
     records = cell_c24e3b98
 
@@ -182,14 +139,14 @@ def test_Records_row(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_fac3e
 
 
 @pytest.fixture
-def cell_c24e3b98_2(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_c24e3b98):
+def cell_c24e3b98_2(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_c24e3b98):
     records = cell_c24e3b98
     records.place(1)
 
 
-def test_Records_column(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_fac3ef3c, cell_c24e3b98, cell_c24e3b98_2):
-    record, text_only = cell_91423abe
-    put = cell_91423abe_3
+def test_Records_column(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_fac3ef3c, cell_c24e3b98, cell_c24e3b98_2):
+    record, text_only = cell_81beea66
+    put = cell_81beea66_3
     bad = cell_fac3ef3c
     records = cell_c24e3b98
 
@@ -205,10 +162,8 @@ def test_Records_column(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_fa
     some.column('chars')[-3:]
 
 
-def test_Records_fingerprint(cell_91423abe, cell_91423abe_2, cell_91423abe_3, cell_91423abe_4, cell_5994ed2a, cell_c24e3b98,
-        cell_c24e3b98_2):
-    small = cell_91423abe_4
-    small_lines = cell_5994ed2a
+def test_Records_fingerprint(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_81beea66_4, cell_c24e3b98, cell_c24e3b98_2):
+    small, small_lines = cell_81beea66_4
     records = cell_c24e3b98
 
     # nbs/05_data.ipynb #9a44e150
