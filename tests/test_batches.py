@@ -80,11 +80,14 @@ def test_SampleDataset_n_skipped(cell_990025b3, cell_a61cc7cb):
     test_eq(short[0]['images'], [])
     short.skipped()[0]
 
-    # nbs/06_batches.ipynb #c1725409
+    # nbs/06_batches.ipynb #99f7c351
     skipping = broken('skip')
     loaded = [s['images'] for s in DataLoader(skipping, batch_size=None, num_workers=2, multiprocessing_context='fork')]
     test_eq(loaded[1], ['2.png'])
     test_eq(skipping.n_skipped, 1)
+    with ExceptionExpected(LoaderError, 'row 1'): list(DataLoader(broken('error'), batch_size=None, num_workers=1, multiprocessing_context='fork'))
+    try: list(DataLoader(broken('error'), batch_size=None, num_workers=1, multiprocessing_context='fork'))
+    except LoaderError as e: print(e)
 
 
 def test_SampleDataset_lengths(cell_990025b3, cell_a61cc7cb):

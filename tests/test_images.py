@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.images import *
-import easy_vqa, io, numpy as np, os, shutil, struct, tempfile, zlib
+import datasets, easy_vqa, io, numpy as np, os, pickle, pyarrow as pa, pyarrow.parquet as pq, shutil, struct, tarfile, tempfile, zlib
 from PIL import Image
 from aligngpt.conversation import BadRecord
 from pathlib import Path
@@ -72,6 +72,78 @@ def test_ImageFolder(cell_83cdebc8, cell_83cdebc8_2, cell_83cdebc8_3, cell_d8614
 
 
 @pytest.fixture
+def cell_fcaad360(cell_83cdebc8, cell_83cdebc8_3):
+    root = cell_83cdebc8
+    def as_tar(path, **files):
+        "Write a shard."
+        with tarfile.open(path, 'w') as t:
+            for k,data in files.items():
+                info = tarfile.TarInfo(k.replace('__', '/') + '.png'); info.size = len(data)
+                t.addfile(info, io.BytesIO(data))
+        return path
+    def shards(): # two shards, with one path in both
+        folder = Path(tempfile.mkdtemp())
+        pictures = [(root/f'{i}.png').read_bytes() for i in range(4)]
+        as_tar(folder/'a.tar', x__0=pictures[0], x__1=pictures[1]); as_tar(folder/'b.tar', x__1=pictures[2], y=pictures[3])
+        return folder, pictures
+    folder_of_shards, pictures = shards()
+    return pictures, folder_of_shards
+
+
+def test_TarImages(cell_83cdebc8, cell_83cdebc8_3, cell_fcaad360):
+    root = cell_83cdebc8
+    pictures, folder_of_shards = cell_fcaad360
+
+    # nbs/05_images.ipynb #fcaad360
+    tar = TarImages(folder_of_shards)
+    test_eq([tar.read(n) for n in ('x/0.png', 'y.png', 'a.tar/x/1.png', 'b.tar/x/1.png')], [pictures[0], pictures[3], pictures[1], pictures[2]])
+    test_fail(lambda: tar.read('x/1.png'), contains="several images are called 'x/1.png'")
+    test_fail(lambda: tar.read('../x'), contains="no image '../x'")
+    test_eq(pickle.loads(pickle.dumps(tar)).read('y.png'), pictures[3])
+
+    # nbs/05_images.ipynb #65773f7b
+    def table_of_pictures():
+        "Five rows with pictures, in groups of two; one has no path, one has two pictures."
+        pictures = [(root/f'{i}.png').read_bytes() for i in range(6)]
+        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)] for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None), dict(bytes=pictures[5], path='5.png')]]
+        folder, t = Path(tempfile.mkdtemp()), pa.table(dict(images=column, text=list('abcde')))
+        pq.write_table(t, folder/'t.parquet', row_group_size=2)
+        datasets.disable_progress_bars()
+        datasets.Dataset(t).save_to_disk(folder/'saved')
+        return folder, pictures
+    tables, pictures = table_of_pictures()
+    for source, name in ((TableImages(tables/'t.parquet'), 't.parquet'), (TableImages(tables/'saved'), 'saved')):
+        test_eq([source.read(n) for n in ('0.png', '3.png', f'{name}/1', f'{name}/4-0', '5.png', '2.png')], [pictures[i] for i in (0, 3, 1, 4, 5, 2)])
+        test_fail(lambda: source.read('9.png'), contains="no image '9.png'")
+
+
+def test_open_images(cell_83cdebc8, cell_83cdebc8_3, cell_fcaad360):
+    root = cell_83cdebc8
+    pictures, folder_of_shards = cell_fcaad360
+
+    # nbs/05_images.ipynb #65773f7b
+    def table_of_pictures():
+        "Five rows with pictures, in groups of two; one has no path, one has two pictures."
+        pictures = [(root/f'{i}.png').read_bytes() for i in range(6)]
+        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)] for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None), dict(bytes=pictures[5], path='5.png')]]
+        folder, t = Path(tempfile.mkdtemp()), pa.table(dict(images=column, text=list('abcde')))
+        pq.write_table(t, folder/'t.parquet', row_group_size=2)
+        datasets.disable_progress_bars()
+        datasets.Dataset(t).save_to_disk(folder/'saved')
+        return folder, pictures
+    tables, pictures = table_of_pictures()
+
+    # nbs/05_images.ipynb #64ccfb43
+    one = image_sources(str(root), 2)
+    assert one[0] is one[1] and one[0].root == root
+    test_eq([s.root for s in image_sources([root, root.parent], 2)], [root, root.parent])
+    test_eq([type(open_images(p)).__name__ for p in (root, folder_of_shards, folder_of_shards/'a.tar', tables, tables/'saved')], ['ImageFolder', 'TarImages', 'TarImages', 'TableImages', 'TableImages'])
+    test_eq(image_sources(None, 1), [None])
+    test_fail(lambda: image_sources([root], 2), contains='1 image folders for 2 files')
+    test_fail(lambda: open_images(root/'0.png'), contains='no such folder of images')
+
+
+@pytest.fixture
 def cell_f4d86a1a():
     def png(array, **kwargs):
         "The bytes of an array as PNG."
@@ -106,7 +178,7 @@ def test_to_rgb(cell_83cdebc8, cell_83cdebc8_2, cell_83cdebc8_3, cell_f4d86a1a):
     whole = cell_83cdebc8_2
     png = cell_f4d86a1a
 
-    # nbs/05_images.ipynb #2d8c883c
+    # nbs/05_images.ipynb #922061ec
     def rgb(data, **kwargs): return decode_image(data, 'x', **kwargs)
     def saved(im, kind, **kwargs): b = io.BytesIO(); im.save(b, kind, **kwargs); return b.getvalue()
     im = Image.open(root/'0.png').convert('RGB')
@@ -115,6 +187,9 @@ def test_to_rgb(cell_83cdebc8, cell_83cdebc8_2, cell_83cdebc8_3, cell_f4d86a1a):
         test_eq(rgb(saved(im, kind)).size, (64, 64))
         cut = saved(im, kind)[:-len(saved(im, kind))//2]
         test_fail(lambda: rgb(cut), contains='x: ')
+    png_data = saved(im, 'PNG')
+    at = png_data.index(b'IDAT') + 30
+    test_fail(lambda: rgb(png_data[:at] + bytes([png_data[at] ^ 255]) + png_data[at+1:]), contains='x: damaged')
     test_eq(np.asarray(rgb(saved(im.convert('CMYK'), 'JPEG', quality=100))).mean((0, 1)).round(-1), np.asarray(im).mean((0, 1)).round(-1))
     test_eq(np.asarray(rgb(saved(im, 'GIF', save_all=True, append_images=[im.rotate(90)]))).shape, (64, 64, 3))
 
