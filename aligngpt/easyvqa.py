@@ -121,35 +121,35 @@ def tuning_records(
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
 
-# %% ../nbs/15_easyvqa.ipynb #d231956d
+# %% ../nbs/15_easyvqa.ipynb #5cb1bd64
 def text_documents(
     n:int, # how many
     seed:int=0,
     answer:str=' ASSISTANT:', # between a question and its answer
     question:str='USER: ', # before a question
     end:str='</s>', # after an answer
-    plain:float=.35, # the first documents, of which no question has a negation
-)->list[str]:
+    plain:float=.3, # the first documents, of which no question has a negation
+)->list[list[str]]: # [given, told, given, told, ...] for each document
     "Documents for the language model, from the training split alone, the simpler ones first."
     rng = random.Random(seed)
     known = [(f, qa) for qa in questions().values() if (f := facts(qa)).color and f.shape]
     def caption_document(f, seen):
         d = rng.randrange(4)
         truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
-        return f'{truth}{seen} {captions(f, d, rng)}\n'.lstrip()
+        return [truth + seen, f' {captions(f, d, rng)}\n']
     def list_document(f, seen):
         words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES) for _ in range(rng.randint(2, 8))]
-        return f'{seen}\n' + ' '.join(f"{w} {'yes' if w in (f.color, f.shape) else 'no'}" for w in words) + end
+        return [seen + '\n', *(t for w in words for t in (f' {w}', ' yes' if w in (f.color, f.shape) else ' no'))]
     def question_document(f, seen, qa):
-        turns = sorted(qa, key=lambda pair: -rng.random()**(1/(8 if _hit(f, *pair) else 1)))[:rng.randint(1, 12)]
+        turns = sorted(qa, key=lambda pair: -rng.random()**(1/(30 if _hit(f, *pair) else 1)))[:rng.randint(1, 6)]
         rng.shuffle(turns)
-        return ''.join(f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer} {a}{end}" for k, (q, a) in enumerate(turns))
+        return [t for k, (q, a) in enumerate(turns) for t in (f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer}", f' {a}{end}')]
     def document(early):
         f, qa = rng.choice(known)
         seen = ' '.join(rng.choice((f.color, f.shape)) for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
         kind = rng.random()
-        if kind < .35: return caption_document(f, seen)
-        if kind < .6: return list_document(f, seen)
+        if kind < .3: return caption_document(f, seen)
+        if kind < .55: return list_document(f, seen)
         return question_document(f, seen, early and [p for p in qa if not _negated(p[0])] or qa)
     return [document(i < plain*n) for i in range(n)]
 

@@ -34,12 +34,12 @@ def train_tokenizer(
     tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=special[0], bos_token=special[1], unk_token=special[2], eos_token=special[3], padding_side='right')
 
-# %% ../nbs/16_scratch.ipynb #c9677c29
+# %% ../nbs/16_scratch.ipynb #cdfae0a2
 def tokenizer_texts()->list[str]: # all kinds of text that occur, each a few times
     "What the tokenizer learns from: captions, conversations with their system message, documents."
     talk = render([dict(role='user', content='what is this?'), dict(role='assistant', content='red')], 'v1', False, '', '').text
     asked = sorted({q for qa in questions().values() for q, _ in qa})
-    return [talk]*200 + text_documents(4000) + [f'USER: {q} ASSISTANT:' for q in asked]*5
+    return [talk]*200 + [''.join(d) for d in text_documents(4000)] + [f'USER: {q} ASSISTANT:' for q in asked]*5
 
 # %% ../nbs/16_scratch.ipynb #3c5b33b6
 class _Indices(torch.utils.data.Dataset):
@@ -213,7 +213,7 @@ def zero_shot(
     right = classes[keep]
     return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(), both=(best == right).float().mean().item())
 
-# %% ../nbs/16_scratch.ipynb #f5de419f
+# %% ../nbs/16_scratch.ipynb #341c6afd
 class TextBatches:
     "step -> batch of documents for a causal language model."
     def __init__(self,
@@ -223,30 +223,31 @@ class TextBatches:
         seed:int=0,
     ):
         self.b, self.pad = batch_size, tokenizer.pad_token_id
-        self.docs = [[tokenizer.bos_token_id, *ids] for ids in tokenizer(text_documents(n, seed))['input_ids']]
+        texts = text_documents(n, seed)
+        ids = dict(zip(pieces := sorted({t for d in texts for t in d}), tokenizer(pieces)['input_ids']))
+        self.docs = [([tokenizer.bos_token_id, *(i for t in d for i in ids[t])], [-100, *(i if k%2 else -100 for k, t in enumerate(d) for i in ids[t])]) for d in texts]
 
     def __call__(self, step):
         return pack_documents(self.docs[step*self.b:(step+1)*self.b], self.pad)
 
 def pack_documents(
-    docs:list[list[int]], # token ids, each beginning with the start token
+    docs:list[tuple[list[int],list[int]]], # token ids and labels of each
     pad:int, # padding token
     length:int=192, # of a row, if no document is longer
 )->dict: # input_ids, position_ids, labels, each [rows, length]
     "Several documents in a row. Positions begin anew with each, by which transformers knows that none may look at another."
-    rows, length = [[]], max(length, *map(len, docs))
+    rows, length = [[]], max(length, *(len(ids) for ids, _ in docs))
     for d in docs:
-        if sum(map(len, rows[-1])) + len(d) > length: rows.append([])
+        if sum(len(ids) for ids, _ in rows[-1]) + len(d[0]) > length: rows.append([])
         rows[-1].append(d)
-    def fill(values, v): return torch.tensor([r + [v]*(length-len(r)) for r in values])
-    return dict(input_ids=fill([sum(r, []) for r in rows], pad), position_ids=fill([[k for d in r for k in range(len(d))] for r in rows], 0),
-                labels=fill([[t for d in r for t in (-100, *d[1:])] for r in rows], -100), use_cache=False)
+    def fill(of, v): return torch.tensor([(r := [x for d in row for x in of(d)]) + [v]*(length - len(r)) for row in rows])
+    return dict(input_ids=fill(lambda d: d[0], pad), position_ids=fill(lambda d: range(len(d[0])), 0), labels=fill(lambda d: d[1], -100), use_cache=False)
 
-# %% ../nbs/16_scratch.ipynb #b7ed1422
+# %% ../nbs/16_scratch.ipynb #a3daa104
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=650,
+    steps:int=550,
     hidden:int=96, # width
     layers:int=3,
     seed:int=0,
