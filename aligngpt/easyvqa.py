@@ -121,7 +121,7 @@ def tuning_records(
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
 
-# %% ../nbs/15_easyvqa.ipynb #5cb1bd64
+# %% ../nbs/15_easyvqa.ipynb #3321bd23
 def text_documents(
     n:int, # how many
     seed:int=0,
@@ -139,7 +139,7 @@ def text_documents(
         return [truth + seen, f' {captions(f, d, rng)}\n']
     def list_document(f, seen):
         words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES) for _ in range(rng.randint(2, 8))]
-        return [seen + '\n', *(t for w in words for t in (f' {w}', ' yes' if w in (f.color, f.shape) else ' no'))]
+        return [t for k, w in enumerate(words) for t in (('' if k else seen + '\n') + f' {w}', ' yes' if w in (f.color, f.shape) else ' no')]
     def question_document(f, seen, qa):
         turns = sorted(qa, key=lambda pair: -rng.random()**(1/(30 if _hit(f, *pair) else 1)))[:rng.randint(1, 6)]
         rng.shuffle(turns)
