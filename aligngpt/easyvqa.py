@@ -121,7 +121,7 @@ def tuning_records(
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
 
-# %% ../nbs/15_easyvqa.ipynb #3321bd23
+# %% ../nbs/15_easyvqa.ipynb #017cf7e8
 def text_documents(
     n:int, # how many
     seed:int=0,
@@ -136,7 +136,7 @@ def text_documents(
     def caption_document(f, seen):
         d = rng.randrange(4)
         truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
-        return [truth + seen, f' {captions(f, d, rng)}\n']
+        return [truth + seen, f'{captions(f, d, rng)}\n'] # as after image tokens: no space between
     def list_document(f, seen):
         words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES) for _ in range(rng.randint(2, 8))]
         return [t for k, w in enumerate(words) for t in (('' if k else seen + '\n') + f' {w}', ' yes' if w in (f.color, f.shape) else ' no')]

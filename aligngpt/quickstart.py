@@ -29,15 +29,15 @@ from .looking import spearman
 from .scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from .training import FINETUNE, PRETRAIN, add_gate, override, plot_losses, run_stage
 
-# %% ../nbs/17_quickstart.ipynb #91a48b58
+# %% ../nbs/17_quickstart.ipynb #b103a9d8
 @dataclass(frozen=True)
 class Recipe:
     "All settings of the quickstart."
     seed: int = 0
     captions: int = 2 # for each picture
     clip_epochs: int = 14 # of the dual encoder
-    llm_steps: int = 550 # of the language model
-    pretrain_epochs: float = 4 # over the caption pairs
+    llm_steps: int = 500 # of the language model
+    pretrain_epochs: float = 2.5 # over the caption pairs
     tune_epochs: float = 3 # over the conversations
     turns: int = 0 # questions in a conversation, 0 for all about a picture
     test_questions: int|None = None # None for all 9,673

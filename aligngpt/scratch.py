@@ -34,12 +34,12 @@ def train_tokenizer(
     tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=special[0], bos_token=special[1], unk_token=special[2], eos_token=special[3], padding_side='right')
 
-# %% ../nbs/16_scratch.ipynb #cdfae0a2
+# %% ../nbs/16_scratch.ipynb #6a48abd7
 def tokenizer_texts()->list[str]: # all kinds of text that occur, each a few times
     "What the tokenizer learns from: captions, conversations with their system message, documents."
     talk = render([dict(role='user', content='what is this?'), dict(role='assistant', content='red')], 'v1', False, '', '').text
     asked = sorted({q for qa in questions().values() for q, _ in qa})
-    return [talk]*200 + [''.join(d) for d in text_documents(4000)] + [f'USER: {q} ASSISTANT:' for q in asked]*5
+    return [talk]*200 + [piece for d in text_documents(4000) for piece in d] + [f'USER: {q} ASSISTANT:' for q in asked]*5
 
 # %% ../nbs/16_scratch.ipynb #3c5b33b6
 class _Indices(torch.utils.data.Dataset):
@@ -243,11 +243,11 @@ def pack_documents(
     def fill(of, v): return torch.tensor([(r := [x for d in row for x in of(d)]) + [v]*(length - len(r)) for row in rows])
     return dict(input_ids=fill(lambda d: d[0], pad), position_ids=fill(lambda d: range(len(d[0])), 0), labels=fill(lambda d: d[1], -100), use_cache=False)
 
-# %% ../nbs/16_scratch.ipynb #a3daa104
+# %% ../nbs/16_scratch.ipynb #a6349e47
 def train_llm(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=550,
+    steps:int=500,
     hidden:int=96, # width
     layers:int=3,
     seed:int=0,
