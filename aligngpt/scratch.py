@@ -41,7 +41,7 @@ def tokenizer_texts()->list[str]: # all kinds of text that occur, each a few tim
     asked = sorted({q for qa in questions().values() for q, _ in qa})
     return [talk]*200 + [piece for d in text_documents(4000) for piece in d] + [f'USER: {q} ASSISTANT:' for q in asked]*5
 
-# %% ../nbs/16_scratch.ipynb #3c5b33b6
+# %% ../nbs/16_scratch.ipynb #16d16788
 class _Indices(torch.utils.data.Dataset):
     "0, 1, 2, ...: what is drawn at a position is the collator's business."
     def __init__(self, n): self.n = n
@@ -68,7 +68,9 @@ def fit(
         stage = StageConfig(desc, (), learning_rate=rate, weight_decay=weight_decay, warmup=0.1, batch_size=1, max_steps=steps, group='none', shuffle=False, checkpointing=False,
                             precision='fp32', save_every=save_every, keep=1, log_every=10, seed=seed)
         call = RunCallback(folder, '' if quiet else desc)
-        trainer = AlignGPTTrainer(model=model, args=training_arguments(stage, folder), train_dataset=_Indices(steps), data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
+        args = training_arguments(stage, folder)
+        args.include_num_input_tokens_seen = 'no' # the batches are not all of text
+        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=_Indices(steps), data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
         for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
         start = last_checkpoint(folder, clean=True)
         result = trainer.train(resume_from_checkpoint=str(start) if start else None)

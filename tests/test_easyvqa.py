@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.easyvqa import *
-import matplotlib.pyplot as plt, random, re
+import matplotlib.pyplot as plt, random
 from PIL import Image
 from collections import Counter
 
@@ -69,8 +69,11 @@ def test_tuning_records():
 
 
 def test_text_documents():
-    # nbs/15_easyvqa.ipynb #4be27483
+    # nbs/15_easyvqa.ipynb #b5cd0082
     docs = text_documents(2000)
     test_eq(docs, text_documents(2000))
     test_eq(text_documents(5, seed=1) == docs[:5], False)
-    assert not any(re.search(r'\b(is no|not)\b', d) for d in docs[:700]) and any('not' in d for d in docs[700:])
+    asks_no = [any(' not ' in given for given in d[::2]) for d in docs]
+    test_eq((sum(asks_no[:600]), sum(asks_no[600:]) > 100), (0, True))
+    lists = [d for d in docs if len(d) > 2 and 'USER' not in d[0]]
+    test_eq({told for d in lists for told in d[1::2]}, {' yes', ' no'})

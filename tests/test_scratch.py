@@ -85,14 +85,15 @@ def test_zero_shot(cell_8bb47814, cell_1e594738):
 
 
 def test_TextBatches():
-    # nbs/16_scratch.ipynb #dbbd2891
-    packed = pack_documents([[1, 5, 6], [1, 7], [1, 8, 9, 5]], 0, 6)
+    # nbs/16_scratch.ipynb #995de19b
+    small = [([1, 5, 6], [-100, 5, 6]), ([1, 7], [-100, 7]), ([1, 8, 9, 5], [-100, -100, 9, 5])]
+    packed = pack_documents(small, 0, 6)
     test_eq(packed['input_ids'].tolist(), [[1,5,6,1,7,0], [1,8,9,5,0,0]])
     test_eq(packed['position_ids'].tolist(), [[0,1,2,0,1,0], [0,1,2,3,0,0]])
-    test_eq(packed['labels'].tolist(), [[-100,5,6,-100,7,-100], [-100,8,9,5,-100,-100]])
+    test_eq(packed['labels'].tolist(), [[-100,5,6,-100,7,-100], [-100,-100,9,5,-100,-100]])
     lm = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).eval()
     with torch.inference_mode():
-        alone = [lm(torch.tensor([d])).logits[0] for d in ([1, 5, 6], [1, 7], [1, 8, 9, 5])]
+        alone = [lm(torch.tensor([ids])).logits[0] for ids, _ in small]
         test_close(lm(**packed).logits[0,:5], torch.cat(alone[:2]), 1e-5)
 
 
