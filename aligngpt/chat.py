@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .core import AlignGPTError, atomic_path, os_errors, read_json, write_json
 from .reader import Answer, Reader, Settings, Stopped, Turn, context, user_image
 
-# %% ../nbs/12_chat.ipynb #75ce0f54
+# %% ../nbs/12_chat.ipynb #5963740c
 class Reply:
     "An answer on its way: iterate over it for pieces of text; `answer` holds what is known."
     def __init__(self,
@@ -38,6 +38,7 @@ class Reply:
         try:
             while (piece := self.queue.get()) is not None: seen += piece; yield piece
         except BaseException: self._finish('stopped', seen); raise # the loop was left early
+        if self.answer.finish != 'stopped': self.thread.join() # it has nothing more to do, and a program must not end before it
         if self.error: raise self.error
 
     def stop(self,

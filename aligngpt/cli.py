@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Device', 'DType', 'options', 'main', 'quickstart_', 'chat', 'levels', 'convert', 'zoo', 'eval_', 'score']
 
-# %% ../nbs/18_cli.ipynb #bd676b12
+# %% ../nbs/18_cli.ipynb #094c86d6
 import os, sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -31,13 +31,13 @@ def options(
     debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error. Works anywhere on the line.')]=False,
 ): pass
 
-# %% ../nbs/18_cli.ipynb #f4701b2d
+# %% ../nbs/18_cli.ipynb #55ea0c9a
 _Usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'UsageError') # Typer brings its own copy of click
 
 def _explain(e):
     "(text, hint, exit code) of an error."
     if isinstance(e, _Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
-    if isinstance(e, AlignGPTError): return e.message, e.hint, 130 if type(e).__name__ == 'Interrupted' else 1
+    if isinstance(e, AlignGPTError): return e.message, e.hint, getattr(e, 'code', 1)
     return f'{type(e).__name__}: {e}', 'this should not happen; `--debug` shows the traceback', 1
 
 # %% ../nbs/18_cli.ipynb #826d6e76
@@ -151,7 +151,7 @@ def zoo(
     about = {k:v for k,v in dataclasses.asdict(p).items() if k not in ('stage1', 'stage2')}
     typer.echo(json.dumps({**about, 'pretrain':p.stage('pretrain'), 'finetune':p.stage('finetune')}, indent=2))
 
-# %% ../nbs/18_cli.ipynb #7c1e0a53
+# %% ../nbs/18_cli.ipynb #c2825797
 register(app)
 
 # %% ../nbs/18_cli.ipynb #a5dd8252

@@ -168,7 +168,7 @@ def shift(
     at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
-# %% ../nbs/16_scratch.ipynb #85a216df
+# %% ../nbs/16_scratch.ipynb #794ece2a
 def train_clip(
     tokenizer, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
@@ -178,7 +178,8 @@ def train_clip(
 )->dict: # losses and seconds
     "Train a dual encoder on pictures whose colour and shape the answers tell."
     set_seed(seed)
-    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=[.5]*3, image_std=[.5]*3)
+    mean = (load_pixels().float().mean((0, 2, 3))/255).tolist() # also the colour that pads a picture to a square
+    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=mean, image_std=[.5]*3)
     text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=32,
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu')
