@@ -61,7 +61,7 @@ class Preset:
         if name not in ('pretrain', 'finetune'): raise AlignGPTError(f'Unknown stage {name!r}. Valid: pretrain, finetune')
         return {**STAGE_1, **self.stage1} if name == 'pretrain' else {**STAGE_2, 'template':self.template, **self.stage2}
 
-# %% ../nbs/09_zoo.ipynb #33ee7755
+# %% ../nbs/09_zoo.ipynb #59d265cd
 _research = 'research only; licences of LLaMA and GPT-4 apply'
 _VICUNA = dict(template='v1', n_tokens=32000, vision=CLIP_L, tower='openai/clip-vit-large-patch14-336', licence=_research)
 _CLIP = dict(vision_tower=303_507_456, levels=8*4096, gate=149_511)
@@ -78,10 +78,10 @@ PRESETS = {p.name:p for p in (
     Preset('aligngpt-qwen3', 'Qwen/Qwen3-4B', 'google/siglip2-so400m-patch16-384', QWEN3_4B, SIGLIP2, 'chatml', 151669,
            dict(vision_tower=428_256_704, projector=9_507_840, levels=8*2560, gate=149_511, language_model=4_022_468_096),
            stage1=dict(image_aspect_ratio='pad'), licence='parts Apache-2.0', note='an open stack, not in the paper; train it'),
-    Preset('tiny', 'aligngpt quickstart', 'aligngpt quickstart', dict(LLAMA_7B, vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, rms_norm_eps=1e-6),
-           dict(CLIP_L, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu', projection_dim=512), 'v1', 512,
-           dict(vision_tower=117_184, projector=24_832, levels=8*128, gate=18_439, language_model=459_392),
-           stage1=dict(learning_rate=1e-2, batch_size=64, accumulate=1, epochs=4., image_aspect_ratio='pad'), stage2=dict(learning_rate=2e-3, epochs=4.), licence='Apache-2.0', note='made from scratch on easy-VQA'),
+    Preset('tiny', 'aligngpt quickstart', 'aligngpt quickstart', dict(LLAMA_7B, vocab_size=459, hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, rms_norm_eps=1e-6),
+           dict(CLIP_L, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu', projection_dim=512), 'v1', 459,
+           dict(vision_tower=117_184, projector=15_552, levels=8*96, gate=18_439, language_model=365_280),
+           stage1=dict(learning_rate=5e-3, batch_size=32, accumulate=1, epochs=2.5, image_aspect_ratio='pad'), stage2=dict(learning_rate=2e-3, epochs=3.), licence='Apache-2.0', note='made from scratch on easy-VQA'),
 )}
 
 def get_preset(
