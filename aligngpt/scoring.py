@@ -52,7 +52,7 @@ class PairBatches:
             except BadRecord as e: problems[at] = e.reason, e.message
         return k, len(rows), problems, self.scorer.prepare(*zip(*pairs)) if pairs else None
 
-# %% ../nbs/07_scoring.ipynb #82a6e1be
+# %% ../nbs/07_scoring.ipynb #b5867f96
 class Shards:
     "Scores of batches in append-only files, one per process: `FOLDER/rank-R/scores.jsonl`."
     def __init__(self,
@@ -68,17 +68,17 @@ class Shards:
             path = self.folder/f'rank-{self.rank}'/'scores.jsonl'
             with os_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(path, 'ab')
+                self.file = open(path, 'ab', buffering=0)
                 if self.file.tell(): self.file.write(b'\n') # after a torn line
         text = json.dumps(entry).encode()
+        line = b'%08x %s\n' % (zlib.crc32(text), text)
         with os_errors(self.file.name):
-            self.file.write(b'%08x %s\n' % (zlib.crc32(text), text))
-            self.file.flush()
+            while line: line = line[self.file.write(line):]
 
     def close(self):
         "Force everything to the disk."
         if self.file is not None:
-            self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
+            with os_errors(self.file.name), self.file: os.fsync(self.file.fileno())
             self.file = None
 
     def read(self)->Iterator[dict]: # whole entries of all processes
@@ -207,7 +207,7 @@ def _edges(method, scorer):
     try: return [float(e) for e in method.split(',')]
     except ValueError as e: raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, or a table of scores (.parquet)') from e
 
-# %% ../nbs/07_scoring.ipynb #b35b2986
+# %% ../nbs/07_scoring.ipynb #dd1d2c65
 def levels(
     data:str|Path|list, # LLaVA-format JSON with pairs
     images:str|Path|list, # folder of the pictures, or one for each data file
@@ -223,10 +223,10 @@ def levels(
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
-    "Derive alignment levels from data and pictures, and write them into the data."
+    "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
     import torch
     if device == 'auto' and torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"
-    folder = Path(out).with_suffix('.scores')
-    records = Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
+    folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
+    if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint: folder = Path(f'{folder}-{records.fingerprint}')
     got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers, policy, cap, quiet)
     return None if got is None else bucket(records, folder, out, n, method)

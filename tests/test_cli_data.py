@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 
 def test_unpack_command():
-    # nbs/18c_cli_data.ipynb #74880b10
+    # nbs/18c_cli_data.ipynb #bd8925f4
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_data(app)
     run = CliRunner()
-    for name, flags in dict(levels=('--clip', '--levels', '--method', '--workers'), audit=('--processor', '--cap'), unpack=('--md5', '--extract-to')).items():
+    for name, flags in dict(levels=('--clip', '--levels', '--method', '--workers'), audit=('--processor', '--cap'), show=('--row', '--template'), unpack=('--md5', '--extract-to')).items():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output
         for flag in flags: assert flag in text, (name, flag)
 

@@ -141,10 +141,14 @@ def test_levels(cell_0bd9ec55, cell_05ea0899):
     clip, world, pictures, records = cell_0bd9ec55
     scored = cell_05ea0899
 
-    # nbs/07_scoring.ipynb #f844fdbd
-    done = levels(world/'pairs.json', pictures, world/'clip', world/'levels.json', device='cpu', quiet=True)
+    # nbs/07_scoring.ipynb #695ac791
+    def run_levels(data='pairs.json', out='levels.json'): return levels(world/data, pictures, world/'clip', world/out, device='cpu', quiet=True)
+    done = run_levels()
     test_eq(done['counts'], [25]*8)
     test_eq(Records(world/'levels.json', quiet=True).column('level'), levels_from_scores(collect_scores(records, scored())['scores']).levels)
+    (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))
+    test_eq(run_levels('fewer.json')['pairs'], 80)
+    test_eq(run_levels(), done)
 
 
 @pytest.mark.slow
@@ -170,6 +174,9 @@ def test_levels_slow():
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
+
+    # nbs/07_scoring.ipynb #695ac791
+    (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))
 
     # nbs/07_scoring.ipynb #157d76f0
     script = """
