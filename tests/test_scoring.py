@@ -222,7 +222,7 @@ levels(*sys.argv[1:5], batch_size=int(sys.argv[5]), device='cpu', workers=1, qui
     finish(*[start(world, world/'pair.json', 64, rank=r, processes=2) for r in range(2)])
     test_eq(both_files(world/'pair.json'), both_files(world/'one.json'))
 
-    # nbs/07_scoring.ipynb #d48dea19
+    # nbs/07_scoring.ipynb #9dc99e95
     torch.set_num_threads(max(1, os.cpu_count() - 1))
 
     # nbs/07_scoring.ipynb #c9c362ad
