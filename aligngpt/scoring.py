@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['PairBatches', 'Shards', 'identity', 'process_rank', 'score_pairs', 'collect_scores', 'bucket', 'levels']
 
-# %% ../nbs/07_scoring.ipynb #5f878031
+# %% ../nbs/07_scoring.ipynb #40e29a7b
 import copy, hashlib, json, os, sys, time, zlib
 from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
-from fastcore.basics import patch
 
 from .core import AlignGPTError, os_errors, own_folder, progress, read_json, write_json
 from .conversation import BadRecord
-from .alignment import DualEncoder, Levels, as_scorer, levels_from_scores, pair_of, write_levels
+from .alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
 from .data import Records
 from .images import ImageRules, image_sources, load_image
 
@@ -53,7 +52,7 @@ class PairBatches:
             except BadRecord as e: problems[at] = e.reason, e.message
         return k, len(rows), problems, self.scorer.prepare(*zip(*pairs)) if pairs else None
 
-# %% ../nbs/07_scoring.ipynb #82a6e1be
+# %% ../nbs/07_scoring.ipynb #b5867f96
 class Shards:
     "Scores of batches in append-only files, one per process: `FOLDER/rank-R/scores.jsonl`."
     def __init__(self,
@@ -69,17 +68,17 @@ class Shards:
             path = self.folder/f'rank-{self.rank}'/'scores.jsonl'
             with os_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(path, 'ab')
+                self.file = open(path, 'ab', buffering=0)
                 if self.file.tell(): self.file.write(b'\n') # after a torn line
         text = json.dumps(entry).encode()
+        line = b'%08x %s\n' % (zlib.crc32(text), text)
         with os_errors(self.file.name):
-            self.file.write(b'%08x %s\n' % (zlib.crc32(text), text))
-            self.file.flush()
+            while line: line = line[self.file.write(line):]
 
     def close(self):
         "Force everything to the disk."
         if self.file is not None:
-            self.file.flush(); os.fsync(self.file.fileno()); self.file.close()
+            with os_errors(self.file.name), self.file: os.fsync(self.file.fileno())
             self.file = None
 
     def read(self)->Iterator[dict]: # whole entries of all processes
@@ -181,31 +180,41 @@ def _run(data, scorer, shards, workers, judge, quiet):
             shards.append(dict(batch=k, scores=scores, cut=int(batch['cut'].sum()) if batch is not None else 0, problems={str(at):p for at,p in problems.items()}))
             bar.update(n)
 
-# %% ../nbs/07_scoring.ipynb #6aef8e10
+# %% ../nbs/07_scoring.ipynb #a2b8a34e
 def bucket(
     data:str|Path|list|Records, # the data that was scored
     scores:str|Path, # folder of `score_pairs`
     out:str|Path, # JSON file to write; a .parquet beside it
     n:int=8, # N, the number of levels
-    method:str='quantile', # 'quantile', 'uniform', or edges separated by commas
+    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores whose edges to use
 )->dict: # what was done: file names, counts, edges
     "Derive levels from scores, and write them into the data."
     records, out = data if isinstance(data, Records) else Records(data, policy='skip', cap=1, n_levels=2**31), Path(out)
     got, job = collect_scores(records, scores), read_json(Path(scores)/'job.json')
-    try: lv = levels_from_scores(got['scores'], n, method if method in ('quantile', 'uniform') else [float(e) for e in method.split(',')])
-    except ValueError as e: raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, or edges such as 0.1,0.2,0.3') from e
+    lv = levels_from_scores(got['scores'], n, _edges(method, job['scorer']))
     about = dict(scorer=job['scorer'], method=method, batch_size=job['batch_size'], cut=got['cut'], skipped=len(got['problems']))
     write_levels(records, got['scores'], lv, out, about)
     return dict(json=str(out), table=str(out.with_suffix('.parquet')), pairs=int((lv.levels >= 0).sum()), counts=lv.counts().tolist(), edges=lv.edges.tolist(), **about)
 
-# %% ../nbs/07_scoring.ipynb #ca692bc4
+# %% ../nbs/07_scoring.ipynb #037be427
+def _edges(method, scorer):
+    "What `levels_from_scores` understands, of a command line's word."
+    if method in ('quantile', 'uniform'): return method
+    if method.endswith('.parquet'):
+        about = read_scores(method)[1]
+        if about.get('scorer') != scorer: raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores are of {scorer}", 'scores of two scorers cannot be compared')
+        return about['edges']
+    try: return [float(e) for e in method.split(',')]
+    except ValueError as e: raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, or a table of scores (.parquet)') from e
+
+# %% ../nbs/07_scoring.ipynb #dd1d2c65
 def levels(
     data:str|Path|list, # LLaVA-format JSON with pairs
     images:str|Path|list, # folder of the pictures, or one for each data file
     clip:str|Path, # a dual encoder: folder or model on the hub
     out:str|Path, # JSON file to write; NAME.parquet and NAME.scores appear beside it
     n:int=8, # N, the number of levels
-    method:str='quantile', # 'quantile', 'uniform', or edges separated by commas
+    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores whose edges to use
     batch_size:int=64, # pairs at a time
     workers:int=1, # processes that decode pictures
     policy:str='error', # what to do about bad records and pictures: 'error' or 'skip'
@@ -214,10 +223,10 @@ def levels(
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
-    "Derive alignment levels from data and pictures, and write them into the data."
+    "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
     import torch
     if device == 'auto' and torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"
-    folder = Path(out).with_suffix('.scores')
-    records = Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
+    folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
+    if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint: folder = Path(f'{folder}-{records.fingerprint}')
     got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers, policy, cap, quiet)
     return None if got is None else bucket(records, folder, out, n, method)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def test_eval():
-    # nbs/18_cli.ipynb #8d441163
+    # nbs/18_cli.ipynb #28e9b108
     def run(*args, inp=None):
         "Run `aligngpt` in another process."
         return subprocess.run([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], capture_output=True, text=True, input=inp, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)})
     r = run('--help')
     test_eq(r.returncode, 0)
-    for name in ('quickstart', 'chat', 'levels', 'convert', 'eval', 'score'): assert name in r.stdout, r
+    for name in ('quickstart', 'chat', 'levels', 'audit', 'unpack', 'convert', 'eval', 'score'): assert name in r.stdout, r
     print(r.stdout)
 
     # nbs/18_cli.ipynb #4ab66ff8

@@ -23,6 +23,7 @@ def world(tmp_path_factory):
     return folder
 
 @pytest.mark.parametrize('stage', [PRETRAIN, FINETUNE], ids=lambda s: s.name)
+@pytest.mark.slow
 def test_overfit(stage, world, tmp_path):
     torch.set_num_threads(1)
     toy.cache_clear()

@@ -3,11 +3,13 @@
 from fastcore.test import *
 from aligngpt.quickstart import *
 import dataclasses, tempfile
+from aligngpt.checkpoints import load
+from aligngpt.zoo import count_parameters, get_preset
 from pathlib import Path
 
 
 def test_quickstart():
-    # nbs/17_quickstart.ipynb #414d8a12
+    # nbs/17_quickstart.ipynb #01ba7a51
     tmp = Path(tempfile.mkdtemp())
     said = []
     rehearsed = quickstart(tmp/'run', REHEARSAL, said.append)
@@ -17,3 +19,4 @@ def test_quickstart():
     assert rehearsed['spearman'] > .2 and rehearsed['accuracy'] > .1
     for name in ('metrics.json', 'report.html', 'report.md', 'figures/the-knob.png', 'model/config.json', 'model/model.safetensors'): assert (tmp/'run'/name).exists(), name
     test_fail(lambda: quickstart(tmp/'run', dataclasses.replace(REHEARSAL, seed=1)), contains='holds a run with seed = 0, not 1')
+    test_eq(count_parameters(load(tmp/'run'/'model')[0].config), get_preset('tiny').parameters)

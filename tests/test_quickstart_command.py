@@ -23,6 +23,7 @@ def wait_for(process, text, lines):
     return False
 
 
+@pytest.mark.slow
 def test_interrupted(tmp_path):
     "Ctrl-C in each of the steps; the same command goes on, ends with the numbers of a run in peace, and leaves a model to talk with."
     run, peace = tmp_path/'run', start('quickstart', '--rehearse', '--out', tmp_path/'peace')

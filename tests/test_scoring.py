@@ -5,6 +5,7 @@ from fastcore.test import *
 from aligngpt.scoring import *
 import easy_vqa, json, numpy as np, os, random, signal, subprocess, sys, tempfile, time, torch
 from aligngpt.alignment import DualEncoder, levels_from_scores
+from aligngpt.core import write_json
 from aligngpt.data import Records
 from pathlib import Path
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast, set_seed
@@ -74,14 +75,14 @@ def test_collect_scores(cell_0bd9ec55, cell_a6360fed):
     clip, world, pictures, records = cell_0bd9ec55
     batches = cell_a6360fed
 
-    # nbs/07_scoring.ipynb #89fc7722
+    # nbs/07_scoring.ipynb #2159f8b4
     result = score_pairs(records, pictures, clip, world/'scores', quiet=True)
     test_eq(result['scores'].shape, (200,))
     assert not np.isnan(result['scores']).any() and not result['problems']
     test_eq(result['cut'], sum(i % 20 > 12 for i in range(200)))
     direct = clip.score(clip.prepare(*zip(*[batches.load(i) for i in range(64)]))).numpy()
     test_eq(result['scores'][:64], direct)
-    print((world/'scores'/'rank-0'/'scores.jsonl').read_text()[:150])
+    (world/'scores'/'rank-0'/'scores.jsonl').read_text()[:150]
 
     # nbs/07_scoring.ipynb #9e6bfa3c
     again = score_pairs(records, pictures, clip, world/'scores', quiet=True)
@@ -107,7 +108,7 @@ def test_collect_scores(cell_0bd9ec55, cell_a6360fed):
 
 
 @pytest.fixture
-def cell_6b1fa74a(cell_0bd9ec55):
+def cell_05ea0899(cell_0bd9ec55):
     clip, world, pictures, records = cell_0bd9ec55
     def scored():
         "The folder of scores of the first example."
@@ -116,15 +117,16 @@ def cell_6b1fa74a(cell_0bd9ec55):
     return scored
 
 
-def test_bucket(cell_0bd9ec55, cell_6b1fa74a):
+def test_bucket(cell_0bd9ec55, cell_05ea0899):
     clip, world, pictures, records = cell_0bd9ec55
-    scored = cell_6b1fa74a
+    scored = cell_05ea0899
 
-    # nbs/07_scoring.ipynb #6b1fa74a
+    # nbs/07_scoring.ipynb #05ea0899
     four = bucket(records, scored(), world/'four.json', n=4)
     test_eq(four['counts'], [50]*4)
     test_eq(bucket(records, scored(), world/'own.json', method='-0.5,0,0.5')['edges'], [-.5, 0, .5])
     test_fail(lambda: bucket(records, scored(), world/'x.json', method='equal'), contains="Unknown method 'equal'")
+    test_eq(bucket(records, scored(), world/'placed.json', method=str(world/'four.parquet'))['edges'], four['edges'])
     def half_done():
         "A folder with only the first half of its only shard."
         import shutil
@@ -135,14 +137,18 @@ def test_bucket(cell_0bd9ec55, cell_6b1fa74a):
     test_fail(lambda: bucket(records, half_done(), world/'x.json'), contains='batches are not scored yet')
 
 
-def test_levels(cell_0bd9ec55, cell_6b1fa74a):
+def test_levels(cell_0bd9ec55, cell_05ea0899):
     clip, world, pictures, records = cell_0bd9ec55
-    scored = cell_6b1fa74a
+    scored = cell_05ea0899
 
-    # nbs/07_scoring.ipynb #f844fdbd
-    done = levels(world/'pairs.json', pictures, world/'clip', world/'levels.json', device='cpu', quiet=True)
+    # nbs/07_scoring.ipynb #695ac791
+    def run_levels(data='pairs.json', out='levels.json'): return levels(world/data, pictures, world/'clip', world/out, device='cpu', quiet=True)
+    done = run_levels()
     test_eq(done['counts'], [25]*8)
     test_eq(Records(world/'levels.json', quiet=True).column('level'), levels_from_scores(collect_scores(records, scored())['scores']).levels)
+    (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))
+    test_eq(run_levels('fewer.json')['pairs'], 80)
+    test_eq(run_levels(), done)
 
 
 @pytest.mark.slow
@@ -168,6 +174,9 @@ def test_levels_slow():
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
+
+    # nbs/07_scoring.ipynb #695ac791
+    (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))
 
     # nbs/07_scoring.ipynb #157d76f0
     script = """
@@ -212,3 +221,30 @@ levels(*sys.argv[1:5], batch_size=int(sys.argv[5]), device='cpu', workers=1, qui
     finish(start(world, world/'one.json', 64))
     finish(*[start(world, world/'pair.json', 64, rank=r, processes=2) for r in range(2)])
     test_eq(both_files(world/'pair.json'), both_files(world/'one.json'))
+
+    # nbs/07_scoring.ipynb #9dc99e95
+    torch.set_num_threads(max(1, os.cpu_count() - 1))
+
+    # nbs/07_scoring.ipynb #c9c362ad
+    def million(folder, n=1_000_000, batch_size=64):
+        "Data and scores of `n` pairs."
+        rng = np.random.default_rng(0)
+        with open(folder/'million.json', 'w') as f:
+            for i in range(n): f.write(('[\n' if i == 0 else ',\n') + json.dumps(dict(id=f'{i:09}', image=f'{i % 1000:05}/{i:09}.jpg', conversations=[{'from': 'human', 'value': 'Summarize the image.\n<image>'}, {'from': 'gpt', 'value': 'a caption of some ten words with the number %d' % i}])))
+            f.write('\n]\n')
+        records = Records(folder/'million.json', quiet=True)
+        write_json(dict(data=records.fingerprint, scorer='random numbers', batch_size=batch_size, pairs=n), folder/'scores'/'job.json')
+        shards = Shards(folder/'scores')
+        for k in range(-(-n//batch_size)): shards.append(dict(batch=k, scores=rng.normal(.25, .05, min(batch_size, n - k*batch_size)).astype(np.float32).tolist(), cut=0, problems={}))
+        shards.close()
+        return folder
+    measured = """
+import re, sys, time
+t = time.perf_counter()
+from aligngpt.scoring import bucket
+done = bucket(*sys.argv[1:4])
+print(done['pairs'], time.perf_counter() - t, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])/1024)
+"""
+    big = million(Path(tempfile.mkdtemp()))
+    pairs, seconds, megabytes = map(float, subprocess.run([sys.executable, '-c', measured, big/'million.json', big/'scores', big/'levels.json'], capture_output=True, text=True, check=True).stdout.split())
+    assert pairs == 1_000_000 and seconds <= 60 and megabytes <= 500, (pairs, seconds, megabytes)

@@ -38,10 +38,10 @@ def test_count_parameters():
 
 
 def test_ZooTable():
-    # nbs/09_zoo.ipynb #e2c3ae30
+    # nbs/09_zoo.ipynb #bbf3dba7
     table = zoo_table()
-    test_eq([r[1] for r in table], ['7.1B', '13.4B', '7.1B', '8.4B', '4.5B', '0.6M'])
-    assert 'nlpzhaof/aligngpt-7b ' in str(table) and '| tiny | 0.6M |' in table._repr_markdown_()
+    test_eq([r[1] for r in table], ['7.1B', '13.4B', '7.1B', '8.4B', '4.5B', '0.5M'])
+    assert 'nlpzhaof/aligngpt-7b ' in str(table) and '| tiny | 0.5M |' in table._repr_markdown_()
 
     # nbs/09_zoo.ipynb #62ce60ca
     mine = dataclasses.replace(get_preset('aligngpt-qwen3'), name='mine', text={**QWEN3_4B, 'num_hidden_layers':2}, stage2=dict(learning_rate=1e-5))
