@@ -29,6 +29,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_pty(place):
     "A person types."
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', TERM='xterm-256color', COLORTERM='truecolor', XDG_STATE_HOME=str(place))
