@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pool', 'best_fit', 'mixed_fit', 'pack', 'padding', 'token_lengths', 'PackedDataset', 'PackedCollator']
 
-# %% ../nbs/06_packing.ipynb #ca27d26d
+# %% ../nbs/06_packing.ipynb #4f005a24
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core import AlignGPTError, atomic_path, progress
 from .conversation import BadRecord
-from .batches import Collator, SampleDataset, gather_images, gather_levels
+from .batches import Collator, for_loader, gather_images, gather_levels, SampleDataset
 
 # %% ../nbs/06_packing.ipynb #ff3972d8
 class Pool:
@@ -121,7 +121,7 @@ def padding(
     used = [sum(int(lengths[i]) for i in row) for row in rows]
     return 1 - sum(used)/(len(rows)*(capacity or max(used)))
 
-# %% ../nbs/06_packing.ipynb #0dee7ecf
+# %% ../nbs/06_packing.ipynb #755adc60
 class _Lengths:
     "Chunks of token counts; a torch data set."
     def __init__(self, data, size=512): self.data, self.size = data, size
@@ -131,7 +131,7 @@ class _Lengths:
         for i in range(k*self.size, min((k+1)*self.size, len(d.records))):
             try: out.append(len(d.processor.encode(d.records[i], max_length=d.max_length, where=d.records.place(d.records.row(i)))['input_ids']))
             except BadRecord as e:
-                if d.policy == 'error': raise
+                if d.policy == 'error': raise for_loader(e) from e
                 out.append(0)
         return np.array(out, np.int32)
 

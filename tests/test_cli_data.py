@@ -17,7 +17,7 @@ def test_unpack_command():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output
         for flag in flags: assert flag in text, (name, flag)
 
-    # nbs/18c_cli_data.ipynb #49478fdf
+    # nbs/18c_cli_data.ipynb #796588bb
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     def records(n, **last):
         "A file of `n` pairs, the last of them changed."
@@ -31,6 +31,7 @@ def test_unpack_command():
     bad = audited(records(5, image='nowhere.png'))
     test_eq(bad.exit_code, 1)
     assert 'missing image' in bad.output and 'training would not be safe' in bad.output
+    print(bad.output[-300:].replace(str(pictures), 'IMAGES').replace(tempfile.gettempdir(), 'TMP'))
 
     # nbs/18c_cli_data.ipynb #6c82537d
     def film():
@@ -58,7 +59,7 @@ def test_unpack_command():
 
 @pytest.mark.slow
 def test_unpack_command_slow():
-    # nbs/18c_cli_data.ipynb #49478fdf
+    # nbs/18c_cli_data.ipynb #796588bb
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     def records(n, **last):
         "A file of `n` pairs, the last of them changed."

@@ -23,7 +23,6 @@ def world(tmp_path_factory):
     return folder
 
 @pytest.mark.parametrize('stage', [PRETRAIN, FINETUNE], ids=lambda s: s.name)
-@pytest.mark.slow
 def test_overfit(stage, world, tmp_path):
     torch.set_num_threads(1)
     toy.cache_clear()
@@ -32,7 +31,7 @@ def test_overfit(stage, world, tmp_path):
         for part in (model.projector, model.gate):
             for m in part.modules():
                 if isinstance(m, torch.nn.Linear): m.reset_parameters()
-    now = override(stage, template='v1', max_steps=80, # the language model knows no other template
+    now = override(stage, template='v1', max_steps=160, # the language model knows no other template
                    batch_size=N, accumulate=1, learning_rate=2e-2 if stage.use_levels else 5e-3, warmup=5, schedule='constant_with_warmup',
                    precision='fp32', checkpointing=False, log_every=1, save_every=0, group='none')
     data = SampleDataset(Records(world/f'{stage.name}.json', quiet=True), world, processor.with_settings(template=now.template), levels=stage.use_levels)

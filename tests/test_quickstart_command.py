@@ -9,7 +9,9 @@ ENV = dict(os.environ, PYTHONPATH=str(root), HF_HUB_OFFLINE='1', OMP_NUM_THREADS
 PATIENCE = 600 # seconds; a busy machine takes its time
 
 
-def start(*args, **kwargs): return subprocess.Popen([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+def hear(): signal.signal(signal.SIGINT, signal.SIG_DFL) # a shell's background jobs are born deaf to Ctrl-C
+
+def start(*args): return subprocess.Popen([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
 
 def metrics(run):
     "What was measured, without the times."
@@ -23,7 +25,6 @@ def wait_for(process, text, lines):
     return False
 
 
-@pytest.mark.slow
 def test_interrupted(tmp_path):
     "Ctrl-C in each of the steps; the same command goes on, ends with the numbers of a run in peace, and leaves a model to talk with."
     run, peace = tmp_path/'run', start('quickstart', '--rehearse', '--out', tmp_path/'peace')

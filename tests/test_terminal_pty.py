@@ -1,5 +1,5 @@
 "The terminal chat at a real (pseudo) terminal: keys, streaming, Ctrl-C, history, completion; and in a real pipe."
-import os, subprocess, sys
+import os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -29,12 +29,12 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_pty(place):
     "A person types."
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', TERM='xterm-256color', COLORTERM='truecolor', XDG_STATE_HOME=str(place))
     env.pop('NO_COLOR', None)
-    term = pexpect.spawn(sys.executable, ['-c', BRAKED], env=env, cwd=place, encoding='utf-8', dimensions=(40, 120), timeout=PATIENCE)
+    term = pexpect.spawn(sys.executable, ['-c', BRAKED], env=env, cwd=place, encoding='utf-8', dimensions=(40, 120), timeout=PATIENCE,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background jobs are born deaf to Ctrl-C
     def see(*texts):
         for t in texts: term.expect_exact(t)
     see('▀', '32 x 32 picture', '/help lists the commands', '> ')

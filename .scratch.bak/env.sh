@@ -1,1 +1,0 @@
-cd /work/wt/train; export PYTHONPATH=$PWD HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 ALIGNGPT_REFERENCE=/work/shared/reference ALIGNGPT_BENCHMARKS=/work/shared/benchmarks PATH=/work/venv/bin:$PATH MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
