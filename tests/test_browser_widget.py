@@ -35,7 +35,7 @@ def code(source): return dict(cell_type='code', id=f'c{abs(hash(source)):x}'[:16
 
 def braked_notebook(folder):
     "A copy of the chat notebook, with a brake on its model and cells to run meanwhile."
-    nb = json.loads((root/'nbs'/'13_widget.ipynb').read_text(encoding='utf-8'))
+    nb = json.loads((root/'nbs'/'36_widget.ipynb').read_text(encoding='utf-8'))
     nb['cells'] += map(code, (BRAKE, 'chat', 'print("other cell:", 6*7)'))
     (folder/'chat.ipynb').write_text(json.dumps(nb), encoding='utf-8')
 

@@ -85,7 +85,7 @@ def test_page_markdown():
     # nbs/93_docs.ipynb #68d35e1c
     test_eq(_nav([((), 'Home', 'index'), (('Evaluation',), '00 MME', 'evaluation/mme'), (('Evaluation',), '01 POPE', 'evaluation/pope'), (('About',), '90 Cells', 'cells')]),
             ['nav:', '  - "Home": index.md', '  - "Evaluation":', '    - "00 MME": evaluation/mme.md', '    - "01 POPE": evaluation/pope.md', '  - "About":', '    - "90 Cells": cells.md'])
-    test_eq([_section(Path(p)) for p in ('03_model.ipynb', 'evaluation/00_mme.ipynb', '90_cells.ipynb')], [(), ('Evaluation',), ('About this book',)])
+    test_eq([_section(Path(p)) for p in ('04_model.ipynb', 'evaluation/00_mme.ipynb', '90_cells.ipynb')], [(), ('Evaluation',), ('About this book',)])
 
 
 def test_build_docs(cell_93d32e31):
