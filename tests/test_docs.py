@@ -13,21 +13,23 @@ from types import SimpleNamespace
 
 
 def test_DocRenderer():
-    # nbs/93_docs.ipynb #954ddeb9
+    # nbs/93_docs.ipynb #dd8f60cc
     doc = DocRenderer(fingerprint)
     test_eq(doc.call(), 'fingerprint(*paths, limit=1048576)')
     test_eq([r[:2] for r in doc.rows()], [('paths', 'str | Path'), ('limit', 'int'), ('', 'str')])
     test_eq('<code>str &#124; Path</code>' in str(doc), True)
     test_eq(DocRenderer(Steps).call(), 'Steps(folder)')
     test_eq(DocRenderer(DocRenderer).call(), 'DocRenderer(sym, name=None, title_level=3)')
+    print(doc)
 
 
 def test_Index():
-    # nbs/93_docs.ipynb #22876161
+    # nbs/93_docs.ipynb #2198c6fd
     idx = Index({'syms':{'a.core':{'a.core.run':('core.html#run', ''), 'a.core.S.go':('core.html#s.go', '')}, 'a.ev.mme':{'a.ev.mme.run':('ev/mme.html#run', '')}}})
     test_eq(idx.linkify('`run` and `S.go()`, `x`, [`run`](y)', 'core'), '[`run`](#run) and [`S.go()`](#s.go), `x`, [`run`](y)')
     test_eq(idx.linkify('`run`, `a.core.run`', 'ev/mme'), '[`run`](#run), [`a.core.run`](../core.md#run)')
     test_eq(idx.linkify('## `run`\n```\n`run`\n```', 'core'), '## `run`\n```\n`run`\n```')
+    idx.linkify('`run` and `S.go()`', 'core')
 
 
 @pytest.fixture
@@ -75,14 +77,15 @@ def test_export_markdown(cell_3d36a725):
 def test_page_name(cell_3d36a725):
     cfg = cell_3d36a725
 
-    # nbs/93_docs.ipynb #80c2d3f8
+    # nbs/93_docs.ipynb #8985d9dc
     test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)', Path('evaluation/00_z.ipynb'), cfg),
             f'[a](x.md#y) [b](../evaluation/mme.md) [c]({cfg.git_url}/blob/{cfg.branch}/LICENSE) [d](https://x/1_y.ipynb)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
+    _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
 
 
 def test_page_markdown():
-    # nbs/93_docs.ipynb #68d35e1c
+    # nbs/93_docs.ipynb #275b2311
     test_eq(_nav([((), 'Home', 'index'), (('Evaluation',), '00 MME', 'evaluation/mme'), (('Evaluation',), '01 POPE', 'evaluation/pope'), (('About',), '90 Cells', 'cells')]),
             ['nav:', '  - "Home": index.md', '  - "Evaluation":', '    - "00 MME": evaluation/mme.md', '    - "01 POPE": evaluation/pope.md', '  - "About":', '    - "90 Cells": cells.md'])
     test_eq([_section(Path(p)) for p in ('04_model.ipynb', 'evaluation/00_mme.ipynb', '90_cells.ipynb')], [(), ('Evaluation',), ('About this book',)])

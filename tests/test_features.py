@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 
 
 @pytest.fixture
-def cell_bc967747():
+def cell_e990b8f0():
     def tiny(seed):
         set_seed(seed)
         vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
@@ -21,17 +21,21 @@ def cell_bc967747():
     return tiny, model
 
 
-def test_tower_hash(cell_bc967747):
-    tiny, model = cell_bc967747
+def test_tower_hash(cell_e990b8f0):
+    tiny, model = cell_e990b8f0
 
-    # nbs/30_features.ipynb #bc967747
+    # nbs/30_features.ipynb #e990b8f0
     test_eq(tower_hash(model), tower_hash(tiny(0)))
     test_ne(tower_hash(model), tower_hash(tiny(1)))
     test_ne(tower_hash(model, 'pad'), tower_hash(model, 'square'))
+    tower_hash(model)
 
 
-def test_FeatureStore_fill(cell_bc967747):
-    tiny, model = cell_bc967747
+def test_FeatureStore_fill(cell_e990b8f0):
+    tiny, model = cell_e990b8f0
+
+    # nbs/30_features.ipynb #e990b8f0
+    tower_hash(model)
 
     # nbs/30_features.ipynb #c6fc15e0
     tmp = Path(tempfile.mkdtemp())
@@ -47,7 +51,7 @@ def test_FeatureStore_fill(cell_bc967747):
     test_eq(('5.png' in store, 'new.png' in store), (True, False))
     (tmp/'features.bin').stat().st_size
 
-    # nbs/30_features.ipynb #357d8963
+    # nbs/30_features.ipynb #a8b47d7b
     asked.clear()
     test_eq(FeatureStore(tmp, model, names).fill(model, pixels, quiet=True).missing(), [])
     test_eq(asked, [])
@@ -63,9 +67,11 @@ def test_FeatureStore_fill(cell_bc967747):
     whole = FeatureStore(tmp, model, names).fill(model, pixels, batch_size=10, quiet=True)
     test_eq(asked, names[20:])
     test_eq(whole.missing(), [])
+    f'{len(asked)} of {len(names)} pictures were left to read after the interruption'
 
-    # nbs/30_features.ipynb #046c926e
+    # nbs/30_features.ipynb #9a8f9b1a
     few = FeatureStore(tmp/'small', model, names, max_bytes=10*4*32*4)
     test_eq((len(few), few.missing()[-1]), (10, '9.png'))
     half_size = FeatureStore(tmp/'half', model, names, dtype='float16', max_bytes=10*4*32*4)
     test_eq(len(half_size), 20)
+    dict(float32=len(few), float16=len(half_size))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 
 @pytest.fixture
-def cell_6cf259b3():
+def cell_07d80080():
     tmp = Path(tempfile.mkdtemp())
     for n in (8, 16, 24, 100):
         (tmp/f'checkpoint-{n}').mkdir()
@@ -18,18 +18,19 @@ def cell_6cf259b3():
     return tmp
 
 
-def test_seal(cell_6cf259b3):
-    tmp = cell_6cf259b3
+def test_seal(cell_07d80080):
+    tmp = cell_07d80080
 
-    # nbs/27_runs.ipynb #6cf259b3
+    # nbs/27_runs.ipynb #07d80080
     test_eq([p.name for p in checkpoints(tmp)], ['checkpoint-16', 'checkpoint-24', 'checkpoint-100'])
     test_eq(last_checkpoint(tmp, clean=True).name, 'checkpoint-100')
     test_eq([p.name for p in checkpoints(tmp)], ['checkpoint-16', 'checkpoint-100'])
     test_is(last_checkpoint(tmp/'none'), None)
+    [p.name for p in checkpoints(tmp)]
 
 
-def test_saving(cell_6cf259b3):
-    tmp = cell_6cf259b3
+def test_saving(cell_07d80080):
+    tmp = cell_07d80080
 
     # nbs/27_runs.ipynb #43903fcf
     def write(error):
@@ -55,8 +56,8 @@ def test_Stop():
     test_eq(e.code, 143)
 
 
-def test_RunCallback(cell_6cf259b3):
-    tmp = cell_6cf259b3
+def test_RunCallback(cell_07d80080):
+    tmp = cell_07d80080
 
     # nbs/27_runs.ipynb #cc937512
     call = RunCallback(tmp, keep=1)

@@ -10,17 +10,19 @@ from aligngpt.toy import COLOURS, swatch, toy
 
 
 def test_thumb_url():
-    # nbs/36_widget.ipynb #96ef2b5a
+    # nbs/36_widget.ipynb #32ab2df5
     test_eq(question_html(Turn('a < b?')), '<div class="agpt-msg agpt-user"><div class="agpt-text">a &lt; b?</div></div>')
     assert len(thumb_url(Image.effect_noise((3000, 2000), 50).convert('RGB'))) < 60_000
+    HTML(question_html(Turn('What is *this*, a < b?')))
 
 
 def test_markdown_html():
-    # nbs/36_widget.ipynb #3ca35519
+    # nbs/36_widget.ipynb #25d512f2
     test_eq(markdown_html('**red** <b>x</b>'), '<p><strong>red</strong> &lt;b&gt;x&lt;/b&gt;</p>\n')
     test_eq('<img' in markdown_html('![x](http://example.com/x.png)'), False)
     test_eq('href' in markdown_html('[x](javascript:alert(1))'), False)
     test_eq(markdown_html('```\nx < y').startswith('<pre><code>x &lt; y'), True)
+    HTML(markdown_html('**red**, *teal* and `x < y`'))
 
 
 def test_Chat__repr_html():
