@@ -160,7 +160,6 @@ def test_lab(tmp_path):
 
         chat.upload(tmp_path, 'blue.png', png((50, 80, 220)))
         chat.say('What colour is it?')
-        chat.live.wait_for()
         expect('It is blue.', chat.whole(0))
         assert chat.answers.locator('strong').inner_text() == 'blue'
         expect('gate', chat.answers.locator('.agpt-foot').inner_text())
