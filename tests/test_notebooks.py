@@ -11,7 +11,7 @@ from pathlib import Path
 from nbdev.test import test_nb
 from nbdev.config import get_config
 from torch.cuda import is_available
-flags = get_config(path=Path(sys.argv[1]).parent).tst_flags.split()
+flags = get_config(path=sys.argv[2]).tst_flags.split()
 ok, secs = test_nb(Path(sys.argv[1]), skip_flags=flags, force_flags=['gpu']*is_available(), basepath=sys.argv[2])
 sys.exit(not ok)
 """
