@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['AlignGPTConfig', 'num_patches', 'check_config', 'projector_depth', 'make_projector', 'AlignmentLevels',
-           'level_weights', 'AlignmentGate', 'image_text_dots', 'lm_head', 'supervised_loss']
+           'level_weights', 'AlignmentGate', 'image_text_dots', 'lm_head', 'targets', 'supervised_loss',
+           'has_sparse_tail', 'sparse_layer', 'states_at']
 
-# %% ../nbs/03_layers.ipynb #b8601da3
+# %% ../nbs/03_layers.ipynb #0e702458
 import math
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.models.llama.modeling_llama import LlamaModel, rotate_half
 
 from .core import AlignGPTError
 
@@ -185,21 +188,87 @@ def lm_head(
     if (cap := getattr(c, 'final_logit_softcapping', None)): logits = torch.tanh(logits / cap) * cap
     return logits
 
-# %% ../nbs/03_layers.ipynb #c15ab831
+# %% ../nbs/03_layers.ipynb #85469795
+def targets(
+    labels:Tensor, # token ids, -100 where there is no loss, [batch, length]
+)->tuple[Tensor,Tensor]: # (positions that predict a label [batch, length] bool, those labels [n])
+    "Which positions predict, and what."
+    target = F.pad(labels, (0, 1), value=-100)[:, 1:]
+    return target != -100, target[target != -100]
+
+# %% ../nbs/03_layers.ipynb #7e3c0c4d
 def supervised_loss(
     lm:PreTrainedModel, # whose output layer is used
-    hidden:Tensor, # last hidden states, [batch, length, H]
+    hidden:Tensor, # last hidden states, [batch, length, H], or only those that `targets` picks, [n, H]
     labels:Tensor, # token ids, -100 where there is no loss, [batch, length]
     num_items:Tensor|int|None=None, # what the sum is divided by; default: the number of labels here
     max_logits:int=2**25, # numbers of logits that exist at a time
     slices:int|None=None, # how many slices, whatever `max_logits` says
 )->Tensor: # scalar
     "Next-token cross-entropy over the labelled positions alone, in slices."
-    target = F.pad(labels, (0, 1), value=-100)[:, 1:].to(hidden.device)
-    keep = target != -100
-    h, t = hidden[keep], target[keep]
+    keep, t = targets(labels.to(hidden.device))
+    h = hidden if hidden.dim() == 2 else hidden[keep]
     def ce(h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
     n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
     again = n > 1 and torch.is_grad_enabled()
     total = sum(checkpoint(ce, *p, use_reentrant=False) if again else ce(*p) for p in zip(h.tensor_split(n), t.tensor_split(n)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))
+
+# %% ../nbs/03_layers.ipynb #9b6d5eab
+def has_sparse_tail(
+    lm:PreTrainedModel, # a causal language model
+    plain:bool=True, # no padding that a mask hides, and no packed samples
+)->bool:
+    "Can the last layer be run at some positions alone?"
+    c = lm.config
+    if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements') for p in lm.base_model.norm.parameters()): return False
+    return c._attn_implementation in ('sdpa', 'eager') or (plain and c._attn_implementation.startswith('flash_attention'))
+
+# %% ../nbs/03_layers.ipynb #e787f69b
+def sparse_layer(
+    layer:nn.Module, # a Llama's decoder layer
+    x:Tensor, # its input, [batch, length, H]
+    keep:Tensor, # positions to compute, [batch, length] bool
+    rope:tuple[Tensor,Tensor], # cosine and sine of the positions, [batch or 1, length, head]
+    mask:Tensor|None=None, # as for scaled dot-product attention, [batch, 1, length, length]; None: causal
+)->Tensor: # its output at those positions, [n, H]
+    "A decoder layer at some positions only."
+    attn, (B, S, _) = layer.self_attn, x.shape
+    cos, sin = (o.expand(B, S, -1) for o in rope)
+    n = layer.input_layernorm(x)
+    def heads(o): return o.unflatten(-1, (-1, attn.head_dim)).transpose(-3, -2)
+    k, v = heads(attn.k_proj(n)), heads(attn.v_proj(n))
+    k = k*cos[:,None] + rotate_half(k)*sin[:,None]
+    at, real = _positions(keep)
+    rows = torch.arange(B, device=x.device)[:,None]
+    q = heads(attn.q_proj(n[rows, at]))
+    q = q*cos[rows, at][:,None] + rotate_half(q)*sin[rows, at][:,None]
+    seen = (at[...,None] >= torch.arange(S, device=x.device))[:,None] if mask is None else mask.expand(B, -1, -1, -1)[rows, :, at].transpose(1, 2)
+    dropout = attn.attention_dropout if layer.training else 0.
+    a = F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=attn.scaling, enable_gqa=q.shape[1] != k.shape[1])
+    h = x[keep] + attn.o_proj(a.transpose(1, 2).flatten(2)[real])
+    return h + layer.mlp(layer.post_attention_layernorm(h))
+
+# %% ../nbs/03_layers.ipynb #8ee4f226
+def _positions(keep):
+    "(positions [batch, most], which of them are real [batch, most]) of the True in each row."
+    n = keep.sum(1)
+    most = max(1, int(n.max()))
+    at = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return at, torch.arange(most, device=keep.device) < n[:,None]
+
+# %% ../nbs/03_layers.ipynb #f4142642
+def states_at(
+    lm:PreTrainedModel, # a Llama, see `has_sparse_tail`
+    embeds:Tensor, # input embeddings, [batch, length, H]
+    keep:Tensor, # positions whose states are wanted, [batch, length] bool
+    attention_mask:Tensor|None=None, # 0 on padding, [batch, length]
+    position_ids:Tensor|None=None, # restarting where samples are packed, [batch, length]
+)->Tensor: # last hidden states, [n, H]
+    "The last hidden states of some positions."
+    base, x = lm.base_model, embeds
+    if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
+    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=None, position_ids=position_ids)
+    rope = base.rotary_emb(x, position_ids=position_ids)
+    for layer in base.layers[:-1]: x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids)
+    return base.norm(sparse_layer(base.layers[-1], x, keep, rope, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None))

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['AlignGPTOutput', 'AlignGPTForConditionalGeneration']
 
-# %% ../nbs/04_model.ipynb #1d841d8b
+# %% ../nbs/04_model.ipynb #947a1ae2
 from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 from fastcore.basics import patch
 
 from .core import AlignGPTError
-from .layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, level_weights, make_projector, supervised_loss
+from .layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail, level_weights, make_projector, states_at, supervised_loss, targets
 
 # %% ../nbs/04_model.ipynb #331c3d64
 @dataclass
@@ -194,14 +195,23 @@ def embed_tokens(self:AlignGPTForConditionalGeneration,
     try: return self.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
     except IndexError: self.check_ids(input_ids); raise
 
-# %% ../nbs/04_model.ipynb #a3ad9939
-@patch
-def _mask_is_idle(self:AlignGPTForConditionalGeneration, mask):
-    "Padding on the right hides nothing that a causal mask would show to tokens with a loss; without it, attention does half the work."
-    return (mask is not None and mask.dim() == 2 and self.language_model.config._attn_implementation == 'sdpa'
-            and mask.device.type != 'meta' and bool((mask[:, 1:] <= mask[:, :-1]).all()))
+# %% ../nbs/04_model.ipynb #5e211b2a
+def _is_idle(mask):
+    "Padding on the right hides nothing from a token with a loss that a causal mask would not; without it, attention does half the work."
+    return mask is not None and mask.dim() == 2 and mask.device.type != 'meta' and bool((mask[:, 1:] <= mask[:, :-1]).all())
 
-# %% ../nbs/04_model.ipynb #c3b744d7
+@patch
+def _hidden_states(self:AlignGPTForConditionalGeneration, labels, args, kwargs):
+    "Run the language model for its loss alone: without a mask that hides nothing, and its last layer only where a label is predicted."
+    lm, kwargs = self.language_model, {'use_cache':False, **kwargs}
+    if args['past_key_values'] is None and lm.config._attn_implementation == 'sdpa' and _is_idle(args['attention_mask']): args['attention_mask'] = None
+    mask, positions = args['attention_mask'], args['position_ids']
+    if args['past_key_values'] is not None or kwargs != {'use_cache':False} or not has_sparse_tail(lm, mask is None and positions is None):
+        return lm.base_model(**args, **kwargs)
+    keep, _ = targets(labels.to(args['inputs_embeds'].device))
+    return BaseModelOutputWithPast(states_at(lm, args['inputs_embeds'], keep, mask, positions))
+
+# %% ../nbs/04_model.ipynb #0fd43af6
 @patch
 def forward(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor|None=None, # with ALIGN and image placeholders, [batch, length]
@@ -236,8 +246,7 @@ def forward(self:AlignGPTForConditionalGeneration,
         embeds = self.merge(input_ids, embeds, image, self.levels(weights), sample)
     lm, args = self.language_model, dict(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
     if labels is not None and not (not self.training if return_logits is None else return_logits):
-        if past_key_values is None and self._mask_is_idle(attention_mask): args['attention_mask'] = None
-        out, logits = lm.base_model(**args, **{'use_cache':False, **kwargs}), None
+        out, logits = self._hidden_states(labels, args, kwargs), None
         loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, slices=loss_slices)
     else:
         out = lm(**args, logits_to_keep=logits_to_keep, **kwargs)
@@ -272,7 +281,7 @@ def generate(self:AlignGPTForConditionalGeneration,
     if isinstance(out, ModelOutput): out['weights'] = weights
     return out
 
-# %% ../nbs/04_model.ipynb #df144650
+# %% ../nbs/04_model.ipynb #38feef6c
 @patch
 def _prompt_weights(self:AlignGPTForConditionalGeneration, ids, V, image_index, alignment, gate_mask, attention_mask):
     "Weights over the levels for a batch of prompts."
