@@ -60,7 +60,7 @@ def main(out, *fields):
     read = lambda k, default: json.loads(fields.pop(k)) if k in fields else default
     levels, n = fields.pop('stage', 'finetune') == 'pretrain', read('n', 40)
     at, rank, number, limit = read('at', None), read('rank', None), read('signal', int(signal.SIGKILL)), read('limit', 0)
-    base = dict(learning_rate=1e-2, batch_size=2, accumulate=1, group='none', shuffle=False, warmup=2, precision='fp32', log_every=1, save_every=0, sharding='none', checkpointing=False)
+    base = dict(learning_rate=5e-3, batch_size=2, accumulate=1, group='none', shuffle=False, warmup=2, precision='fp32', log_every=1, save_every=0, sharding='none', checkpointing=False)
     stage = override(PRETRAIN if levels else FINETUNE, **base | {k:v if isinstance(getattr(FINETUNE, k), str) else json.loads(v) for k,v in fields.items()})
     logging.set_verbosity_error(); logging.disable_progress_bar()
     if stage.sharding != 'none' and stage.sharding != 'fsdp': # the kernels that DeepSpeed would compile for a CPU take longer than the test
