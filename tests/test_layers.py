@@ -4,7 +4,8 @@ import pytest
 from fastcore.test import *
 from aligngpt.layers import *
 import torch, torch.nn.functional as F
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, Qwen3Config, set_seed
+from aligngpt.layers import _positions
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, set_seed
 
 
 def test_projector_depth():
@@ -70,11 +71,28 @@ def test_image_text_dots(cell_91a0ac6b):
     test_eq(complete.tolist(), [True, True, False])
 
 
-def test_supervised_loss(cell_91a0ac6b):
-    # nbs/03_layers.ipynb #72136355
+def test_targets(cell_91a0ac6b):
+    # nbs/03_layers.ipynb #054c5a25
+    keep, wanted = targets(torch.tensor([[1, -100, 5, 6]]))
+    test_eq(keep, torch.tensor([[False, True, True, False]]))
+
+
+@pytest.fixture
+def cell_72136355(cell_91a0ac6b):
     set_seed(0)
+
+
+@pytest.fixture
+def cell_72136355_2(cell_91a0ac6b, cell_72136355):
     small = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0)
     families = [LlamaConfig(**small), Qwen3Config(**small), Gemma2Config(**small), CohereConfig(**small), GraniteConfig(**small, logits_scaling=3.)]
+    return families
+
+
+def test_supervised_loss(cell_91a0ac6b, cell_72136355, cell_72136355_2):
+    families = cell_72136355_2
+
+    # nbs/03_layers.ipynb #72136355
     ids = torch.randint(0, 100, (2, 12)); labels = ids.masked_fill(torch.rand(2, 12) < 0.5, -100)
     def loss_gap(c, size):
         lm = AutoModelForCausalLM.from_config(c)
@@ -88,3 +106,45 @@ def test_supervised_loss(cell_91a0ac6b):
     lm = AutoModelForCausalLM.from_config(families[0]).train()
     hidden = lm.base_model(ids).last_hidden_state.detach().requires_grad_()
     for n in (1, 7, 40): test_close(supervised_loss(lm, hidden, labels, slices=n), supervised_loss(lm, hidden, labels), 1e-5)
+
+
+def test_sparse_layer(cell_91a0ac6b, cell_72136355):
+    # nbs/03_layers.ipynb #8255f652
+    keep = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
+    at, real = _positions(keep)
+    test_eq(at[real], torch.tensor([1, 3, 2]))
+
+
+def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
+    families = cell_72136355_2
+
+    # nbs/03_layers.ipynb #8fd9ea92
+    def gap(attention='sdpa', kv=4, mask=None, position_ids=None, checkpointing=False):
+        "Largest difference in states and in gradients."
+        set_seed(0)
+        lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=kv, attn_implementation=attention)).train()
+        if checkpointing: getattr(lm, 'activation_checkpointing_enable', lm.gradient_checkpointing_enable)()
+        x, keep = torch.randn(3, 12, 32), torch.rand(3, 12) < .3
+        if mask is not None: keep &= mask.bool()
+        def run(f):
+            lm.zero_grad(); e = x.clone().requires_grad_(); h = f(e)
+            (h*torch.arange(h.numel()).view_as(h).sin()).sum().backward()
+            return [h, e.grad, *(p.grad for p in lm.model.parameters() if p.grad is not None)]
+        ours = run(lambda e: states_at(lm, e, keep, mask, position_ids))
+        whole = run(lambda e: lm.model(inputs_embeds=e, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state[keep])
+        return max((a-b).abs().max().item() for a,b in zip(ours, whole, strict=True))
+    right = (torch.arange(12) < torch.tensor([[12], [9], [5]])).long()
+    packed = torch.tensor([[*range(7), *range(5)], [*range(12)], [*range(3), *range(4), *range(5)]])
+    cases = {'plain': {}, 'shared keys': dict(kv=2), 'eager': dict(attention='eager'), 'padded right': dict(mask=right), 'padded left': dict(mask=right.flip(1)),
+             'packed': dict(position_ids=packed), 'recomputed': dict(checkpointing=True), 'eager, padded': dict(attention='eager', mask=right)}
+    gaps = {name: gap(**kw) for name,kw in cases.items()}
+    for v in gaps.values(): assert v < 1e-5, gaps
+
+    # nbs/03_layers.ipynb #33a97f6f
+    set_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
+    test_eq(has_sparse_tail(lm), True)
+    test_eq(states_at(lm, torch.randn(2, 5, 32), torch.zeros(2, 5).bool()).shape, (0, 32))
+    lm.config._attn_implementation = 'flex_attention'
+    test_eq(has_sparse_tail(lm), False)
+    test_eq(has_sparse_tail(AutoModelForCausalLM.from_config(families[1])), False)
