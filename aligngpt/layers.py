@@ -156,7 +156,7 @@ class AlignmentGate(nn.Module):
         "α = softmax(MLP(d))."
         return self.mlp(dots.to(self.mlp[0].weight.dtype)).softmax(-1)
 
-# %% ../nbs/03_layers.ipynb #ae30bd83
+# %% ../nbs/03_layers.ipynb #cbad77d8
 def image_text_dots(
     image:Tensor, # projected image tokens I, [n_images, n, H]
     text:Tensor, # input embeddings of all tokens, [n_tokens, H]
@@ -169,7 +169,7 @@ def image_text_dots(
     T, s = text[reads].float(), sample[reads]
     count = torch.zeros(n_samples, device=T.device).index_add(0, s, torch.ones_like(s, dtype=T.dtype))
     m = torch.zeros(n_samples, T.shape[-1], device=T.device).index_add(0, s, T) / count.clamp(min=1)[:,None]
-    d = torch.einsum('inh,ih->in', image.float(), m[image_sample])
+    d = (image.float() * m[image_sample, None]).sum(-1) # a product of matrices would be in bf16 under autocast
     n_images = torch.zeros(n_samples, device=T.device).index_add(0, image_sample, torch.ones(len(d), device=T.device))
     dots = torch.zeros(n_samples, d.shape[1], device=T.device).index_add(0, image_sample, d)
     return dots / n_images.clamp(min=1)[:,None], (count > 0) & (n_images > 0)

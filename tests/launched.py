@@ -3,17 +3,19 @@
     torchrun --nproc_per_node 2 tests/launched.py OUT [FIELD=VALUE ...]
 
 `OUT/result.json` gets the losses, `OUT/weights.safetensors` the trained weights. Fields are those of `StageConfig`;
-further: `stage` (pretrain or finetune), `n` (samples), and at step `at`, in all processes or in `rank` alone, a `signal`
+further: `stage` (pretrain or finetune), `n` (samples), `lora` (rank of adapters, without dropout), `device`, and at step `at`, in all processes or in `rank` alone, a `signal`
 or a `limit` on the size of files.
 """
 import json, os, resource, signal, sys
 from pathlib import Path
 
-os.environ.update(DS_ACCELERATOR='cpu', HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+if 'device=cuda' not in sys.argv: os.environ['DS_ACCELERATOR'] = 'cpu'
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from aligngpt.adapters import add_lora
 from aligngpt.batches import Collator
 from aligngpt.core import AlignGPTError
 from aligngpt.layers import AlignGPTConfig
@@ -59,16 +61,19 @@ def main(out, *fields):
     fields = dict(f.split('=', 1) for f in fields if not f.startswith('--'))
     read = lambda k, default: json.loads(fields.pop(k)) if k in fields else default
     levels, n = fields.pop('stage', 'finetune') == 'pretrain', read('n', 40)
+    lora, device = read('lora', 0), fields.pop('device', 'cpu')
     at, rank, number, limit = read('at', None), read('rank', None), read('signal', int(signal.SIGKILL)), read('limit', 0)
     base = dict(learning_rate=5e-3, batch_size=2, accumulate=1, group='none', shuffle=False, warmup=2, precision='fp32', log_every=1, save_every=0, sharding='none', checkpointing=False)
     stage = override(PRETRAIN if levels else FINETUNE, **base | {k:v if isinstance(getattr(FINETUNE, k), str) else json.loads(v) for k,v in fields.items()})
     logging.set_verbosity_error(); logging.disable_progress_bar()
-    if stage.sharding != 'none' and stage.sharding != 'fsdp': # the kernels that DeepSpeed would compile for a CPU take longer than the test
+    if device == 'cpu' and stage.sharding not in ('none', 'fsdp'): # the kernels that DeepSpeed would compile for a CPU take longer than the test
         import deepspeed.ops
         getattr(deepspeed.ops, '__compatible_ops__')['deepspeed_shm_comm'] = False
     accident = [Accident(at, number, limit)] if at is not None and rank in (None, RANK) else []
     valid = Mixed(6, levels) if stage.eval_every else None
-    try: done = run_stage(tiny_model(not levels), Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device='cpu', quiet=True, callbacks=accident)
+    model = tiny_model(not levels)
+    if lora: add_lora(model, lora, 2*lora, dropout=0)
+    try: done = run_stage(model, Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device=device, quiet=True, callbacks=accident)
     except AlignGPTError as e:
         (Path(out)/'error.txt').write_text(str(e))
         sys.exit(getattr(e, 'code', 1))

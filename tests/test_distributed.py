@@ -67,3 +67,34 @@ def test_dead_process(sharding, one, tmp_path):
     difference = max(abs(x-y) for x, y in zip(a, b))
     print(f'{sharding}: losses after the restart differ by at most {difference:.1e}')
     assert len(b) == STEPS and difference < 1e-5
+
+@pytest.mark.parametrize('before,after', [(1, 2), (2, 1)])
+def test_other_number(before, after, one, tmp_path):
+    "A run that was killed goes on with another number of processes and the same global batch."
+    def go(processes, *fields): return launch(tmp_path, f'batch_size={4//processes}', f'max_steps={STEPS}', 'save_every=10', *fields, processes=processes)
+    assert go(before, 'at=25', f'signal={int(signal.SIGKILL)}').returncode != 0
+    assert (tmp_path/'run'/'checkpoint-20'/'complete.json').exists() and not (tmp_path/'result.json').exists()
+    done = go(after)
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = result(one['finetune'])['losses'], result(tmp_path)['losses']
+    difference = max(abs(x-y) for x, y in zip(a, b, strict=True))
+    print(f'{before} process(es), then {after}: losses differ by at most {difference:.1e}')
+    assert difference < 1e-5
+
+@pytest.mark.parametrize('sharding', ['none', 'zero2', 'zero3'])
+def test_adapters(sharding, tmp_path):
+    "Adapters of two processes are those of one, and are saved whole."
+    need(sharding)
+    pytest.importorskip('peft')
+    def go(name, processes, *fields):
+        (tmp_path/name).mkdir()
+        done = launch(tmp_path/name, f'batch_size={4//processes}', 'max_steps=20', 'lora=4', *fields, processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return result(tmp_path/name)['losses'], {f.name:load_file(f) for f in (tmp_path/name/'run'/'model').glob('*.safetensors')}
+    (a, one), (b, two) = go('one', 1), go('two', 2, f'sharding={sharding}')
+    difference = max(abs(x-y) for x, y in zip(a, b, strict=True))
+    print(f'{sharding}: losses differ by at most {difference:.1e}')
+    assert difference < 1e-5 and a[-1] < a[0] and len(one) == 2 and one.keys() == two.keys()
+    for f in one:
+        assert one[f].keys() == two[f].keys()
+        for k in one[f]: assert one[f][k].shape == two[f][k].shape and (one[f][k] - two[f][k]).abs().max() < 1e-4, k

@@ -94,3 +94,13 @@ def test_qlora(kind, place, tmp_path):
     assert sum(found[-4:]) < .8*sum(found[:4])
     done = subprocess.run([*PLAIN, 'chat', tmp_path/'run', '--image', place/'images'/'red.png', '--device', 'cpu'], input='What colour is it?\n', env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
+
+
+def test_tower_learns(place, tmp_path):
+    "An unfrozen tower with a learning rate of its own: it moves, and little."
+    from aligngpt.checkpoints import load
+    parts = 'language_model', 'projector', 'gate', 'vision_tower'
+    run(PLAIN, place, tmp_path/'run', '--batch-size', '4', '--train', ','.join(parts), '--part-rates', 'vision_tower=1e-6')
+    before, after = (dict(load(f)[0].named_parameters()) for f in (place/'model', tmp_path/'run'/'model'))
+    moved = {part: max((after[k] - before[k]).abs().max().item() for k in before if k.startswith(f'{part}.')) for part in ('vision_tower', 'projector')}
+    assert 0 < moved['vision_tower'] < 1e-5 < moved['projector']

@@ -22,20 +22,34 @@ def world(tmp_path_factory):
     for k, r in rows.items(): (folder/f'{k}.json').write_text(json.dumps(r))
     return folder
 
-@pytest.mark.parametrize('stage', [PRETRAIN, FINETUNE], ids=lambda s: s.name)
-def test_overfit(stage, world, tmp_path):
+def taught(stage, world, folder, **more):
+    "(model, its parameters before, losses) of a toy model that learns what is in `world`."
     torch.set_num_threads(1)
     toy.cache_clear()
     model, processor = toy(100) # a language model that can speak, as one on the hub
+    torch.manual_seed(0)
     with torch.no_grad(): # forget what this stage shall learn
         for part in (model.projector, model.gate):
             for m in part.modules():
                 if isinstance(m, torch.nn.Linear): m.reset_parameters()
-    now = override(stage, template='v1', max_steps=160, # the language model knows no other template
+    now = override(stage, **dict(template='v1', max_steps=160, # the language model knows no other template
                    batch_size=N, accumulate=1, learning_rate=2e-2 if stage.use_levels else 5e-3, warmup=5, schedule='constant_with_warmup',
-                   precision='fp32', checkpointing=False, log_every=1, save_every=0, group='none')
+                   precision='fp32', checkpointing=False, log_every=1, save_every=0, group='none') | more)
     data = SampleDataset(Records(world/f'{stage.name}.json', quiet=True), world, processor.with_settings(template=now.template), levels=stage.use_levels)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    losses = run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, tmp_path, device='cpu', quiet=True)['losses']
+    return model, before, run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, folder, device='cpu', quiet=True)['losses']
+
+
+@pytest.mark.parametrize('stage', [PRETRAIN, FINETUNE], ids=lambda s: s.name)
+def test_overfit(stage, world, tmp_path):
+    model, before, losses = taught(stage, world, tmp_path)
     assert losses[-1] < .05, losses[::10]
     for n, p in model.named_parameters(): assert torch.equal(p, before[n]) != (n.split('.')[0] in stage.train and p.requires_grad), n
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('stage', [PRETRAIN, FINETUNE], ids=lambda s: s.name)
+def test_bf16(stage, checkpointing, world, tmp_path):
+    "Mixed precision begins where full precision does, to the digits it has, and learns."
+    (_, _, half), (_, _, full) = (taught(stage, world, tmp_path/p, max_steps=n, precision=p, checkpointing=checkpointing) for p, n in (('bf16', 30), ('fp32', 1)))
+    assert half[0] != full[0] and half[0] == pytest.approx(full[0], abs=.02) and half[-1] < .3*half[0], half
