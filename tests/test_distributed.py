@@ -98,3 +98,12 @@ def test_adapters(sharding, tmp_path):
     for f in one:
         assert one[f].keys() == two[f].keys()
         for k in one[f]: assert one[f][k].shape == two[f][k].shape and (one[f][k] - two[f][k]).abs().max() < 1e-4, k
+
+@pytest.mark.parametrize('sharding', SHARDINGS)
+@pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
+def test_bf16(stage, sharding, one, tmp_path):
+    "Half the precision, as on GPUs: the losses of full precision to the digits that there are."
+    need(sharding)
+    done = launch(tmp_path, f'stage={stage}', 'batch_size=2', f'max_steps={STEPS}', 'precision=bf16', f'sharding={sharding}')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert result(tmp_path)['losses'][:20] == pytest.approx(result(one[stage])['losses'][:20], abs=.02)
