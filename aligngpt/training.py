@@ -7,8 +7,8 @@ __all__ = ['run_stage', 'AnswersCallback', 'plot_losses', 'FINETUNE', 'PRETRAIN'
            'freeze', 'override', 'param_groups', 'AlignGPTTrainer', 'GroupedSampler', 'training_arguments',
            'Interrupted', 'RunCallback', 'last_checkpoint']
 
-# %% ../nbs/29_training.ipynb #5c3f9602
-import contextlib, dataclasses, json, shutil
+# %% ../nbs/29_training.ipynb #c2e965ed
+import contextlib, dataclasses, json, shutil, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from .core import AlignGPTError, atomic_path, environment, os_errors, own_folder, read_json, write_json
-from .runs import Interrupted, RunCallback, checkpoints, last_checkpoint
+from .runs import MARKER, Interrupted, RunCallback, checkpoints, last_checkpoint
 from .settings import FINETUNE, PRETRAIN, StageConfig, override
 from .stages import FreezeTable, add_gate, freeze, param_groups
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
@@ -25,7 +25,7 @@ from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 _all_ = ['FINETUNE', 'PRETRAIN', 'FreezeTable', 'StageConfig', 'add_gate', 'freeze', 'override', 'param_groups', 'AlignGPTTrainer', 'GroupedSampler',
          'training_arguments', 'Interrupted', 'RunCallback', 'last_checkpoint'] # of the chapters before, to be found here too
 
-# %% ../nbs/29_training.ipynb #c99caf87
+# %% ../nbs/29_training.ipynb #8bf5efd8
 FREE = 'batch_size', 'accumulate', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every', 'eval_every', 'show', 'workers', 'trackers' # may change on the way
 
 def _record(stage, args, model, data, extra):
@@ -37,17 +37,15 @@ def _record(stage, args, model, data, extra):
 
 def _check_same(folder, new):
     "A run continues only with the settings and the data that it began with."
-    finished, last = (folder/'done.json').exists(), last_checkpoint(folder)
-    if not (folder/'stage.json').exists() or not (finished or last): return
+    finished = (folder/'done.json').exists()
+    if not (folder/'stage.json').exists() or not (finished or last_checkpoint(folder)): return
     old = read_json(folder/'stage.json')
     def need(what, before, now, hint):
         if before != now: raise AlignGPTError(f"{folder}: {'holds a finished run with other settings' if finished else 'this run began with other settings'}: {what} was {before}, and is {now}", hint)
     for k in new['stage']:
         if k not in FREE: need(k, old['stage'].get(k), new['stage'][k], 'name another folder, or use the old setting')
     for k in ('global_batch', 'data', 'samples', 'trained'): need(k.replace('_', ' '), old[k], new[k], 'name another folder')
-    if finished: return
-    need('sharding', old['engine'], new['engine'], 'go on as it began')
-    if new['engine'] == 'deepspeed': need('the number of processes', old['processes'], new['processes'], f'go on with as many, or convert {last.name} with DeepSpeed\'s ds_to_universal')
+    if not finished: need('sharding', old['engine'], new['engine'], 'go on as it began')
 
 # %% ../nbs/29_training.ipynb #b3c1832d
 @contextlib.contextmanager
@@ -58,7 +56,20 @@ def _hold(folder, args):
         if args.world_size > 1: torch.distributed.barrier()
         yield
 
-# %% ../nbs/29_training.ipynb #b469d233
+# %% ../nbs/29_training.ipynb #0232d395
+def _recut(checkpoint, args):
+    "Let a DeepSpeed run go on with another number of processes."
+    if not checkpoint or not args.deepspeed or read_json(checkpoint/MARKER)['processes'] == args.world_size: return
+    args.hf_deepspeed_config.config['checkpoint'] = dict(load_universal=True)
+    if args.process_index == 0:
+        source = checkpoint/(checkpoint/'latest').read_text()
+        out = source.with_name(source.name + '_universal')
+        shutil.rmtree(out, ignore_errors=True)
+        done = subprocess.run([sys.executable, '-m', 'deepspeed.checkpoint.ds_to_universal', '--input_folder', source, '--output_folder', out, '--inject_missing_state'], capture_output=True, text=True)
+        if done.returncode: raise AlignGPTError(f'{source}: could not be converted for {args.world_size} processes: {done.stderr.strip().splitlines()[-1:]}', 'go on with as many processes as before')
+    torch.distributed.barrier()
+
+# %% ../nbs/29_training.ipynb #04690624
 def run_stage(
     model, # an AlignGPT model
     data, # torch dataset of encoded samples; may have `lengths`, `has_image`, `fingerprint` and `set_epoch`
@@ -79,6 +90,8 @@ def run_stage(
         _check_same(folder, now)
         if (folder/'done.json').exists(): return read_json(folder/'done.json')
         if args.process_index == 0: write_json(now, folder/'stage.json')
+        start = last_checkpoint(folder)
+        _recut(start, args)
         set_seed(stage.seed)
         types = _widen(model, args)
         call = RunCallback(folder, '' if quiet else stage.name, stage.keep)
@@ -87,7 +100,7 @@ def run_stage(
                                   stage=stage, callbacks=[call, *shown, *callbacks])
         trainer.base = (record or {}).get('base', '')
         for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
-        try: seconds = _train(trainer, call, last_checkpoint(folder))
+        try: seconds = _train(trainer, call, start)
         finally: call.close()
         return _finish(trainer, folder, types, seconds)
 

@@ -68,17 +68,19 @@ def test_dead_process(sharding, one, tmp_path):
     print(f'{sharding}: losses after the restart differ by at most {difference:.1e}')
     assert len(b) == STEPS and difference < 1e-5
 
-@pytest.mark.parametrize('before,after', [(1, 2), (2, 1)])
-def test_other_number(before, after, one, tmp_path):
+@pytest.mark.parametrize('sharding,before,after', [('none', 1, 2), ('none', 2, 1), ('fsdp', 2, 4), ('zero2', 2, 4), ('zero3', 2, 4), ('zero3', 4, 2)])
+def test_other_number(sharding, before, after, one, tmp_path):
     "A run that was killed goes on with another number of processes and the same global batch."
-    def go(processes, *fields): return launch(tmp_path, f'batch_size={4//processes}', f'max_steps={STEPS}', 'save_every=10', *fields, processes=processes)
+    need(sharding)
+    def go(processes, *fields):
+        return launch(tmp_path, f'batch_size={4//processes}', f'max_steps={STEPS}', 'save_every=10', f'sharding={sharding}', *fields, processes=processes)
     assert go(before, 'at=25', f'signal={int(signal.SIGKILL)}').returncode != 0
     assert (tmp_path/'run'/'checkpoint-20'/'complete.json').exists() and not (tmp_path/'result.json').exists()
     done = go(after)
     assert done.returncode == 0, done.stderr[-2000:]
     a, b = result(one['finetune'])['losses'], result(tmp_path)['losses']
     difference = max(abs(x-y) for x, y in zip(a, b, strict=True))
-    print(f'{before} process(es), then {after}: losses differ by at most {difference:.1e}')
+    print(f'{sharding}, {before} process(es), then {after}: losses differ by at most {difference:.1e}')
     assert difference < 1e-5
 
 @pytest.mark.parametrize('sharding', ['none', 'zero2', 'zero3'])
