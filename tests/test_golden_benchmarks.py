@@ -12,6 +12,7 @@ from aligngpt.conversation import TEMPLATES
 from aligngpt.core import AlignGPTError
 from aligngpt.evaluation.choice import EMPTY, mmbench_match, read_xlsx
 from aligngpt.evaluation.judge import Replies
+from aligngpt.evaluation.questions import Files
 from aligngpt.evaluation.tasks import TASKS, questions, score, submit
 from aligngpt.evaluation.text import evalai_process, read_answers, vqa_normalise
 
@@ -145,3 +146,11 @@ def test_cut_off_answers(folder, tmp_path):
         assert read_answers(cut, skip_broken=True).broken == [n]
     else:
         with pytest.raises(AlignGPTError, match=f'cut.jsonl, line {n}: not valid JSON'): score(folder.name, folder, cut, judge=recorded(folder))
+
+@each(FOLDERS)
+def test_points_and_right_answers(folder):
+    "Each question finds its points and its right answer under the names that the task gives them."
+    task, files = TASKS[folder.name], Files(TASKS[folder.name], folder)
+    asked, points, right = task.questions(files), task.points(run(folder).results), task.truth(files)
+    assert {task.called(q) for q in asked} == set(points)
+    assert all(isinstance(right(q), str) for q in asked)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Question', 'read_questions', 'load_image', 'missing_images', 'Need', 'need', 'Options', 'Task', 'Files']
 
-# %% ../../nbs/evaluation/06_questions.ipynb #72f1c5e5
-import base64, binascii, io
+# %% ../../nbs/evaluation/06_questions.ipynb #ef2b8598
+import base64, binascii, hashlib, io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -15,7 +15,7 @@ from ..core import AlignGPTError
 from .report import markdown_table
 from .text import ID, read_jsonl
 
-# %% ../../nbs/evaluation/06_questions.ipynb #39ff3bf8
+# %% ../../nbs/evaluation/06_questions.ipynb #1d992a07
 @dataclass
 class Question:
     "One question of a benchmark."
@@ -33,6 +33,9 @@ class Question:
 
     @property
     def has_image(self)->bool: return self.image is not None or self.image_base64 is not None
+
+    @property
+    def picture(self)->str|None: "What the image is called: the same for all questions about it; None without one."; return self.image if self.image_base64 is None else hashlib.sha1(self.image_base64.encode()).hexdigest()
 
     @property
     def key(self)->tuple: "Unique, unlike `id`: TextVQA and MME ask several questions under one id."; return self.id, self.prompt
@@ -90,7 +93,7 @@ class Need:
 
 def need(use, *names, optional=False): return Need(use, names, optional)
 
-# %% ../../nbs/evaluation/06_questions.ipynb #4f291030
+# %% ../../nbs/evaluation/06_questions.ipynb #76ed8e3b
 @dataclass(frozen=True)
 class Options:
     "How to score, where there is a choice."
@@ -109,7 +112,7 @@ class Task:
     questions:Callable  # (files) -> [Question, ...]
     score:Callable      # (files, answers file, options) -> results, which may hold `notes`
     headline:Callable   # (results) -> the published number, or None
-    points:Callable     # (results) -> {question: 0 to 1}
+    points:Callable     # (results) -> {name of a question: 0 to 1}
     folders:tuple = ()  # names of its folder, apart from `name`
     submit:Callable|None = None # (files, answers file, options) -> what is uploaded
     suffix:str = '.json'# of the upload
@@ -119,6 +122,8 @@ class Task:
     calls:Callable|None = None  # for judged tasks: (files, answers file) -> (calls, notes)
     images:Callable|None = None # (files) -> image folder; default: the file named so in `needs`
     published:dict = field(default_factory=dict) # model -> headline
+    called:Callable = lambda q: str(q.id) # question -> its name in `points`
+    truth:Callable|None = None  # (files) -> function from a question to its right answer, or to None
 
     @property
     def judged(self)->bool: return self.calls is not None
