@@ -276,7 +276,7 @@ def _judge(files, o):
 
 _NO_JUDGE = 'no judge: the answers are ready to be judged'
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #d25527bd
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #8cd402fc
 def _llava_bench_calls(files, path):
     rules = _mapping(files, 'rules')
     check_rows(list(rules.values()), dict(role=str, prompt=str), files['rules'], 'rule')
@@ -297,9 +297,9 @@ LLAVA_BENCH = Task('llava_bench_wild', 'LLaVA-W', 'relative score, percent of th
         questions=need('asking', 'questions.jsonl'), images=need('asking', 'images'), context=need('judging', 'context.jsonl'),
         references=need('judging', 'answers_gpt4.jsonl'), rules=need('judging', 'rule.json'), replies=need('judging', 'judge_replies.jsonl', optional=True)),
     _asked, _llava_bench_score, lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None, lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()}, folders=('llava-bench-in-the-wild',),
-    max_new_tokens=1024, pad=False, calls=_llava_bench_calls, published=published(68.4, 75.2, 65.4, 72.5), truth=_llava_bench_truth)
+    max_new_tokens=1024, pad=False, calls=_llava_bench_calls, judge_model='gpt-4-0314', published=published(68.4, 75.2, 65.4, 72.5), truth=_llava_bench_truth)
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #fbfe096a
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #f574944f
 def _mm_vet_results(path): return {f'v1_{i}': t for i,t in read_answers(path).texts().items()}
 
 def _mm_vet_calls(files, path):
@@ -318,5 +318,5 @@ MM_VET = Task('mm_vet', 'MM-Vet', 'mean grade, percent', dict(
         annotations=need('judging', 'annotations.json', 'mm-vet.json', 'mm-vet/mm-vet.json'), instruction=need('judging', 'judge_prompt.txt', 'mm-vet_evaluator.ipynb'),
         replies=need('judging', 'judge_replies.json', optional=True)),
     _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, _hits('grades'), folders=('mm-vet',),
-    submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls, published=published(30.8, 35.6, 31.1, 36.1),
+    submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls, judge_model='gpt-4-0613', published=published(30.8, 35.6, 31.1, 36.1),
     called=lambda q: f'v1_{q.id}', truth=_truth(lambda f: {i: d['answer'] for i,d in _mapping(f, 'annotations').items()}, lambda q: f'v1_{q.id}'))

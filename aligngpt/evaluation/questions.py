@@ -93,7 +93,7 @@ class Need:
 
 def need(use, *names, optional=False): return Need(use, names, optional)
 
-# %% ../../nbs/evaluation/06_questions.ipynb #76ed8e3b
+# %% ../../nbs/evaluation/06_questions.ipynb #4282394a
 @dataclass(frozen=True)
 class Options:
     "How to score, where there is a choice."
@@ -123,6 +123,7 @@ class Task:
     images:Callable|None = None # (files) -> image folder; default: the file named so in `needs`
     published:dict = field(default_factory=dict) # model -> headline
     called:Callable = lambda q: str(q.id) # question -> its name in `points`
+    judge_model:str = '' # the judge of the published scores
     truth:Callable|None = None  # (files) -> function from a question to its right answer, or to None
 
     @property
