@@ -58,7 +58,7 @@ def caveats(
     out += [f'{k}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
     return out + ['they were scored by different versions: score them again']*(a.score.get('scorer') != b.score.get('scorer'))
 
-# %% ../../nbs/evaluation/11_compare.ipynb #66341a38
+# %% ../../nbs/evaluation/11_compare.ipynb #6b1b91f0
 @dataclass
 class Comparison:
     "Two runs of one task."
@@ -66,6 +66,12 @@ class Comparison:
     b:Run
     changed:list[Change]
     caveats:list[str]
+
+    @property
+    def names(self)->tuple: # two different ones
+        "What the runs are called."
+        same = self.a.name == self.b.name
+        return tuple(r.folder.parent.name if same else r.name for r in (self.a, self.b))
 
     @property
     def headline(self)->dict: "Scores and their difference."; return _difference(self.a.score.get('headline'), self.b.score.get('headline'))
@@ -86,7 +92,7 @@ class Comparison:
 
     def __str__(self):
         "For the terminal."
-        head = markdown_table({self.a.task.title: self.headline}, f'{self.a.name} -> {self.b.name}')
+        head = markdown_table({self.a.task.title: self.headline}, ' -> '.join(self.names))
         tables = [markdown_table(rows, name) for name,rows in self.groups.items() if name != 'counts']
         say = f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse (sign test: p = {sign_test(self.gains, self.losses):.2g})'
         return '\n\n'.join([*(f'not comparable? {c}' for c in self.caveats), head, *tables, say])
@@ -115,7 +121,7 @@ def _runs(folder):
     if not found: raise AlignGPTError(f'{folder}: no finished evaluation', 'name the folder that `aligngpt eval --out` filled, or one of the tasks in it')
     return found
 
-# %% ../../nbs/evaluation/11_compare.ipynb #381030cf
+# %% ../../nbs/evaluation/11_compare.ipynb #74bcd450
 def _signed(rows):
     "Differences with their sign."
     return {g: {k: v if k != 'difference' or v is None else f'{v:+.2f}' for k,v in r.items()} for g,r in rows.items()}
@@ -125,7 +131,7 @@ def _section(c, n):
     parts = [f'<h2>{escape(c.a.task.title)}</h2>'] + [f'<p class=error>not comparable? {escape(x)}</p>' for x in c.caveats]
     parts += [html_table(_signed({c.a.score.get('metric', ''): c.headline}))] + [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items() if name != 'counts']
     for what, some in (('worse', [x for x in c.changed if x.gain < 0]), ('better', [x for x in c.changed if x.gain > 0]), ('other words', [x for x in c.changed if not x.gain])):
-        if some: parts.append(f'<h3>{what}: {len(some):,}' + f', the first {n}'*(len(some) > n) + f'</h3><div class=grid>{"".join(figure(x.question, {c.a.name: x.before, c.b.name: x.after}, x.right, c.b.images) for x in some[:n])}</div>')
+        if some: parts.append(f'<h3>{what}: {len(some):,}' + f', the first {n}'*(len(some) > n) + f'</h3><div class=grid>{"".join(figure(x.question, dict(zip(c.names, (x.before, x.after))), x.right, c.b.images) for x in some[:n])}</div>')
     return ''.join(parts)
 
 def comparison_page(
@@ -134,8 +140,7 @@ def comparison_page(
     n:int=24, # questions to show of each kind
 )->Path:
     "Scores, breakdowns and changed answers, with pictures."
-    first = comparisons[0]
     verdict = ', '.join(f'{c.a.task.title} {c.headline["difference"]:+.2f} ({c.gains} better, {c.losses} worse)' if c.headline['difference'] is not None else f'{c.a.task.title}: {len(c.changed)} answers changed' for c in comparisons)
-    page = html_page(f'{first.a.name} and {first.b.name}', verdict, ''.join(_section(c, n) for c in comparisons), css=CSS)
+    page = html_page(' and '.join(comparisons[0].names), verdict, ''.join(_section(c, n) for c in comparisons), css=CSS)
     with atomic_path(path) as p: p.write_text(page, encoding='utf-8')
     return Path(path)

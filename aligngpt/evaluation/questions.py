@@ -129,15 +129,16 @@ class Task:
     @property
     def judged(self)->bool: return self.calls is not None
 
-# %% ../../nbs/evaluation/06_questions.ipynb #6fb4328d
+# %% ../../nbs/evaluation/06_questions.ipynb #55628d31
 class Files:
     "A task's files, as found in a folder."
     def __init__(self,
         task:Task, # the task
         folder:str|Path, # its folder, or one that holds the folders of many tasks
+        must_exist:bool=True, # a folder that is not there is an error
     ):
         self.task, folder = task, Path(folder)
-        if not folder.is_dir(): raise AlignGPTError(f'{folder}: no such folder', f'name the folder with the files of {task.name}')
+        if must_exist and not folder.is_dir(): raise AlignGPTError(f'{folder}: no such folder', f'name the folder with the files of {task.name}')
         options = [folder, *(folder/f for f in (task.name, *task.folders))]
         self.folder = max(options, key=lambda f: sum(any((f/n).exists() for n in w.names) for w in task.needs.values()))
 

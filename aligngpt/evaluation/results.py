@@ -34,7 +34,7 @@ def results_rows(
         if known := {s['title']: s['published'][m] for s in scores.values() if m in s['published']}: rows[m] = known
     return rows
 
-# %% ../../nbs/evaluation/12_results.ipynb #a747631e
+# %% ../../nbs/evaluation/12_results.ipynb #4c4db8c5
 def plot_radar(
     rows:dict, # from `results_rows`
     ax=None, # polar matplotlib axes
@@ -50,7 +50,7 @@ def plot_radar(
     centre = np.maximum(0, low - .5*np.where(top > low, top-low, top*.2))
     angles = np.linspace(0, 2*np.pi, len(axes), endpoint=False)
     for k, (model, r) in enumerate(zip(rows, (values - centre)/(top - centre))):
-        style = dict(lw=2.5, color='#c0392b', zorder=3) if k == 0 else dict(lw=1.2, color=['#1f5fa8', '#7fb2e5', '#2e8b57', '#8fd3a8'][k%4])
+        style = dict(lw=2.5, color='#c0392b', zorder=3) if k == 0 else dict(lw=1.2, color=['#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57'][(k-1)%4])
         line, = ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
         if k == 0: ax.fill(angles, r, color=line.get_color(), alpha=.12)
     ax.set_xticks(angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], top)], fontsize=9)
@@ -59,12 +59,11 @@ def plot_radar(
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=3, frameon=False, fontsize=9)
     return ax
 
-# %% ../../nbs/evaluation/12_results.ipynb #14ff82d8
+# %% ../../nbs/evaluation/12_results.ipynb #da5d98e4
 def evaluate_all(
     model, # an AlignGPT model
     processor, # its processor
-    tasks:list, # tasks or their names
-    data:Callable, # task's name -> folder of its files
+    tasks:dict, # task or its name -> folder of its files
     out:str|Path, # one folder per task appears here, and the table
     judge:Callable|None=None, # (task) -> a judge for it; None stops after the answers
     tell:Callable=print, # told what is ready
@@ -74,8 +73,8 @@ def evaluate_all(
 )->dict: # task -> report; empty in all processes but the first
     "Ask, score, write uploads and pages; everything that is done already is kept."
     weights, reports, failed = weights_hash(model), {}, []
-    for task in map(get_task, tasks):
-        folder = Path(data(task.name))
+    for n, folder in tasks.items():
+        task, folder = get_task(n), Path(folder)
         try:
             path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, **kwargs)
             if path is None: continue # the first process speaks

@@ -123,7 +123,7 @@ def score(
     return ScoreReport(task.name, task.title, task.metric, task.headline(results), {k:v for k,v in results.items() if k != 'notes'},
                        results.get('notes', []), task.published, str(predictions))
 
-# %% ../../nbs/evaluation/08_tasks.ipynb #0f96df63
+# %% ../../nbs/evaluation/08_tasks.ipynb #43fb99f4
 def list_tasks(
     folder:str|Path, # such as playground/data/eval
     names:list[str]|None=None, # tasks; all by default
@@ -131,7 +131,7 @@ def list_tasks(
     "For each task: where it was found, what can be done with it, and which files are missing."
     out = {}
     for n in names or TASKS:
-        files = Files(get_task(n), folder)
+        files = Files(get_task(n), folder, must_exist=False)
         uses = {w.use for w in files.task.needs.values()}
         lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in files.task.needs.items() if not w.optional and files.get(r) is None]
         out[n] = dict(folder=files.folder.name) | {u: 'yes' if files.ready(u) else 'no' if u in uses else '-' for u in ('asking', 'scoring', 'judging')} | dict(missing='; '.join(lost))
