@@ -7,8 +7,9 @@ __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 
            'parse_review', 'relative_scores', 'score_llava_bench', 'mm_vet_calls', 'parse_grade', 'mm_vet_grade',
            'score_mm_vet', 'read_mm_vet_header', 'Judge', 'Estimate']
 
-# %% ../../nbs/evaluation/04_judge.ipynb #f7f09cd5
+# %% ../../nbs/evaluation/04_judge.ipynb #2a26d00c
 import hashlib, json, os, random, re, threading, time, urllib.error, urllib.parse, urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Call:
 
 def user(content): return dict(role='user', content=content)
 
-# %% ../../nbs/evaluation/04_judge.ipynb #fa12a915
+# %% ../../nbs/evaluation/04_judge.ipynb #a4f4e0d7
 class Replies:
     "A judge that reads from recorded replies."
     concurrency = 1
@@ -42,14 +43,14 @@ class Replies:
         replies:dict, # question id -> list of replies, in the order of the calls
     ):
         self.replies = {str(k): [v] if isinstance(v, str) else v for k,v in replies.items()}
-        self.log = []
+        self.log, self.asked = [], Counter()
         for k,v in self.replies.items():
             if not isinstance(v, list) or not all(isinstance(r, str) for r in v): raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}', 'a list of strings was expected')
 
     def __call__(self, call:Call)->str:
         "The next reply recorded for this question."
-        n = sum(c.id == call.id for c in self.log)
-        self.log.append(call)
+        n = self.asked[call.id]
+        self.log.append(call); self.asked[call.id] += 1
         mine = self.replies.get(call.id, [])
         if n >= len(mine): raise AlignGPTError(f'question {call.id!r}: call {n+1}, and {len(mine)} replies are recorded', 'record more replies, or ask a judge')
         return mine[n]
