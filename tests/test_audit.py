@@ -72,7 +72,7 @@ def test_Finding():
     test_eq((some_bad.safe, Report(['a.json'], 1000, 90, 5, .001, []).exit_code), (True, 1))
 
 
-def test_thumbnail(cell_74f7e968, cell_1b02ed24):
+def test_picture_tag(cell_74f7e968, cell_1b02ed24):
     saved, shape, exif = cell_74f7e968
     processor, record = cell_1b02ed24
 

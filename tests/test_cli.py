@@ -6,7 +6,7 @@ import json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
 
-def test_eval():
+def test_zoo():
     # nbs/43_cli.ipynb #28e9b108
     def run(*args, inp=None):
         "Run `aligngpt` in another process."

@@ -3,47 +3,64 @@
 import pytest
 from fastcore.test import *
 from aligngpt.evaluation.run import *
-import json, tempfile
+import json, shutil, tempfile
 from PIL import Image
-from aligngpt.core import read_json
+from aligngpt.core import AlignGPTError, read_json
 from aligngpt.evaluation.questions import Question
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
 from aligngpt.processor import AlignGPTProcessor, image_processor_for
+from fastcore.xtras import modified_env
 from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 
 @pytest.fixture
-def cell_0f2cbd47():
+def cell_e9d34643():
     tmp = Path(tempfile.mkdtemp())
-    return tmp
-
-
-def test_AnswerFile(cell_0f2cbd47):
-    tmp = cell_0f2cbd47
-
-    # nbs/evaluation/09_run.ipynb #0f2cbd47
     q = [Question(i, 'what is this', f'{i%3}.png') for i in range(4)]
-    f = AnswerFile(tmp/'a.jsonl'); f.add([q[0].row('red'), q[1].row('blue')])
-    with open(tmp/'a.jsonl', 'a') as o: o.write('{"question_id": 2, "prom')
-    again = AnswerFile(tmp/'a.jsonl')
-    test_eq((len(again), q[1] in again, q[2] in again), (2, True, False))
-    again.add([q[2].row('ünï')])
-    test_eq([r['text'] for r in AnswerFile(tmp/'a.jsonl').rows], ['red', 'blue', 'ünï'])
+    AnswerFile(tmp/'a.jsonl').add([q[0].row('red'), q[1].row('blue')])
+    with open(tmp/'a.jsonl', 'a') as o: o.write('{"question_id": 2, "prom') # killed here
+    return tmp, q
+
+
+def test_whole_lines(cell_e9d34643):
+    tmp, q = cell_e9d34643
+
+    # nbs/evaluation/09_run.ipynb #e9d34643
+    test_eq([r['text'] for r in whole_lines(tmp/'a.jsonl')[0]], ['red', 'blue'])
+    AnswerFile(tmp/'a.jsonl').add([q[2].row('ünï')])
+    test_eq([r['text'] for r in whole_lines(tmp/'a.jsonl')[0]], ['red', 'blue', 'ünï'])
+    (tmp/'b.jsonl').write_text('{"question_id": 1}\n{"question_id": \n{}\n')
+    with expect_fail(AlignGPTError, 'b.jsonl, line 2: not valid JSON'): whole_lines(tmp/'b.jsonl')
+    (tmp/'a.jsonl').read_text()
 
 
 @pytest.fixture
-def cell_0f2cbd47_2(cell_0f2cbd47):
-    tmp = cell_0f2cbd47
-    with open(tmp/'a.jsonl', 'a') as o: o.write('{"question_id": 2, "prom')
+def cell_e9d34643_2(cell_e9d34643):
+    tmp, q = cell_e9d34643
+    AnswerFile(tmp/'a.jsonl').add([q[2].row('ünï')])
+    (tmp/'b.jsonl').write_text('{"question_id": 1}\n{"question_id": \n{}\n')
+    (tmp/'a.jsonl').read_text()
 
 
-def test_evaluate(cell_0f2cbd47, cell_0f2cbd47_2):
-    tmp = cell_0f2cbd47
+def test_known_answers(cell_e9d34643, cell_e9d34643_2):
+    tmp, q = cell_e9d34643
 
-    # nbs/evaluation/09_run.ipynb #1c0311e7
+    # nbs/evaluation/09_run.ipynb #14067db4
+    run = tmp/'run'
+    AnswerFile(run/'parts'/'rank-0.jsonl').add([q[2].row('two'), q[0].row('zero')])
+    AnswerFile(run/'parts'/'rank-1.jsonl').add([q[3].row('three'), q[1].row('one')])
+    finish(run, known_answers(run), q)
+    test_eq([r['text'] for r in known_answers(run).values()], ['three', 'two', 'one', 'zero'])
+    (run/'answers.jsonl').read_text().splitlines()
+
+
+def test_evaluate(cell_e9d34643, cell_e9d34643_2):
+    tmp, q = cell_e9d34643
+
+    # nbs/evaluation/09_run.ipynb #1c39634f
     words = '<unk> <s> </s> USER: ASSISTANT: what is this red blue yes no'.split()
     tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
@@ -56,18 +73,34 @@ def test_evaluate(cell_0f2cbd47, cell_0f2cbd47_2):
     for i in range(3): Image.effect_noise((16, 16), 50+50*i).convert('RGB').save(data/f'{i}.png')
     rows = [dict(question_id=i, text='what is this', image=f'{i%3}.png', answer='red', category='color') for i in range(10)] + [dict(question_id=10, text='yes no', answer='no', category='text')]
     (data/'q.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
-    report = evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=4, quiet=True)
+    report = evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
     whole = (tmp/'out'/'q'/'answers.jsonl').read_bytes()
     test_eq(len(whole.splitlines()), 11)
+    test_eq(sorted(p.name for p in (tmp/'out'/'q').glob('[!.]*')), ['answers.jsonl', 'manifest.json', 'score.json'])
 
-    # nbs/evaluation/09_run.ipynb #f9c8e90c
-    f = tmp/'out'/'q'/'answers.jsonl'
-    f.write_bytes(whole[:len(whole)//2])
+    # nbs/evaluation/09_run.ipynb #53030590
+    (tmp/'out'/'q'/'answers.jsonl').unlink(); (tmp/'out'/'q'/'parts').mkdir()
+    lines = whole.split(b'\n')
+    (tmp/'out'/'q'/'parts'/'rank-0.jsonl').write_bytes(b'\n'.join([lines[4], lines[7], lines[0][:20]]))
     evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
-    test_eq(f.read_bytes(), whole)
-    test_fail(lambda: evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True), contains='holds answers of another run (settings')
+    test_eq((tmp/'out'/'q'/'answers.jsonl').read_bytes(), whole)
+    with expect_fail(AlignGPTError, 'holds answers of another run (settings'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True)
+    read_json(tmp/'out'/'q'/'manifest.json')['settings']
+
+    # nbs/evaluation/09_run.ipynb #8a9a5f06
+    (tmp/'two'/'q').mkdir(parents=True); shutil.copy(tmp/'out'/'q'/'manifest.json', tmp/'two'/'q')
+    def as_process(rank, world):
+        with modified_env(RANK=str(rank), WORLD_SIZE=str(world)): return evaluate(model, processor, data/'q.jsonl', data, tmp/'two', batch_size=2, quiet=True)
+    test_eq(as_process(1, 2), None)
+    share = [r['question_id'] for r in whole_lines(tmp/'two'/'q'/'parts'/'rank-1.jsonl')[0]]
+    test_eq(as_process(0, 2).headline, report.headline)
+    test_eq((tmp/'two'/'q'/'answers.jsonl').read_bytes(), whole)
+    sorted(share)
+
+    # nbs/evaluation/09_run.ipynb #332d6c34
     (data/'1.png').unlink()
-    test_fail(lambda: evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', quiet=True), contains='q.jsonl, line 2: the image 1.png is missing')
+    with expect_fail(AlignGPTError, 'q.jsonl, line 2: the image 1.png is missing'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', quiet=True)
+    with expect_fail(AlignGPTError, "Unknown --on-missing-image 'ignore'"): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='ignore', quiet=True)
     skipped = evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='skip', quiet=True)
-    test_eq(len((tmp/'out2'/'q'/'answers.jsonl').read_text().splitlines()), 8)
-    read_json(tmp/'out2'/'q'/'manifest.json')['settings']
+    test_eq([r['text'] == '' for r in whole_lines(tmp/'out2'/'q'/'answers.jsonl')[0]], [i%3 == 1 and i < 10 for i in range(11)])
+    test_eq(skipped.notes[0], '3 of 11 questions had no image: their answers are empty, and count as such')

@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.generation import *
-import collections, time, torch
+import collections, threading, time, torch
 from PIL import Image
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
@@ -20,12 +20,18 @@ def cell_5cfd78fd():
 @pytest.fixture
 def cell_5cfd78fd_2(cell_5cfd78fd):
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    return vision
+
+
+@pytest.fixture
+def cell_5cfd78fd_3(cell_5cfd78fd):
     text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
-    return vision, text
+    return text
 
 
-def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2):
-    vision, text = cell_5cfd78fd_2
+def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3):
+    vision = cell_5cfd78fd_2
+    text = cell_5cfd78fd_3
 
     # nbs/33_generation.ipynb #5cfd78fd
     model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=20, image_token_id=21)).eval()
@@ -43,7 +49,7 @@ def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2):
 
 @pytest.fixture
 def cell_b41e8e5d(cell_5cfd78fd, cell_5cfd78fd_2):
-    vision, text = cell_5cfd78fd_2
+    vision = cell_5cfd78fd_2
     words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
     tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
@@ -57,15 +63,16 @@ def cell_b41e8e5d_2(cell_5cfd78fd):
 
 
 @pytest.fixture
-def cell_b41e8e5d_3(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2):
-    vision, text = cell_5cfd78fd_2
+def cell_b41e8e5d_3(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2):
+    vision = cell_5cfd78fd_2
+    text = cell_5cfd78fd_3
     words, tok, processor = cell_b41e8e5d
     text.vocab_size = len(words)
     model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
     return model
 
 
-def test_ask_row(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
+def test_ask_row(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
     words, tok, processor = cell_b41e8e5d
 
     # nbs/33_generation.ipynb #b41e8e5d
@@ -90,12 +97,36 @@ def test_windows(cell_5cfd78fd, cell_b41e8e5d_2, cell_fdb7f447):
     [len({asks[i].image for i in x}) for x in w]
 
 
-def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_fdb7f447):
+def test_ahead(cell_5cfd78fd, cell_b41e8e5d_2):
+    # nbs/33_generation.ipynb #431287be
+    threads = set()
+    def square(x): threads.add(threading.get_ident()); return x*x
+    test_eq(list(ahead(square, range(4))), [(0, 0), (1, 1), (2, 4), (3, 9)])
+    test_eq(list(ahead(square, [])), [])
+    assert threading.get_ident() not in threads
+    with expect_fail(ZeroDivisionError): list(ahead(lambda x: 1/x, [1, 0]))
+    list(ahead(str, [1, 2]))
+
+
+def test_Window(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_fdb7f447):
+    words, tok, processor = cell_b41e8e5d
+    asks = cell_fdb7f447
+
+    # nbs/33_generation.ipynb #be5e8dba
+    plans = list(plan_windows(processor, asks, 8, 2))
+    test_eq(sorted(i for p in plans for b in p.batches for i in b), list(range(40)))
+    halves = [[b for p in plan_windows(processor, asks, 8, 2, share=(r, 2)) for b in p.batches] for r in (0, 1)]
+    test_eq(sorted(halves[0] + halves[1]), sorted(b for p in plans for b in p.batches))
+    done = set(plans[0].batches[0]) | {plans[0].batches[1][0]} # the second batch is half done
+    test_eq([p.batches for p in plan_windows(processor, asks, 8, 2, done)], [plans[0].batches[1:], *(p.batches for p in plans[1:])])
+
+
+def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_fdb7f447):
     words, tok, processor = cell_b41e8e5d
     model = cell_b41e8e5d_3
     asks = cell_fdb7f447
 
-    # nbs/33_generation.ipynb #8ff81926
+    # nbs/33_generation.ipynb #7965c1a6
     pictures = {f'{i}.png': Image.effect_noise((16, 16), 20+30*i).convert('RGB') for i in range(5)}
     loads = collections.Counter()
     def load(name): loads[name] += 1; return pictures[name]
@@ -106,6 +137,9 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2,
     test_eq(set(loads.values()), {1})
     test_eq(all_answers(batch_size=7, n_images=2), one)
     test_eq(set(one), set(range(40)))
+    test_eq({**all_answers(batch_size=7, n_images=2, share=(0, 2)), **all_answers(batch_size=7, n_images=2, share=(1, 2))}, one)
+    again = all_answers(batch_size=7, done=set(range(40)) - {3})
+    test_eq((again, 3 in again, len(again)), ({i:one[i] for i in again}, True, 7))
 
     # nbs/33_generation.ipynb #ae7b1bd7
     set_seed(0); model.levels.weight.data.normal_(std=3)
