@@ -6,8 +6,9 @@
 __all__ = ['IMAGE', 'TEMPLATES', 'BadRecord', 'text_of', 'images_of', 'check_messages', 'record_images', 'to_messages',
            'to_record', 'Template', 'get_template', 'Span', 'Spans', 'render', 'prompt_end', 'chat_template']
 
-# %% ../nbs/01_conversation.ipynb #a8641474
+# %% ../nbs/01_conversation.ipynb #d22938d4
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from itertools import islice
 from typing import NamedTuple
@@ -134,7 +135,7 @@ def to_record(
     files = [p.get('path') for m in messages for p in images_of(m)]
     return dict(fields, **({'image': files if len(files) > 1 else files[0]} if files else {}), conversations=turns)
 
-# %% ../nbs/01_conversation.ipynb #14a46657
+# %% ../nbs/01_conversation.ipynb #57c143b3
 @dataclass(frozen=True)
 class Template:
     "How a family of language models writes a conversation."
@@ -153,6 +154,7 @@ class Template:
     keep_question:bool=True # False: of a user turn only the pictures stay
     trim:bool=False # white space around each message is dropped
 
+    @lru_cache(maxsize=64)
     def fill(self,
         bos:str='<s>', # the tokenizer's first token
         eos:str='</s>', # the tokenizer's last token

@@ -6,14 +6,12 @@
 __all__ = ['greedy', 'Ask', 'ask_row', 'windows', 'image_pixels', 'image_features', 'ask_batch', 'ahead', 'Window',
            'plan_windows', 'answers']
 
-# %% ../nbs/33_generation.ipynb #8a200ab8
-import collections
+# %% ../nbs/33_generation.ipynb #db583e5e
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from .conversation import render
@@ -71,7 +69,7 @@ def windows(
     groups = list(by_image.values())
     for k in range(0, len(groups), n_images): yield [i for g in groups[k:k+n_images] for i in g]
 
-# %% ../nbs/33_generation.ipynb #a233a0eb
+# %% ../nbs/33_generation.ipynb #bbc1ac56
 def image_pixels(
     processor, # of the model
     names:list, # different pictures
@@ -101,24 +99,24 @@ def ask_batch(
     pad_id:int, # fills up `input_ids`
 )->dict: # left-padded input_ids, attention_mask, gate_mask [rows, length]; vision_features, image_index
     "A batch of prompts for `greedy`."
-    def pad(xs, value, dtype): return pad_sequence([torch.tensor(x, dtype=dtype) for x in xs], True, value, 'left')
-    b = dict(input_ids=pad([r['input_ids'] for r in rows], pad_id, torch.long), gate_mask=pad([r['gate_mask'] for r in rows], False, torch.bool),
-             attention_mask=pad([[1]*len(r['input_ids']) for r in rows], 0, torch.long))
+    longest = max(len(r['input_ids']) for r in rows)
+    def pad(xs, value): return torch.tensor([[value]*(longest - len(x)) + x for x in xs])
+    begin = torch.tensor([longest - len(r['input_ids']) for r in rows])
+    b = dict(input_ids=pad([r['input_ids'] for r in rows], pad_id), gate_mask=pad([r['gate_mask'] for r in rows], False), attention_mask=(torch.arange(longest) >= begin[:, None]).long())
     if seen := [index[n] for n in images if n is not None]: b.update(vision_features=features, image_index=torch.tensor(seen))
     return b
 
-# %% ../nbs/33_generation.ipynb #28ad7c63
+# %% ../nbs/33_generation.ipynb #948709cd
 def ahead(
-    f:Callable, # called in another thread
-    items:Iterable, # taken in this one
-)->Iterator[tuple]: # (item, f(item))
-    "Apply `f` to items, one ahead of what is asked for."
+    items:Iterable, # made while they are asked for
+)->Iterator: # the same items
+    "Make items in another thread, one ahead of what is asked for."
+    source, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
-        waiting = collections.deque()
-        for x in items:
-            waiting.append((x, pool.submit(f, x)))
-            if len(waiting) > 1: x, w = waiting.popleft(); yield x, w.result()
-        for x, w in waiting: yield x, w.result()
+        coming = pool.submit(next, source, end)
+        while (x := coming.result()) is not end:
+            coming = pool.submit(next, source, end)
+            yield x
 
 # %% ../nbs/33_generation.ipynb #577659ec
 @dataclass
@@ -144,7 +142,7 @@ def plan_windows(
         batches = [b for k in range(0, len(order), batch_size) if not done.issuperset(b := order[k:k+batch_size])]
         yield Window(batches, rows, list(dict.fromkeys(asks[i].image for i in window if asks[i].image is not None)))
 
-# %% ../nbs/33_generation.ipynb #a152d1c4
+# %% ../nbs/33_generation.ipynb #df0e3097
 @torch.inference_mode()
 def answers(
     model, # an AlignGPT model
@@ -163,7 +161,7 @@ def answers(
     stop, tok = processor.stop_token_ids, processor.tokenizer
     model.eval()
     plan = plan_windows(processor, asks, batch_size, n_images, done, share)
-    for w, pixels in ahead(lambda w: image_pixels(processor, w.names, load, batch_size), plan):
+    for w, pixels in ahead((w, image_pixels(processor, w.names, load, batch_size)) for w in plan):
         V = torch.cat([model.get_vision_features(x.to(model.device)) for x in pixels]) if pixels else None
         index = {n:i for i,n in enumerate(w.names)}
         for part in w.batches:

@@ -224,13 +224,14 @@ def has_sparse_tail(
     if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements') for p in lm.base_model.norm.parameters()): return False
     return c._attn_implementation in ('sdpa', 'eager') or (plain and c._attn_implementation.startswith('flash_attention'))
 
-# %% ../nbs/03_layers.ipynb #e787f69b
+# %% ../nbs/03_layers.ipynb #274ff643
 def sparse_layer(
     layer:nn.Module, # a Llama's decoder layer
     x:Tensor, # its input, [batch, length, H]
     keep:Tensor, # positions to compute, [batch, length] bool
     rope:tuple[Tensor,Tensor], # cosine and sine of the positions, [batch or 1, length, head]
     mask:Tensor|None=None, # as for scaled dot-product attention, [batch, 1, length, length]; None: causal
+    cache=None, # an empty one to fill
 )->Tensor: # its output at those positions, [n, H]
     "A decoder layer at some positions only."
     attn, (B, S, _) = layer.self_attn, x.shape
@@ -239,6 +240,7 @@ def sparse_layer(
     def heads(o): return o.unflatten(-1, (-1, attn.head_dim)).transpose(-3, -2)
     k, v = heads(attn.k_proj(n)), heads(attn.v_proj(n))
     k = k*cos[:,None] + rotate_half(k)*sin[:,None]
+    if cache is not None: cache.update(k, v, attn.layer_idx)
     at, real = _positions(keep)
     rows = torch.arange(B, device=x.device)[:,None]
     q = heads(attn.q_proj(n[rows, at]))
@@ -257,18 +259,19 @@ def _positions(keep):
     at = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     return at, torch.arange(most, device=keep.device) < n[:,None]
 
-# %% ../nbs/03_layers.ipynb #f4142642
+# %% ../nbs/03_layers.ipynb #3914ca6b
 def states_at(
     lm:PreTrainedModel, # a Llama, see `has_sparse_tail`
     embeds:Tensor, # input embeddings, [batch, length, H]
     keep:Tensor, # positions whose states are wanted, [batch, length] bool
     attention_mask:Tensor|None=None, # 0 on padding, [batch, length]
     position_ids:Tensor|None=None, # restarting where samples are packed, [batch, length]
+    cache=None, # an empty one to fill, with the keys and values of all positions
 )->Tensor: # last hidden states, [n, H]
     "The last hidden states of some positions."
     base, x = lm.base_model, embeds
     if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
-    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=None, position_ids=position_ids)
+    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids)
     rope = base.rotary_emb(x, position_ids=position_ids)
-    for layer in base.layers[:-1]: x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids)
-    return base.norm(sparse_layer(base.layers[-1], x, keep, rope, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None))
+    for layer in base.layers[:-1]: x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids, past_key_values=cache)
+    return base.norm(sparse_layer(base.layers[-1], x, keep, rope, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None, cache))

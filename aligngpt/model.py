@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['AlignGPTOutput', 'AlignGPTForConditionalGeneration']
 
-# %% ../nbs/04_model.ipynb #947a1ae2
+# %% ../nbs/04_model.ipynb #b52e7365
 from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 from fastcore.basics import patch
 
 from .core import AlignGPTError
-from .layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail, level_weights, make_projector, states_at, supervised_loss, targets
+from .layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail, level_weights, lm_head, make_projector, states_at, supervised_loss, targets
 
 # %% ../nbs/04_model.ipynb #331c3d64
 @dataclass
@@ -83,7 +83,7 @@ def get_vision_features(self:AlignGPTForConditionalGeneration,
     out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
     return out.hidden_states[c.vision_feature_layer][:, -c.num_image_tokens:]
 
-# %% ../nbs/04_model.ipynb #e1fd0b5e
+# %% ../nbs/04_model.ipynb #af63bbe7
 @patch
 def get_image_features(self:AlignGPTForConditionalGeneration,
     pixel_values:Tensor|None=None, # [n_images, 3, height, width]
@@ -92,8 +92,9 @@ def get_image_features(self:AlignGPTForConditionalGeneration,
 )->Tensor: # projected image tokens I, [n_images_in_batch, n, H]
     "I = projector(V). An image that occurs several times goes through the tower once."
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
-    I = self.projector(V.to(next(self.projector.parameters(), V).dtype))
-    return I if image_index is None else I[image_index]
+    used, at = (slice(None), image_index) if image_index is None else image_index.unique(return_inverse=True)
+    I = self.projector(V[used].to(next(self.projector.parameters(), V).dtype))
+    return I if at is None else I[at]
 
 # %% ../nbs/04_model.ipynb #e79261d2
 @patch
@@ -211,7 +212,19 @@ def _hidden_states(self:AlignGPTForConditionalGeneration, labels, args, kwargs):
     keep, _ = targets(labels.to(args['inputs_embeds'].device))
     return BaseModelOutputWithPast(states_at(lm, args['inputs_embeds'], keep, mask, positions))
 
-# %% ../nbs/04_model.ipynb #0fd43af6
+# %% ../nbs/04_model.ipynb #1fcc77df
+@patch
+def _next_logits(self:AlignGPTForConditionalGeneration, args, kwargs):
+    "Run the language model for the logits of the last position."
+    lm, x, mask, cache = self.language_model, args['inputs_embeds'], args['attention_mask'], args['past_key_values']
+    fresh = x.shape[1] > 1 and type(cache) is DynamicCache and not cache.get_seq_length()
+    if not fresh or kwargs != {'use_cache':True} or not (mask is None or mask.dim() == 2) or not has_sparse_tail(lm, mask is None or bool(mask.all())):
+        return lm(**args, logits_to_keep=1, **kwargs)
+    last = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    last[:, -1] = True
+    return CausalLMOutputWithPast(logits=lm_head(lm, states_at(lm, x, last, mask, args['position_ids'], cache))[:, None], past_key_values=cache)
+
+# %% ../nbs/04_model.ipynb #c0754449
 @patch
 def forward(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor|None=None, # with ALIGN and image placeholders, [batch, length]
@@ -249,7 +262,8 @@ def forward(self:AlignGPTForConditionalGeneration,
         out, logits = self._hidden_states(labels, args, kwargs), None
         loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, slices=loss_slices)
     else:
-        out = lm(**args, logits_to_keep=logits_to_keep, **kwargs)
+        one = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
+        out = self._next_logits(args, kwargs) if one else lm(**args, logits_to_keep=logits_to_keep, **kwargs)
         loss, logits = None, out.logits
         if labels is not None: loss = lm.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
     return AlignGPTOutput(loss, logits, out.past_key_values, out.hidden_states, out.attentions, image, weights)

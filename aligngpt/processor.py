@@ -150,7 +150,7 @@ def prepare_images(self:AlignGPTProcessor,
     if self.image_aspect_ratio == 'pad': opened = [pad_square(im, self.image_processor.image_mean) for im in opened]
     return self.image_processor(opened, return_tensors='pt').pixel_values
 
-# %% ../nbs/05_processor.ipynb #c75e3c27
+# %% ../nbs/05_processor.ipynb #a5d30f5b
 @patch
 def layout(self:AlignGPTProcessor,
     spans:Spans|str, # a rendered conversation; in a string all control tokens count
@@ -164,9 +164,11 @@ def layout(self:AlignGPTProcessor,
     reads = [pictures and c < until and i != self.image_token_id for i,c in zip(t.ids, t.chars)]
     if begins: reads[0] = False
     labels = [i if s else -100 for i,s in zip(t.ids, t.supervised)]
+    places = [k for k,i in enumerate(t.ids) if i == self.image_token_id]
     def expand(xs, align):
-        out = [x for x,i in zip(xs, t.ids) for _ in range(self.num_image_tokens if i == self.image_token_id else 1)]
-        return out[:begins] + [align]*pictures + out[begins:]
+        out, start = xs[:begins] + [align]*pictures, int(begins)
+        for k in places: out, start = out + xs[start:k] + [xs[k]]*self.num_image_tokens, k+1
+        return out + xs[start:]
     return dict(input_ids=expand(t.ids, self.align_token_id), labels=expand(labels, -100), gate_mask=expand(reads, False))
 
 # %% ../nbs/05_processor.ipynb #3b2e9322

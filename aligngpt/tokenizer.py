@@ -6,9 +6,10 @@
 __all__ = ['LLAMA_3_CONTROL', 'ALIGN', 'sentencepiece_backend', 'is_tiktoken', 'tiktoken_backend', 'add_placeholders',
            'load_tokenizer', 'Tokens', 'TextEncoder']
 
-# %% ../nbs/02_tokenizer.ipynb #6ce410d5
+# %% ../nbs/02_tokenizer.ipynb #b7d67107
 import base64, json, re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable
 
@@ -106,7 +107,7 @@ def load_tokenizer(
     if not tok.is_fast: raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
     return add_placeholders(tok)
 
-# %% ../nbs/02_tokenizer.ipynb #f5a1a4ae
+# %% ../nbs/02_tokenizer.ipynb #13330e61
 def _file(path, name):
     "The local path of a checkpoint's file, or None."
     from transformers.utils import cached_file
@@ -138,7 +139,7 @@ class Tokens:
     supervised:list[bool]=field(default_factory=list) # [n] does it carry a loss?
     def __len__(self): return len(self.ids)
 
-# %% ../nbs/02_tokenizer.ipynb #c93b320f
+# %% ../nbs/02_tokenizer.ipynb #c4c4c425
 class TextEncoder:
     "Tokenize spans: control tokens count only where the template wrote them."
     def __init__(self,
@@ -154,9 +155,14 @@ class TextEncoder:
         later = source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         self.first = _text_only(source)
         self.rest = self.first if later == source else _text_only(later)
+        self.read = lru_cache(256)(self._read) # what every conversation begins with is read once
 
     def __reduce__(self): return type(self), (self.tokenizer,)
     def __deepcopy__(self, memo): return self # nothing in it changes
+
+    def _read(self, text, first):
+        enc = (self.first if first else self.rest).encode(text, add_special_tokens=False)
+        return enc.ids, [max(a, b-1) for a,b in enc.offsets]
 
     def pieces(self,
         spans:Iterable[Span], # of one conversation
@@ -183,9 +189,9 @@ class TextEncoder:
         if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id): out.ids, out.chars = [self.bos_id], [-1]
         for text,at,control in pieces:
             if control is None:
-                enc = (self.first if begins else self.rest).encode(text, add_special_tokens=False)
-                out.ids += enc.ids
-                out.chars += [at + max(a, b-1) for a,b in enc.offsets]
+                ids, ends = self.read(text, begins)
+                out.ids += ids
+                out.chars += [at + e for e in ends]
             else:
                 out.ids.append(control); out.chars.append(at + len(text) - 1)
                 begins = control == self.image_id or len(out) == 1

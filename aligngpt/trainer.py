@@ -239,7 +239,7 @@ def _sharding(stage, cpu):
 
 _CHECKPOINTING = next(k for k in ('activation_checkpointing', 'gradient_checkpointing') if k in {f.name for f in dataclasses.fields(TrainingArguments)})
 
-# %% ../nbs/28_trainer.ipynb #7158a5ca
+# %% ../nbs/28_trainer.ipynb #b9caf81b
 def training_arguments(
     stage:StageConfig, # what to translate
     folder:str|Path, # of the stage
@@ -259,4 +259,4 @@ def training_arguments(
         logging_steps=s.log_every, logging_nan_inf_filter=False, eval_strategy='steps' if evaluate and s.eval_every else 'no', eval_steps=s.eval_every or None,
         remove_unused_columns=False, label_names=['labels'], prediction_loss_only=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
         include_num_input_tokens_seen='non_padding', dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu, report_to=list(s.trackers) or 'none',
-        disable_tqdm=True, **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **sharding)
+        disable_tqdm=True, use_cache=True, **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **sharding)

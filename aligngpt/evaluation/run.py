@@ -128,13 +128,13 @@ def readable(
     if len(gone) == len(qs) and qs: raise AlignGPTError(f'{folder}: none of the {len(qs)} images of {task.name} is there', 'unpack the images there')
     return {q.key for q in gone}
 
-# %% ../../nbs/evaluation/09_run.ipynb #510020fa
+# %% ../../nbs/evaluation/09_run.ipynb #87dda183
 def window_size(
     asks:list[Ask], # all questions
     batch_size:int, # questions at a time
 )->int: # different pictures in a window
     "How many pictures are looked at together."
-    return min(256, max(batch_size, len({a.image for a in asks})//64))
+    return min(256, max(batch_size, len({a.image for a in asks})//16))
 
 def ask_share(
     model, # an AlignGPT model
