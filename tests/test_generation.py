@@ -98,14 +98,14 @@ def test_windows(cell_5cfd78fd, cell_b41e8e5d_2, cell_fdb7f447):
 
 
 def test_ahead(cell_5cfd78fd, cell_b41e8e5d_2):
-    # nbs/33_generation.ipynb #431287be
+    # nbs/33_generation.ipynb #815cc23b
     threads = set()
     def square(x): threads.add(threading.get_ident()); return x*x
-    test_eq(list(ahead(square, range(4))), [(0, 0), (1, 1), (2, 4), (3, 9)])
-    test_eq(list(ahead(square, [])), [])
+    test_eq(list(ahead(square(x) for x in range(4))), [0, 1, 4, 9])
+    test_eq(list(ahead([])), [])
     assert threading.get_ident() not in threads
-    with expect_fail(ZeroDivisionError): list(ahead(lambda x: 1/x, [1, 0]))
-    list(ahead(str, [1, 2]))
+    with expect_fail(ZeroDivisionError): list(ahead(1/x for x in [1, 0]))
+    list(ahead([1, 2]))
 
 
 def test_Window(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, cell_fdb7f447):

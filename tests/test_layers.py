@@ -5,7 +5,7 @@ from fastcore.test import *
 from aligngpt.layers import *
 import torch, torch.nn.functional as F
 from aligngpt.layers import _positions
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, set_seed
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, set_seed
 
 
 def test_projector_depth():
@@ -148,3 +148,15 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
     lm.config._attn_implementation = 'flex_attention'
     test_eq(has_sparse_tail(lm), False)
     test_eq(has_sparse_tail(AutoModelForCausalLM.from_config(families[1])), False)
+
+    # nbs/03_layers.ipynb #dad9619d
+    set_seed(0)
+    prompts, mask = torch.randn(3, 12, 32), right.flip(1)
+    places, last = (mask.cumsum(1) - 1).clamp(min=0), F.one_hot(torch.tensor([11]*3), 12).bool()
+    ours, theirs = DynamicCache(config=lm.config), DynamicCache(config=lm.config)
+    lm.config._attn_implementation = 'sdpa'
+    with torch.no_grad():
+        h = states_at(lm, prompts, last, mask, places, ours)
+        whole = lm.model(inputs_embeds=prompts, attention_mask=mask, position_ids=places, past_key_values=theirs, use_cache=True).last_hidden_state[:, -1]
+    test_close(h, whole, 1e-5)
+    for a,b in zip(ours.layers, theirs.layers, strict=True): test_close(a.keys, b.keys, 1e-5); test_close(a.values, b.values, 1e-5)

@@ -82,10 +82,11 @@ def test_deepspeed_config(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
 def test_training_arguments(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_086ca4ce):
     tiny_model = cell_086ca4ce
 
-    # nbs/28_trainer.ipynb #fbb2d746
+    # nbs/28_trainer.ipynb #9fac16bd
     tmp = Path(tempfile.mkdtemp())
     args = training_arguments(PRETRAIN, tmp, 'cpu')
     test_eq((args.learning_rate, args.gradient_accumulation_steps, args.lr_scheduler_type, args.deepspeed), (1e-3, 4, 'cosine', None))
+    test_eq(args.use_cache, True) # the saved configuration says it; the training passes never keep a cache
     test_fail(lambda: training_arguments(override(PRETRAIN, sharding='zero4'), tmp), contains='Valid: none, zero2, zero3')
     test_fail(lambda: training_arguments(override(PRETRAIN, precision='fp16'), tmp, 'cpu'), contains='needs a GPU')
 
