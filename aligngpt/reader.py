@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Settings', 'user_image', 'Answer', 'Turn', 'context', 'Gumbel', 'sampling', 'stop_ids', 'shared_prefix', 'Reader',
-           'Stopped']
+           'prompt_layout', 'Stopped']
 
 # %% ../nbs/34_reader.ipynb #1e3c5df9
 import base64, binascii
@@ -59,12 +59,14 @@ def user_image(
     if name.startswith(('http://', 'https://')): return decode_image(_download(name), name, rules)
     with os_errors(source): return decode_image(Path(source).expanduser().read_bytes(), name, rules)
 
-# %% ../nbs/34_reader.ipynb #6a36b950
+# %% ../nbs/34_reader.ipynb #57303ca9
 def _download(url):
     "The bytes at an address that the user gave."
-    import httpx
-    try: return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as e: raise AlignGPTError(f'{url}: {e}', 'check the address, or download the picture and give the file') from e
+    from http.client import HTTPException
+    from urllib.request import urlopen
+    try:
+        with urlopen(url, timeout=30) as r: return r.read()
+    except (OSError, HTTPException, ValueError) as e: raise AlignGPTError(f'{url}: {e}', 'check the address, or download the picture and give the file') from e
 
 # %% ../nbs/34_reader.ipynb #708ab4c4
 @dataclass
@@ -195,7 +197,17 @@ class Reader:
         "The model's context."
         return int(min(self.model.config.text_config.max_position_embeddings, getattr(self.processor.tokenizer, 'model_max_length', 1e30)))
 
-# %% ../nbs/34_reader.ipynb #f18d4455
+# %% ../nbs/34_reader.ipynb #ad3e4789
+def prompt_layout(
+    processor, # of the model
+    turns:list[Turn], # what the model reads
+    system:str|None=None, # system message; None: the template's own
+)->dict: # lists `input_ids` and `gate_mask`, [length]
+    "Tokens of a conversation, ready to be answered."
+    messages = ([dict(role='system', content=system)] if system is not None else []) + [m for t in turns for m in t.messages]
+    return processor.layout(render(messages, processor.template, True, *processor.ends))
+
+# %% ../nbs/34_reader.ipynb #c5af716d
 @patch
 @torch.no_grad()
 def encode(self:Reader,
@@ -203,9 +215,7 @@ def encode(self:Reader,
     system:str|None=None, # system message; None: the template's own
 )->dict: # `input_ids` and `gate_mask`, [1, length], `images`: a key for each picture
     "Tokens of a conversation, ready to be answered; new pictures go through the tower."
-    p, device = self.processor, self.model.device
-    messages = ([dict(role='system', content=system)] if system is not None else []) + [m for t in turns for m in t.messages]
-    seq = p.layout(render(messages, p.template, True, *p.ends))
+    p, device, seq = self.processor, self.model.device, prompt_layout(self.processor, turns, system)
     pictures = [im for t in turns for im in t.images]
     for im in pictures:
         if id(im) not in self.features: self.features[id(im)] = im, self.model.get_vision_features(p.prepare_images([im]).to(device))
