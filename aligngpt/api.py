@@ -156,7 +156,7 @@ def to_turns(
     if not turns[-1].question.strip() and not turns[-1].images: raise ApiError(400, 'the last message is empty', 'invalid_value', 'messages')
     return '\n'.join(system) if system else None, turns
 
-# %% ../nbs/47_api.ipynb #a04557c7
+# %% ../nbs/47_api.ipynb #ffdf2d72
 class Api:
     "An engine, and how strangers may use it."
     def __init__(self,
@@ -164,8 +164,9 @@ class Api:
         name:str='aligngpt', # of the model
         key:str|None=None, # that clients must send; None: none
         limits:Limits=Limits(), # of a request
+        hosts:frozenset|None=None, # names to answer to, as the Host header has them; None: any
     ):
-        self.engine, self.name, self.key, self.limits, self.born, self.log = engine, name, key, limits, int(time.time()), logging.getLogger('aligngpt.serve')
+        self.engine, self.name, self.key, self.limits, self.hosts, self.born, self.log = engine, name, key, limits, hosts, int(time.time()), logging.getLogger('aligngpt.serve')
         self.busy, self.registry = anyio.CapacityLimiter(4), CollectorRegistry() # at most so many pictures are decoded at a time
         kw = dict(namespace='aligngpt', registry=self.registry)
         self.requests = Counter('requests', 'Requests answered.', ['path', 'status'], **kw)
@@ -277,7 +278,7 @@ async def answer(self:Api,
     choice = dict(index=0, message=dict(role='assistant', content=text, refusal=None), logprobs=None, finish_reason=_finish_reason(a))
     return JSONResponse(dict(head, object='chat.completion', choices=[choice], usage=_usage(a), aligngpt=_extra(a)))
 
-# %% ../nbs/47_api.ipynb #33a50642
+# %% ../nbs/47_api.ipynb #ac3b0baf
 class Ring:
     "Around an app: request ids, the limit of a body, the log."
     def __init__(self,
@@ -300,9 +301,15 @@ class Ring:
             if m['type'] == 'http.response.start': status = m['status']; m['headers'] = [*m.get('headers', ()), (b'x-request-id', state['id'].encode()), (b'x-content-type-options', b'nosniff')]
             await send(m)
         try:
-            if (n := _header(scope, b'content-length')).isdecimal() and int(n) > self.api.limits.body: await as_api_error(HTTPException(413, f'the request has {n} bytes, the limit is {self.api.limits.body:,}')).response(scope, receive, named)
+            if refusal := self._refuse(scope): await refusal.response(scope, receive, named)
             else: await self.app(scope, limited, named)
         finally: self._note(scope, state, status, time.perf_counter() - start)
+
+    def _refuse(self, scope):
+        "What is wrong with a request, from its headers."
+        host, n, most = _header(scope, b'host'), _header(scope, b'content-length'), self.api.limits.body
+        if self.api.hosts is not None and re.sub(r':\d*$', '', host) not in self.api.hosts: return ApiError(421, 'this server does not go by that name', 'wrong_host')
+        if n.isdecimal() and int(n) > most: return ApiError(413, f'the request has {n[:20]} bytes, the limit is {most:,}', 'too_large')
 
     def _note(self, scope, state, status, seconds):
         "Count and log."

@@ -395,14 +395,19 @@ def _written(self:Engine, job):
     ids = [0 if i in (c.align_token_id, c.image_token_id) else i for i in job.prompt['input_ids']]
     return torch.tensor([ids + job.text.ids], device=self.model.device)
 
-# %% ../nbs/46_batching.ipynb #1f6ab93b
+# %% ../nbs/46_batching.ipynb #e4976c87
+@patch
+def refuse(self:Engine)->None:
+    "Let no one in any more."
+    with self.changed: self.closing = True; self.changed.notify_all()
+
 @patch
 def close(self:Engine,
     now:bool=False, # stop what is being written
     seconds:float|None=None, # to wait for what is being written; then as `now`
 )->None:
     "Let no one in, and end when all are answered."
-    with self.changed: self.closing = True; self.changed.notify_all()
+    self.refuse()
     if not now: self.thread.join(seconds)
     for j in [*self.waiting, *self.jobs]: j.cancel()
     if threading.current_thread() is not self.thread: self.thread.join()
