@@ -64,7 +64,7 @@ def test_TokenText(cell_4cabd1e1):
     unfold('It is **blue**. 👍'), unfold('one, two, three', [', th'])
 
 
-async def test_Engine_close():
+async def test_Engine_refuse():
     # nbs/46_batching.ipynb #4cabd1e1
     model, processor = toy()
     pictures = {c:swatch(c) for c in COLOURS}
@@ -153,7 +153,7 @@ async def test_Engine_close():
 
 
 @pytest.mark.slow
-def test_Engine_close_slow():
+def test_Engine_refuse_slow():
     # nbs/46_batching.ipynb #4cabd1e1
     model, processor = toy()
     pictures = {c:swatch(c) for c in COLOURS}
