@@ -1,0 +1,168 @@
+"`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones, hostile ones."
+import asyncio, base64, http.client, json, os, subprocess, sys, time
+from io import BytesIO
+from statistics import quantiles
+
+import pytest
+
+for name in ('openai', 'uvicorn', 'gradio'): pytest.importorskip(name, reason=f"no {name}: pip install 'aligngpt[dev]'")
+import httpx, openai
+from aligngpt.chat import ChatSession
+from aligngpt.hostile import bombs, half_pictures, no_pictures, odd_pictures
+from aligngpt.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
+from served import save_runs, serve, until
+
+TALKS = [(q, c) for q in QUESTIONS for c in (*COLOURS, None)]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    "A folder with runs to serve."
+    folder = tmp_path_factory.mktemp('runs')
+    save_runs(folder)
+    return folder
+
+
+def data_url(data): return 'data:image/png;base64,' + base64.b64encode(data).decode()
+
+
+def png(colour):
+    "A swatch as the bytes of a PNG."
+    out = BytesIO()
+    swatch(colour).save(out, 'PNG')
+    return out.getvalue()
+
+
+def user(text, *colours):
+    "What the user says, with pictures."
+    return dict(role='user', content=[*(dict(type='image_url', image_url=dict(url=data_url(png(c)))) for c in colours if c), dict(type='text', text=text)])
+
+
+def figures(**what):
+    "Print what was measured; shown by `pytest -rP`."
+    print(' '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in what.items()))
+
+
+def test_openai(runs):
+    "The official client, unchanged: chat, streaming, pictures, an alignment, errors, a key."
+    (runs/'key').write_text('s3cret')
+    with serve(runs, 'toy', '--no-page', '--api-key-file', 'key') as server:
+        client = openai.OpenAI(base_url=server.url + '/v1', api_key='s3cret', max_retries=0)
+        def ask(*messages, **kw): return client.chat.completions.create(model='toy', messages=list(messages), **{'temperature':0, **kw})
+        assert [m.id for m in client.models.list()] == ['toy']
+        blue = user(QUESTIONS[0], 'blue')
+        whole = ask(blue)
+        said = whole.choices[0].message
+        assert (said.content, said.role, whole.choices[0].finish_reason) == ('It is **blue**.', 'assistant', 'stop')
+        chunks = list(ask(blue, dict(role='assistant', content=said.content), user(QUESTIONS[3]), stream=True, stream_options=dict(include_usage=True)))
+        texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+        assert ''.join(texts) == toy_answer(QUESTIONS[3]) and len(texts) > 2
+        assert chunks[-1].usage.completion_tokens == 11 and chunks[-2].choices[0].finish_reason == 'stop'
+        assert ask(user(QUESTIONS[0], 'blue'), dict(role='assistant', content='It is **blue**.'), user(QUESTIONS[0], 'red')).choices[0].message.content == 'It is **red**.'
+        want = ChatSession(*toy(), temperature=0).ask(QUESTIONS[2], [swatch('green'), swatch('red')])
+        two = ask(user(QUESTIONS[2], 'green', 'red')) # in one message
+        assert (two.choices[0].message.content, two.usage.prompt_tokens) == (want.text, want.prompt_tokens)
+        assert ask(blue, extra_body=dict(alignment=2)).aligngpt['weights'] == [0, 0, 1, 0, 0, 0, 0, 0]
+        for kind,kw in ((openai.BadRequestError, dict(temperature=-1)), (openai.BadRequestError, dict(extra_body=dict(alignment=99))), (openai.NotFoundError, dict(model='gpt'))):
+            with pytest.raises(kind) as e: client.chat.completions.create(**{**dict(model='toy', messages=[blue]), **kw})
+            assert e.value.body['message'] and e.value.response.headers['x-request-id']
+        with pytest.raises(openai.BadRequestError, match='not an image'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(b'Dear Sir')))]))
+        with pytest.raises(openai.BadRequestError, match='fetches nothing'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url='http://127.0.0.1/a.png'))]))
+        with pytest.raises(openai.BadRequestError) as e: ask(user('red '*600))
+        assert e.value.code == 'context_length_exceeded'
+        with pytest.raises(openai.AuthenticationError): client.with_options(api_key='s3cre').models.list()
+        assert e.value.request_id in server.log.read_text()
+
+
+async def stream(client, question, colour, **kw):
+    "(the answer, seconds to its first text)."
+    start, first, text = time.perf_counter(), None, ''
+    async for c in await client.chat.completions.create(model='toy', messages=[user(question, colour)], stream=True, temperature=0, **kw):
+        if c.choices and (piece := c.choices[0].delta.content): first, text = first or time.perf_counter() - start, text + piece
+    return text, first
+
+
+def test_many_streams(runs):
+    "64 clients at once hear what each would hear alone."
+    async def main(url):
+        async with openai.AsyncOpenAI(base_url=url + '/v1', api_key='none', max_retries=0) as client:
+            alone = {t:await stream(client, *t) for t in TALKS}
+            talks, start = [TALKS[i % len(TALKS)] for i in range(64)], time.perf_counter()
+            together = await asyncio.gather(*[stream(client, *t) for t in talks])
+            return alone, dict(zip(enumerate(talks), together)), time.perf_counter() - start
+    with serve(runs, 'toy', '--no-page') as server:
+        alone, together, seconds = asyncio.run(main(server.url))
+        assert [text for text,_ in together.values()] == [alone[t][0] for _,t in together]
+        assert alone[QUESTIONS[0], 'blue'][0] == 'It is **blue**.'
+        first = quantiles([f for _,f in together.values()], n=20)
+        figures(first_token_alone_s=max(f for _,f in alone.values()), first_token_p50_s=first[9], first_token_p95_s=first[18], all_64_s=seconds)
+
+
+def test_flood(runs):
+    "A thousand requests for a queue of 32: answered or sent away, and no memory kept."
+    async def main(server):
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=200)) as client:
+            async def ask(i): return await client.post('/v1/chat/completions', json=dict(model='toy', messages=[user(*TALKS[i % len(TALKS)])], temperature=0))
+            memory = []
+            for _ in range(2):
+                answers = await asyncio.gather(*map(ask, range(1000)))
+                memory.append(server.memory)
+                assert {r.status_code for r in answers} == {200, 429}
+                assert all(1 <= int(r.headers['retry-after']) <= 60 for r in answers if r.status_code == 429)
+                assert all(r.json()['choices'][0]['finish_reason'] == 'stop' for r in answers if r.status_code == 200)
+            return memory, sum(r.status_code == 200 for r in answers)
+    with serve(runs, 'toy', '--no-page', '--queue', '32') as server:
+        start = time.perf_counter()
+        memory, answered = asyncio.run(main(server))
+        figures(answered=answered, sent_away=1000 - answered, memory_MB=memory, seconds=time.perf_counter() - start)
+        assert memory[1] - memory[0] < 16, memory
+
+
+def test_gone(runs):
+    "Clients that go away in mid-stream leave their places at once, a hundred times."
+    with serve(runs, 'babbler', '--no-page', '--max-batch', '4') as server:
+        address = server.url.split('//')[1]
+        body = json.dumps(dict(model='babbler', messages=[user('Hm?')], stream=True, max_tokens=400, temperature=0))
+        def begin():
+            c = http.client.HTTPConnection(address, timeout=30)
+            c.request('POST', '/v1/chat/completions', body, {'Content-Type':'application/json'})
+            r = c.getresponse()
+            while b'"content": "' not in (line := r.readline()) or b'"content": ""' in line: assert line
+            return c, r
+        def running(): return httpx.get(server.url + '/health').json()['running']
+        free = []
+        for _ in range(25):
+            four = [begin() for _ in range(4)]
+            for c,r in four: r.close(); c.close()
+            free.append(until(lambda: not running()))
+        counts = httpx.get(server.url + '/metrics').text
+        tokens = float(next(l for l in counts.splitlines() if l.startswith('aligngpt_tokens_total{kind="completion"}')).split()[1])
+        figures(free_after_s_median=sorted(free)[12], free_after_s_most=max(free), tokens_written_for_each=tokens/100)
+        assert sorted(free)[12] < .5 and tokens < 100*300, (free, tokens)
+
+
+def test_hostile_pictures(runs):
+    "Every picture of the hostile collection is answered or refused, by the API and by the page."
+    with serve(runs, 'toy') as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        for h in no_pictures() + half_pictures() + bombs() + odd_pictures():
+            said = client.post('/v1/chat/completions', json=dict(model='toy', max_tokens=2, messages=[dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(h.data)))])]))
+            kept = client.post('/page/gradio_api/upload', files=[('files', (f'../../{h.name}', h.data))])
+            assert said.status_code in (200, 400, 413) and kept.status_code in (200, 400, 413), (h.name, said.text, kept.text)
+            assert (said.status_code == 200) == (kept.status_code == 200), h.name
+        assert client.get('/health').json()['status'] == 'ok'
+        assert ' ERROR ' not in server.log.read_text()
+
+
+def test_fuzz(runs):
+    "A fuzzer that knows the description of the API finds no internal error, and nothing that the description does not say."
+    pytest.importorskip('schemathesis', reason="no schemathesis: pip install 'aligngpt[dev]'")
+    with serve(runs, 'toy', '--no-page', '--max-tokens', '8') as server:
+        schema = httpx.get(server.url + '/openapi.json').json()
+        schema['components']['schemas']['ChatRequest']['properties']['model']['enum'] = ['toy'] # most requests shall go further than to its name
+        schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')), data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
+        (runs/'openapi.json').write_text(json.dumps(schema))
+        done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', 'openapi.json', '--url', server.url, '--seed', '1', '--max-examples', '60', '--workers', '2',
+                               '--phases', 'examples,coverage,fuzzing', '--exclude-checks', 'positive_data_acceptance', '--no-color'], cwd=runs, capture_output=True, text=True, timeout=300)
+        print(done.stdout[-1500:])
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert ' ERROR ' not in server.log.read_text()
