@@ -1,33 +1,22 @@
 "The chat notebook as a person uses it: a real Chromium, a real JupyterLab, a real kernel."
-import json, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
+from browsing import browser_page, expect, png, shot
+
 pytestmark = pytest.mark.browser
 root = Path(__file__).resolve().parent.parent
-chromium = os.environ.get('ALIGNGPT_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-if chromium is None: pytest.skip('no Chromium: apt-get install chromium', allow_module_level=True)
-playwright = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
 pytest.importorskip('jupyterlab', reason='no JupyterLab: pip install jupyterlab')
 
-FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 BRAKE = """import time, pathlib
 hold = pathlib.Path('hold')
 def brake(*args): # an answer stays at its third token while the file is there
     while hold.exists() and len(chat.session.reply.tokens) >= 3: time.sleep(.02)
 brake = model.language_model.register_forward_pre_hook(brake)
 chat.clear(); chat.level.value = 'auto'"""
-
-
-def png(colour, side=64):
-    "The bytes of a PNG of one colour."
-    from PIL import Image
-    out = BytesIO()
-    Image.new('RGB', (side, side), colour).save(out, 'PNG')
-    return out.getvalue()
 
 
 def code(source): return dict(cell_type='code', id=f'c{abs(hash(source)):x}'[:16], metadata={}, execution_count=None, outputs=[], source=source)
@@ -75,19 +64,9 @@ def serve(folder, *command, ready='/nowhere'):
             except subprocess.TimeoutExpired: server.kill(); server.wait()
 
 
-@contextmanager
-def browser_page(folder):
-    "A page in a fresh browser; errors of our own script, which anywidget loads from a blob, are kept in `page.errors`."
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
-        context = browser.new_context(viewport=dict(width=1280, height=1000), permissions=['clipboard-read', 'clipboard-write'])
-        context.set_default_timeout(120_000) # a busy machine takes its time
-        page = context.new_page()
-        page.errors = []
-        page.on('pageerror', lambda e: page.errors.append(str(e)) if 'blob:' in (e.stack or '') or 'anywidget' in (e.stack or '') else None)
-        try: yield page
-        except BaseException: shot(page, 'failed'); raise
-        finally: browser.close()
+def widget_page():
+    "A page where errors of our own script, which anywidget loads from a blob, count."
+    return browser_page('widget', lambda e: 'blob:' in (e.stack or '') or 'anywidget' in (e.stack or ''))
 
 
 def run_all(page):
@@ -95,13 +74,6 @@ def run_all(page):
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_text('Run All Cells', exact=True).click()
-
-
-def shot(page, name):
-    "Keep a screenshot."
-    folder = Path(os.environ.get('ALIGNGPT_ARTEFACTS') or 'artefacts')
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder/f'widget_{name}.png')
 
 
 class ChatPage:
@@ -142,16 +114,11 @@ class ChatPage:
         return answer.locator('.agpt-text').inner_text()
 
 
-def expect(what, got):
-    "`what` must be in `got`."
-    assert what in got, f'{what!r} not in {got!r}'
-
-
 def test_lab(tmp_path):
     "Run the notebook; upload, ask, stream, force a level, regenerate, stop, go on, make mistakes."
     braked_notebook(tmp_path)
     lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root', ready='/api/status?token=T')
-    with lab as url, browser_page(tmp_path) as page:
+    with lab as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
         run_all(page)
         page.get_by_text('other cell: 42').wait_for()
@@ -164,7 +131,7 @@ def test_lab(tmp_path):
         assert chat.answers.locator('strong').inner_text() == 'blue'
         expect('gate', chat.answers.locator('.agpt-foot').inner_text())
         assert chat.answers.locator('.agpt-bars span').count() == 8
-        shot(page, 'answer')
+        shot(page, 'widget_answer')
 
         level = page.locator('.widget-slider', has_text='Alignment level').last
         level.locator('.noUi-handle').focus()
@@ -178,14 +145,14 @@ def test_lab(tmp_path):
         hold.touch()
         chat.say('Count to ten.')
         chat.live.filter(has_text='three,').wait_for()
-        shot(page, 'streaming')
+        shot(page, 'widget_streaming')
         chat.press('Stop the answer')
         assert chat.whole(1) == 'one, two, three,', 'stopped at once, though the model is in the middle of a step'
         expect('stopped', chat.answers.nth(1).locator('.agpt-foot').inner_text())
         hold.unlink()
         chat.press('Regenerate the answer')
         chat.answers.nth(1).filter(has_text='ten.').wait_for()
-        shot(page, 'regenerated')
+        shot(page, 'widget_regenerated')
 
         hold.touch()
         chat.say('Count to ten.')
@@ -220,7 +187,7 @@ def test_lab(tmp_path):
         chat.say('And this?')
         expect('letter.png: not an image', chat.view.get_by_role('alert').inner_text())
         assert chat.box.input_value() == 'And this?', 'a failed message is given back'
-        shot(page, 'error')
+        shot(page, 'widget_error')
         chat.press('Remove letter.png')
         expect('one, two', chat.ask('Count to ten.'))
 
@@ -229,7 +196,7 @@ def test_lab(tmp_path):
         page.get_by_text('JupyterLab Dark', exact=True).click()
         page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
         page.wait_for_timeout(1000)
-        shot(page, 'dark')
+        shot(page, 'widget_dark')
         chat.press('Clear the conversation')
         chat.view.locator('.agpt-hint').wait_for()
         assert page.errors == []
@@ -242,7 +209,7 @@ def short_talk(page, folder, name):
     chat.upload(folder, 'blue.png', png((50, 80, 220)))
     expect('It is blue.', chat.ask('What colour is it?'))
     assert chat.answers.locator('.agpt-bars span').count() == 8
-    shot(page, name)
+    shot(page, f'widget_{name}')
     assert page.errors == []
 
 
@@ -250,7 +217,7 @@ def test_notebook(tmp_path):
     "The same widget in Notebook 7."
     pytest.importorskip('notebook', reason='no Notebook 7: pip install notebook')
     short_notebook(tmp_path)
-    with serve(tmp_path, 'notebook', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root') as url, browser_page(tmp_path) as page:
+    with serve(tmp_path, 'notebook', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root') as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
         run_all(page)
         short_talk(page, tmp_path, 'notebook7')
@@ -260,6 +227,6 @@ def test_voila(tmp_path):
     "The same widget as a page of its own, in the dark."
     pytest.importorskip('voila', reason='no voila: pip install voila')
     short_notebook(tmp_path)
-    with serve(tmp_path, 'voila', 'chat.ipynb', '--theme=dark') as url, browser_page(tmp_path) as page:
+    with serve(tmp_path, 'voila', 'chat.ipynb', '--theme=dark') as url, widget_page() as page:
         page.goto(url)
         short_talk(page, tmp_path, 'voila')

@@ -1,0 +1,49 @@
+"A real browser for the tests: Debian's Chromium, driven by Playwright; without one, the tests that import this are skipped."
+import os, shutil
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+chromium = os.environ.get('ALIGNGPT_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+if chromium is None: pytest.skip('no Chromium: apt-get install chromium', allow_module_level=True)
+playwright = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
+
+FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+
+
+def png(colour, side=64):
+    "The bytes of a PNG of one colour."
+    from PIL import Image
+    out = BytesIO()
+    Image.new('RGB', (side, side), colour).save(out, 'PNG')
+    return out.getvalue()
+
+
+@contextmanager
+def browser_page(name, counts=lambda e: True, **options):
+    "A page in a fresh browser, which keeps in `page.errors` those errors of scripts that count, in `page.abroad` addresses beyond this machine that it asked for, and a screenshot if something goes wrong."
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
+        context = browser.new_context(viewport=dict(width=1280, height=1000), permissions=['clipboard-read', 'clipboard-write'], **options)
+        context.set_default_timeout(float(os.environ.get("PWT", 120_000))) # a busy machine takes its time
+        page = context.new_page()
+        page.errors, page.abroad = [], []
+        page.on('pageerror', lambda e: page.errors.append(str(e)) if counts(e) else None)
+        page.on('request', lambda r: None if r.url.startswith(('http://127.0.0.1:', 'data:', 'blob:')) else page.abroad.append(r.url))
+        try: yield page
+        except BaseException: shot(page, f'{name}_failed'); raise
+        finally: browser.close()
+
+
+def shot(page, name):
+    "Keep a screenshot."
+    folder = Path(os.environ.get('ALIGNGPT_ARTEFACTS') or 'artefacts')
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder/f'{name}.png')
+
+
+def expect(what, got):
+    "`what` must be in `got`."
+    assert what in got, f'{what!r} not in {got!r}'

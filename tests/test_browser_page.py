@@ -1,0 +1,83 @@
+"The web page as a person uses it: a real Chromium, a real server."
+import pytest
+
+from browsing import browser_page, expect, png, shot
+
+pytest.importorskip('gradio', reason="no gradio: pip install 'aligngpt[serve]'")
+from served import serve
+
+pytestmark = pytest.mark.browser
+
+
+class WebPage:
+    "What a person sees and can do."
+    def __init__(self, page): self.page, self.box, self.answers, self.bars = page, page.locator('textarea'), page.locator('#conversation .bot.message'), page.locator('#weights .agpt-bars')
+
+    def upload(self, folder, name, data):
+        (folder/name).write_bytes(data)
+        with self.page.expect_file_chooser() as chooser: self.page.get_by_test_id('upload-button').click()
+        chooser.value.set_files(folder/name)
+
+    def say(self, text):
+        self.page.locator('button.submit-button').wait_for() # the last answer is whole
+        self.box.fill(text); self.box.press('Enter')
+
+    def hear(self, n, text): self.answers.nth(n).filter(has_text=text).wait_for()
+
+    def press(self, name): self.page.get_by_role('button', name=name, exact=True).last.click()
+
+    def stop(self): self.page.locator('button.stop-button').click()
+
+
+def test_page(tmp_path):
+    "Upload, ask, stream, force a level, answer anew, stop half-way, go on, make mistakes; nobody beyond this machine is asked for anything."
+    hold = tmp_path/'hold'
+    with serve(tmp_path) as server, browser_page('page') as page:
+        page.goto(server.url)
+        web = WebPage(page)
+        web.box.wait_for()
+        web.upload(tmp_path, 'blue.png', png((50, 80, 220)))
+        page.locator('.thumbnail-item').wait_for()
+        web.say('What colour is it?')
+        web.hear(0, 'It is blue.')
+        assert web.answers.locator('strong').inner_text() == 'blue'
+        page.locator('#weights .agpt-foot', has_text='gate').wait_for()
+        assert web.bars.locator('span').count() == 8
+        shot(page, 'page_answer')
+
+        level = page.locator('#level input[type=range]')
+        level.focus()
+        for _ in range(3): page.keyboard.press('ArrowRight')
+        web.press('Retry')
+        page.locator('#weights .agpt-foot', has_text='level 2').wait_for()
+        expect('level 2 1.00', web.bars.get_attribute('aria-label'))
+        assert web.answers.count() == 1
+
+        hold.touch()
+        web.say('Count to ten.')
+        web.hear(1, 'three,')
+        shot(page, 'page_streaming')
+        web.stop()
+        page.locator('button.submit-button').wait_for()
+        hold.unlink()
+        page.wait_for_timeout(500)
+        assert web.answers.nth(1).inner_text().strip() == 'one, two, three,', 'stopped half-way'
+        web.press('Retry')
+        web.hear(1, 'ten.')
+        page.emulate_media(color_scheme='dark')
+        web.say('Describe it.')
+        web.hear(2, 'the sea')
+        assert web.answers.nth(2).locator('li').count() == 2
+
+        web.upload(tmp_path, 'letter.png', b'Dear Sir or Madam')
+        page.get_by_text('not an image').first.wait_for()
+        shot(page, 'page_error')
+        web.say('Count to ten.')
+        web.hear(3, 'ten.')
+        page.goto(server.url + '/page/?__theme=dark')
+        web.box.wait_for()
+        web.say('Count to ten.')
+        web.hear(0, 'ten.')
+        shot(page, 'page_dark')
+        assert (page.errors, page.abroad, (tmp_path/'abroad').read_text()) == ([], [], '')
+        expect('POST', (tmp_path/'server.log').read_text() or 'POST')
