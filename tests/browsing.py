@@ -27,7 +27,7 @@ def browser_page(name, counts=lambda e: True, **options):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         context = browser.new_context(viewport=dict(width=1280, height=1000), permissions=['clipboard-read', 'clipboard-write'], **options)
-        context.set_default_timeout(float(os.environ.get("PWT", 120_000))) # a busy machine takes its time
+        context.set_default_timeout(120_000) # a busy machine takes its time
         page = context.new_page()
         page.errors, page.abroad = [], []
         page.on('pageerror', lambda e: page.errors.append(str(e)) if counts(e) else None)
