@@ -50,7 +50,7 @@ def listen(
     try: return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET, backlog=2048)
     except (OSError, OverflowError) as e: raise AlignGPTError(f'{host}:{port}: {getattr(e, "strerror", None) or e}', 'name another --port, or end the program that uses it') from e
 
-# %% ../nbs/49_cli_serve.ipynb #d50fed77
+# %% ../nbs/49_cli_serve.ipynb #3a1342de
 def _server(app, grace):
     "Uvicorn, with an end as described."
     import asyncio, uvicorn
@@ -64,7 +64,7 @@ def _server(app, grace):
                 if hasattr(getattr(r, 'app', None), 'stop_event'): r.app.stop_event.set() # pages that are open
             await super().shutdown(sockets)
             if self.force_exit: await asyncio.to_thread(engine.close, now=True)
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=5, lifespan='on', ws='none'))
+    return Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=5, lifespan='on', ws='none'))
 
 def _run(app, sock, grace):
     "Serve until a signal comes."

@@ -1,5 +1,5 @@
 "A server in a process of its own, for the tests of serving: `aligngpt serve` as a user starts it, or the toy with a brake."
-import os, subprocess, sys, time
+import os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,12 +49,12 @@ def serve(folder, *arguments, env={}):
     "Run `aligngpt serve` with `arguments` in `folder`, or the braked toy without any; yields a `Server`."
     command = ['-m', 'aligngpt.cli', 'serve', *arguments, '--port', '0'] if arguments else ['-c', BRAKED]
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', **env)
-    with open(folder/'server.log', 'w') as log:
+    with tempfile.NamedTemporaryFile('w', dir=folder, suffix='.log', delete=False) as log:
         process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
             hello = process.stdout.readline()
-            assert 'API http' in hello, (folder/'server.log').read_text()[-3000:]
-            yield Server(process, folder/'server.log', hello.split('API ')[1].split('/v1')[0])
+            assert 'API http' in hello, Path(log.name).read_text()[-3000:]
+            yield Server(process, Path(log.name), hello.split('API ')[1].split('/v1')[0])
         finally:
             process.terminate()
             try: process.wait(20)

@@ -20,7 +20,20 @@ def runs(tmp_path_factory):
     "A folder with runs to serve."
     folder = tmp_path_factory.mktemp('runs')
     save_runs(folder)
+    (folder/'key').write_text('s3cret')
     return folder
+
+
+@pytest.fixture(scope='module')
+def open_server(runs):
+    "The toy for everybody on this machine, with its page."
+    with serve(runs, 'toy') as server: yield server
+
+
+@pytest.fixture(scope='module')
+def locked_server(runs):
+    "The toy for those who have the key, with a short queue."
+    with serve(runs, 'toy', '--no-page', '--api-key-file', 'key', '--queue', '32') as server: yield server
 
 
 def data_url(data): return 'data:image/png;base64,' + base64.b64encode(data).decode()
@@ -43,35 +56,33 @@ def figures(**what):
     print(' '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in what.items()))
 
 
-def test_openai(runs):
+def test_openai(locked_server):
     "The official client, unchanged: chat, streaming, pictures, an alignment, errors, a key."
-    (runs/'key').write_text('s3cret')
-    with serve(runs, 'toy', '--no-page', '--api-key-file', 'key') as server:
-        client = openai.OpenAI(base_url=server.url + '/v1', api_key='s3cret', max_retries=0)
-        def ask(*messages, **kw): return client.chat.completions.create(model='toy', messages=list(messages), **{'temperature':0, **kw})
-        assert [m.id for m in client.models.list()] == ['toy']
-        blue = user(QUESTIONS[0], 'blue')
-        whole = ask(blue)
-        said = whole.choices[0].message
-        assert (said.content, said.role, whole.choices[0].finish_reason) == ('It is **blue**.', 'assistant', 'stop')
-        chunks = list(ask(blue, dict(role='assistant', content=said.content), user(QUESTIONS[3]), stream=True, stream_options=dict(include_usage=True)))
-        texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
-        assert ''.join(texts) == toy_answer(QUESTIONS[3]) and len(texts) > 2
-        assert chunks[-1].usage.completion_tokens == 11 and chunks[-2].choices[0].finish_reason == 'stop'
-        assert ask(user(QUESTIONS[0], 'blue'), dict(role='assistant', content='It is **blue**.'), user(QUESTIONS[0], 'red')).choices[0].message.content == 'It is **red**.'
-        want = ChatSession(*toy(), temperature=0).ask(QUESTIONS[2], [swatch('green'), swatch('red')])
-        two = ask(user(QUESTIONS[2], 'green', 'red')) # in one message
-        assert (two.choices[0].message.content, two.usage.prompt_tokens) == (want.text, want.prompt_tokens)
-        assert ask(blue, extra_body=dict(alignment=2)).aligngpt['weights'] == [0, 0, 1, 0, 0, 0, 0, 0]
-        for kind,kw in ((openai.BadRequestError, dict(temperature=-1)), (openai.BadRequestError, dict(extra_body=dict(alignment=99))), (openai.NotFoundError, dict(model='gpt'))):
-            with pytest.raises(kind) as e: client.chat.completions.create(**{**dict(model='toy', messages=[blue]), **kw})
-            assert e.value.body['message'] and e.value.response.headers['x-request-id']
-        with pytest.raises(openai.BadRequestError, match='not an image'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(b'Dear Sir')))]))
-        with pytest.raises(openai.BadRequestError, match='fetches nothing'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url='http://127.0.0.1/a.png'))]))
-        with pytest.raises(openai.BadRequestError) as e: ask(user('red '*600))
-        assert e.value.code == 'context_length_exceeded'
-        with pytest.raises(openai.AuthenticationError): client.with_options(api_key='s3cre').models.list()
-        assert e.value.request_id in server.log.read_text()
+    client = openai.OpenAI(base_url=locked_server.url + '/v1', api_key='s3cret', max_retries=0)
+    def ask(*messages, **kw): return client.chat.completions.create(model='toy', messages=list(messages), **{'temperature':0, **kw})
+    assert [m.id for m in client.models.list()] == ['toy']
+    blue = user(QUESTIONS[0], 'blue')
+    whole = ask(blue)
+    said = whole.choices[0].message
+    assert (said.content, said.role, whole.choices[0].finish_reason) == ('It is **blue**.', 'assistant', 'stop')
+    chunks = list(ask(blue, dict(role='assistant', content=said.content), user(QUESTIONS[3]), stream=True, stream_options=dict(include_usage=True)))
+    texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert ''.join(texts) == toy_answer(QUESTIONS[3]) and len(texts) > 2
+    assert chunks[-1].usage.completion_tokens == 11 and chunks[-2].choices[0].finish_reason == 'stop'
+    assert ask(user(QUESTIONS[0], 'blue'), dict(role='assistant', content='It is **blue**.'), user(QUESTIONS[0], 'red')).choices[0].message.content == 'It is **red**.'
+    want = ChatSession(*toy(), temperature=0).ask(QUESTIONS[2], [swatch('green'), swatch('red')])
+    two = ask(user(QUESTIONS[2], 'green', 'red')) # in one message
+    assert (two.choices[0].message.content, two.usage.prompt_tokens) == (want.text, want.prompt_tokens)
+    assert ask(blue, extra_body=dict(alignment=2)).aligngpt['weights'] == [0, 0, 1, 0, 0, 0, 0, 0]
+    for kind,kw in ((openai.BadRequestError, dict(temperature=-1)), (openai.BadRequestError, dict(extra_body=dict(alignment=99))), (openai.NotFoundError, dict(model='gpt'))):
+        with pytest.raises(kind) as e: client.chat.completions.create(**{**dict(model='toy', messages=[blue]), **kw})
+        assert e.value.body['message'] and e.value.response.headers['x-request-id']
+    with pytest.raises(openai.BadRequestError, match='not an image'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(b'Dear Sir')))]))
+    with pytest.raises(openai.BadRequestError, match='fetches nothing'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url='http://127.0.0.1/a.png'))]))
+    with pytest.raises(openai.BadRequestError) as e: ask(user('red '*600))
+    assert e.value.code == 'context_length_exceeded'
+    with pytest.raises(openai.AuthenticationError): client.with_options(api_key='s3cre').models.list()
+    assert e.value.request_id in locked_server.log.read_text()
 
 
 async def stream(client, question, colour, **kw):
@@ -82,7 +93,7 @@ async def stream(client, question, colour, **kw):
     return text, first
 
 
-def test_many_streams(runs):
+def test_many_streams(open_server):
     "64 clients at once hear what each would hear alone."
     async def main(url):
         async with openai.AsyncOpenAI(base_url=url + '/v1', api_key='none', max_retries=0) as client:
@@ -90,32 +101,32 @@ def test_many_streams(runs):
             talks, start = [TALKS[i % len(TALKS)] for i in range(64)], time.perf_counter()
             together = await asyncio.gather(*[stream(client, *t) for t in talks])
             return alone, dict(zip(enumerate(talks), together)), time.perf_counter() - start
-    with serve(runs, 'toy', '--no-page') as server:
-        alone, together, seconds = asyncio.run(main(server.url))
-        assert [text for text,_ in together.values()] == [alone[t][0] for _,t in together]
-        assert alone[QUESTIONS[0], 'blue'][0] == 'It is **blue**.'
-        first = quantiles([f for _,f in together.values()], n=20)
-        figures(first_token_alone_s=max(f for _,f in alone.values()), first_token_p50_s=first[9], first_token_p95_s=first[18], all_64_s=seconds)
+    alone, together, seconds = asyncio.run(main(open_server.url))
+    assert [text for text,_ in together.values()] == [alone[t][0] for _,t in together]
+    assert alone[QUESTIONS[0], 'blue'][0] == 'It is **blue**.'
+    first = quantiles([f for _,f in together.values()], n=20)
+    figures(first_token_alone_s=max(f for _,f in alone.values()), first_token_p50_s=first[9], first_token_p95_s=first[18], all_64_s=seconds)
 
 
-def test_flood(runs):
+def test_flood(locked_server):
     "A thousand requests for a queue of 32: answered or sent away, and no memory kept."
-    async def main(server):
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=400)) as client:
-            async def ask(i): return await client.post('/v1/chat/completions', json=dict(model='toy', messages=[user(*TALKS[i % len(TALKS)])], temperature=0))
-            await asyncio.gather(*map(ask, range(200))) # so that caches are full
-            memory = [server.memory]
+    bodies = [json.dumps(dict(model='toy', messages=[user(*t)], temperature=0)) for t in TALKS]
+    headers = {'Authorization':'Bearer s3cret', 'Content-Type':'application/json'}
+    async def main():
+        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=120, limits=httpx.Limits(max_connections=400)) as client:
+            async def ask(i): return await client.post('/v1/chat/completions', content=bodies[i % len(bodies)])
+            await asyncio.gather(*map(ask, range(400))) # so that caches are full
+            memory = [locked_server.memory]
             answers = await asyncio.gather(*map(ask, range(1000)))
-            return [*memory, server.memory], answers
-    with serve(runs, 'toy', '--no-page', '--queue', '32') as server:
-        start = time.perf_counter()
-        memory, answers = asyncio.run(main(server))
-        good, busy = [[r for r in answers if r.status_code == s] for s in (200, 429)]
-        figures(answered=len(good), sent_away=len(busy), memory_MB=memory, seconds=time.perf_counter() - start)
-        assert good and busy and len(good) + len(busy) == 1000
-        assert all(1 <= int(r.headers['retry-after']) <= 60 for r in busy)
-        assert all(r.json()['choices'][0]['finish_reason'] == 'stop' for r in good)
-        assert memory[1] - memory[0] < 16, memory
+            return [*memory, locked_server.memory], answers
+    start = time.perf_counter()
+    memory, answers = asyncio.run(main())
+    good, busy = [[r for r in answers if r.status_code == s] for s in (200, 429)]
+    figures(answered=len(good), sent_away=len(busy), memory_MB=memory, seconds=time.perf_counter() - start)
+    assert good and busy and len(good) + len(busy) == 1000
+    assert all(1 <= int(r.headers['retry-after']) <= 60 for r in busy)
+    assert all(r.json()['choices'][0]['finish_reason'] == 'stop' for r in good)
+    assert memory[1] - memory[0] < 16, memory
 
 
 def test_gone(runs):
@@ -141,28 +152,28 @@ def test_gone(runs):
         assert sorted(free)[12] < .5 and tokens < 100*300, (free, tokens)
 
 
-def test_hostile_pictures(runs):
+def test_hostile_pictures(open_server):
     "Every picture of the hostile collection is answered or refused, by the API and by the page."
-    with serve(runs, 'toy') as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=open_server.url, timeout=60) as client:
         for h in no_pictures() + half_pictures() + bombs() + odd_pictures():
             said = client.post('/v1/chat/completions', json=dict(model='toy', max_tokens=2, messages=[dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(h.data)))])]))
             kept = client.post('/page/gradio_api/upload', files=[('files', (f'../../{h.name}', h.data))])
             assert said.status_code in (200, 400, 413) and kept.status_code in (200, 400, 413), (h.name, said.text, kept.text)
             assert (said.status_code == 200) == (kept.status_code == 200), h.name
         assert client.get('/health').json()['status'] == 'ok'
-        assert ' ERROR ' not in server.log.read_text()
+        assert ' ERROR ' not in open_server.log.read_text()
 
 
-def test_fuzz(runs):
+@pytest.mark.parametrize('phases', ['examples,fuzzing', pytest.param('coverage', marks=pytest.mark.slow)])
+def test_fuzz(phases, runs, open_server):
     "A fuzzer that knows the description of the API finds no internal error, and nothing that the description does not say."
     pytest.importorskip('schemathesis', reason="no schemathesis: pip install 'aligngpt[dev]'")
-    with serve(runs, 'toy', '--no-page', '--max-tokens', '8') as server:
-        schema = httpx.get(server.url + '/openapi.json').json()
-        schema['components']['schemas']['ChatRequest']['properties']['model']['enum'] = ['toy'] # most requests shall go further than to its name
-        schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')), data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
-        (runs/'openapi.json').write_text(json.dumps(schema))
-        done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', 'openapi.json', '--url', server.url, '--seed', '1', '--max-examples', '60', '--workers', '2',
-                               '--phases', 'examples,coverage,fuzzing', '--exclude-checks', 'positive_data_acceptance', '--no-color'], cwd=runs, capture_output=True, text=True, timeout=300)
-        print(done.stdout[-1500:])
-        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-        assert ' ERROR ' not in server.log.read_text()
+    schema = httpx.get(open_server.url + '/openapi.json').json()
+    schema['components']['schemas']['ChatRequest']['properties']['model']['enum'] = ['toy'] # most requests shall go further than to its name
+    schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')), data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
+    (runs/'openapi.json').write_text(json.dumps(schema))
+    done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', 'openapi.json', '--url', open_server.url, '--seed', '1', '--max-examples', '60', '--workers', '2',
+                           '--phases', phases, '--exclude-checks', 'positive_data_acceptance', '--no-color'], cwd=runs, capture_output=True, text=True, timeout=300)
+    print(done.stdout[-1500:])
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert ' ERROR ' not in open_server.log.read_text()

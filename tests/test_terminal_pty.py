@@ -1,5 +1,5 @@
 "The terminal chat at a real (pseudo) terminal: keys, streaming, Ctrl-C, history, completion; and in a real pipe."
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,11 @@ def test_pty(place):
     def see(*texts):
         for t in texts: term.expect_exact(t)
     see('▀', '32 x 32 picture', '/help lists the commands', '> ')
+    sent = time.perf_counter()
     term.sendline('What colour is it?')
-    see('It is **blue**.', 'tokens/s', 'α', '> ')
+    see('It')
+    assert (waited := time.perf_counter() - sent) < 1, f'the first token took {waited:.2f} s'
+    see(' is **blue**.', 'tokens/s', 'α', '> ')
 
     (place/'hold').touch()
     term.sendline('Count to ten.')
