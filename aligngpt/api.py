@@ -26,18 +26,21 @@ from .core import AlignGPTError
 from .reader import Answer, Turn
 from .remote import Limits, data_url_bytes, fetch, safe_picture
 
-# %% ../nbs/47_api.ipynb #fcb4872b
+# %% ../nbs/47_api.ipynb #f8a3519d
 class _Strict(BaseModel): model_config = ConfigDict(extra='forbid', allow_inf_nan=False)
 
 class ImageURL(_Strict):
+    "Where a picture is."
     url:str # a data URL, or an address if the server allows it
     detail:str|None = None # no meaning here
 
 class TextPart(_Strict):
+    "Something said."
     type:Literal['text']
     text:str # what is said
 
 class ImagePart(_Strict):
+    "Something shown."
     type:Literal['image_url']
     image_url:ImageURL # the picture
 
@@ -48,6 +51,7 @@ class Message(_Strict):
     name:str|None = None # no meaning here
 
 class StreamOptions(_Strict):
+    "How to stream."
     include_usage:StrictBool = False # a last chunk with the numbers of tokens
     include_obfuscation:StrictBool|None = None # no meaning here
 
@@ -87,14 +91,16 @@ class ChatRequest(_Strict):
         said = {k:getattr(self, k) for k in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed', 'alignment')}
         return {k:v for k,v in dict(said, max_new_tokens=self.max_completion_tokens or self.max_tokens).items() if v is not None}
 
-# %% ../nbs/47_api.ipynb #0cec91d8
+# %% ../nbs/47_api.ipynb #452296a3
 class ErrorDetail(BaseModel):
+    "What went wrong."
     message:str # what was wrong, and what to do
     type:str # kind of error
     param:str|None = None # the field concerned
     code:str|None = None # for programs
 
 class ErrorBody(BaseModel):
+    "The answer when something went wrong."
     error:ErrorDetail # the only field
 
 class ApiError(Exception):

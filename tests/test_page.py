@@ -22,13 +22,15 @@ def test_Page():
         swatch(colour).save(out, 'PNG')
         return out.getvalue()
 
-    # nbs/48_page.ipynb #42135944
+    # nbs/48_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
     shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]), dict(role='user', content=[dict(type='text', text='What colour is it?')]), dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
     turns = page.turns(dict(text='Describe it.', files=[]), shown)
     test_eq([(t.question, len(t.images), bool(t.answer)) for t in turns], [('What colour is it?', 1, True), ('Describe it.', 0, False)])
     for path in ('/etc/passwd', str(tmp/'..'/'x.png'), 'a.png'): test_fail(lambda: page.picture(path), contains='not an uploaded picture')
+    again = page.turns(dict(text='What colour is it?', files=[dict(path=str(tmp/'a.png'))]), []) # as `Retry` sends it
+    test_eq(len(again[0].images), 1)
     turns[0].images[0].getpixel((0, 0))
 
 
@@ -41,18 +43,20 @@ async def test_page_answer():
         swatch(colour).save(out, 'PNG')
         return out.getvalue()
 
-    # nbs/48_page.ipynb #42135944
+    # nbs/48_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
     shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]), dict(role='user', content=[dict(type='text', text='What colour is it?')]), dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
 
-    # nbs/48_page.ipynb #e98b0490
+    # nbs/48_page.ipynb #715040d6
     async def hear(*args): return [x async for x in page_answer(page, *args)]
     seen = await hear(dict(text='Count to ten.', files=[]), shown, 3, 0., 64)
     assert seen[-1][0] == 'one, two, three, four, five, six, seven, eight, nine, ten.' and len(seen) > 2
     assert 'level 3 1.00' in seen[0][1] and 'forced' in seen[0][1]
     try: await hear(dict(text=' ', files=[]), [], -1, 0., 64)
     except gr.Error as e: assert 'there is no question' in str(e)
+    try: await hear(None, [], -1, 0., 64)
+    except gr.Error as e: assert 'internal error' in str(e)
     HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
 
 
@@ -65,14 +69,16 @@ async def test_keep_upload():
         swatch(colour).save(out, 'PNG')
         return out.getvalue()
 
-    # nbs/48_page.ipynb #42135944
+    # nbs/48_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
 
-    # nbs/48_page.ipynb #e98b0490
+    # nbs/48_page.ipynb #715040d6
     async def hear(*args): return [x async for x in page_answer(page, *args)]
     try: await hear(dict(text=' ', files=[]), [], -1, 0., 64)
     except gr.Error as e: assert 'there is no question' in str(e)
+    try: await hear(None, [], -1, 0., 64)
+    except gr.Error as e: assert 'internal error' in str(e)
     HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
 
     # nbs/48_page.ipynb #f5992b94
@@ -92,14 +98,16 @@ async def test_mount_page():
         swatch(colour).save(out, 'PNG')
         return out.getvalue()
 
-    # nbs/48_page.ipynb #42135944
+    # nbs/48_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
 
-    # nbs/48_page.ipynb #e98b0490
+    # nbs/48_page.ipynb #715040d6
     async def hear(*args): return [x async for x in page_answer(page, *args)]
     try: await hear(dict(text=' ', files=[]), [], -1, 0., 64)
     except gr.Error as e: assert 'there is no question' in str(e)
+    try: await hear(None, [], -1, 0., 64)
+    except gr.Error as e: assert 'internal error' in str(e)
     HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
 
     # nbs/48_page.ipynb #6b89c63a
