@@ -16,5 +16,6 @@ setup(
     url=cfg["git_url"], author=cfg["author"], author_email=cfg["author_email"], license="Apache-2.0", keywords=cfg["keywords"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]), include_package_data=True,
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(), extras_require=extras,
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["aligngpt=aligngpt._modidx:d"]},
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["aligngpt=aligngpt._modidx:d"],
+                  "vllm.general_plugins": ["aligngpt=aligngpt.vllm_plugin:register"]},
 )
