@@ -67,7 +67,7 @@ def compare(folder):
         if pictures: kw.update(pixel_values=processor.prepare_images(pictures), gate_mask=torch.tensor([seq['gate_mask']]))
         return model.generate(input_ids=ids, generation_config=greedy, **kw)[0, ids.shape[1]:].tolist()
     want, forced = [ours(c) for c in chats], [ours(c, alignment=0) if any(t.images for t in c) else None for c in chats]
-    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8)
+    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8, disable_log_stats=False)
     prompts = [dict(prompt_token_ids=prompt_layout(processor, c)['input_ids']) | ({'multi_modal_data':{'image':ims}} if (ims := [im for t in c for im in t.images]) else {}) for c in chats]
     params = SamplingParams(temperature=0, max_tokens=24, stop_token_ids=[2], detokenize=False)
     for order in (range(20), reversed(range(20)), [0]*3 + list(range(20))): # the second and third time from the caches
@@ -75,10 +75,10 @@ def compare(folder):
         got = [list(o.outputs[0].token_ids) for o in llm.generate([prompts[i] for i in order], params, use_tqdm=False)]
         wrong = [i for i,g in zip(order, got) if g != want[i]]
         assert not wrong, {i:(want[i], got[order.index(i)]) for i in wrong}
-    hits = {m.name:m.value for m in llm.get_metrics() if 'prefix_cache' in m.name} if hasattr(llm, 'get_metrics') else {}
+    hits = {m.name:m.value for m in llm.get_metrics() if 'prefix_cache' in m.name}
     other = sum(f is not None and f != w for f,w in zip(forced, want))
     print(f'{len(chats)} of {len(chats)} equal, three times; another alignment would change {other} of them; {hits}')
-    assert other >= 15
+    assert other >= 15 and hits['vllm:prefix_cache_hits'] > 0
 
 
 if __name__ == '__main__':
@@ -90,5 +90,5 @@ if __name__ == '__main__':
         from tempfile import TemporaryDirectory
         with TemporaryDirectory() as folder: compare(Path(folder))
     else:
-        env = dict(os.environ, HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', DO_NOT_TRACK='1', VLLM_CPU_KVCACHE_SPACE='1')
+        env = dict(os.environ, HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', DO_NOT_TRACK='1', VLLM_CPU_KVCACHE_SPACE='1', VLLM_CPU_OMP_THREADS_BIND='nobind', OMP_NUM_THREADS='1')
         sys.exit(subprocess.run([make(args.env.resolve()), __file__, '--inside'], env=env).returncode)
