@@ -173,7 +173,7 @@ def output_markdown(
         inner = _fence(text, '{ .text }') if text else ''
     return f'<div class="output" markdown>\n\n{inner}\n\n</div>' if inner else ''
 
-# %% ../nbs/93_docs.ipynb #f487333f
+# %% ../nbs/93_docs.ipynb #586bcce7
 def _definitions(source):
     "Names that a cell defines, as the index calls them, with their kind: public, private, or a method of a class."
     res = []
@@ -187,6 +187,12 @@ def _definitions(source):
             res += [(f'{o.name}.{m.name}', 'private') for m in o.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and not ast.get_docstring(m)]
     return list(dict(reversed(res)).items())[::-1]
 
+def _anchors(names, anchors): return ''.join(f'<a id="{anchors[n]}"></a>' for n in names if n in anchors)
+
+def _is_foreign(e, cfg):
+    "Is it a library that need not be here?"
+    return isinstance(e, ModuleNotFoundError) and not (e.name or '').startswith(cfg.lib_name)
+
 def _folded(summary, source, is_open=False):
     "A definition that opens on a click, or is open."
     return f'???{"+"*is_open} source "{summary}"\n\n' + re.sub('^(?=.)', '    ', _fence(source.strip(), 'python'), flags=re.M)
@@ -197,7 +203,7 @@ def _source_link(module, name, cfg):
     except (OSError, TypeError, AttributeError): line = 1
     return f'<a class="source-link" href="{cfg.git_url}/blob/{cfg.branch}/{module.replace(".", "/")}.py#L{line}">source</a>'
 
-# %% ../nbs/93_docs.ipynb #d20e797f
+# %% ../nbs/93_docs.ipynb #cbdd8ca5
 def export_markdown(
     source:str, # of the cell
     module:str, # full name of the module it is exported to
@@ -209,7 +215,7 @@ def export_markdown(
     "The documentation of what an exported cell defines."
     defs = _definitions(source)
     shown = [(n, k) for n,k in defs if k != 'private' and n in anchors]
-    hidden = ''.join(f'<a id="{anchors[n]}"></a>' for n,k in defs if k == 'private' and n in anchors)
+    hidden = _anchors([n for n,k in defs if k == 'private'], anchors)
     tree = ast.parse(source)
     made = {o.name for o in tree.body if isinstance(o, ast.ClassDef)}
     names = [n for n,_ in defs if n.split('.')[0] not in made or n in made] or sorted(bound_names(*tree.body))
@@ -219,7 +225,9 @@ def export_markdown(
     parts = []
     for n,kind in shown:
         try: md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'), renderer=DocRenderer))
-        except Exception as e: raise BookError(f'{module}.{n} cannot be documented: {type(e).__name__}: {e}') from e
+        except Exception as e:
+            if _is_foreign(e, cfg): return _anchors(dict(defs), anchors) + '\n\n' + _folded(label, source, True)
+            raise BookError(f'{module}.{n} cannot be documented: {type(e).__name__}: {e}') from e
         head, _, rest = md.partition('\n')
         parts += ['<div class="symbol" markdown>', _source_link(module, n, cfg), f'{head} {{ #{anchors[n]} data-toc-label="{n[n.rfind("."):]}" }}' if '.' in n else f'{head} {{ #{anchors[n]} }}', rest.strip(), '</div>']
     return '\n\n'.join(p for p in [hidden, *parts, _folded(label, source, is_open)] if p)

@@ -67,7 +67,7 @@ def compare(folder):
         if pictures: kw.update(pixel_values=processor.prepare_images(pictures), gate_mask=torch.tensor([seq['gate_mask']]))
         return model.generate(input_ids=ids, generation_config=greedy, **kw)[0, ids.shape[1]:].tolist()
     want, forced = [ours(c) for c in chats], [ours(c, alignment=0) if any(t.images for t in c) else None for c in chats]
-    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8, disable_log_stats=False)
+    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, block_size=32, limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8, disable_log_stats=False)
     prompts = [dict(prompt_token_ids=prompt_layout(processor, c)['input_ids']) | ({'multi_modal_data':{'image':ims}} if (ims := [im for t in c for im in t.images]) else {}) for c in chats]
     params = SamplingParams(temperature=0, max_tokens=24, stop_token_ids=[2], detokenize=False)
     for order in (range(20), reversed(range(20)), [0]*3 + list(range(20))): # the second and third time from the caches
