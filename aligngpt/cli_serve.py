@@ -148,7 +148,7 @@ def _vllm(run, host, port, key, name, max_batch, dtype):
     sys.stdout.flush()
     os.execv(sys.executable, vllm_line(run, host, port, name, max_batch, dtype))
 
-# %% ../nbs/49_cli_serve.ipynb #45cdf453
+# %% ../nbs/49_cli_serve.ipynb #91ce1693
 def vllm_line(
     run:str, # folder or name on the hub
     host:str='127.0.0.1', # where to listen
@@ -160,7 +160,7 @@ def vllm_line(
     "How vLLM is started."
     inner = Path(run)/'model'
     model = str(inner if (inner/'config.json').exists() else run)
-    return [sys.executable, '-m', 'vllm.entrypoints.cli.main', 'serve', model, '--host', host, '--port', str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch), '--dtype', dtype]
+    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', model, '--host', host, '--port', str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch), '--dtype', dtype]
 
 def register_serve(
     app:typer.Typer, # to add the command to

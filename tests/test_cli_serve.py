@@ -53,9 +53,9 @@ def test_own_names():
 def test_vllm_line(cell_955b8a91, cell_e48f53a1):
     tmp = cell_955b8a91
 
-    # nbs/49_cli_serve.ipynb #8118c96e
+    # nbs/49_cli_serve.ipynb #4e4134a9
     line = vllm_line(str(tmp/'run'), name='toy')
-    test_eq(line[3:5], ['serve', str(tmp/'run'/'model')])
+    test_eq(line[3:5], ['--model', str(tmp/'run'/'model')])
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_serve(app)
     text = CliRunner().invoke(app, ['--help'], terminal_width=200).output
