@@ -175,7 +175,7 @@ def test_lab(tmp_path):
         chat.transfer('drop', '.agpt-log', png((220, 40, 40)))
         expect('It is red.', chat.ask('What colour is it?'))
         chat.transfer('paste', 'textarea', png((40, 180, 70)))
-        expect('a meadow', chat.ask('Describe it.'))
+        expect('all green', chat.ask('Describe it.'))
         assert chat.answers.last.locator('li').count() == 2
         chat.view.locator('.agpt-examples button').nth(3).click()
         chat.box.press('Enter')
