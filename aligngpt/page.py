@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SUFFIX', 'POLICY', 'LOOK', 'Page', 'page_answer', 'keep_upload', 'make_page', 'Door', 'mount_page']
 
-# %% ../nbs/48_page.ipynb #9987302b
+# %% ../nbs/48_page.ipynb #74bfc4f8
 import base64, secrets
 from pathlib import Path
 
 import anyio, gradio as gr
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.formparsers import MultiPartParser
 
 from .api import Api, ApiError, as_api_error
@@ -147,7 +147,7 @@ class Door:
         try: return given[:6].lower() == 'basic ' and self.api.allows(base64.b64decode(given[6:]).decode().partition(':')[2])
         except ValueError: return False
 
-# %% ../nbs/48_page.ipynb #de3d5003
+# %% ../nbs/48_page.ipynb #fbb38339
 LOOK = """
 #weights { --brand: #1f7a8c; --warm: #e08e45; }
 #weights .agpt-bars { height: 76px; } #weights .agpt-bars span { width: 18px; } #weights .agpt-bars i { max-height: 64px; }
@@ -167,7 +167,8 @@ def mount_page(
     async def upload(request:Request):
         async with request.form(max_files=api.limits.images, max_fields=4) as form:
             files = [await f.read() for f in form.getlist('files') if not isinstance(f, str)]
-        return JSONResponse([str(await anyio.to_thread.run_sync(keep_upload, f, page, limiter=api.busy)) for f in files])
+        try: return JSONResponse([str(await anyio.to_thread.run_sync(keep_upload, f, page, limiter=api.busy)) for f in files])
+        except AlignGPTError as e: return PlainTextResponse(str(e), 400) # the page shows it as it is
     theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
     gr.mount_gradio_app(app, make_page(page), path, footer_links=[], run_history=False, show_error=True, max_file_size=api.limits.image_bytes, ssr_mode=False, mcp_server=False,
                         enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK, app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))

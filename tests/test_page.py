@@ -110,7 +110,7 @@ async def test_mount_page():
     except gr.Error as e: assert 'internal error' in str(e)
     HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
 
-    # nbs/48_page.ipynb #6b89c63a
+    # nbs/48_page.ipynb #d648e3da
     http = TestClient(mount_page(create_app(page.api)))
     r = http.get('/')
     test_eq((r.status_code, str(r.url).endswith('/page/')), (200, True))
@@ -120,7 +120,7 @@ async def test_mount_page():
     test_eq(Path(up.json()[0]).name, 'picture.png')
     test_eq(http.post('/page/gradio_api/upload', files=[('files', ('letter.png', b'Dear Sir'))]).status_code, 400)
     test_eq(http.get('/v1/models').status_code, 200)
-    http.post('/page/gradio_api/upload', files=[('files', ('letter.png', b'Dear Sir'))]).json()
+    http.post('/page/gradio_api/upload', files=[('files', ('letter.png', b'Dear Sir'))]).text
 
     # nbs/48_page.ipynb #354c99a1
     page.api.key = 's3cret'
