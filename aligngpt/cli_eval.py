@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Yes', 'hire',
-           'agreed', 'folders_of', 'list_files', 'compare_command', 'eval_command', 'score_command', 'register_eval']
+           'agreed', 'folders_of', 'check_files', 'list_files', 'compare_command', 'eval_command', 'score_command',
+           'register_eval']
 
 # %% ../nbs/49_cli_eval.ipynb #0e794e76
 from pathlib import Path
@@ -53,6 +54,24 @@ def folders_of(
     for n in names: get_task(n)
     return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') else data for n in names}
 
+# %% ../nbs/49_cli_eval.ipynb #296a74b7
+def check_files(
+    folders:dict, # from `folders_of`
+)->None: # or `AlignGPTError`, if not one task can be asked
+    "Are the questions there?"
+    from aligngpt.core import AlignGPTError
+    from aligngpt.evaluation.questions import Files
+    from aligngpt.evaluation.tasks import get_task
+    errors = []
+    for n, folder in folders.items():
+        try:
+            files = Files(get_task(n), folder)
+            for role, need in files.task.needs.items():
+                if need.use == 'asking' and not need.optional and role != 'images': files[role]
+            return
+        except AlignGPTError as e: errors.append(e)
+    raise errors[0]
+
 # %% ../nbs/49_cli_eval.ipynb #64bbd6a9
 def list_files(
     tasks:str, # as for `folders_of`
@@ -78,7 +97,7 @@ def compare_command(
     for c in found: say(f'{c}\n')
     say(comparison_page(found, page))
 
-# %% ../nbs/49_cli_eval.ipynb #241eb4e9
+# %% ../nbs/49_cli_eval.ipynb #fe426493
 def eval_command(
     run:Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
     tasks:Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
@@ -104,6 +123,7 @@ def eval_command(
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out, folders = out or Path('runs/eval')/name, folders_of(tasks or 'easy_vqa', base)
     hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout, price=judge_price)
+    check_files(folders)
     model, processor = open_model(run, device, dtype)
     done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
     if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), name), 'model'))

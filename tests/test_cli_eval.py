@@ -4,6 +4,7 @@ import pytest
 from fastcore.test import *
 from aligngpt.cli_eval import *
 import json, os, subprocess, sys, tempfile, typer
+from aligngpt.core import AlignGPTError
 from aligngpt.evaluation.tasks import TASKS
 from aligngpt.toy import swatch, toy
 from pathlib import Path
@@ -28,6 +29,12 @@ def test_folders_of(cell_02b309f9):
     # nbs/49_cli_eval.ipynb #02b309f9
     test_eq(folders_of('pope, my/birds.jsonl', tmp), {'pope': tmp, 'my/birds.jsonl': Path('my')})
     folders_of('all', tmp)
+
+
+def test_check_files():
+    # nbs/49_cli_eval.ipynb #1e0ba38d
+    check_files(folders_of('easy_vqa,pope', Path('nowhere'))) # one of them can be asked
+    with expect_fail(AlignGPTError, 'nowhere: no such folder'): check_files(folders_of('pope', Path('nowhere')))
 
 
 def test_score_command(cell_02b309f9):

@@ -87,6 +87,11 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
     with expect_fail(AlignGPTError, 'holds answers of another run (settings'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True)
     read_json(tmp/'out'/'q'/'manifest.json')['settings']
 
+    # nbs/evaluation/09_run.ipynb #bf6693b0
+    first = evaluate(model, processor, data/'q.jsonl', data, tmp/'first', batch_size=2, limit=5, quiet=True)
+    points = [r['answer'] == json.loads(l)['text'] for r,l in zip(rows, whole.splitlines())][:5]
+    test_eq(first.notes[0].split(';')[0], f'only the first 5 questions were asked, which won {sum(points)/5:.1%} of their points')
+
     # nbs/evaluation/09_run.ipynb #8a9a5f06
     (tmp/'two'/'q').mkdir(parents=True); shutil.copy(tmp/'out'/'q'/'manifest.json', tmp/'two'/'q')
     def as_process(rank, world):

@@ -199,7 +199,7 @@ def get_file(task):
     need = task.needs.get('questions')
     return need.names[0] if need and Path(need.names[0]).is_absolute() else None
 
-# %% ../../nbs/evaluation/09_run.ipynb #1de981f2
+# %% ../../nbs/evaluation/09_run.ipynb #1bf58b6b
 def evaluate(
     model, # an AlignGPT model
     processor, # its processor
@@ -214,6 +214,12 @@ def evaluate(
     path, m = predict(model, processor, task, data, out, **kwargs)
     return None if path is None else score_run(task, data, path.parent, judge if task.judged else None)
 
+def _first_only(task, qs, report):
+    "How a part of the questions went."
+    known = task.points(report.to_dict()) if report.headline is not None else {}
+    got = [known[k] for k in map(task.called, qs) if k in known]
+    return f'only the first {len(qs)} questions were asked' + (f', which won {sum(got)/len(got):.1%} of their points; the score takes the others as wrong' if got else '')
+
 def score_run(
     task, # a task or its name
     data:str|Path, # the task's files
@@ -224,7 +230,8 @@ def score_run(
     m, task = read_json(folder/'manifest.json'), get_task(task)
     n, total = m['settings']['skipped'], m['questions']
     report = score(task, data, folder/'answers.jsonl', judge, lenient=bool(n or m.get('limit')))
-    note = [f'{n} of {total} questions had no image: their answers are empty, and count as such']*bool(n) + [f'only the first {total} questions were asked']*bool(m.get('limit'))
+    note = [f'{n} of {total} questions had no image: their answers are empty, and count as such']*bool(n)
+    if m.get('limit'): note.append(_first_only(task, questions(task, data)[:total], report))
     report = replace(report, notes=note + report.notes)
     write_json(report.to_dict() | dict(scorer=scorer_version(), manifest={k:m[k] for k in ('prompts', 'processor', 'model', 'config', 'settings')}), folder/'score.json')
     return report
