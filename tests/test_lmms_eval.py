@@ -88,14 +88,14 @@ def test_the_harness_logs_our_answers(place, tmp_path):
     at, rows = place
     samples, results = harness(at, 'colours_speak,colours_choose', tmp_path/'out')
     want = our_answers(rows)
-    assert [r['resps'][0][0] for r in samples['colours_speak']] == want
+    assert [r['filtered_resps'] for r in samples['colours_speak']] == want
     assert results['colours_speak']['exact_match,none'] == pytest.approx(sum(w == r['answer'] for w,r in zip(want, rows))/len(rows))
     assert results['colours_speak']['exact_match,none'] > .7 # the toy knows its colours
     model, processor = toy()
-    best = []
-    for r in rows:
-        got = losses(model, processor, [Question(r['question'], ('x',) if r['image'] else (), lambda: [r['image']], c) for c in r['choices']])
-        best.append(min(range(4), key=lambda i: got[i][0]))
+    got = [losses(model, processor, [Question(r['question'], ('x',) if r['image'] else (), lambda: [r['image']], c) for c in r['choices']]) for r in rows]
+    logged = [[float(loss) for loss,_ in s['filtered_resps']] for s in samples['colours_choose']]
+    assert logged == [pytest.approx([loss for loss,_ in g], abs=1e-4) for g in got]
+    best = [min(range(4), key=lambda i: g[i]) for g in got]
     assert results['colours_choose']['acc,none'] == pytest.approx(sum(b == r['right'] for b,r in zip(best, rows))/len(rows))
     assert results['colours_choose']['acc,none'] > .7
 
@@ -104,4 +104,4 @@ def test_two_processes_answer_the_same(place, tmp_path):
     at, rows = place
     launcher = '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29613'
     samples, _ = harness(at, 'colours_speak', tmp_path/'out', *launcher, ACCELERATE_USE_CPU='true')
-    assert [r['resps'][0][0] for r in samples['colours_speak']] == our_answers(rows)
+    assert [r['filtered_resps'] for r in samples['colours_speak']] == our_answers(rows)

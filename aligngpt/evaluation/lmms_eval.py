@@ -188,10 +188,11 @@ class Examinee:
         "Benchmarks in several rounds are not supported."
         raise NotImplementedError('AlignGPT does not run benchmarks in several rounds with lmms-eval')
 
-# %% ../../nbs/evaluation/14_lmms_eval.ipynb #7e2b9ac6
+# %% ../../nbs/evaluation/14_lmms_eval.ipynb #40801e57
 @lru_cache
 def examinee_class()->type: # `AlignGPTLmms`
     "Our examinee as a model of lmms-eval."
+    from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
     class AlignGPTLmms(Examinee, lmms):
         "An AlignGPT checkpoint; the arguments are those of `--model_args`."
@@ -206,6 +207,10 @@ def examinee_class()->type: # `AlignGPTLmms`
             from aligngpt.cli_eval import open_model
             lmms.__init__(self)
             Examinee.__init__(self, *open_model(str(pretrained), device, dtype), batch_size, alignment)
+
+        def loglikelihood(self, requests):
+            "Likelihoods, wrapped: a bare pair would become a string."
+            return [GenerationResult(x) for x in Examinee.loglikelihood(self, requests)]
     return AlignGPTLmms
 
 def __getattr__(name):
