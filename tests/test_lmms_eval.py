@@ -60,8 +60,7 @@ def place(tmp_path_factory):
     info = at/'installed'/'aligngpt-0.dist-info'
     info.mkdir(parents=True)
     (info/'METADATA').write_text('Metadata-Version: 2.1\nName: aligngpt\nVersion: 0\n')
-    line = next(l for l in (ROOT/'setup.py').read_text().splitlines() if 'lmms_eval.models' in l).split('"')
-    (info/'entry_points.txt').write_text(f'[{line[1]}]\n{line[3]}\n')
+    (info/'entry_points.txt').write_text('[lmms_eval.models]\naligngpt = aligngpt.evaluation.lmms_eval:lmms_manifest\n')
     return at, rows
 
 
