@@ -34,7 +34,6 @@ def test_Chat__repr_html():
 
     # nbs/36_widget.ipynb #ac03eeb2
     chat.send('What colour is it?', swatch('yellow'))
-    test_eq(chat.view.busy, True)
     answer = chat.wait()
     test_eq(answer.text, 'It is **yellow**.')
     test_eq((chat.view.busy, chat.view.live, len(chat.view.log)), (False, '', 2))
