@@ -42,7 +42,7 @@ def agreed(
     import sys
     return lambda estimate: yes or not sys.stdin.isatty() or typer.confirm('Go on?', err=True)
 
-# %% ../nbs/49_cli_eval.ipynb #ee690a3e
+# %% ../nbs/49_cli_eval.ipynb #f15b46cd
 def folders_of(
     tasks:str, # names and question files, separated by commas; `all`
     data:Path, # the benchmarks' files
@@ -52,7 +52,7 @@ def folders_of(
     from aligngpt.evaluation.tasks import TASKS, get_task
     names = [n for n,t in TASKS.items() if t.name == 'easy_vqa' or Files(t, data).ready('asking')] if tasks == 'all' else [n.strip() for n in tasks.split(',') if n.strip()]
     for n in names: get_task(n)
-    return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') else data for n in names}
+    return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') and not data.is_dir() else data for n in names}
 
 # %% ../nbs/49_cli_eval.ipynb #296a74b7
 def check_files(
@@ -97,7 +97,7 @@ def compare_command(
     for c in found: say(f'{c}\n')
     say(comparison_page(found, page))
 
-# %% ../nbs/49_cli_eval.ipynb #fe426493
+# %% ../nbs/49_cli_eval.ipynb #3b80a23c
 def eval_command(
     run:Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
     tasks:Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
@@ -105,7 +105,8 @@ def eval_command(
     out:Annotated[Optional[Path], typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues there. Default: runs/eval/NAME.')]=None,
     batch_size:Annotated[int, typer.Option(min=1, help='Questions at a time.')]=32,
     limit:Annotated[Optional[int], typer.Option(min=1, help='Ask the first questions of each task only.')]=None,
-    on_missing_image:Annotated[str, typer.Option(help="'error', or 'skip': count, and leave the answer empty.")]='error',
+    on_missing_image:Annotated[str, typer.Option(help="'error', or 'skip': count those that are missing or unreadable, and leave their answers empty.")]='error',
+    lenient:Annotated[bool, typer.Option('--lenient', help='Go on where official scripts stop, if there is a sensible way.')]=False,
     level:Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]=None,
     show:Annotated[bool, typer.Option('--list', help='Show which files each task expects and which are there, and exit.')]=False,
     compare:Annotated[Optional[tuple[Path, Path]], typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, changed answers.')]=None,
@@ -125,7 +126,7 @@ def eval_command(
     hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout, price=judge_price)
     check_files(folders)
     model, processor = open_model(run, device, dtype)
-    done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
+    done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, lenient=lenient, batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
     if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), name), 'model'))
 
 # %% ../nbs/49_cli_eval.ipynb #0dd24992

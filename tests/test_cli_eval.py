@@ -18,16 +18,17 @@ def test_hire():
 
 
 @pytest.fixture
-def cell_02b309f9():
+def cell_6544c476():
     tmp = Path(tempfile.mkdtemp())
     return tmp
 
 
-def test_folders_of(cell_02b309f9):
-    tmp = cell_02b309f9
+def test_folders_of(cell_6544c476):
+    tmp = cell_6544c476
 
-    # nbs/49_cli_eval.ipynb #02b309f9
-    test_eq(folders_of('pope, my/birds.jsonl', tmp), {'pope': tmp, 'my/birds.jsonl': Path('my')})
+    # nbs/49_cli_eval.ipynb #6544c476
+    test_eq(folders_of('pope, my/birds.jsonl', tmp), {'pope': tmp, 'my/birds.jsonl': tmp}) # birds: the images lie beside the file, or there
+    test_eq(folders_of('my/birds.jsonl', tmp/'nowhere'), {'my/birds.jsonl': Path('my')})
     folders_of('all', tmp)
 
 
@@ -37,10 +38,10 @@ def test_check_files():
     with expect_fail(AlignGPTError, 'nowhere: no such folder'): check_files(folders_of('pope', Path('nowhere')))
 
 
-def test_score_command(cell_02b309f9):
-    tmp = cell_02b309f9
+def test_score_command(cell_6544c476):
+    tmp = cell_6544c476
 
-    # nbs/49_cli_eval.ipynb #02b309f9
+    # nbs/49_cli_eval.ipynb #6544c476
     folders_of('all', tmp)
 
     # nbs/49_cli_eval.ipynb #ac3f598b

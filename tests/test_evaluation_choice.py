@@ -5,6 +5,7 @@ from fastcore.test import *
 from aligngpt.evaluation.choice import *
 import random, tempfile, time
 from aligngpt.core import AlignGPTError
+from aligngpt.evaluation.choice import ROTATION
 from pathlib import Path
 
 
@@ -27,6 +28,12 @@ def test_score_scienceqa():
     with expect_fail(AlignGPTError, "question '0': 1 choices, and the answer is number 1"): score_scienceqa({'0':dict(choices=['x'], answer=1)}, ['0'], sqa)
 
 
+def test_options_shown():
+    # nbs/evaluation/02_choice.ipynb #2247534b
+    test_eq([options_shown(p) for p in ('Which?\nA. x\nB. y\nAnswer!', 'Context: Plan B.\nWhich?\nA. x\nB. y\nC. z', 'Which?\nA. two\nlines\nB. y', 'Which?')], [2, 3, 0, 0])
+    options_shown('Which?\nA. x\nB. y\nAnswer with the letter.')
+
+
 @pytest.fixture
 def cell_81a81daa():
     tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
@@ -39,13 +46,13 @@ def cell_81a81daa():
     return tsv, mmb
 
 
-def test_read_mmbench(cell_81a81daa):
+def test_ROTATION(cell_81a81daa):
     tsv, mmb = cell_81a81daa
 
     # nbs/evaluation/02_choice.ipynb #81a81daa
     test_eq([r['C'] for r in mmb], [None, None, 'blue', 'red'])
 
-    # nbs/evaluation/02_choice.ipynb #5c114cce
+    # nbs/evaluation/02_choice.ipynb #0e5efff1
     bad = tsv.with_name('bad.tsv'); bad.write_text('id\tquestion\n1\tx\n')
     with expect_fail(AlignGPTError, "no column 'index', 'A', 'B'"): read_mmbench(bad)
     bad.write_text('index\tquestion\tA\tB\nx\t?\ta\tb\n')
@@ -54,6 +61,13 @@ def test_read_mmbench(cell_81a81daa):
     with expect_fail(AlignGPTError, "row 1: the answer is 'C', the options are A, B"): read_mmbench(bad)
     bad.write_text('index\tquestion\tA\tB\n1\t?\ta\tb\n2\t?\ta\tb\tc\td\n')
     with expect_fail(AlignGPTError, 'Expected 4 fields in line 3, saw 6'): read_mmbench(bad)
+    def damaged(*rows):
+        bad.write_text('\n'.join(['index\tquestion\tA\tB\tC\tanswer', *('\t'.join(map(str, r)) for r in rows)]) + '\n')
+        return bad
+    with expect_fail(AlignGPTError, 'row 1: 1 options'): read_mmbench(damaged((1, '?', 'a', '', '', 'A')))
+    with expect_fail(AlignGPTError, "row 1: the answer is 'C', the options are A, B"): read_mmbench(damaged((1, '?', 'a', 'b', '', 'C')))
+    with expect_fail(AlignGPTError, 'row 2: 2 options, the same question in row 1 has 3'): read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1_000_001, '?', 'b', 'c', '', 'B')))
+    with expect_fail(AlignGPTError, 'row 2: index 1 is that of row 1, too'): read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1, '?', 'a', 'b', 'c', 'C')))
 
 
 def test_mmbench_options(cell_81a81daa):
@@ -139,7 +153,7 @@ def cell_9adbeead():
     return seed
 
 
-def test_score_seed_bench(cell_9adbeead):
+def test_seed_id(cell_9adbeead):
     seed = cell_9adbeead
 
     # nbs/evaluation/02_choice.ipynb #9adbeead

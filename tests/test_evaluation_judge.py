@@ -133,7 +133,7 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
     test_eq(dear.estimate(mv_calls).calls, 2)
     print(dear.estimate(calls + mv_calls))
 
-    # nbs/evaluation/04_judge.ipynb #b5590496
+    # nbs/evaluation/04_judge.ipynb #9c87d883
     class Moody(BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
@@ -145,6 +145,7 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
             code, head, text = {'busy': (429, {'Retry-After':'0.01'}, 'slow down'), 'broken': (500, {}, 'oops'), 'locked': (401, {}, f'bad key {self.headers.get("Authorization")}'),
                 'moved': (302, {'Location':'http://127.0.0.1:9/v1/chat/completions'}, ''), 'poor': (429, {}, '{"error": {"code": "insufficient_quota"}}'),
                 'html': (200, {}, '<html>'), 'empty': (200, {}, '{"choices": []}'), 'odd': (200, {}, '{"choices": [{"message": {"content": [1]}}]}'),
+                'echo': (200, {}, json.dumps(dict(choices=[dict(message=dict(content=f'0.5 {self.headers.get("Authorization")}'))]))),
                 'mute': (200, {}, '{"choices": [{"message": {"content": null}}]}')}.get(mood, (200, {}, json.dumps(dict(choices=[dict(message=dict(content='0.5'))]))))
             self.send_response(code)
             for k,v in head.items(): self.send_header(k, v)
@@ -194,7 +195,7 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
     with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge('m', 'example.org')
     with Stub('mute') as s: test_eq(Judge('stub', s.url)(hello), '')
 
-    # nbs/evaluation/04_judge.ipynb #d2fadd68
+    # nbs/evaluation/04_judge.ipynb #33e649c5
     cache = Path(tempfile.mkdtemp())/'judge'/'replies.jsonl'
     with Stub() as s:
         first = Judge('stub', s.url, cache, key_env='STUB_KEY')
@@ -205,6 +206,7 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
         test_eq(score_mm_vet(mv, mv_calls, second), res)
         test_eq((first.asked, second.asked, len(s.seen)), (2, 0, 2))
         test_eq(Judge('stub', s.url, cache, run=1).estimate(mv_calls).calls, 2)
+    with Stub('echo') as s: test_eq(Judge('stub', s.url, cache, key_env='STUB_KEY')(hello), '0.5 Bearer ***') # a server that talks too much
     assert 'secret' not in cache.read_text()
 
     # nbs/evaluation/04_judge.ipynb #ad20b2f4

@@ -22,20 +22,22 @@ def test_Question(cell_f9931379):
     q.row('Yes', 'aligngpt-7b')
 
 
-def test_load_image(cell_f9931379):
+def test_broken_images(cell_f9931379):
     q = cell_f9931379
 
     # nbs/evaluation/06_questions.ipynb #f9931379
     q.row('Yes', 'aligngpt-7b')
 
-    # nbs/evaluation/06_questions.ipynb #a12f57e6
+    # nbs/evaluation/06_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
     test_eq(load_image(Question(1, '?', image_base64=png)).size, (1, 1))
     with expect_fail(AlignGPTError, 'mmb.tsv, row 3: the image is not valid base64'): load_image(Question(1, '?', image_base64='a$', where='mmb.tsv, row 3'))
-    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image cannot be read'): load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
-    with expect_fail(AlignGPTError, 'is missing'): load_image(q, 'nowhere')
-    test_eq(missing_images([q, Question(2, 'text only')], 'nowhere'), [q])
-    missing_images([q, Question(2, 'text only')], 'nowhere')
+    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64 is in no format'): load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
+    with expect_fail(AlignGPTError, 'the image color/0001.jpg is missing from nowhere'): load_image(q, 'nowhere')
+
+    # nbs/evaluation/06_questions.ipynb #1511556f
+    broken = broken_images([q, Question(2, 'text only'), Question(3, '?', image_base64=png), Question(4, '?', image_base64='AAAA', where='mmb.tsv, row 4')], 'nowhere')
+    test_eq(list(broken), [q.key, (4, '?')])
 
 
 def test_Files():

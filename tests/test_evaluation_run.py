@@ -102,10 +102,11 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
     test_eq((tmp/'two'/'q'/'answers.jsonl').read_bytes(), whole)
     sorted(share)
 
-    # nbs/evaluation/09_run.ipynb #332d6c34
+    # nbs/evaluation/09_run.ipynb #46ce9181
     (data/'1.png').unlink()
     with expect_fail(AlignGPTError, 'q.jsonl, line 2: the image 1.png is missing'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', quiet=True)
     with expect_fail(AlignGPTError, "Unknown --on-missing-image 'ignore'"): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='ignore', quiet=True)
+    (data/'1.png').write_bytes((data/'0.png').read_bytes()[:40]) # or there, but cut off
     skipped = evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='skip', quiet=True)
     test_eq([r['text'] == '' for r in whole_lines(tmp/'out2'/'q'/'answers.jsonl')[0]], [i%3 == 1 and i < 10 for i in range(11)])
-    test_eq(skipped.notes[0], '3 of 11 questions had no image: their answers are empty, and count as such')
+    test_eq(skipped.notes[0], '3 of 11 questions had no image that can be read: their answers are empty, and count as such')

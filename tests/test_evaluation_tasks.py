@@ -41,7 +41,7 @@ def test_score(cell_5798eaff):
 
 
 @pytest.fixture
-def cell_6ea66601(cell_5798eaff):
+def cell_af6abd91(cell_5798eaff):
     work, write_lines = cell_5798eaff
     play = work/'eval'
     (play/'MME'/'MME_Benchmark_release_version'/'color').mkdir(parents=True); (play/'mmbench').mkdir()
@@ -51,7 +51,7 @@ def cell_6ea66601(cell_5798eaff):
 
 
 @pytest.fixture
-def cell_6ea66601_2(cell_5798eaff):
+def cell_af6abd91_2(cell_5798eaff):
     work, write_lines = cell_5798eaff
     mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color') for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
@@ -59,22 +59,22 @@ def cell_6ea66601_2(cell_5798eaff):
 
 
 @pytest.fixture
-def cell_6ea66601_3(cell_5798eaff, cell_6ea66601):
-    play = cell_6ea66601
+def cell_af6abd91_3(cell_5798eaff, cell_af6abd91):
+    play = cell_af6abd91
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
     cols = 'index question hint A B C D answer category image source l2-category comment split'.split()
     table = [[7, 'What is it?', 'At night.', 'cat', 'dog', '', '', 'B', 'object', png, 's', 'coarse_perception', '', 'dev'], [1000007, 'What is it?', 'At night.', 'dog', 'cat', '', '', 'A', 'object', '7', 's', 'coarse_perception', '', 'dev']]
     (play/'mmbench'/'mmbench_dev_20230712.tsv').write_text('\n'.join('\t'.join(map(str, r)) for r in [cols, *table]) + '\n')
 
 
-def test_list_tasks(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601_3):
+def test_list_tasks(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3):
     work, write_lines = cell_5798eaff
-    play = cell_6ea66601
-    mme_rows = cell_6ea66601_2
+    play = cell_af6abd91
 
-    # nbs/evaluation/08_tasks.ipynb #6ea66601
+    # nbs/evaluation/08_tasks.ipynb #af6abd91
     listed = list_tasks(play, ['mme', 'mmbench', 'pope'])
-    test_eq((listed['mme']['scoring'], listed['mmbench']['asking'], listed['pope']['asking']), ('yes', 'yes', 'no'))
+    test_eq([list(r.values())[:3] for r in listed.values()], [['yes', 'yes', '-'], ['yes', 'yes', '-'], ['no', 'no', '-']])
+    test_eq(list(list_tasks(play, ['vqav2', 'mm_vet'])['mm_vet'].values())[:3], ['no', '-', 'no'])
     Markdown(markdown_table(listed, 'task'))
 
     # nbs/evaluation/08_tasks.ipynb #92bf4530
@@ -95,6 +95,29 @@ def test_list_tasks(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601
     points = TASKS['mme'].points(report.results)
     test_eq(points, {f'color/0001.jpg | Is it red?\n{SHORT}': 1, f'color/0001.jpg | Is it blue?\n{SHORT}': 0})
 
+
+@pytest.fixture
+def cell_92bf4530(cell_5798eaff, cell_af6abd91, cell_af6abd91_3):
+    play = cell_af6abd91
+    Files(TASKS['mme'], play)
+
+
+def test_check_release(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3, cell_92bf4530):
+    work, write_lines = cell_5798eaff
+    play = cell_af6abd91
+    mme_rows = cell_af6abd91_2
+
+    # nbs/evaluation/08_tasks.ipynb #710ccb71
+    test_eq(check_release('mme', play).headline, 200)
+    test_eq(check_release('mmbench', play), None) # questions and answers are in one table
+    (play/'gqa').mkdir()
+    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
+    write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
+    with expect_fail(AlignGPTError, "questions.jsonl, line 2: question '3' is not in"): check_release('gqa', play)
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id='1', image='a.jpg', text='What?')])
+    with expect_fail(AlignGPTError, "annotations.json does not fit"): check_release('gqa', play)
+
     # nbs/evaluation/08_tasks.ipynb #ddabbb57
     broken = write_lines('broken.jsonl', [mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}])
     with expect_fail(AlignGPTError, "broken.jsonl: no label for 'color/0002.jpg'"): score('mme', play, broken)
@@ -102,12 +125,9 @@ def test_list_tasks(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601
     with expect_fail(AlignGPTError, 'nowhere: no such folder'): questions('pope', 'nowhere')
 
 
-def test_submit(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601_3):
+def test_submit(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3, cell_92bf4530):
     work, write_lines = cell_5798eaff
-    play = cell_6ea66601
-
-    # nbs/evaluation/08_tasks.ipynb #92bf4530
-    Files(TASKS['mme'], play)
+    play = cell_af6abd91
 
     # nbs/evaluation/08_tasks.ipynb #aec42ed7
     qs = questions('mmbench', play)
@@ -115,6 +135,13 @@ def test_submit(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601_3):
 
     # nbs/evaluation/08_tasks.ipynb #d4c0393d
     answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes'))])
+
+    # nbs/evaluation/08_tasks.ipynb #710ccb71
+    (play/'gqa').mkdir()
+    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
+    write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id='1', image='a.jpg', text='What?')])
 
     # nbs/evaluation/08_tasks.ipynb #c0473e81
     llava = submit('mmbench', play, write_lines('mmb.jsonl', [q.row('A') for q in qs]), work/'llava.xlsx', columns='llava')
@@ -133,7 +160,14 @@ def test_submit(cell_5798eaff, cell_6ea66601, cell_6ea66601_2, cell_6ea66601_3):
     test_eq((report.headline, report.notes[-1]), (None, 'no annotations here: the score comes from the server'))
 
 
-def test_judge_calls(cell_5798eaff, cell_6ea66601_2):
+@pytest.fixture
+def cell_710ccb71(cell_5798eaff, cell_af6abd91_2):
+    work, write_lines = cell_5798eaff
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
+    write_lines('eval/gqa/questions.jsonl', [dict(question_id='1', image='a.jpg', text='What?')])
+
+
+def test_judge_calls(cell_5798eaff, cell_af6abd91_2, cell_710ccb71):
     work, write_lines = cell_5798eaff
 
     # nbs/evaluation/08_tasks.ipynb #6b64c0e2

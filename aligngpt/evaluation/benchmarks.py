@@ -162,7 +162,7 @@ TEXTVQA = Task('textvqa', 'TextVQA', 'VQA accuracy, percent', dict(
     called=_textvqa_name, published=published(58.4, 60.2, 58.2, 61.3),
     truth=_truth(lambda f: {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _rows(f, 'annotations', {}, 'data')}, _textvqa_name))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #3e9575b2
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #01172a80
 def _scienceqa_questions(files):
     out = []
     for i,r in enumerate(_rows(files, 'questions', dict(id=ID, conversations=list)), 1):
@@ -170,9 +170,18 @@ def _scienceqa_questions(files):
         out.append(Question(r['id'], text, r.get('image'), '<image>\n'*('image' in r) + text, where=f'{files["questions"]}, entry {i}'))
     return out
 
+def _check_problems(problems, answers, where):
+    "Has each problem its choices, and are they those of the prompts?"
+    check_rows(list(problems.values()), dict(choices=list, answer=int), where, 'problem')
+    for i,p in problems.items():
+        if not 0 <= p['answer'] < len(p['choices']): raise AlignGPTError(f'{where}, problem {i!r}: {len(p["choices"])} choices, and the answer is number {p["answer"]}', 'a number of one of the choices was expected, counted from 0')
+    for r in answers:
+        n, m = len(problems.get(r['question_id'], {}).get('choices', ())), choice.options_shown(r.get('prompt', ''))
+        if n and m and n != m: raise AlignGPTError(f'{where}, problem {r["question_id"]!r}: {n} choices, its question shows {m}', 'take questions and problems of one release')
+
 def _scienceqa_score(files, path, o):
     problems, splits, answers = _mapping(files, 'annotations'), _mapping(files, 'splits'), read_answers(path)
-    check_rows(list(problems.values()), dict(choices=list, answer=int), files['annotations'], 'problem')
+    _check_problems(problems, answers, files['annotations'])
     if not isinstance(splits.get('test'), list) or not all(isinstance(i, str) for i in splits['test']): raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})', 'take the official pid_splits.json')
     return choice.score_scienceqa(problems, splits['test'], answers) | dict(notes=answers.notes(splits['test']))
 
@@ -199,7 +208,7 @@ POPE = Task('pope', 'POPE', 'mean F1 of the categories, percent', dict(
         annotations=need('scoring', 'annotations', 'coco')),
     _asked, lambda f,p,o: yesno.score_pope(*_pope_files(f), read_answers(p), o.lenient), lambda r: round(100*r['mean_f1'], 2), _hits('correct'), published=published(86.0, 86.2, 85.9, 85.9), truth=_truth(_pope_truth))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #68ab2320
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #3daa3460
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
     return lambda q: yesno.mme_label(dict(question_id=q.id, prompt=q.prompt), labels)[-1]
@@ -207,7 +216,7 @@ def _mme_truth(files):
 MME = Task('mme', 'MME', 'perception: accuracy + accuracy_plus over 10 subtasks', dict(
         questions=need('asking', 'questions.jsonl', 'llava_mme.jsonl', 'llava_mme_1.jsonl'), images=need('asking', 'images', 'MME_Benchmark_release_version'),
         annotations=need('scoring', 'annotations', 'MME_Benchmark_release_version')),
-    _asked, lambda f,p,o: yesno.score_mme(yesno.read_mme_labels(f['annotations']), read_answers(p)), lambda r: round(r['perception'], 2), _hits('correct'), folders=('MME',),
+    _asked, lambda f,p,o: yesno.score_mme(yesno.read_mme_labels(f['annotations']), read_answers(p), o.lenient), lambda r: round(r['perception'], 2), _hits('correct'), folders=('MME',),
     published=published(1527.4, 1572.0, 1510.7, 1531.3), called=lambda q: f'{q.id} | {q.prompt}', truth=_mme_truth)
 
 # %% ../../nbs/evaluation/07_benchmarks.ipynb #fbf24c02
@@ -244,23 +253,30 @@ def _mmbench(name, title, instruction, names, folders, published):
 MMBENCH = _mmbench('mmbench', 'MMBench', LETTER, ('mmbench_dev_20230712.tsv', 'mmbench_dev_en_20231003.tsv'), (), published(67.3, 69.5, 64.3, 67.7))
 MMBENCH_CN = _mmbench('mmbench_cn', 'MMBench-CN', LETTER_CN, ('mmbench_dev_cn_20231003.tsv',), ('mmbench',), published(59.9, 63.7, 58.3, 63.6))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #19cb2b30
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #ffd6e63c
 def _seed_data(files):
     data = _mapping(files, 'annotations')
     if lost := [k for k in ('questions', 'question_type') if k not in data]: raise AlignGPTError(f'{files["annotations"]}: no {some(lost)}', 'take the official SEED-Bench.json')
     check_rows(data['questions'], dict(question_id=ID, question_type_id=ID, data_type=str, answer=str), files['annotations'], 'question')
     check_rows([dict(id=v) for v in check_rows([data['question_type']], {}, files['annotations'])[0].values()], dict(id=ID), files['annotations'], 'question type')
+    _check_choices(data['questions'], files['annotations'])
     return data
+
+def _check_choices(questions, where):
+    "SEED-Bench has four choices for each question."
+    for i,q in enumerate(questions, 1):
+        shown = [k for k in q if k.startswith('choice_')]
+        if len(shown) not in (0, 4): raise AlignGPTError(f'{where}, question {i}: {len(shown)} choices ({", ".join(shown)})', 'choice_a to choice_d were expected')
+        if q['answer'] not in 'ABCD' or len(q['answer']) != 1: raise AlignGPTError(f'{where}, question {i}: the answer is {q["answer"]!r}', 'A, B, C or D was expected')
 
 def _seed_score(files, path, o):
     data, answers = _seed_data(files), read_answers(path)
     said = answers.texts()
     out = choice.score_seed_bench(data, said, lenient=o.lenient)
     out['first_letter_rule'] = dict(image_accuracy=choice.score_seed_bench(data, said, first_letter=True, lenient=True)['image_accuracy'])
-    try: up, why = choice.submit_seed_bench(data, said), []
-    except AlignGPTError as e: up, why = [], [f'no upload: {e.message}']
-    twice = [n for n in answers.notes() if 'more than once' in n]
-    return out | dict(upload_error=not up, upload_first_rows=up[:3], notes=twice + why)
+    try: up = choice.submit_seed_bench(data, said)
+    except AlignGPTError: up = []
+    return out | dict(upload_error=not up, upload_first_rows=up[:3], notes=answers.notes(choice.seed_id(q['question_id']) for q in data['questions']))
 
 SEED_BENCH = Task('seed_bench', 'SEED', 'accuracy on the image questions, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava-seed-bench.jsonl', 'llava-seed-bench-2.jsonl'), images=need('asking', '.'),

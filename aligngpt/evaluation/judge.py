@@ -288,7 +288,7 @@ def _keep(self:Judge, call, key, reply):
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             with open(self.cache, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(key=key, id=call.id, model=self.model, temperature=call.temperature, reply=reply)) + '\n')
 
-# %% ../../nbs/evaluation/04_judge.ipynb #d9a55b0d
+# %% ../../nbs/evaluation/04_judge.ipynb #77027f0c
 @patch
 def _post(self:Judge, call):
     "One request; the reply, or `_Again`, or an error that ends it."
@@ -305,8 +305,8 @@ def _post(self:Judge, call):
     except Exception as e: raise _Again(f'{type(e).__name__}: {e}') from None
     try: text = json.loads(raw)['choices'][0]['message']['content']
     except (ValueError, LookupError, TypeError): raise _Again('not a chat completion: ' + _hide(repr(raw[:200]), key)) from None
-    if text is not None and not isinstance(text, str): raise _Again(f'the content is {text!r}')
-    return text or ''
+    if text is not None and not isinstance(text, str): raise _Again('the content is ' + _hide(repr(text)[:200], key))
+    return _hide(text or '', key)
 
 @patch
 def _refused(self:Judge, e, key):

@@ -59,7 +59,7 @@ def plot_radar(
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=3, frameon=False, fontsize=9)
     return ax
 
-# %% ../../nbs/evaluation/12_results.ipynb #da5d98e4
+# %% ../../nbs/evaluation/12_results.ipynb #c927f8b7
 def evaluate_all(
     model, # an AlignGPT model
     processor, # its processor
@@ -69,6 +69,7 @@ def evaluate_all(
     tell:Callable=print, # told what is ready
     agree:Callable=lambda estimate: True, # asked before a judge is paid
     name:str='', # what to call the model
+    lenient:bool=False, # go on where official scripts stop, if there is a sensible way
     **kwargs, # to `predict`
 )->dict: # task -> report; empty in all processes but the first
     "Ask, score, write uploads and pages; everything that is done already is kept."
@@ -76,9 +77,9 @@ def evaluate_all(
     for n, folder in tasks.items():
         task, folder = get_task(n), Path(folder)
         try:
-            path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, **kwargs)
+            path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, lenient=lenient, **kwargs)
             if path is None: continue # the first process speaks
-            reports[task.name] = r = score_run(task, folder, path.parent, _hire(task, folder, path, judge, tell, agree))
+            reports[task.name] = r = score_run(task, folder, path.parent, _hire(task, folder, path, judge, tell, agree), lenient)
             tell(f'{r.title}: {r.headline if r.headline is not None else "to be scored by a server or a judge"}    {path}')
             for line in [*r.notes, *_extras(task, folder, path)]: tell(f'  {line}')
         except AlignGPTError as e:

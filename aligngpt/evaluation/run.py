@@ -6,15 +6,15 @@
 __all__ = ['whole_lines', 'AnswerFile', 'known_answers', 'finish', 'weights_hash', 'manifest', 'scorer_version', 'readable',
            'window_size', 'ask_share', 'predict', 'evaluate', 'score_run']
 
-# %% ../../nbs/evaluation/09_run.ipynb #8e8362b9
+# %% ../../nbs/evaluation/09_run.ipynb #9d90929e
 import hashlib, json, os, shutil, time
 from dataclasses import replace
 from pathlib import Path
 
 from ..core import AlignGPTError, atomic_path, environment, os_errors, own_folder, progress, read_json, write_json
-from .questions import Question, load_image, missing_images
+from .questions import Question, broken_images, load_image
 from .report import ScoreReport
-from .tasks import get_task, image_folder, questions, score
+from .tasks import check_release, get_task, image_folder, questions, score
 from ..generation import Ask, answers, windows
 from ..scoring import process_rank
 
@@ -70,7 +70,7 @@ def finish(
     shutil.rmtree(folder/'parts', ignore_errors=True)
     return path
 
-# %% ../../nbs/evaluation/09_run.ipynb #60cc02ec
+# %% ../../nbs/evaluation/09_run.ipynb #4cd645fc
 def weights_hash(
     model, # a torch module
 )->str: # 16 hex digits
@@ -93,8 +93,9 @@ def manifest(
 )->dict:
     "Hashes of prompts, preprocessing, weights and settings."
     def h(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def clean(c): return {k: clean(v) if isinstance(v, dict) else v for k,v in c.items() if k not in ('_name_or_path', 'transformers_version')}
     return dict(task=task.name, questions=len(qs), prompts=h([(q.id, q.user, q.picture) for q in qs]), processor=h(processor.to_dict()), template=processor.template,
-                model=weights or weights_hash(model), config=h(model.config.to_dict()), settings=dict(settings, dtype=str(model.dtype)))
+                model=weights or weights_hash(model), config=h(clean(model.config.to_dict())), settings=dict(settings, dtype=str(model.dtype)))
 
 def scorer_version()->str: # 16 hex digits
     "The identity of the code that scores."
@@ -113,7 +114,7 @@ def _keep_manifest(path, m, about, rank):
         raise AlignGPTError(f'{path.parent}: holds answers of another run ({diff[0]}: {old.get(diff[0])} before, {new[diff[0]]} now)', 'name another folder, or remove this one')
     return old
 
-# %% ../../nbs/evaluation/09_run.ipynb #20966699
+# %% ../../nbs/evaluation/09_run.ipynb #d3b26618
 def readable(
     task, # a task
     qs:list[Question], # its questions
@@ -122,11 +123,12 @@ def readable(
 )->set: # keys of the questions that cannot be asked
     "Look for the images before anything is computed."
     if on_missing_image not in ('error', 'skip'): raise AlignGPTError(f'Unknown --on-missing-image {on_missing_image!r}. Valid: error, skip')
-    gone = missing_images(qs, folder)
+    gone = broken_images(qs, folder, decode=on_missing_image == 'skip')
     if gone and on_missing_image == 'error':
-        raise AlignGPTError(f'{gone[0].where}: the image {gone[0].image} is missing from {folder} ({len(gone)} of {len(qs)} questions)', 'unpack the images there, or use --on-missing-image skip')
-    if len(gone) == len(qs) and qs: raise AlignGPTError(f'{folder}: none of the {len(qs)} images of {task.name} is there', 'unpack the images there')
-    return {q.key for q in gone}
+        first = next(iter(gone.values()))
+        raise AlignGPTError(f'{first.message} ({len(gone)} of {len(qs)} questions)', first.hint)
+    if qs and all(q.key in gone for q in qs): raise AlignGPTError(f'{folder or task.title}: not one image of the {len(qs)} questions can be read', 'unpack the images there')
+    return set(gone)
 
 # %% ../../nbs/evaluation/09_run.ipynb #87dda183
 def window_size(
@@ -160,7 +162,7 @@ def ask_share(
         for part in answers(model, processor, asks, lambda name: load_image(by_name[name], images), task.max_new_tokens, batch_size, n, alignment, bar, done, (rank, world)):
             file.add([qs[i].row(t, model_id) for i,t in part])
 
-# %% ../../nbs/evaluation/09_run.ipynb #57cccec0
+# %% ../../nbs/evaluation/09_run.ipynb #9eb55157
 def predict(
     model, # an AlignGPT model
     processor, # its processor
@@ -174,10 +176,12 @@ def predict(
     quiet:bool=False, # no progress bar
     model_id:str='', # written beside every answer
     weights:str='', # `weights_hash` of the model, if it is known
+    lenient:bool=False, # as for `score`
 )->tuple[Path|None,dict]: # (answers file, manifest); no file but in the first process
     "Ask a task's questions; those that have an answer already are not asked again."
     task, (rank, world) = get_task(task), process_rank()
     folder, qs, images = Path(out)/task.name, questions(task, data)[:limit], image_folder(task, data)
+    check_release(task, data, lenient)
     gone = readable(task, qs, images, on_missing_image)
     if not task.pad: processor = processor.with_settings(image_aspect_ratio='square')
     m = manifest(model, processor, task, qs, weights, max_new_tokens=task.max_new_tokens, alignment=alignment, skipped=len(gone))
@@ -199,7 +203,7 @@ def get_file(task):
     need = task.needs.get('questions')
     return need.names[0] if need and Path(need.names[0]).is_absolute() else None
 
-# %% ../../nbs/evaluation/09_run.ipynb #1bf58b6b
+# %% ../../nbs/evaluation/09_run.ipynb #f06f3b1c
 def evaluate(
     model, # an AlignGPT model
     processor, # its processor
@@ -207,12 +211,13 @@ def evaluate(
     data:str|Path='.', # the task's files
     out:str|Path='.', # folder for answers, manifest and score
     judge='none', # for judged tasks: a judge, 'none' to stop after the answers, or None for recorded replies
+    lenient:bool=False, # go on where the official script stops, if there is a sensible way
     **kwargs, # to `predict`
 )->ScoreReport|None: # also saved as `score.json`; None in all processes but the first
     "Ask and score."
     task = get_task(task)
-    path, m = predict(model, processor, task, data, out, **kwargs)
-    return None if path is None else score_run(task, data, path.parent, judge if task.judged else None)
+    path, m = predict(model, processor, task, data, out, lenient=lenient, **kwargs)
+    return None if path is None else score_run(task, data, path.parent, judge if task.judged else None, lenient)
 
 def _first_only(task, qs, report):
     "How a part of the questions went."
@@ -225,12 +230,13 @@ def score_run(
     data:str|Path, # the task's files
     folder:Path, # with answers.jsonl and manifest.json
     judge='none', # see `evaluate`
+    lenient:bool=False, # see `evaluate`
 )->ScoreReport: # also saved as `score.json`
     "Score the answers of a run."
     m, task = read_json(folder/'manifest.json'), get_task(task)
     n, total = m['settings']['skipped'], m['questions']
-    report = score(task, data, folder/'answers.jsonl', judge, lenient=bool(n or m.get('limit')))
-    note = [f'{n} of {total} questions had no image: their answers are empty, and count as such']*bool(n)
+    report = score(task, data, folder/'answers.jsonl', judge, lenient=lenient or bool(n or m.get('limit')))
+    note = [f'{n} of {total} questions had no image that can be read: their answers are empty, and count as such']*bool(n)
     if m.get('limit'): note.append(_first_only(task, questions(task, data)[:total], report))
     report = replace(report, notes=note + report.notes)
     write_json(report.to_dict() | dict(scorer=scorer_version(), manifest={k:m[k] for k in ('prompts', 'processor', 'model', 'config', 'settings')}), folder/'score.json')

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EASY_VQA', 'TASKS', 'plain_match', 'score_plain', 'question_file_task', 'easy_vqa_rows', 'get_task', 'questions',
-           'image_folder', 'score', 'list_tasks', 'submit', 'judge_calls']
+           'image_folder', 'score', 'list_tasks', 'check_release', 'submit', 'judge_calls']
 
-# %% ../../nbs/evaluation/08_tasks.ipynb #d587f2a0
+# %% ../../nbs/evaluation/08_tasks.ipynb #a2163f79
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..core import AlignGPTError, atomic_path
@@ -16,9 +17,9 @@ from . import choice, vqa
 from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA, SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
 from .questions import Files, Options, Question, Task, need, read_questions
 from .report import ScoreReport
-from .text import ID, read_answers, read_jsonl
+from .text import ID, check_rows, read_answers, read_jsonl
 
-# %% ../../nbs/evaluation/08_tasks.ipynb #1f14f43d
+# %% ../../nbs/evaluation/08_tasks.ipynb #0424b493
 def plain_match(
     text:str, # the model's text
     answer:str, # the right one
@@ -36,20 +37,25 @@ def score_plain(
     return dict(accuracy=100*vqa.mean(correct.values()), categories={k: 100*v for k,v in means.items()}, correct=correct)
 
 def _answers_of(rows):
-    known = {r['question_id']: str(r['answer']) for r in rows}
+    known = {r['question_id']: str(r['answer']) for r in rows if 'answer' in r}
     return lambda q: known.get(q.id)
 
 def question_file_task(
     path:str|Path, # JSON lines: question_id, text, answer, and perhaps image, category
-    images:str='.', # the image folder, relative to the file's
+    images:str='.', # the image folder, relative to the file's; without the first image there, the folder that the task is given
 )->Task:
     "Make a task of a question file."
     path = Path(path).absolute()
     def score(files, answers_file, o):
-        rows, answers = read_jsonl(files['questions'], dict(question_id=ID, answer=(str, int, float))), read_answers(answers_file)
-        return score_plain(rows, answers.texts()) | dict(notes=answers.notes(r['question_id'] for r in rows))
-    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path)), images=need('asking', str(path.parent/images))),
-                lambda f: read_questions(f['questions']), score, lambda r: round(r['accuracy'], 2), lambda r: r['correct'], truth=lambda f: _answers_of(read_jsonl(f['questions'])))
+        rows, answers = read_jsonl(files['questions'], dict(question_id=ID)), read_answers(answers_file)
+        notes = answers.notes(r['question_id'] for r in rows)
+        if not any('answer' in r for r in rows): return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
+        return score_plain(check_rows(rows, dict(answer=(str, int, float)), path, 'line'), answers.texts()) | dict(notes=notes)
+    def folder(files):
+        first = next((q.image for q in read_questions(path) if q.image), '.')
+        return next((d for d in (path.parent/images, files.folder) if (d/first).exists()), path.parent/images)
+    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path))), lambda f: read_questions(f['questions']), score,
+                lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None, lambda r: r.get('correct', {}), images=folder, truth=lambda f: _answers_of(read_jsonl(f['questions'])))
 
 # %% ../../nbs/evaluation/08_tasks.ipynb #6c4c0a73
 def easy_vqa_rows(
@@ -123,19 +129,57 @@ def score(
     return ScoreReport(task.name, task.title, task.metric, task.headline(results), {k:v for k,v in results.items() if k != 'notes'},
                        results.get('notes', []), task.published, str(predictions))
 
-# %% ../../nbs/evaluation/08_tasks.ipynb #43fb99f4
+# %% ../../nbs/evaluation/08_tasks.ipynb #88bba9b4
 def list_tasks(
     folder:str|Path, # such as playground/data/eval
     names:list[str]|None=None, # tasks; all by default
-)->dict: # task -> {'folder', 'asking', 'scoring', 'judging', 'missing'}
-    "For each task: where it was found, what can be done with it, and which files are missing."
+)->dict: # task -> {'asking', 'scoring', 'judging', 'found', 'missing'}
+    "For each task: what can be done with it, which files were found where, and which are missing."
     out = {}
     for n in names or TASKS:
         files = Files(get_task(n), folder, must_exist=False)
-        uses = {w.use for w in files.task.needs.values()}
-        lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in files.task.needs.items() if not w.optional and files.get(r) is None]
-        out[n] = dict(folder=files.folder.name) | {u: 'yes' if files.ready(u) else 'no' if u in uses else '-' for u in ('asking', 'scoring', 'judging')} | dict(missing='; '.join(lost))
+        needs, here = files.task.needs.items(), files.folder.is_dir()
+        found = [files.folder.name] if here and (p := [files.get(r).name for r,_ in needs if files.get(r) is not None]) else []
+        lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in needs if not w.optional and files.get(r) is None]
+        out[n] = {u: _can(files, u) for u in ('asking', 'scoring', 'judging')} | dict(found=f'{found[0]}: {", ".join(p)}' if found else '', missing='; '.join(lost))
     return out
+
+def _can(files, use):
+    "Is there what this takes?"
+    t = files.task
+    if use == ('scoring' if t.judged else 'judging'): return '-'
+    if not files.ready(use): return 'no'
+    return 'server' if use == 'scoring' and (w := t.needs.get('annotations')) and w.optional and files.get('annotations') is None else 'yes'
+
+# %% ../../nbs/evaluation/08_tasks.ipynb #5a75cf07
+def check_release(
+    task:'str|Task', # a task or its name
+    folder:str|Path='.', # its files
+    lenient:bool=False, # as for `score`
+)->ScoreReport|None: # what the right answers score; None if there is nothing to check
+    "Do questions and annotations belong together? Else an `AlignGPTError` names both."
+    task = get_task(task)
+    files = Files(task, folder)
+    known = files.get('annotations') or files.get('references')
+    if known is None or 'questions' not in task.needs or not files.ready(use := 'judging' if task.judged else 'scoring'): return None
+    qs, right = task.questions(files), task.truth(files)
+    rows = [q.row(a) for q in qs if (a := _right(right, q)) is not None]
+    if lost := [q for q in qs if _right(right, q) is None]:
+        raise AlignGPTError(f'{lost[0].where}: question {lost[0].id!r} is not in {known} ({len(lost)} of {len(qs)} questions)', 'take questions and annotations of one release')
+    with TemporaryDirectory() as d:
+        path = Path(d)/'right.jsonl'
+        path.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
+        try:
+            if task.judged: task.calls(files, path)
+            else: return score(task, folder, path, 'none', lenient)
+        except AlignGPTError as e:
+            if str(path) not in e.message and str(files.folder) in e.message: raise
+            raise AlignGPTError(f'{known} does not fit {files["questions"]}: {e.message.replace(f"{task.name}, {path}: ", "")}', e.hint) from e
+
+def _right(right, q):
+    "The right answer; None if there is none."
+    try: return right(q)
+    except AlignGPTError: return None
 
 # %% ../../nbs/evaluation/08_tasks.ipynb #b38cac27
 def submit(

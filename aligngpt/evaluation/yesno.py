@@ -22,9 +22,9 @@ def pope_answer(
     words = text.split('.')[0].replace(',', '').split(' ')
     return 'no' if {'No', 'not', 'no'}.intersection(words) else 'yes'
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #eb23a1fc
+# %% ../../nbs/evaluation/03_yesno.ipynb #7e3f34cb
 def _ratio(a, b, what, lenient):
-    if not b and not lenient: raise AlignGPTError(f'{what} is undefined (0/0): the official script stops here', 'score leniently to count it as 0')
+    if not b and not lenient: raise AlignGPTError(f'{what} is undefined (0/0): the official script stops here', '--lenient counts it as 0')
     return a/b if b else 0.
 
 def pope_counts(
@@ -40,15 +40,18 @@ def pope_counts(
     return dict(samples=len(preds), TP=tp, FP=fp, TN=tn, FN=fn, accuracy=q(tp+tn, len(pairs), 'accuracy'), precision=precision, recall=recall,
                 f1=q(2*precision*recall, precision+recall, 'F1 (no right yes)'), yes_ratio=q(preds.count('yes'), len(preds), 'the ratio of yes (no answers)'))
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #0e4ab706
+# %% ../../nbs/evaluation/03_yesno.ipynb #d2257a66
 def _check_labels(labels, questions):
     "Labels and questions must be of one release: the same images in the same order, category by category."
     for cat,rows in labels.items():
         qs = [q for q in questions if q['category'] == cat]
         if len(qs) != len(rows): raise AlignGPTError(f'coco_pope_{cat}.json has {len(rows)} labels, the question file {len(qs)} questions of this category',
                                                      'take questions and labels of one release; the August 2023 labels have 2,910 random rows')
-        if bad := next((i for i,(q,r) in enumerate(zip(qs, rows), 1) if q.get('image') != r.get('image', q.get('image'))), None):
-            raise AlignGPTError(f'coco_pope_{cat}.json, row {bad} is about {rows[bad-1]["image"]!r}, the question there about {qs[bad-1].get("image")!r}', 'take questions and labels of one release')
+        for i,(q,r) in enumerate(zip(qs, rows), 1):
+            if q.get('image') != r.get('image', q.get('image')): raise AlignGPTError(f'coco_pope_{cat}.json, row {i} is about {r["image"]!r}, the question there about {q.get("image")!r}', 'take questions and labels of one release')
+            if 'text' in r and 'text' in q and _plain(r['text']) != _plain(q['text']): raise AlignGPTError(f'coco_pope_{cat}.json, row {i} asks {r["text"]!r}, the question there is {q["text"]!r}', 'take questions and labels of one release')
+
+def _plain(text): return [w for w in text.split('\n')[0].lower().split() if w not in ('a', 'an')] # the articles were corrected at some time
 
 def _pope_notes(cat, rows, qs, labels):
     "What pairing by position gets wrong."
@@ -139,16 +142,18 @@ def mme_subtask(
     acc, plus = 100*mean(hits), 100*mean(a and b for a,b in zip(hits[::2], hits[1::2]))
     return dict(accuracy=acc, accuracy_plus=plus, images=len(rows)//2, other=parsed.count('other'), parsed=parsed, score=acc+plus)
 
-# %% ../../nbs/evaluation/03_yesno.ipynb #b6ea52da
+# %% ../../nbs/evaluation/03_yesno.ipynb #bbcecc48
 def score_mme(
     labels:dict, # from `read_mme_labels`
     answers:list[dict], # rows with `question_id`, `prompt`, `text`, in file order
+    lenient:bool=False, # read an answer with a tab or a line break as if there was a space; the official script stops
 )->dict: # perception, cognition, subtasks, notes
     "MME: the sums over perception and cognition, and each subtask."
     tables, correct, notes = {}, {}, []
     for r in answers:
+        if lenient: r = r | dict(text=' '.join(r['text'].split()))
         sub, file, _, gold = mme_label(r, labels)
-        if re.search(r'[\t\n\r]', r['text']): raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}', 'MME\'s result files hold one answer per line; generate it again with a stricter limit, or clean it')
+        if re.search(r'[\t\n\r]', r['text']): raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}', 'MME\'s result files hold one answer per line; --lenient reads a space there')
         tables.setdefault(sub, []).append((file, gold.lower(), r['text']))
         correct[f'{r["question_id"]} | {r["prompt"]}'] = int(parse_mme(r['text']) == gold.lower())
     for sub,rows in tables.items():
