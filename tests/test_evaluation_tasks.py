@@ -107,9 +107,14 @@ def test_check_release(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6ab
     play = cell_af6abd91
     mme_rows = cell_af6abd91_2
 
-    # nbs/evaluation/08_tasks.ipynb #710ccb71
+    # nbs/evaluation/08_tasks.ipynb #b0f42761
     test_eq(check_release('mme', play).headline, 200)
     test_eq(check_release('mmbench', play), None) # questions and answers are in one table
+    val = [dict(image='val.jpg', answer_type='other', answers=[dict(answer='cat')]*10)]
+    (play/'vizwiz').mkdir(); write_json(val, play/'vizwiz'/'val.json') # beside the questions of the test split
+    write_lines('eval/vizwiz/llava_test.jsonl', [dict(question_id=0, image='test.jpg', text='What?')])
+    test_eq(check_release('vizwiz', play), None)
+    test_eq(score('vizwiz', play, write_lines('vw.jsonl', [dict(question_id=0, text='a cat')])).notes, ['val.json is about other questions: the score comes from the server'])
     (play/'gqa').mkdir()
     facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
     write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
@@ -136,7 +141,10 @@ def test_submit(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3, 
     # nbs/evaluation/08_tasks.ipynb #d4c0393d
     answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes'))])
 
-    # nbs/evaluation/08_tasks.ipynb #710ccb71
+    # nbs/evaluation/08_tasks.ipynb #b0f42761
+    val = [dict(image='val.jpg', answer_type='other', answers=[dict(answer='cat')]*10)]
+    (play/'vizwiz').mkdir(); write_json(val, play/'vizwiz'/'val.json') # beside the questions of the test split
+    write_lines('eval/vizwiz/llava_test.jsonl', [dict(question_id=0, image='test.jpg', text='What?')])
     (play/'gqa').mkdir()
     facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
     write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
@@ -161,13 +169,19 @@ def test_submit(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3, 
 
 
 @pytest.fixture
-def cell_710ccb71(cell_5798eaff, cell_af6abd91_2):
+def cell_b0f42761(cell_5798eaff, cell_af6abd91_2):
+    work, write_lines = cell_5798eaff
+    write_lines('eval/vizwiz/llava_test.jsonl', [dict(question_id=0, image='test.jpg', text='What?')])
+
+
+@pytest.fixture
+def cell_b0f42761_2(cell_5798eaff, cell_af6abd91_2, cell_b0f42761):
     work, write_lines = cell_5798eaff
     write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
     write_lines('eval/gqa/questions.jsonl', [dict(question_id='1', image='a.jpg', text='What?')])
 
 
-def test_judge_calls(cell_5798eaff, cell_af6abd91_2, cell_710ccb71):
+def test_judge_calls(cell_5798eaff, cell_af6abd91_2, cell_b0f42761, cell_b0f42761_2):
     work, write_lines = cell_5798eaff
 
     # nbs/evaluation/08_tasks.ipynb #6b64c0e2

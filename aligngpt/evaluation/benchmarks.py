@@ -79,7 +79,7 @@ def _check_rows_for(key):
         if sorted(map(str, want)) != sorted(str(r[key]) for r in got): raise AlignGPTError(f'{path}: {len(got)} rows do not answer the {len(want)} questions one by one', 'write it from the same question file')
     return check
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #004cc962
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #080ebdeb
 def _vqav2_rows(files, path, o):
     if (rows := _submission(path, dict(question_id=ID, answer=str))) is not None: return rows, []
     answers = read_answers(path, skip_broken=True)
@@ -87,15 +87,23 @@ def _vqav2_rows(files, path, o):
     split = read_jsonl(files.get('split') or files['questions'], dict(question_id=ID))
     return vqa.submit_vqav2(split, answers.texts()), answers.notes(q['question_id'] for q in split)
 
+def _annotations_of(files, read, rows, key):
+    "(annotations, []); (None, [why]) if there are none, or those of another split, as of val beside test."
+    if files.get('annotations') is None: return None, ['no annotations here: the score comes from the server']
+    annotations, ids = read(files), {r[key] for r in rows}
+    if not any(a[key] in ids for a in annotations): return None, [f'{files["annotations"].name} is about other questions: the score comes from the server']
+    return annotations, []
+
+def _vqav2_annotations(files): return _with_humans(files, _rows(files, 'annotations', dict(question_id=ID, question_type=str, answer_type=str, answers=list), 'annotations'))
+
 def _vqav2_score(files, path, o):
     rows, notes = _vqav2_rows(files, path, o)
     out = dict(submission={str(r['question_id']): r['answer'] for r in rows}, submission_length=len(rows),
                submission_empty_ids=[r['question_id'] for r in rows if r['answer'] == ''])
-    if files.get('annotations') is None: return out | dict(notes=notes + ['no annotations here: the score comes from the server'])
-    annotations = _with_humans(files, _rows(files, 'annotations', dict(question_id=ID, question_type=str, answer_type=str, answers=list), 'annotations'))
-    return vqa.score_vqav2(annotations, rows) | out | dict(notes=notes)
+    annotations, why = _annotations_of(files, _vqav2_annotations, rows, 'question_id')
+    return (vqa.score_vqav2(annotations, rows) if annotations else {}) | out | dict(notes=notes + why)
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #4a314184
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #b1e9b8e2
 VQAV2 = Task('vqav2', 'VQAv2', 'VQA accuracy, percent', dict(
         questions=need('asking', 'llava_questions.jsonl', 'llava_vqav2_mscoco_test-dev2015.jsonl'),
         images=need('asking', 'images', 'test2015'),
@@ -103,42 +111,48 @@ VQAV2 = Task('vqav2', 'VQAv2', 'VQA accuracy, percent', dict(
         annotations=need('scoring', 'annotations.json', 'v2_mscoco_val2014_annotations.json', optional=True)),
     _asked, _vqav2_score, lambda r: r.get('overall'), _percent('per_question'), submit=lambda f,p,o: _vqav2_rows(f, p, o)[0], check=_check_rows_for('question_id'),
     published=published(79.1, 80.0, 78.5, 80.0),
-    truth=_truth(lambda f: {a['question_id']: _common(h['answer'] for h in a['answers']) for a in _rows(f, 'annotations', {}, 'annotations')}))
+    truth=_truth(lambda f: {a['question_id']: _common(h['answer'] for h in a['answers']) for a in _vqav2_annotations(f)}))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #2199ea71
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #c571ca40
 def _vizwiz_rows(files, path, o):
     if (rows := _submission(path, dict(image=str, answer=str))) is not None: return rows, []
     answers, qs = read_answers(path, skip_broken=True), read_jsonl(files['questions'], dict(question_id=ID, image=str))
     return vqa.submit_vizwiz(qs, answers.texts(), o.lenient), answers.notes(q['question_id'] for q in qs)
 
+def _vizwiz_annotations(files): return _with_humans(files, _rows(files, 'annotations', dict(image=str, answer_type=str, answers=list)))
+
 def _vizwiz_score(files, path, o):
     rows, notes = _vizwiz_rows(files, path, o)
     out = dict(submission={r['image']: r['answer'] for r in rows})
-    if files.get('annotations') is None: return out | dict(notes=notes + ['no annotations here: the score comes from the server'])
-    annotations = _with_humans(files, _rows(files, 'annotations', dict(image=str, answer_type=str, answers=list)))
+    annotations, why = _annotations_of(files, _vizwiz_annotations, rows, 'image')
+    if not annotations: return out | dict(notes=notes + why)
     old = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
     return vqa.score_vizwiz(annotations, rows) | out | dict(older_api_without_leave_one_out={k: old[k] for k in ('overall', 'per_answer_type')}, notes=notes)
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #b6e1659d
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #67f2cd12
 VIZWIZ = Task('vizwiz', 'VizWiz', 'VQA accuracy, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_test.jsonl'), images=need('asking', 'images', 'test'),
         annotations=need('scoring', 'annotations.json', 'val.json', optional=True)),
     _asked, _vizwiz_score, lambda r: r.get('overall'), _percent('per_image'), submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0], check=_check_rows_for('image'),
     published=published(54.2, 56.4, 50.0, 53.6),
-    called=lambda q: q.image, truth=_truth(lambda f: {a['image']: _common(h['answer'] for h in a['answers']) for a in _rows(f, 'annotations', {})}, lambda q: q.image))
+    called=lambda q: q.image, truth=_truth(lambda f: {a['image']: _common(h['answer'] for h in a['answers']) for a in _vizwiz_annotations(f)}, lambda q: q.image))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #ff58467a
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #a14c2847
 def _gqa_rows(files, path, o):
     rows = _submission(path, dict(questionId=ID, prediction=str))
     return rows if rows is not None else [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text'])) for r in read_answers(path)]
 
-def _gqa_score(files, path, o):
-    questions, rows = _mapping(files, 'annotations'), _gqa_rows(files, path, o)
-    qs, where = list(questions.values()), files['annotations']
+def _gqa_annotations(files):
+    questions, where = _mapping(files, 'annotations'), files['annotations']
+    qs = list(questions.values())
     check_rows(qs, dict(question=str, answer=str, isBalanced=(bool, int), types=dict, groups=dict, semantic=list), where, 'question')
     check_rows([q['types'] for q in qs], dict(structural=str, semantic=str), where, 'types of question')
     check_rows([q['groups'] for q in qs], {'global':(str, type(None))}, where, 'groups of question')
     for i,q in enumerate(qs, 1): check_rows(q['semantic'], dict(operation=str, argument=(str, type(None))), f'{where}, question {i}', 'step')
+    return questions
+
+def _gqa_score(files, path, o):
+    questions, rows = _gqa_annotations(files), _gqa_rows(files, path, o)
     said = Answers([dict(question_id=r['questionId'], text=r['prediction']) for r in rows])
     return vqa.score_gqa(questions, said.texts(), o.lenient) | dict(converted={str(k):v for k,v in said.texts().items()}, notes=said.notes(questions))
 
@@ -146,12 +160,17 @@ GQA = Task('gqa', 'GQA', 'exact-match accuracy, percent', dict(
         questions=need('asking', 'questions.jsonl', 'llava_gqa_testdev_balanced.jsonl'), images=need('asking', 'images', 'data/images'),
         annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json')),
     _asked, _gqa_score, lambda r: round(r['accuracy'], 2), _hits('correct'), submit=_gqa_rows, published=published(62.9, 63.6, 62.0, 63.3),
-    truth=_truth(lambda f: {i: q['answer'] for i,q in _mapping(f, 'annotations').items()}, lambda q: str(q.id)))
+    truth=_truth(lambda f: {i: q['answer'] for i,q in _gqa_annotations(f).items()}, lambda q: str(q.id)))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #e237736e
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #382f6e6e
+def _textvqa_annotations(files):
+    out = _rows(files, 'annotations', dict(image_id=ID, question=str, answers=list), 'data')
+    if bad := next((i for i,a in enumerate(out, 1) if not a['answers']), None): raise AlignGPTError(f'{files["annotations"]}, annotation {bad}: no answers', '10 strings were expected; use TextVQA_0.5.1_val.json')
+    return out
+
 def _textvqa_score(files, path, o):
     answers = read_answers(path)
-    return vqa.score_textvqa(_rows(files, 'annotations', dict(image_id=ID, question=str, answers=list), 'data'), answers) | dict(notes=[n for n in answers.notes() if 'broken' in n])
+    return vqa.score_textvqa(_textvqa_annotations(files), answers) | dict(notes=[n for n in answers.notes() if 'broken' in n])
 
 def _textvqa_name(q): return f'{q.id} | {vqa.textvqa_question(q.prompt)}'
 
@@ -160,9 +179,9 @@ TEXTVQA = Task('textvqa', 'TextVQA', 'VQA accuracy, percent', dict(
         annotations=need('scoring', 'annotations.json', 'TextVQA_0.5.1_val.json')),
     _asked, _textvqa_score, lambda r: r['accuracy'], lambda r: {f'{x["question_id"]} | {x["question"]}': x['score'] for x in r['per_row']},
     called=_textvqa_name, published=published(58.4, 60.2, 58.2, 61.3),
-    truth=_truth(lambda f: {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _rows(f, 'annotations', {}, 'data')}, _textvqa_name))
+    truth=_truth(lambda f: {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(f)}, _textvqa_name))
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #01172a80
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #4039373d
 def _scienceqa_questions(files):
     out = []
     for i,r in enumerate(_rows(files, 'questions', dict(id=ID, conversations=list)), 1):
@@ -170,18 +189,22 @@ def _scienceqa_questions(files):
         out.append(Question(r['id'], text, r.get('image'), '<image>\n'*('image' in r) + text, where=f'{files["questions"]}, entry {i}'))
     return out
 
-def _check_problems(problems, answers, where):
-    "Has each problem its choices, and are they those of the prompts?"
+def _problems(files):
+    problems, where = _mapping(files, 'annotations'), files['annotations']
     check_rows(list(problems.values()), dict(choices=list, answer=int), where, 'problem')
     for i,p in problems.items():
         if not 0 <= p['answer'] < len(p['choices']): raise AlignGPTError(f'{where}, problem {i!r}: {len(p["choices"])} choices, and the answer is number {p["answer"]}', 'a number of one of the choices was expected, counted from 0')
+    return problems
+
+def _check_shown(problems, answers, where):
+    "Are there as many choices as in the prompts?"
     for r in answers:
         n, m = len(problems.get(r['question_id'], {}).get('choices', ())), choice.options_shown(r.get('prompt', ''))
         if n and m and n != m: raise AlignGPTError(f'{where}, problem {r["question_id"]!r}: {n} choices, its question shows {m}', 'take questions and problems of one release')
 
 def _scienceqa_score(files, path, o):
-    problems, splits, answers = _mapping(files, 'annotations'), _mapping(files, 'splits'), read_answers(path)
-    _check_problems(problems, answers, files['annotations'])
+    problems, splits, answers = _problems(files), _mapping(files, 'splits'), read_answers(path)
+    _check_shown(problems, answers, files['annotations'])
     if not isinstance(splits.get('test'), list) or not all(isinstance(i, str) for i in splits['test']): raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})', 'take the official pid_splits.json')
     return choice.score_scienceqa(problems, splits['test'], answers) | dict(notes=answers.notes(splits['test']))
 
@@ -190,7 +213,7 @@ SCIENCEQA = Task('scienceqa', 'SQA-IMG', 'accuracy on questions with an image, p
         annotations=need('scoring', 'annotations.json', 'problems.json', 'ScienceQA_DATA/problems.json'),
         splits=need('scoring', 'pid_splits.json', 'ScienceQA_DATA/pid_splits.json')),
     _scienceqa_questions, _scienceqa_score, lambda r: r['img_accuracy'], lambda r: {i: x['correct'] for i,x in r['per_question'].items()}, max_new_tokens=1024, pad=False,
-    published=published(68.5, 70.3, 66.8, 71.6), truth=_truth(lambda f: {i: f'{choice.LETTERS[p["answer"]]}. {p["choices"][p["answer"]]}' for i,p in _mapping(f, 'annotations').items()}))
+    published=published(68.5, 70.3, 66.8, 71.6), truth=_truth(lambda f: {i: f'{choice.LETTERS[p["answer"]]}. {p["choices"][p["answer"]]}' for i,p in _problems(f).items()}))
 
 # %% ../../nbs/evaluation/07_benchmarks.ipynb #74f0d11e
 def _pope_files(files):
@@ -315,14 +338,16 @@ LLAVA_BENCH = Task('llava_bench_wild', 'LLaVA-W', 'relative score, percent of th
     _asked, _llava_bench_score, lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None, lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()}, folders=('llava-bench-in-the-wild',),
     max_new_tokens=1024, pad=False, calls=_llava_bench_calls, judge_model='gpt-4-0314', published=published(68.4, 75.2, 65.4, 72.5), truth=_llava_bench_truth)
 
-# %% ../../nbs/evaluation/07_benchmarks.ipynb #f574944f
+# %% ../../nbs/evaluation/07_benchmarks.ipynb #b0268596
 def _mm_vet_results(path): return {f'v1_{i}': t for i,t in read_answers(path).texts().items()}
 
-def _mm_vet_calls(files, path):
+def _mm_vet_data(files):
     data = _mapping(files, 'annotations')
     check_rows(list(data.values()), dict(question=str, answer=str, capability=list), files['annotations'], 'question')
     check_rows([dict(capability=c) for d in data.values() for c in d['capability']], dict(capability=str), files['annotations'], 'capability')
-    return judges.mm_vet_calls(data, _mm_vet_results(path), judges.read_mm_vet_header(files['instruction'])), []
+    return data
+
+def _mm_vet_calls(files, path): return judges.mm_vet_calls(_mm_vet_data(files), _mm_vet_results(path), judges.read_mm_vet_header(files['instruction'])), []
 
 def _mm_vet_score(files, path, o):
     out = dict(results_json_first=dict(list(_mm_vet_results(path).items())[:2]))
@@ -335,4 +360,4 @@ MM_VET = Task('mm_vet', 'MM-Vet', 'mean grade, percent', dict(
         replies=need('judging', 'judge_replies.json', optional=True)),
     _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, _hits('grades'), folders=('mm-vet',),
     submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls, judge_model='gpt-4-0613', published=published(30.8, 35.6, 31.1, 36.1),
-    called=lambda q: f'v1_{q.id}', truth=_truth(lambda f: {i: d['answer'] for i,d in _mapping(f, 'annotations').items()}, lambda q: f'v1_{q.id}'))
+    called=lambda q: f'v1_{q.id}', truth=_truth(lambda f: {i: d['answer'] for i,d in _mm_vet_data(f).items()}, lambda q: f'v1_{q.id}'))

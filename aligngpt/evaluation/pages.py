@@ -100,7 +100,7 @@ def html_table(
 CSS = """table{border-collapse:collapse;margin:.5em 0} td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right} th:first-child{text-align:left;font-weight:600}
 figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:#777} .up{color:#0a7d33} .down{color:#b00020} main{display:block}"""
 
-# %% ../../nbs/evaluation/10_pages.ipynb #88ff1e12
+# %% ../../nbs/evaluation/10_pages.ipynb #f8fdaaba
 def error_page(
     run:Run, # a finished evaluation
     path:str|Path|None=None, # HTML file; report.html in the run's folder by default
@@ -109,7 +109,7 @@ def error_page(
     "Score, breakdowns and the worst errors of a run."
     s, path = run.score, Path(path or run.folder/'report.html')
     score = s.get('headline')
-    verdict = f'{run.name}: {s["metric"]} {score:,}' if score is not None else f'{run.name}: answered, to be scored by a server or a judge'
+    verdict = f'{run.name}: {s["metric"]} {score:,}' if score is not None else f'{run.name}: answered, not scored here'
     body = [html_table({run.name: {s['metric']: score}} | {m: {s['metric']: x} for m,x in s.get('published', {}).items()}, 'model')] if score is not None else []
     body += [f'<ul>{"".join(f"<li>{escape(x)}" for x in s["notes"])}</ul>'] if s.get('notes') else []
     body += [f'<h2>{escape(name.replace("_", " "))}</h2>{html_table(rows)}' for name,rows in breakdowns(s).items()]

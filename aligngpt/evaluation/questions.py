@@ -63,7 +63,7 @@ def read_questions(
     for k,types in (('image', (str, type(None))), ('category', str)): check_rows([r for r in rows if k in r], {k:types}, path, 'line')
     return [Question(r['question_id'], r['text'], r.get('image'), category=r.get('category', ''), where=f'{path}, line {i}') for i,r in enumerate(rows, 1)]
 
-# %% ../../nbs/evaluation/06_questions.ipynb #69340e70
+# %% ../../nbs/evaluation/06_questions.ipynb #9855fec9
 def load_image(
     question:Question, # one that has an image
     folder:str|Path|None=None, # the task's image folder
@@ -73,7 +73,7 @@ def load_image(
     where = question.where or f'question {question.id!r}'
     if question.image_base64 is not None:
         try: data = io.BytesIO(base64.b64decode(question.image_base64, validate=True))
-        except (binascii.Error, ValueError) as e: raise AlignGPTError(f'{where}: the image is not valid base64: {e}', 'download the table again') from e
+        except (binascii.Error, ValueError) as e: raise AlignGPTError(f'{where}: the image is not valid base64: {e}', 'download the table again, or use --on-missing-image skip') from e
     else:
         data = Path(folder or '.')/question.image
         if not data.is_file(): raise AlignGPTError(f'{where}: the image {question.image} is missing from {folder}', 'unpack the images there, or use --on-missing-image skip')

@@ -59,7 +59,7 @@ def plot_radar(
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=3, frameon=False, fontsize=9)
     return ax
 
-# %% ../../nbs/evaluation/12_results.ipynb #c927f8b7
+# %% ../../nbs/evaluation/12_results.ipynb #d4560c6e
 def evaluate_all(
     model, # an AlignGPT model
     processor, # its processor
@@ -80,7 +80,7 @@ def evaluate_all(
             path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, lenient=lenient, **kwargs)
             if path is None: continue # the first process speaks
             reports[task.name] = r = score_run(task, folder, path.parent, _hire(task, folder, path, judge, tell, agree), lenient)
-            tell(f'{r.title}: {r.headline if r.headline is not None else "to be scored by a server or a judge"}    {path}')
+            tell(f'{r.title}: {r.headline if r.headline is not None else "not scored here"}    {path}')
             for line in [*r.notes, *_extras(task, folder, path)]: tell(f'  {line}')
         except AlignGPTError as e:
             failed.append(e)

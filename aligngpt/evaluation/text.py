@@ -80,10 +80,10 @@ def read_answers(
             out.broken.append(i)
     return out
 
-# %% ../../nbs/evaluation/00_text.ipynb #bbbfa2bd
+# %% ../../nbs/evaluation/00_text.ipynb #1e707af3
 ID = (str, int) # what an id may be
 
-def _names(t): return ' or '.join({str:'a string', int:'a whole number', list:'a list', dict:'an object'}.get(x, x.__name__) for x in (t if isinstance(t, tuple) else (t,)))
+def _names(t): return ' or '.join({str:'a string', int:'a whole number', list:'a list', dict:'an object', type(None):'null'}.get(x, x.__name__) for x in (t if isinstance(t, tuple) else (t,)))
 
 def check_rows(
     rows:Iterable[dict], # what was read
