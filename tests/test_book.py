@@ -20,22 +20,24 @@ def cell_4c3b9d96():
 
 
 @pytest.fixture
-def cell_51e51c8f(cell_4c3b9d96):
+def cell_6d5abbf3(cell_4c3b9d96):
     tmp, save_nb = cell_4c3b9d96
     nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
+    return nb
 
 
-def test_readme(cell_4c3b9d96, cell_51e51c8f):
+def test_readme(cell_4c3b9d96, cell_6d5abbf3):
     tmp, save_nb = cell_4c3b9d96
 
-    # nbs/92_book.ipynb #51e51c8f
+    # nbs/92_book.ipynb #6d5abbf3
     test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:], ['# Hello', 'Read [one](nbs/00_one.ipynb), [two](two.md).', '```python\n1+1\n```', '    2\n'])
+    print(readme(tmp/'nbs/index.ipynb'))
 
 
 @pytest.fixture
-def cell_3a18e058(cell_4c3b9d96, cell_51e51c8f):
+def cell_6e145da5(cell_4c3b9d96, cell_6d5abbf3):
     tmp, save_nb = cell_4c3b9d96
     (tmp/'settings.ini').write_text('[DEFAULT]\nrepo = toy\nlib_name = toy\nuser = me\nauthor = me\nbranch = main\nversion = 0.1\nlib_path = toy\nnbs_path = nbs\nupdate_pyproject = False\n')
     shutil.rmtree(tmp/'nbs')
@@ -44,15 +46,36 @@ def cell_3a18e058(cell_4c3b9d96, cell_51e51c8f):
     export_book(tmp)
 
 
-def test_export_book(cell_4c3b9d96, cell_51e51c8f, cell_3a18e058):
+def test_export_book(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
     tmp, save_nb = cell_4c3b9d96
+    nb = cell_6d5abbf3
 
-    # nbs/92_book.ipynb #3a18e058
+    # nbs/92_book.ipynb #6e145da5
     made = sorted(o.relative_to(tmp).as_posix() for o in tmp.rglob('*.*') if o.is_file())
     test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'settings.ini', 'tests/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
+    print((tmp/'tests/test_toy.py').read_text())
+
+    # nbs/92_book.ipynb #bdea54e5
+    nb = read_nb(tmp/'nbs/00_toy.ipynb')
+    nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
+    write_nb(nb, tmp/'nbs/00_toy.ipynb')
+    export_book(tmp)
+    kept = ''.join(read_nb(tmp/'nbs/00_toy.ipynb').cells[3].outputs[0]['text'])
+    test_eq(kept, 'PIL/Image.py:9: UserWarning: odd\nhttps://a.org/site-packages/ and a/b\n')
 
 
-def test_out_of_step(cell_4c3b9d96, cell_51e51c8f, cell_3a18e058):
+@pytest.fixture
+def cell_bdea54e5(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
+    tmp, save_nb = cell_4c3b9d96
+    nb = cell_6d5abbf3
+    nb = read_nb(tmp/'nbs/00_toy.ipynb')
+    nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
+    write_nb(nb, tmp/'nbs/00_toy.ipynb')
+    export_book(tmp)
+    return nb
+
+
+def test_out_of_step(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5, cell_bdea54e5):
     tmp, save_nb = cell_4c3b9d96
 
     # nbs/92_book.ipynb #b65d94ba
@@ -68,7 +91,7 @@ def test_out_of_step(cell_4c3b9d96, cell_51e51c8f, cell_3a18e058):
     sorted(p.relative_to(tmp).as_posix() for p in tmp.rglob('*.*') if p.is_file())
 
 
-def test_main(cell_4c3b9d96, cell_51e51c8f, cell_3a18e058):
+def test_main(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5, cell_bdea54e5):
     tmp, save_nb = cell_4c3b9d96
 
     # nbs/92_book.ipynb #b65d94ba
@@ -78,10 +101,11 @@ def test_main(cell_4c3b9d96, cell_51e51c8f, cell_3a18e058):
     nb = read_nb(tmp/'nbs/00_toy.ipynb'); nb.cells[3].metadata['scrolled'] = True; write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
 
-    # nbs/92_book.ipynb #00710d69
+    # nbs/92_book.ipynb #d8e662e2
     with in_project(tmp):
         test_eq(main(['--check']), 0)
         (tmp/'README.md').unlink()
         test_eq(main(['--check']), 1)
         test_eq(main([]), 0)
         test_eq(main(['--check']), 0)
+    (tmp/'README.md').read_text()

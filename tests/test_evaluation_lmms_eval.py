@@ -127,9 +127,9 @@ def test_Examinee(cell_8ac06ba3, cell_e5fb2389):
     test_eq([min(range(4), key=lambda k: lls[o + k]) for o in (0, 4)], [0, 1])
     [round(l, 3) for l,_ in lls]
 
-    # nbs/evaluation/14_lmms_eval.ipynb #0e47dd02
+    # nbs/evaluation/14_lmms_eval.ipynb #ccba5b96
     with expect_fail(AlignGPTError, contains="Unknown batch_size 'auto'"): Examinee(model, processor, 'auto')
-    with expect_fail(NotImplementedError, contains='several rounds'): pupil.generate_until_multi_round([])
+    with expect_fail(AlignGPTError, contains='several rounds'): pupil.generate_until_multi_round([])
 
 
 def test_examinee_class():

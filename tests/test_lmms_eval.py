@@ -11,31 +11,28 @@ from aligngpt.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('lmms_eval') is None, reason='lmms-eval is not installed: pip install lmms-eval')
 
-SPEAK = '''
-task: colours_speak
+TASK = '''
 dataset_path: parquet
 dataset_kwargs: {data_files: {test: DATA}}
 test_split: test
-output_type: generate_until
 doc_to_visual: !function helpers.visual
+metadata: [{version: 0.0}]
+'''
+SPEAK = TASK + '''
+task: colours_speak
+output_type: generate_until
 doc_to_text: !function helpers.text
 doc_to_target: answer
 generation_kwargs: {max_new_tokens: 24, temperature: 0, do_sample: false, until: ["\\n\\n", ","]}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-metadata: [{version: 0.0}]
 '''
-CHOOSE = '''
+CHOOSE = TASK + '''
 task: colours_choose
-dataset_path: parquet
-dataset_kwargs: {data_files: {test: DATA}}
-test_split: test
 output_type: multiple_choice
-doc_to_visual: !function helpers.visual
 doc_to_text: question
 doc_to_choice: choices
 doc_to_target: right
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-metadata: [{version: 0.0}]
 '''
 HELPERS = '''
 def visual(doc): return [doc['image'].convert('RGB')] if doc['image'] is not None else []

@@ -128,7 +128,7 @@ def losses(
         out.append((-p.gather(1, want[:, None]).mean().item(), bool((p.argmax(-1) == want).all())))
     return out
 
-# %% ../../nbs/evaluation/14_lmms_eval.ipynb #de37853f
+# %% ../../nbs/evaluation/14_lmms_eval.ipynb #b6414086
 class Examinee:
     "A model that answers the requests of lmms-eval."
     is_simple = True # requests carry a prompt and pictures, not messages
@@ -186,7 +186,7 @@ class Examinee:
 
     def generate_until_multi_round(self, requests):
         "Benchmarks in several rounds are not supported."
-        raise NotImplementedError('AlignGPT does not run benchmarks in several rounds with lmms-eval')
+        raise AlignGPTError('this benchmark asks in several rounds', 'choose one that asks once: each round would need the pictures that its code picks on the way')
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #40801e57
 @lru_cache
