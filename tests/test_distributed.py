@@ -68,7 +68,7 @@ def test_dead_process(sharding, one, tmp_path):
     print(f'{sharding}: losses after the restart differ by at most {difference:.1e}')
     assert len(b) == STEPS and difference < 1e-5
 
-@pytest.mark.parametrize('sharding,before,after', [('none', 1, 2), ('none', 2, 1), ('fsdp', 2, 4), ('zero2', 2, 4), ('zero3', 2, 4), ('zero3', 4, 2)])
+@pytest.mark.parametrize('sharding,before,after', [('none', 1, 2), ('none', 2, 1), ('fsdp', 2, 4), ('zero2', 2, 4), ('zero3', 2, 4), ('zero3', 4, 2), ('zero3-offload', 2, 4)])
 def test_other_number(sharding, before, after, one, tmp_path):
     "A run that was killed goes on with another number of processes and the same global batch."
     need(sharding)

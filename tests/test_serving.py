@@ -1,7 +1,7 @@
 "`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones, hostile ones."
 import asyncio, base64, http.client, json, os, subprocess, sys, time
 from io import BytesIO
-from statistics import quantiles
+from statistics import median, quantiles
 
 import pytest
 
@@ -127,6 +127,37 @@ def test_flood(locked_server):
     assert all(1 <= int(r.headers['retry-after']) <= 60 for r in busy)
     assert all(r.json()['choices'][0]['finish_reason'] == 'stop' for r in good)
     assert memory[1] - memory[0] < 16, memory
+
+
+@pytest.mark.slow
+def test_long_flood(locked_server):
+    "Eight thousand requests, a thousand at a time."
+    headers = {'Authorization':'Bearer s3cret', 'Content-Type':'application/json'}
+    bodies = [json.dumps(dict(model='toy', messages=[user(*t)], temperature=0)) for t in TALKS]
+    async def thousand(client): return await asyncio.gather(*[client.post('/v1/chat/completions', content=bodies[i % len(bodies)]) for i in range(1000)])
+    async def main():
+        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=300, limits=httpx.Limits(max_connections=400)) as client:
+            return [({r.status_code for r in await thousand(client)}, locked_server.memory) for _ in range(8)]
+    seen = asyncio.run(main())
+    figures(memory_MB=[round(m) for _,m in seen])
+    assert set().union(*(c for c,_ in seen)) <= {200, 429}
+    assert seen[-1][1] - seen[0][1] < 24, seen
+
+
+@pytest.mark.slow
+def test_batching_pays(runs):
+    "Sixteen clients at once get several times the tokens of sixteen who wait for each other; in turn, three times."
+    body = json.dumps(dict(model='babbler', messages=[user('Hm?', 'blue')], max_tokens=64, temperature=0))
+    async def main(url):
+        async with httpx.AsyncClient(base_url=url, headers={'Content-Type':'application/json'}, timeout=120) as client:
+            async def ask(): return (await client.post('/v1/chat/completions', content=body)).json()['usage']['completion_tokens']
+            async def waiting(): return [await ask() for _ in range(16)]
+            async def speed(f): start = time.perf_counter(); n = sum(await f()); return n/(time.perf_counter() - start)
+            await ask()
+            return zip(*[(await speed(waiting), await speed(lambda: asyncio.gather(*[ask() for _ in range(16)]))) for _ in range(3)])
+    with serve(runs, 'babbler', '--no-page') as server: single, together = map(median, asyncio.run(main(server.url)))
+    figures(tokens_per_second_in_turn=single, at_once=together, ratio=together/single)
+    assert together > 4*single
 
 
 def test_gone(runs):
