@@ -1,11 +1,11 @@
 "The chat notebook as a person uses it: a real Chromium, a real JupyterLab, a real kernel."
-import json, os, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, re, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from browsing import browser_page, expect, png, shot
+from browsing import browser_page, expect, playwright, png, shot
 
 pytestmark = pytest.mark.browser
 root = Path(__file__).resolve().parent.parent
@@ -70,10 +70,14 @@ def widget_page():
 
 
 def run_all(page):
-    "Run the notebook, once its kernel is there."
+    "Run the notebook, once its kernel is there; again if that was while they still shook hands, when JupyterLab loses what is asked."
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    page.get_by_role('menuitem', name='Run', exact=True).click()
-    page.get_by_text('Run All Cells', exact=True).click()
+    for last in (False, False, True):
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        try: return page.locator('.jp-InputPrompt:visible', has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=30_000)
+        except playwright.TimeoutError:
+            if last: raise
 
 
 class ChatPage:
