@@ -213,7 +213,7 @@ def reset(self:ChatSession)->None:
     self.turns, self.reply = [], None
     self.reader.forget(); self.reader.features.clear()
 
-# %% ../nbs/35_chat.ipynb #5cf9af60
+# %% ../nbs/35_chat.ipynb #fe180c54
 def open_session(
     source, # a model, a folder with a checkpoint or a run, a model's name on the hub, or a `ChatSession`
     processor=None, # the model's processor, if `source` is a model
@@ -225,8 +225,10 @@ def open_session(
     if isinstance(source, ChatSession): return source
     if isinstance(source, (str, Path)):
         from aligngpt import checkpoints
+        from aligngpt.generation import has_slow_mkl, use_onednn
         inner = Path(source)/'model'
         source, processor = checkpoints.load(inner if (inner/'config.json').exists() else source, **(load or {}))
+        if has_slow_mkl(): use_onednn(source)
     if processor is None: raise AlignGPTError('there is a model and no processor', 'give both, or the folder that holds them')
     return ChatSession(source, processor, system, **settings)
 

@@ -97,7 +97,7 @@ def compare_command(
     for c in found: say(f'{c}\n')
     say(comparison_page(found, page))
 
-# %% ../nbs/49_cli_eval.ipynb #3b80a23c
+# %% ../nbs/49_cli_eval.ipynb #fc069707
 def eval_command(
     run:Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
     tasks:Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
@@ -121,10 +121,12 @@ def eval_command(
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
     from aligngpt.evaluation.report import markdown_table
     from aligngpt.evaluation.results import evaluate_all, results_rows, scores_of
+    from aligngpt.generation import keep_freed_memory
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out, folders = out or Path('runs/eval')/name, folders_of(tasks or 'easy_vqa', base)
     hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout, price=judge_price)
     check_files(folders)
+    keep_freed_memory()
     model, processor = open_model(run, device, dtype)
     done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, lenient=lenient, batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
     if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), name), 'model'))

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['greedy', 'Ask', 'ask_row', 'windows', 'image_pixels', 'image_features', 'ask_batch', 'ahead', 'Window',
-           'plan_windows', 'answers']
+           'plan_windows', 'answers', 'keep_freed_memory', 'OneDNNLinear', 'has_slow_mkl', 'use_onednn']
 
-# %% ../nbs/33_generation.ipynb #db583e5e
+# %% ../nbs/33_generation.ipynb #e872c863
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
+from torch import nn, Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from .conversation import render
@@ -69,7 +73,7 @@ def windows(
     groups = list(by_image.values())
     for k in range(0, len(groups), n_images): yield [i for g in groups[k:k+n_images] for i in g]
 
-# %% ../nbs/33_generation.ipynb #bbc1ac56
+# %% ../nbs/33_generation.ipynb #b28b9065
 def image_pixels(
     processor, # of the model
     names:list, # different pictures
@@ -92,17 +96,17 @@ def image_features(
     return {n:i for i,n in enumerate(names)}, torch.cat(parts) if parts else None
 
 def ask_batch(
-    rows:list[dict], # from `ask_row`
+    rows:list[dict], # from `ask_row`, lists or tensors
     images:list, # the picture's name of each row, or None
     index:dict, # name -> row of `features`
     features, # from `image_features`
     pad_id:int, # fills up `input_ids`
 )->dict: # left-padded input_ids, attention_mask, gate_mask [rows, length]; vision_features, image_index
     "A batch of prompts for `greedy`."
-    longest = max(len(r['input_ids']) for r in rows)
-    def pad(xs, value): return torch.tensor([[value]*(longest - len(x)) + x for x in xs])
-    begin = torch.tensor([longest - len(r['input_ids']) for r in rows])
-    b = dict(input_ids=pad([r['input_ids'] for r in rows], pad_id), gate_mask=pad([r['gate_mask'] for r in rows], False), attention_mask=(torch.arange(longest) >= begin[:, None]).long())
+    def pad(key, value): return pad_sequence([torch.as_tensor(r[key]) for r in rows], batch_first=True, padding_value=value, padding_side='left')
+    ids = pad('input_ids', pad_id)
+    begin = ids.shape[1] - torch.tensor([len(r['input_ids']) for r in rows])
+    b = dict(input_ids=ids, gate_mask=pad('gate_mask', False), attention_mask=(torch.arange(ids.shape[1]) >= begin[:, None]).long())
     if seen := [index[n] for n in images if n is not None]: b.update(vision_features=features, image_index=torch.tensor(seen))
     return b
 
@@ -118,12 +122,12 @@ def ahead(
             coming = pool.submit(next, source, end)
             yield x
 
-# %% ../nbs/33_generation.ipynb #577659ec
+# %% ../nbs/33_generation.ipynb #701f34f0
 @dataclass
 class Window:
     "Some pictures, and the questions about them."
     batches: list # indices of the questions of each batch, long prompts first
-    rows: dict # index -> prompt, from `ask_row`
+    rows: dict # index -> prompt, from `ask_row`, as tensors
     names: list # the pictures
 
 def plan_windows(
@@ -137,7 +141,9 @@ def plan_windows(
     "Plan the work: windows, and in each of them batches of similar length."
     for k, window in enumerate(windows(asks, n_images)):
         if k % share[1] != share[0] or done.issuperset(window): continue
-        rows = {i: ask_row(processor, asks[i]) for i in window}
+        prompts = {(asks[i].text, asks[i].image is None): asks[i] for i in window} # the same words need no second look
+        prompts = {k: {n: torch.tensor(v) for n,v in ask_row(processor, a).items()} for k,a in prompts.items()}
+        rows = {i: prompts[asks[i].text, asks[i].image is None] for i in window}
         order = sorted(window, key=lambda i: (-len(rows[i]['input_ids']), i))
         batches = [b for k in range(0, len(order), batch_size) if not done.issuperset(b := order[k:k+batch_size])]
         yield Window(batches, rows, list(dict.fromkeys(asks[i].image for i in window if asks[i].image is not None)))
@@ -171,3 +177,47 @@ def answers(
             out = greedy(model, batch, max_new_tokens, stop)
             if bar is not None: bar.update(len(part))
             yield [(i, tok.decode(o, skip_special_tokens=True).strip()) for i,o in zip(part, out)]
+
+# %% ../nbs/33_generation.ipynb #87357409
+def keep_freed_memory(
+    limit:int=1<<30, # free bytes to keep at most
+)->bool: # can this C library be told? glibc can
+    "Keep freed memory for the next batch, in this process."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False # on other systems than Linux, or with another C library
+    threshold, trim = -3, -1 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in malloc.h
+    return bool(mallopt(threshold, 32<<20) and mallopt(trim, min(limit, 2**31 - 1)))
+
+# %% ../nbs/33_generation.ipynb #32877e65
+class OneDNNLinear(nn.Linear):
+    "A linear layer for inference on a CPU."
+    WORK = 1<<22 # multiplications below which a plain call is as fast
+    @property
+    def ready(self)->bool:
+        "Is there something to call, and nothing to differentiate?"
+        return self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu' and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
+
+    def forward(self,
+        x:Tensor, # [..., in_features]
+    )->Tensor: # [..., out_features]
+        "`x @ weight.T + bias`."
+        if x.numel()*self.out_features < self.WORK or x.dtype != torch.float32 or not self.ready: return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
+
+# %% ../nbs/33_generation.ipynb #de50647b
+def has_slow_mkl()->bool:
+    "Does MKL use half of this processor's width?"
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return False
+    try: return 'AVX512' in torch.backends.cpu.get_cpu_capability() and 'GenuineIntel' not in Path('/proc/cpuinfo').read_text()
+    except OSError: return False # not Linux
+
+def use_onednn(
+    model:nn.Module, # for inference; its weights stay where they are
+)->nn.Module: # the same
+    "Let plain float32 linear layers on the CPU be `OneDNNLinear`."
+    for name, m in list(model.named_modules()):
+        if type(m) is not nn.Linear or hasattr(m, '_hf_hook') or m.weight.device.type != 'cpu' or m.weight.dtype != torch.float32: continue
+        new = OneDNNLinear(m.in_features, m.out_features, m.bias is not None, device='meta').train(m.training)
+        new.weight, new.bias = m.weight, m.bias
+        model.set_submodule(name, new)
+    return model

@@ -83,7 +83,7 @@ def get_vision_features(self:AlignGPTForConditionalGeneration,
     out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
     return out.hidden_states[c.vision_feature_layer][:, -c.num_image_tokens:]
 
-# %% ../nbs/04_model.ipynb #af63bbe7
+# %% ../nbs/04_model.ipynb #cf54d928
 @patch
 def get_image_features(self:AlignGPTForConditionalGeneration,
     pixel_values:Tensor|None=None, # [n_images, 3, height, width]
@@ -94,7 +94,7 @@ def get_image_features(self:AlignGPTForConditionalGeneration,
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
     used, at = (slice(None), image_index) if image_index is None else image_index.unique(return_inverse=True)
     I = self.projector(V[used].to(next(self.projector.parameters(), V).dtype))
-    return I if at is None else I[at]
+    return I if at is None else I.index_select(0, at)
 
 # %% ../nbs/04_model.ipynb #e79261d2
 @patch
@@ -157,7 +157,7 @@ def alignment_weights(self:AlignGPTForConditionalGeneration,
     alpha = torch.where(complete[:,None], alpha, torch.full_like(alpha, 1/(N-1)))
     return F.pad(alpha, (0, 1), value=1.)
 
-# %% ../nbs/04_model.ipynb #96219c38
+# %% ../nbs/04_model.ipynb #7c7c9cc8
 @patch
 def merge(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor, # [batch, length]
@@ -168,9 +168,9 @@ def merge(self:AlignGPTForConditionalGeneration,
 )->Tensor: # [batch, length, H]
     "Put image tokens and alignment vectors at their placeholders."
     c = self.config
-    is_image, is_align = input_ids == c.image_token_id, input_ids == c.align_token_id
-    embeds = embeds.masked_scatter(is_image[...,None], image.to(embeds.dtype))
-    return torch.where(is_align[...,None], align.to(embeds.dtype)[sample], embeds)
+    places = (input_ids == c.image_token_id).flatten().nonzero()[:, 0]
+    embeds = embeds.flatten(0, 1).index_copy(0, places, image.flatten(0, 1).to(embeds.dtype)).view_as(embeds)
+    return torch.where((input_ids == c.align_token_id)[...,None], align.to(embeds.dtype)[sample], embeds)
 
 # %% ../nbs/04_model.ipynb #b7e722e6
 @patch

@@ -10,7 +10,7 @@ import pytest
 from aligngpt.cli_eval import open_model
 from aligngpt.evaluation.questions import load_image
 from aligngpt.evaluation.tasks import get_task, image_folder, questions
-from aligngpt.generation import Ask, answers, windows
+from aligngpt.generation import Ask, answers, keep_freed_memory, windows
 
 RUN = Path(os.environ.get('ALIGNGPT_QUICKSTART', 'runs/quickstart'))
 
@@ -27,6 +27,7 @@ def alone(model, processor, text, image, tokens):
 @pytest.mark.skipif(not (RUN/'metrics.json').exists(), reason=f'no finished quickstart in {RUN}: name one with ALIGNGPT_QUICKSTART')
 def test_batches_pay():
     "In turn, an eighth of the pictures each time, since the load of a machine changes: medians."
+    keep_freed_memory() # as `aligngpt eval` does
     (model, processor), task = open_model(str(RUN), 'cpu', 'auto'), get_task('easy_vqa')
     qs, folder = questions(task, '.'), image_folder(task, '.')
     named = {q.picture: q for q in qs}
@@ -42,4 +43,4 @@ def test_batches_pay():
         assert got == want
     ratios = sorted(s/t for s,t in zip(single, together))
     print(f'\n{n:,} questions, the same answers: {1/statistics.median(together):.0f} a second in batches, {1/statistics.median(single):.0f} alone; {statistics.median(ratios):.1f} times as fast ({ratios[0]:.1f} to {ratios[-1]:.1f})')
-    assert statistics.median(ratios) >= 4 # 6 to 10 on two cores, where the prefill of so many prompts is at what they can compute
+    assert statistics.median(ratios) >= 10

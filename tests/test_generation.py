@@ -3,12 +3,13 @@
 import pytest
 from fastcore.test import *
 from aligngpt.generation import *
-import collections, threading, time, torch
+import collections, resource, threading, time, torch
 from PIL import Image
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
 from aligngpt.processor import AlignGPTProcessor, image_processor_for
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, set_seed
 
 
@@ -151,3 +152,49 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
     def seconds(**kw): t = time.perf_counter(); all_answers(**kw); return time.perf_counter()-t
     ratio = sorted(seconds(batch_size=1)/seconds(batch_size=40) for _ in range(5))[2]
     assert ratio > 3
+
+
+@pytest.fixture
+def cell_ae7b1bd7(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
+    model = cell_b41e8e5d_3
+    set_seed(0); model.levels.weight.data.normal_(std=3)
+
+
+def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
+    # nbs/33_generation.ipynb #dea23131
+    def page_faults(passes=20):
+        "New pages per pass over some blocks of the size of a batch's states."
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(passes): x = [torch.ones(n<<18) for n in (1, 2, 4, 8)]; del x
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/passes
+
+    before = page_faults()
+    if keep_freed_memory():
+        page_faults() # the heap grows once
+        assert page_faults() < 100 # of 3,840 pages
+    f'{before:.0f} new pages in each pass before, {page_faults():.0f} after'
+
+
+def test_has_slow_mkl(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
+    # nbs/33_generation.ipynb #fe3e06f1
+    plain = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 128, bias=False))
+    x, tiny = torch.randn(4, 256, 256), torch.randn(3, 256)
+    want, want_tiny, weights = plain(x), plain(tiny), plain.state_dict()
+    fast = use_onednn(plain)
+    assert all(type(m) is OneDNNLinear for m in fast)
+    test_eq([(k, v.data_ptr()) for k,v in fast.state_dict().items()], [(k, v.data_ptr()) for k,v in weights.items()])
+    with torch.inference_mode():
+        assert (fast(x) - want).abs().max() < 1e-5
+        test_eq(fast(tiny), want_tiny)
+    fast(x).sum().backward() # as before
+    assert fast[0].weight.grad is not None
+
+    # nbs/33_generation.ipynb #7a439273
+    def rate(layer, x):
+        "Billions of operations per second."
+        def once(t=0.): t = time.perf_counter(); layer(x); return time.perf_counter() - t
+        with torch.inference_mode(): return 2*x.numel()*layer.out_features/sorted(once() for _ in range(9))[4]/1e9
+
+    a, x = nn.Linear(1024, 4096), torch.randn(600, 1024)
+    ratio = rate(use_onednn(nn.Sequential(a))[0], x)/rate(a, x)
+    if has_slow_mkl(): assert ratio > 1.2
