@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Held', 'hold_out', 'begin', 'settings_of', 'pretrain', 'finetune']
 
-# %% ../nbs/31_recipes.ipynb #a0cc8669
+# %% ../nbs/31_recipes.ipynb #5fb2eaca
 import importlib.util, os
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from .adapters import add_lora, has_adapter
 from .batches import SampleDataset
 from .checkpoints import from_base, load
-from .core import AlignGPTError, fingerprint, pick_attention, pick_device
+from .core import AlignGPTError, fingerprint, os_errors, pick_attention, pick_device
 from .data import Records
 from .features import FeatureStore
 from .packing import PackedCollator, PackedDataset, pack, token_lengths
@@ -78,6 +78,13 @@ def settings_of(
     trackers = stage.trackers or (('tensorboard',) if importlib.util.find_spec('tensorboard') else ())
     return override(override(stage, trackers=trackers, **(get_preset(preset).stage(stage.name) if preset else {})), **changes)
 
+# %% ../nbs/31_recipes.ipynb #5982537c
+def _must_exist(*paths):
+    "A mistyped path is told before a model is loaded."
+    for p in [p for some in paths for p in (some if isinstance(some, (list, tuple)) else [some])]:
+        if isinstance(p, (str, Path)):
+            with os_errors(p): Path(p).stat()
+
 # %% ../nbs/31_recipes.ipynb #d729de9f
 def _run(model, processor, data, images, out, stage, valid, features, policy, cap, weights, device, quiet, about):
     "Train a stage on files."
@@ -120,7 +127,7 @@ def _identity(path):
     "Name and content of a model that a run began with."
     return dict(name=str(path), fingerprint=fingerprint(path) if Path(path).exists() else None)
 
-# %% ../nbs/31_recipes.ipynb #41e6e608
+# %% ../nbs/31_recipes.ipynb #8938d0bc
 def pretrain(
     data:str|Path|list, # caption pairs with a level each (`similarity`): JSON, JSON Lines
     images:str|Path|list, # folder of the pictures, or one for each file of `data`
@@ -142,11 +149,12 @@ def pretrain(
     "Pre-train projector and levels (paper, section 3.2)."
     stage = settings_of(stage, preset, **changes)
     if preset and model is None: llm, tower = llm or get_preset(preset).llm, tower or get_preset(preset).tower
+    _must_exist(data, images, valid)
     net, processor = begin(model, llm, tower, device)
     about = dict(command='pretrain', preset=preset, begins={k:_identity(v) for k,v in dict(model=model, llm=llm, tower=tower).items() if v})
     return _run(net, processor, data, images, out, stage, valid, features, policy, cap, weights, device, quiet, about)
 
-# %% ../nbs/31_recipes.ipynb #20060afe
+# %% ../nbs/31_recipes.ipynb #783b3018
 def finetune(
     data:str|Path|list, # conversations: JSON, JSON Lines
     images:str|Path|list|None, # folder of the pictures, or one for each file of `data`
@@ -173,6 +181,7 @@ def finetune(
     stage = settings_of(stage, preset, **changes)
     if preset and model is None: model, llm = get_preset(preset).weights.get('pretrain'), llm or get_preset(preset).llm
     if model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
+    _must_exist(data, images, valid)
     net, processor = begin(model, llm, tower, device, quantize)
     if net.gate is None and 'gate' in stage.train: add_gate(net, gate_text)
     if lora: add_lora(net, lora, 2*lora)

@@ -46,7 +46,7 @@ def test_settings_of(cell_fdf3aa5c, cell_a3af1a8d):
 
 
 def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
-    # nbs/31_recipes.ipynb #0e8803ba
+    # nbs/31_recipes.ipynb #2f27680d
     def write_world(folder, n=48):
         "Base models, pictures, captions with levels, conversations."
         processor, rng = toy_processor(), random.Random(0)
@@ -73,6 +73,8 @@ def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
     assert begun['begins']['model']['fingerprint'] and begun['sources'][0]['sha256'] and begun['environment']
     test_fail(lambda: finetune(world/'chats.json', world, world/'x'), contains='Nothing to tune')
     test_fail(lambda: pretrain(world/'pairs.json', world, world/'x'), contains='Nothing to begin with')
+    for data, images in ((world/'none.json', world), (world/'pairs.json', [world/'none'])):
+        test_fail(lambda: pretrain(data, images, world/'x', llm='no/such', tower='no/such'), contains='no such file or folder') # of the data, not of the models
     plot_losses({'pre-training':first['losses'], 'tuning':second['losses']})
 
     # nbs/31_recipes.ipynb #98fd419c
