@@ -122,7 +122,7 @@ def ahead(
             coming = pool.submit(next, source, end)
             yield x
 
-# %% ../nbs/33_generation.ipynb #701f34f0
+# %% ../nbs/33_generation.ipynb #048a328d
 @dataclass
 class Window:
     "Some pictures, and the questions about them."
@@ -141,9 +141,9 @@ def plan_windows(
     "Plan the work: windows, and in each of them batches of similar length."
     for k, window in enumerate(windows(asks, n_images)):
         if k % share[1] != share[0] or done.issuperset(window): continue
-        prompts = {(asks[i].text, asks[i].image is None): asks[i] for i in window} # the same words need no second look
-        prompts = {k: {n: torch.tensor(v) for n,v in ask_row(processor, a).items()} for k,a in prompts.items()}
-        rows = {i: prompts[asks[i].text, asks[i].image is None] for i in window}
+        kind = {i: (asks[i].text, asks[i].image is None) for i in window} # the same words make the same prompt
+        prompts = {words: {n: torch.tensor(v) for n,v in ask_row(processor, asks[i]).items()} for words,i in {w:i for i,w in kind.items()}.items()}
+        rows = {i: prompts[words] for i,words in kind.items()}
         order = sorted(window, key=lambda i: (-len(rows[i]['input_ids']), i))
         batches = [b for k in range(0, len(order), batch_size) if not done.issuperset(b := order[k:k+batch_size])]
         yield Window(batches, rows, list(dict.fromkeys(asks[i].image for i in window if asks[i].image is not None)))
@@ -178,36 +178,36 @@ def answers(
             if bar is not None: bar.update(len(part))
             yield [(i, tok.decode(o, skip_special_tokens=True).strip()) for i,o in zip(part, out)]
 
-# %% ../nbs/33_generation.ipynb #87357409
-def keep_freed_memory(
-    limit:int=1<<30, # free bytes to keep at most
-)->bool: # can this C library be told? glibc can
+# %% ../nbs/33_generation.ipynb #cf124f00
+def keep_freed_memory()->bool: # can this C library be told? glibc can
     "Keep freed memory for the next batch, in this process."
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False # on other systems than Linux, or with another C library
     threshold, trim = -3, -1 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in malloc.h
-    return bool(mallopt(threshold, 32<<20) and mallopt(trim, min(limit, 2**31 - 1)))
+    return bool(mallopt(threshold, 32<<20) and mallopt(trim, 1<<30))
 
-# %% ../nbs/33_generation.ipynb #32877e65
+# %% ../nbs/33_generation.ipynb #a43a30ee
 class OneDNNLinear(nn.Linear):
     "A linear layer for inference on a CPU."
     WORK = 1<<22 # multiplications below which a plain call is as fast
-    @property
-    def ready(self)->bool:
-        "Is there something to call, and nothing to differentiate?"
-        return self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu' and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
+
+    def pays(self,
+        x:Tensor, # [..., in_features]
+    )->bool:
+        "Is the product large, in float32 on a CPU, and nothing to be differentiated?"
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available()
+        return not plain and x.numel()*self.out_features >= self.WORK and x.dtype == self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu'
 
     def forward(self,
         x:Tensor, # [..., in_features]
     )->Tensor: # [..., out_features]
         "`x @ weight.T + bias`."
-        if x.numel()*self.out_features < self.WORK or x.dtype != torch.float32 or not self.ready: return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '') if self.pays(x) else super().forward(x)
 
-# %% ../nbs/33_generation.ipynb #de50647b
+# %% ../nbs/33_generation.ipynb #799a88b6
 def has_slow_mkl()->bool:
-    "Does MKL use half of this processor's width?"
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')): return False
+    "Is this a processor with AVX-512 that is not Intel's, and MKL in use?"
+    if not torch.backends.mkl.is_available(): return False
     try: return 'AVX512' in torch.backends.cpu.get_cpu_capability() and 'GenuineIntel' not in Path('/proc/cpuinfo').read_text()
     except OSError: return False # not Linux
 

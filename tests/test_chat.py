@@ -4,6 +4,7 @@ import pytest
 from fastcore.test import *
 from aligngpt.chat import *
 import copy, json, matplotlib.pyplot as plt, re, tempfile, torch
+from aligngpt.generation import OneDNNLinear, has_slow_mkl
 from aligngpt.reader import Answer, Turn
 from aligngpt.toy import QUESTIONS, swatch, toy
 from pathlib import Path
@@ -78,18 +79,19 @@ def cell_687cd912_2():
 
 
 @pytest.fixture
-def cell_dc281b7c(cell_687cd912, cell_687cd912_2):
+def cell_ce06a01e(cell_687cd912, cell_687cd912_2):
     model, processor, blue, red = cell_687cd912
     tmp = cell_687cd912_2
     for part in (model, processor): part.save_pretrained(tmp/'run'/'model')
 
 
-def test_open_session(cell_687cd912, cell_687cd912_2, cell_dc281b7c):
+def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
     model, processor, blue, red = cell_687cd912
     tmp = cell_687cd912_2
 
-    # nbs/35_chat.ipynb #dc281b7c
+    # nbs/35_chat.ipynb #ce06a01e
     for folder in (tmp/'run', tmp/'run'/'model'): test_eq(open_session(folder, temperature=0).ask('What colour is it?', red).text, 'It is **red**.')
+    test_eq(any(isinstance(m, OneDNNLinear) for m in open_session(tmp/'run').reader.model.modules()), has_slow_mkl()) # see the chapter on generation
     test_fail(lambda: open_session(tmp/'nothing'), contains='nothing: no such folder')
     test_fail(lambda: open_session(model), contains='no processor')
 
@@ -210,7 +212,7 @@ def test_ChatSession_to_markdown(cell_687cd912, cell_63a40d81):
     re.sub(r'base64,[^)]*', 'base64,...', kept.to_markdown())[:400]
 
 
-def test_ChatSession_save(cell_687cd912, cell_687cd912_2, cell_dc281b7c, cell_63a40d81):
+def test_ChatSession_save(cell_687cd912, cell_687cd912_2, cell_ce06a01e, cell_63a40d81):
     model, processor, blue, red = cell_687cd912
     tmp = cell_687cd912_2
     kept = cell_63a40d81

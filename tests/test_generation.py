@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.generation import *
-import collections, resource, threading, time, torch
+import collections, matplotlib.pyplot as plt, resource, threading, time, torch
 from PIL import Image
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
@@ -154,47 +154,76 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
     assert ratio > 3
 
 
-@pytest.fixture
-def cell_ae7b1bd7(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
+def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
     model = cell_b41e8e5d_3
+
+    # nbs/33_generation.ipynb #ae7b1bd7
     set_seed(0); model.levels.weight.data.normal_(std=3)
 
+    # nbs/33_generation.ipynb #44b1c075
+    def passes(n=20):
+        "New pages, and milliseconds, per pass over some blocks of the size of a batch's states."
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        for _ in range(n): x = [torch.ones(k<<18) for k in (1, 2, 4, 8)]; del x
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/n, (time.perf_counter() - start)/n*1e3
 
-def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
-    # nbs/33_generation.ipynb #dea23131
-    def page_faults(passes=20):
-        "New pages per pass over some blocks of the size of a batch's states."
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(passes): x = [torch.ones(n<<18) for n in (1, 2, 4, 8)]; del x
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/passes
-
-    before = page_faults()
+    before = passes()
     if keep_freed_memory():
-        page_faults() # the heap grows once
-        assert page_faults() < 100 # of 3,840 pages
-    f'{before:.0f} new pages in each pass before, {page_faults():.0f} after'
+        passes() # the heap grows once
+        assert passes()[0] < 100 # of 3,840 pages
+    '{:.0f} new pages and {:.1f} ms a pass before, {:.0f} and {:.1f} ms after'.format(*before, *passes())
 
 
-def test_has_slow_mkl(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
-    # nbs/33_generation.ipynb #fe3e06f1
+def test_has_slow_mkl():
+    # nbs/33_generation.ipynb #5cfd78fd
+    set_seed(0)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
+
+    # nbs/33_generation.ipynb #b41e8e5d
+    words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
+    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
+    processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
+    set_seed(3)
+    text.vocab_size = len(words)
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
+
+    # nbs/33_generation.ipynb #ae7b1bd7
+    set_seed(0); model.levels.weight.data.normal_(std=3)
+
+    # nbs/33_generation.ipynb #bc9345c2
     plain = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 128, bias=False))
     x, tiny = torch.randn(4, 256, 256), torch.randn(3, 256)
     want, want_tiny, weights = plain(x), plain(tiny), plain.state_dict()
     fast = use_onednn(plain)
     assert all(type(m) is OneDNNLinear for m in fast)
     test_eq([(k, v.data_ptr()) for k,v in fast.state_dict().items()], [(k, v.data_ptr()) for k,v in weights.items()])
+
+    def calls(f):
+        "How many products oneDNN makes for the layers."
+        with torch.profiler.profile() as p: f()
+        return sum(e.name == 'mkldnn::_linear_pointwise' for e in p.events())
+
     with torch.inference_mode():
+        test_eq((calls(lambda: fast(x)), calls(lambda: fast(tiny))), (2 if torch.backends.mkldnn.is_available() else 0, 0))
         assert (fast(x) - want).abs().max() < 1e-5
         test_eq(fast(tiny), want_tiny)
-    fast(x).sum().backward() # as before
+    test_eq(calls(lambda: fast(x).sum().backward()), 0)
     assert fast[0].weight.grad is not None
 
-    # nbs/33_generation.ipynb #b4f80acd
-    def rate(layer, x):
-        "Billions of operations per second."
-        def once(t=0.): t = time.perf_counter(); layer(x); return time.perf_counter() - t
-        with torch.inference_mode(): return 2*x.numel()*layer.out_features/min(once() for _ in range(9))/1e9
+    # nbs/33_generation.ipynb #de97720a
+    def rates(rows, width=1024, out=1024):
+        "Billions of operations per second of a plain layer and of oneDNN."
+        a, x = nn.Linear(width, out), torch.randn(rows, width)
+        b = use_onednn(nn.Sequential(a))[0]
+        def once(f, t=0.): t = time.perf_counter(); f(x); return time.perf_counter() - t
+        with torch.inference_mode(): return [2*rows*width*out/min(once(f) for _ in range(9))/1e9 for f in (a, b)]
 
-    a, x = nn.Linear(1024, 4096), torch.randn(600, 1024)
-    ratio = rate(use_onednn(nn.Sequential(a))[0], x)/rate(a, x)
-    if has_slow_mkl(): assert ratio > 1.2
+    sizes = [1, 2, 4, 16, 64, 256, 1024]
+    slow, fast = zip(*map(rates, sizes))
+    if has_slow_mkl(): assert fast[-1] > 1.2*slow[-1]
+    fig, ax = plt.subplots(figsize=(6, 3))
+    ax.plot(sizes, slow, 'o-', label='plain'); ax.plot(sizes, fast, 'o-', label='OneDNNLinear')
+    ax.axvline(OneDNNLinear.WORK/1024**2, color='grey', ls=':', label='WORK')
+    ax.set(xscale='log', xlabel='rows of a layer of 1,024 by 1,024', ylabel='billions of operations / s'); ax.legend(); ax.grid(alpha=.3)

@@ -46,7 +46,7 @@ def test_settings_of(cell_fdf3aa5c, cell_a3af1a8d):
 
 
 def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
-    # nbs/31_recipes.ipynb #2f27680d
+    # nbs/31_recipes.ipynb #8e4931bc
     def write_world(folder, n=48):
         "Base models, pictures, captions with levels, conversations."
         processor, rng = toy_processor(), random.Random(0)
@@ -74,8 +74,10 @@ def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
     test_fail(lambda: finetune(world/'chats.json', world, world/'x'), contains='Nothing to tune')
     test_fail(lambda: pretrain(world/'pairs.json', world, world/'x'), contains='Nothing to begin with')
     for data, images in ((world/'none.json', world), (world/'pairs.json', [world/'none'])):
-        test_fail(lambda: pretrain(data, images, world/'x', llm='no/such', tower='no/such'), contains='no such file or folder') # of the data, not of the models
-    plot_losses({'pre-training':first['losses'], 'tuning':second['losses']})
+        none = world/'none.json' if data == world/'none.json' else world/'none'
+        for train in (lambda: pretrain(data, images, world/'x', llm='no/such', tower='no/such'), lambda: finetune(data, images, world/'x', 'no/such')):
+            test_fail(train, contains=f'{none}: no such file or folder') # the data, not the models
+    plot_losses({'pre-training':first['losses'], 'tuning':second['losses']});
 
     # nbs/31_recipes.ipynb #98fd419c
     shown = [json.loads(l) for l in (world/'stage1'/'answers.jsonl').read_text().splitlines()]
