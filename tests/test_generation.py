@@ -192,24 +192,19 @@ def test_has_slow_mkl():
     # nbs/33_generation.ipynb #ae7b1bd7
     set_seed(0); model.levels.weight.data.normal_(std=3)
 
-    # nbs/33_generation.ipynb #bc9345c2
+    # nbs/33_generation.ipynb #f97525ac
     plain = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 128, bias=False))
     x, tiny = torch.randn(4, 256, 256), torch.randn(3, 256)
     want, want_tiny, weights = plain(x), plain(tiny), plain.state_dict()
     fast = use_onednn(plain)
     assert all(type(m) is OneDNNLinear for m in fast)
     test_eq([(k, v.data_ptr()) for k,v in fast.state_dict().items()], [(k, v.data_ptr()) for k,v in weights.items()])
-
-    def calls(f):
-        "How many products oneDNN makes for the layers."
-        with torch.profiler.profile() as p: f()
-        return sum(e.name == 'mkldnn::_linear_pointwise' for e in p.events())
-
     with torch.inference_mode():
-        test_eq((calls(lambda: fast(x)), calls(lambda: fast(tiny))), (2 if torch.backends.mkldnn.is_available() else 0, 0))
+        test_eq((fast[0].pays(x), fast[0].pays(tiny), fast[0].pays(x.double())), (torch.backends.mkldnn.is_available(), False, False))
         assert (fast(x) - want).abs().max() < 1e-5
         test_eq(fast(tiny), want_tiny)
-    test_eq(calls(lambda: fast(x).sum().backward()), 0)
+    test_eq(fast[0].pays(x), False) # there may be gradients
+    fast(x).sum().backward()
     assert fast[0].weight.grad is not None
 
     # nbs/33_generation.ipynb #de97720a
