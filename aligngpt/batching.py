@@ -36,7 +36,7 @@ class Rows:
     )->Tensor: # logits of the next token, [new, vocabulary]
         "Read prompts, and add them as new rows."
         mask, cache = batch['attention_mask'], DynamicCache()
-        out = self.model(**batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(**batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0), cache=cache, use_cache=True, logits_to_keep=1)
         if not len(self): self.cache, self.mask = cache, mask
         else:
             for old,new in zip(self.cache.layers, cache.layers): old.keys, old.values = _below(old.keys, new.keys), _below(old.values, new.values)
@@ -50,7 +50,7 @@ class Rows:
         ids = torch.tensor(tokens, device=self.mask.device)[:, None]
         self.mask = F.pad(self.mask, (0, 1), value=1)
         return self.model(input_ids=ids, attention_mask=self.mask, position_ids=self.mask.sum(1, keepdim=True)-1,
-                          past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+                          cache=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def keep(self,
         rows:list[int], # indices of those that go on
@@ -356,7 +356,7 @@ def _read(self:Engine, jobs):
     batch = {k:v.to(m.device) for k,v in ask_batch([j.prompt for j in jobs], [None]*len(jobs), {}, None, 0).items()}
     if keys := [k for j in jobs for k,_ in j.prompt['pictures']]:
         V = self._look(jobs)
-        w = m._prompt_weights(batch['input_ids'], V, None, None, batch['gate_mask'], batch['attention_mask']).clone()
+        w = m.prompt_weights(batch['input_ids'], V, None, None, batch['gate_mask'], batch['attention_mask']).clone()
         for i,j in enumerate(jobs):
             if j.settings.alignment is not None: w[i] = level_weights(j.settings.alignment, 1, m.config.num_levels, w.device)[0]
             if j.prompt['pictures']: j.answer.weights = w[i].tolist()

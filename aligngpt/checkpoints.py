@@ -151,7 +151,7 @@ def tower_entries(
 # %% ../nbs/22_checkpoints.ipynb #e0b5049d
 def _no_path(config):
     "Forget where on this machine a configuration was read."
-    if Path(config._name_or_path).exists(): config._name_or_path = ''
+    if Path(config.name_or_path).exists(): config.name_or_path = ''
     return config
 
 # %% ../nbs/22_checkpoints.ipynb #01001e47

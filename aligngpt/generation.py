@@ -34,7 +34,7 @@ def greedy(
     out, rows = [[] for _ in ids], torch.arange(len(ids), device=ids.device)
     step = dict(batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0))
     for _ in range(max_new_tokens):
-        token = model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
+        token = model(**step, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
         alive = ~torch.isin(token, eos)
         for r, t in zip(rows[alive].tolist(), token[alive].tolist()): out[r].append(t)
         if not alive.any(): break
@@ -190,13 +190,15 @@ def keep_freed_memory()->bool: # can this C library be told? glibc can
 class OneDNNLinear(nn.Linear):
     "A linear layer for inference on a CPU."
     WORK = 1<<22 # multiplications below which a plain call is as fast
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') # in this release of torch
 
     def pays(self,
         x:Tensor, # [..., in_features]
     )->bool:
         "Is the product large, in float32 on a CPU, and nothing to be differentiated?"
-        plain = torch.is_grad_enabled() or torch.is_autocast_enabled('cpu') or not torch.backends.mkldnn.is_available()
-        return not plain and x.numel()*self.out_features >= self.WORK and x.dtype == self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu'
+        if not self.known or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return False
+        is_plain = x.dtype == self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu'
+        return is_plain and x.numel()*self.out_features >= self.WORK
 
     def forward(self,
         x:Tensor, # [..., in_features]

@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['AlignGPTConfig', 'num_patches', 'check_config', 'projector_depth', 'make_projector', 'AlignmentLevels',
            'level_weights', 'AlignmentGate', 'image_text_dots', 'lm_head', 'targets', 'supervised_loss',
-           'has_sparse_tail', 'sparse_layer', 'states_at']
+           'has_sparse_tail', 'sparse_layer', 'states_at', 'knows_llama']
 
 # %% ../nbs/03_layers.ipynb #0e702458
 import math
+from functools import cache as once
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaModel, rotate_half
 
 from .core import AlignGPTError
+from .versions import CACHE
 
 # %% ../nbs/03_layers.ipynb #2e1a648f
 class AlignGPTConfig(PreTrainedConfig):
@@ -222,7 +224,9 @@ def has_sparse_tail(
     "Can the last layer be run at some positions alone?"
     c = lm.config
     if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements') for p in lm.base_model.norm.parameters()): return False
-    return c._attn_implementation in ('sdpa', 'eager') or (plain and c._attn_implementation.startswith('flash_attention'))
+    kind = c._attn_implementation
+    fits = kind in ('sdpa', 'eager') or (plain and kind.startswith('flash_attention'))
+    return fits and (torch.compiler.is_compiling() or knows_llama())
 
 # %% ../nbs/03_layers.ipynb #274ff643
 def sparse_layer(
@@ -271,7 +275,25 @@ def states_at(
     "The last hidden states of some positions."
     base, x = lm.base_model, embeds
     if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
-    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=cache, position_ids=position_ids)
+    filled = {CACHE: cache}
+    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids, **filled)
     rope = base.rotary_emb(x, position_ids=position_ids)
-    for layer in base.layers[:-1]: x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids, past_key_values=cache)
-    return base.norm(sparse_layer(base.layers[-1], x, keep, rope, mask if isinstance(mask, Tensor) and mask.dim() == 4 else None, cache))
+    for layer in base.layers[:-1]:
+        x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids, **filled)
+    dense = mask if isinstance(mask, Tensor) and mask.dim() == 4 else None
+    return base.norm(sparse_layer(base.layers[-1], x, keep, rope, dense, cache))
+
+# %% ../nbs/03_layers.ipynb #0b7f53e8
+@once
+def knows_llama()->bool:
+    "Does `states_at` compute what a Llama of this release of transformers computes? Tried once, with a tiny one."
+    config = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, attn_implementation='sdpa')
+    outside = torch.device('cpu'), torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False), torch.no_grad()
+    with outside[0], outside[1], outside[2], outside[3]:
+        lm = LlamaForCausalLM(config).float().eval()
+        for p in lm.parameters(): p.normal_(std=.2)
+        x, keep = torch.randn(2, 4, 16), torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]).bool()
+        try: ours = states_at(lm, x, keep, cache=DynamicCache(config=config))
+        except Exception: return False # whatever it is that changed
+        return torch.allclose(ours, lm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state[keep], atol=1e-5)

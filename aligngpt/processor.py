@@ -133,11 +133,18 @@ def _on_pil(image_processor):
     return getattr(transformers, type(image_processor).__name__ + 'Pil').from_dict(image_processor.to_dict())
 
 @patch(cls_method=True)
-def _get_arguments_from_pretrained(cls:AlignGPTProcessor, path, processor_dict=None, **kwargs):
-    "The image processor and the tokenizer of a saved processor."
+def from_pretrained(cls:AlignGPTProcessor,
+    pretrained_model_name_or_path, # a folder, or a name on the hub
+    **kwargs, # for the hub: revision, token and so on; the rest replaces what was saved
+): # the processor
+    "Load a saved processor: its settings, image processor and tokenizer."
+    from transformers import AutoTokenizer
+    path = pretrained_model_name_or_path
     hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token','subfolder')}
     trust = {k:kwargs[k] for k in ('trust_remote_code',) if k in kwargs}
-    return [load_image_processor(path, **hub), cls._load_tokenizer_from_pretrained('tokenizer', path, **hub, **trust)]
+    saved, rest = cls.get_processor_dict(path, **kwargs)
+    parts = [load_image_processor(path, **hub), AutoTokenizer.from_pretrained(path, **hub, **trust)]
+    return cls.from_args_and_dict(parts, saved, **rest)
 
 # %% ../nbs/05_processor.ipynb #a38f475a
 @patch

@@ -235,7 +235,7 @@ def weigh(self:Reader,
     if forced is not None: return forced
     end = int(gate[0].nonzero().max()) + 1 if gate.any() else 1
     seen = int((ids[:, :end] == m.config.image_token_id).sum())//m.config.num_image_tokens
-    return m._prompt_weights(ids[:, :end], self.vision(prompt)[:seen], None, None, gate[:, :end], None)
+    return m.prompt_weights(ids[:, :end], self.vision(prompt)[:seen], None, None, gate[:, :end], None)
 
 # %% ../nbs/34_reader.ipynb #43bc442f
 @patch
@@ -292,7 +292,7 @@ def write(self:Reader,
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, temperature=1., top_p=1., top_k=50, repetition_penalty=s.repetition_penalty,
                               eos_token_id=self.stops, pad_token_id=self.stops[0])
     pictures = dict(vision_features=self.vision(prompt), alignment=weights) if prompt['images'] else {}
-    try: self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=self.cache, generation_config=config,
+    try: self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache=self.cache, generation_config=config,
                              logits_processor=sampling(s, seed), streamer=_Tokens(remember), **pictures)
     except Stopped: pass
     except BaseException: self.forget(); raise

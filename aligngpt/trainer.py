@@ -10,6 +10,7 @@ import contextlib, dataclasses, os
 from pathlib import Path
 
 import torch, torch.distributed as dist
+from accelerate.utils import send_to_device
 from fastcore.basics import patch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -75,7 +76,8 @@ class AlignGPTTrainer(Trainer):
         **kwargs, # to `Trainer`
     ):
         with _adapters_shown(kwargs.get('model')): super().__init__(*args, **kwargs)
-        self.stage, self.base, self.model_accepts_loss_kwargs, self._loss_shifts_labels = stage, '', True, True
+        self.stage, self.base, self.last_loss = stage, '', torch.zeros(())
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self.add_callback(_Epochs(self))
 
     def _get_train_sampler(self, train_dataset=None):
@@ -92,11 +94,18 @@ class AlignGPTTrainer(Trainer):
             if not self.is_deepspeed_enabled: self.optimizer.register_step_pre_hook(_fill_gradients)
         return self.optimizer
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        out = super().compute_loss(model, self.in_step(inputs), return_outputs, num_items_in_batch)
+        self.last_loss = (out[0] if return_outputs else out).detach()
+        return out
+
+    def in_step(self,
+        inputs:dict, # a batch
+    )->dict: # the batch that this process computes
+        "Add what keeps a batch in step with those of other processes."
         if not self.stage.train or self.args.world_size == 1 and 'language_model' in self.stage.train: return inputs
         if not {'pixel_values', 'vision_features'} & inputs.keys():
-            inputs.update(blind_picture(inputs, self.model.config.vision_config.image_size, self.stage.use_levels))
+            inputs = inputs | blind_picture(inputs, self.model.config.vision_config.image_size, self.stage.use_levels)
         return inputs | ({'loss_slices':self._slices(inputs['labels'])} if self.is_deepspeed_enabled else {})
 
     def _slices(self, labels, max_logits=2**25):
@@ -145,8 +154,9 @@ def _save_checkpoint(self:AlignGPTTrainer, model, trial):
 @patch
 def _check_finite(self:AlignGPTTrainer):
     "All processes stop if a number of any is not finite."
-    numbers = [self._tr_loss, *(p for p in self.model.parameters() if p.requires_grad and p.numel())]
-    bad = torch.tensor(int(not all(bool(torch.isfinite(getattr(n.detach(), '_local_tensor', n.detach())).all()) for n in numbers)), device=self.args.device)
+    numbers = [self.last_loss, *(p.detach() for p in self.model.parameters() if p.requires_grad and p.numel())]
+    mine = [n.to_local() if hasattr(n, 'to_local') else n for n in numbers] # FSDP's are in pieces
+    bad = torch.tensor(int(not all(bool(torch.isfinite(n).all()) for n in mine)), device=self.args.device)
     if dist.is_available() and dist.is_initialized(): dist.all_reduce(bad, dist.ReduceOp.MAX)
     if int(bad):
         raise AlignGPTError(f'{self.args.output_dir}: loss or weights are not finite at step {self.state.global_step}; no checkpoint is written',
@@ -193,7 +203,7 @@ def evaluate(self:AlignGPTTrainer, eval_dataset=None, ignore_keys=None, metric_k
     model.eval()
     total = torch.zeros(2, device=self.args.device, dtype=torch.float64)
     for batch in loader:
-        batch = self._without_repeats(self._prepare_inputs(batch), loader)
+        batch = self._without_repeats(self.in_step(send_to_device(batch, self.args.device)), loader)
         with torch.no_grad(), self.compute_loss_context_manager(): loss = model(**batch, return_logits=False, num_items_in_batch=1).loss
         total += torch.stack([loss, (batch['labels'][:, 1:] != -100).sum()]).double()
     if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)

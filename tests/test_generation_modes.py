@@ -115,10 +115,10 @@ def test_compiled_decoding(model):
     mask = torch.nn.functional.pad(b['attention_mask'], (0, new), value=1)
     step = torch.compile(model.forward, fullgraph=True)
     with torch.no_grad():
-        logits = model(**{**b, 'attention_mask':b['attention_mask']}, position_ids=position, past_key_values=cache).logits[:, -1]
+        logits = model(**{**b, 'attention_mask':b['attention_mask']}, position_ids=position, cache=cache).logits[:, -1]
         found = []
         for i in range(new):
             logits[:, model.generation_config.eos_token_id] = -torch.inf
             found.append(logits.argmax(-1, keepdim=True))
-            logits = step(input_ids=found[-1], attention_mask=mask[:, :n+i+1], position_ids=position[:, -1:] + i + 1, past_key_values=cache).logits[:, -1]
+            logits = step(input_ids=found[-1], attention_mask=mask[:, :n+i+1], position_ids=position[:, -1:] + i + 1, cache=cache).logits[:, -1]
     assert torch.cat(found, 1).tolist() == want

@@ -89,15 +89,15 @@ def test_cached_is_uncached(model):
     n, cache = one['input_ids'].shape[1], DynamicCache(config=model.config.text_config)
     start = n - 9
     with torch.no_grad():
-        got = [model(**{k:v[:, :start] if k != 'pixel_values' else v for k,v in one.items()}, past_key_values=cache).logits[0]]
-        for i in range(start, n): got.append(model(input_ids=one['input_ids'][:, i:i+1], past_key_values=cache).logits[0])
+        got = [model(**{k:v[:, :start] if k != 'pixel_values' else v for k,v in one.items()}, cache=cache).logits[0]]
+        for i in range(start, n): got.append(model(input_ids=one['input_ids'][:, i:i+1], cache=cache).logits[0])
     near(torch.cat(got), full[0])
 
 def test_static_is_dynamic_cache(model):
     b = batch(CHATS)
     same(answers(model, b), answers(model, b, cache_implementation='static'))
     n = b['input_ids'].shape[1]
-    same(answers(model, b), answers(model, b, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=n+8)))
+    same(answers(model, b), answers(model, b, cache=StaticCache(config=model.config.text_config, max_cache_len=n+8)))
 
 @pytest.mark.parametrize('kernel', ['eager', pytest.param('flex_attention', marks=pytest.mark.slow)])
 def test_attention_kernels(model, kernel):

@@ -5,7 +5,9 @@ from fastcore.test import *
 from aligngpt.layers import *
 import torch, torch.nn.functional as F
 from aligngpt.layers import _positions
+from aligngpt.versions import CACHE
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, DynamicCache, Gemma2Config, GraniteConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, set_seed
+from unittest.mock import patch as replaced
 
 
 def test_projector_depth():
@@ -115,7 +117,13 @@ def test_sparse_layer(cell_91a0ac6b, cell_72136355):
     test_eq(at[real], torch.tensor([1, 3, 2]))
 
 
-def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
+@pytest.fixture
+def cell_8fd9ea92(cell_91a0ac6b, cell_72136355):
+    right = (torch.arange(12) < torch.tensor([[12], [9], [5]])).long()
+    return right
+
+
+def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea92):
     families = cell_72136355_2
 
     # nbs/03_layers.ipynb #8fd9ea92
@@ -133,7 +141,7 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
         ours = run(lambda e: states_at(lm, e, keep, mask, position_ids))
         whole = run(lambda e: lm.model(inputs_embeds=e, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state[keep])
         return max((a-b).abs().max().item() for a,b in zip(ours, whole, strict=True))
-    right = (torch.arange(12) < torch.tensor([[12], [9], [5]])).long()
+    right = cell_8fd9ea92
     packed = torch.tensor([[*range(7), *range(5)], [*range(12)], [*range(3), *range(4), *range(5)]])
     cases = {'plain': {}, 'shared keys': dict(kv=2), 'eager': dict(attention='eager'), 'padded right': dict(mask=right), 'padded left': dict(mask=right.flip(1)),
              'packed': dict(position_ids=packed), 'recomputed': dict(checkpointing=True), 'eager, padded': dict(attention='eager', mask=right)}
@@ -149,6 +157,23 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
     test_eq(has_sparse_tail(lm), False)
     test_eq(has_sparse_tail(AutoModelForCausalLM.from_config(families[1])), False)
 
+
+def test_knows_llama(cell_91a0ac6b, cell_72136355, cell_8fd9ea92):
+    right = cell_8fd9ea92
+
+    # nbs/03_layers.ipynb #33a97f6f
+    set_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
+    lm.config._attn_implementation = 'flex_attention'
+
+    # nbs/03_layers.ipynb #b35c507d
+    test_eq(knows_llama(), True)
+    knows_llama.cache_clear()
+    with replaced('aligngpt.layers.sparse_layer', side_effect=AttributeError('q_proj is gone')): test_eq(knows_llama(), False)
+    test_eq(has_sparse_tail(lm.set_attn_implementation('sdpa') or lm), False) # the whole layer then
+    knows_llama.cache_clear()
+    knows_llama()
+
     # nbs/03_layers.ipynb #dad9619d
     set_seed(0)
     prompts, mask = torch.randn(3, 12, 32), right.flip(1)
@@ -157,6 +182,6 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2):
     lm.config._attn_implementation = 'sdpa'
     with torch.no_grad():
         h = states_at(lm, prompts, last, mask, places, ours)
-        whole = lm.model(inputs_embeds=prompts, attention_mask=mask, position_ids=places, past_key_values=theirs, use_cache=True).last_hidden_state[:, -1]
+        whole = lm.model(inputs_embeds=prompts, attention_mask=mask, position_ids=places, **{CACHE: theirs}, use_cache=True).last_hidden_state[:, -1]
     test_close(h, whole, 1e-5)
     for a,b in zip(ours.layers, theirs.layers, strict=True): test_close(a.keys, b.keys, 1e-5); test_close(a.values, b.values, 1e-5)

@@ -60,16 +60,23 @@ def cell_e8409f77(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3):
     cfg = cell_e96b3917_2
     A, N = cfg.align_token_id, cfg.num_image_tokens
     img = [cfg.image_token_id]*N
+    return A, N, img
+
+
+@pytest.fixture
+def cell_e8409f77_2(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e8409f77):
+    A, N, img = cell_e8409f77
     row1, lab1 = [1, A, 5, 6, *img, 7, 8, 9, 2], [-100]*(N+5) + [8, 9, 2]
     row2, lab2 = [0, 0, 1, A, 5, *img, 7, 8, 2], [-100]*(N+6) + [8, 2]
     batch = dict(input_ids=torch.tensor([row1, row2]), labels=torch.tensor([lab1, lab2]))
     batch['attention_mask'] = (batch['input_ids'] != 0).long()
-    return A, img, row1, row2, batch
+    return row1, row2, batch
 
 
-def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77):
+def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
+        cell_e8409f77_2):
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
 
     # nbs/04_model.ipynb #e8409f77
     reads = model.gate_reads(**batch)
@@ -79,16 +86,16 @@ def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e96b391
 
 
 @pytest.fixture
-def cell_f4d5a559(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77):
+def cell_f4d5a559(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77, cell_e8409f77_2):
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
     model.check_images(batch['input_ids'], 2)
 
 
 def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
-        cell_f4d5a559):
+        cell_e8409f77_2, cell_f4d5a559):
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
 
     # nbs/04_model.ipynb #f4d5a559
     test_fail(lambda: model.check_images(batch['input_ids'], 3), contains='32 image placeholders for 3 images of 16 tokens: images per row [1, 1]')
@@ -96,14 +103,14 @@ def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e96b3
 
 
 @pytest.fixture
-def cell_8e4307b5(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77, cell_f4d5a559):
+def cell_8e4307b5(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77, cell_e8409f77_2, cell_f4d5a559):
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
     model.check_ids(batch['input_ids'])
 
 
 def test_AlignGPTForConditionalGeneration_check_ids(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
-        cell_f4d5a559, cell_8e4307b5):
+        cell_e8409f77_2, cell_f4d5a559, cell_8e4307b5):
     model = cell_e96b3917_4
 
     # nbs/04_model.ipynb #8e4307b5
@@ -112,9 +119,9 @@ def test_AlignGPTForConditionalGeneration_check_ids(cell_e96b3917, cell_e96b3917
 
 
 def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
-        cell_f4d5a559, cell_8e4307b5):
+        cell_e8409f77_2, cell_f4d5a559, cell_8e4307b5):
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
 
     # nbs/04_model.ipynb #65e34ac4
     test_eq(model(input_ids=torch.tensor([[1, 5, 7]])).logits.shape, (1, 3, 100))
@@ -163,14 +170,35 @@ def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e96b3917_2
     ax.axvline(len(row1)-2, color='gray', ls=':'); ax.set(yscale='log', xlabel='position', ylabel='change of logits', title='One token of the answer is changed (dotted line)'); ax.legend();
 
 
-def test_AlignGPTForConditionalGeneration__get_logits_processor(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4,
-        cell_e8409f77, cell_f4d5a559, cell_8e4307b5):
+@pytest.fixture
+def cell_65e34ac4(cell_e96b3917_3):
+    set_seed(1); pixels = torch.randn(2, 3, 32, 32)
+    return pixels
+
+
+def test_Prompt(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e8409f77, cell_65e34ac4):
+    cfg = cell_e96b3917_2
+    A, N, img = cell_e8409f77
+
+    # nbs/04_model.ipynb #a1c0ffee
+    row = torch.tensor([[1, A, *img, 5, 7]])
+    p = Prompt(row, cfg, V=torch.zeros(1, N, 32), weights=torch.ones(1, 9))
+    test_eq(p.plain({0, 1})[0, :4], torch.tensor([1, 2, 2, 2]))
+    grown = torch.cat([p.plain(), torch.tensor([[33]])], 1).repeat(2, 1) # two beams, one token later, without a cache
+    whole = p.inputs(grown, 0)
+    test_eq(whole['input_ids'][1], torch.cat([row[0], torch.tensor([33])]))
+    test_eq(whole['image_index'], torch.tensor([0, 0]))
+    test_eq(p.inputs(grown[:, -1:], row.shape[1]), {}) # with a cache: the new token alone
+    list(p.inputs(grown[:, -3:], row.shape[1] - 2))
+
+
+def test_AlignGPTForConditionalGeneration_prompt_weights(cell_e96b3917, cell_e96b3917_2, cell_e96b3917_3, cell_e96b3917_4, cell_e8409f77,
+        cell_e8409f77_2, cell_f4d5a559, cell_8e4307b5, cell_65e34ac4):
     cfg = cell_e96b3917_2
     model = cell_e96b3917_4
-    A, img, row1, row2, batch = cell_e8409f77
-
-    # nbs/04_model.ipynb #65e34ac4
-    set_seed(1); pixels = torch.randn(2, 3, 32, 32)
+    A, N, img = cell_e8409f77
+    row1, row2, batch = cell_e8409f77_2
+    pixels = cell_65e34ac4
 
     # nbs/04_model.ipynb #079a075a
     model.config.gate_text = 'prompt'
@@ -204,10 +232,10 @@ def test_AlignGPTForConditionalGeneration__get_logits_processor(cell_e96b3917, c
     # nbs/04_model.ipynb #5f9b0be1
     cache = DynamicCache(config=model.config.text_config)
     one = dict(input_ids=torch.tensor([[1, A, 5, 6, *img, 7, 8]]))
-    turn1 = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=3, past_key_values=cache, pad_token_id=0)
+    turn1 = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=3, cache=cache, pad_token_id=0)
     turn2 = torch.cat([turn1, torch.tensor([[11, *img, 12]])], 1)
     w = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=1, return_dict_in_generate=True, pad_token_id=0).weights
-    cached = model.generate(input_ids=turn2, pixel_values=pixels, max_new_tokens=4, past_key_values=cache, pad_token_id=0)
+    cached = model.generate(input_ids=turn2, pixel_values=pixels, max_new_tokens=4, cache=cache, pad_token_id=0)
     test_eq(cached, model.generate(input_ids=turn2, pixel_values=pixels, max_new_tokens=4, alignment=w, pad_token_id=0))
 
     # nbs/04_model.ipynb #490bf2d6

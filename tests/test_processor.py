@@ -123,7 +123,7 @@ def cell_6d182847(cell_67854531):
     return tiny_tokenizer, processor
 
 
-def test_AlignGPTProcessor__get_arguments_from_pretrained(cell_67854531, cell_6d182847):
+def test_AlignGPTProcessor_from_pretrained(cell_67854531, cell_6d182847):
     clip = cell_67854531
     tiny_tokenizer, processor = cell_6d182847
 
