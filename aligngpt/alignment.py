@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .core import AlignGPTError, atomic_path, pick_device, pick_dtype, progress
 from .conversation import BadRecord, record_images
 from .data import Records
+from .processor import load_image_processor
 
 # %% ../nbs/13_alignment.ipynb #dfbc453b
 def pair_of(
@@ -49,11 +50,11 @@ class DualEncoder:
         dtype:str='auto', # see `pick_dtype`
     )->'DualEncoder':
         "Load any dual encoder that transformers knows."
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
         device = pick_device(device)[0]
         try:
             model = AutoModel.from_pretrained(path, dtype=pick_dtype(device, dtype)[0]).to(device)
-            parts = AutoImageProcessor.from_pretrained(path, backend='pil'), AutoTokenizer.from_pretrained(path)
+            parts = load_image_processor(path), AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP') from e
         if not (hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features')):
             raise AlignGPTError(f'{path}: {type(model).__name__} is no dual encoder', 'CLIP, SigLIP, SigLIP 2 and their relatives are')

@@ -18,6 +18,7 @@ from .cli_eval import register_eval
 from .cli_serve import register_serve
 from .cli_train import register
 from .core import AlignGPTError
+from .versions import untested
 
 # %% ../nbs/51_cli.ipynb #5aa1f668
 app = typer.Typer(name='aligngpt', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -49,7 +50,9 @@ def main(
 )->None: # leaves through `sys.exit` with 0, 1, 2 or 130
     "Run a command line."
     args = list(sys.argv[1:] if args is None else args)
-    debug = '--debug' in args
+    debug, asks = '--debug' in args, not {'--help', '-h', '--version'}.isdisjoint(args)
+    if args and not asks and os.environ.get('RANK', '0') == '0':
+        for line in untested(): typer.echo(f'note: {line}', err=True)
     try: code = app(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False) or 0
     except BrokenPipeError: # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

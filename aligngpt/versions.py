@@ -8,9 +8,8 @@ __all__ = ['CACHE', 'untested', 'at_least', 'named_cache', 'Lean']
 # %% ../nbs/00_versions.ipynb #eefe96a3
 import inspect
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, distributions, requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Callable
 
 from packaging.requirements import Requirement
@@ -28,7 +27,8 @@ def untested(
     for r in map(Requirement, lines):
         try: have = installed(r.name)
         except PackageNotFoundError: continue
-        if r.name in seen or r.specifier.contains(have, prereleases=True): continue
+        tool = 'extra == "dev"' in str(r.marker) # what only this project's own development needs
+        if tool or r.name in seen or r.specifier.contains(have, prereleases=True): continue
         seen.add(r.name)
         res.append(f"{r.name} {have} is not among the releases tried with this version ({r.specifier}); "
                    f"if something fails: pip install '{r.name}{r.specifier}'")

@@ -141,7 +141,7 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
     test_fail(forever, contains='tokens, and the model reads at most 512')
     left = long.ask('Is it warm or cool?', drop_oldest=True)
     assert left.dropped > 0
-    test_eq(left.text, 'Cool, since it is **blue**.')
+    assert left.text.endswith('it is **blue**.'), left.text
     test_fail(lambda: ChatSession(model, processor).ask('red '*600), contains='the question has')
     len(long.turns), left.dropped
 

@@ -9,7 +9,7 @@ from aligngpt.conversation import BadRecord, images_of, to_messages
 from aligngpt.core import write_json
 from aligngpt.layers import AlignGPTConfig
 from pathlib import Path
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
+from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
 
 
 @pytest.fixture
@@ -537,7 +537,7 @@ def test_AlignGPTProcessor_with_settings():
     processor.save_pretrained(tmp/'saved')
     test_eq(AutoTokenizer.from_pretrained(tmp/'saved').convert_tokens_to_ids('<align>'), processor.align_token_id)
     test_eq(AlignGPTProcessor.from_pretrained(tmp/'saved', gate_text='full').gate_text, 'full')
-    test_is(type(AutoImageProcessor.from_pretrained(tmp/'saved')), CLIPImageProcessorPil)
+    test_is(type(load_image_processor(tmp/'saved')), CLIPImageProcessorPil)
     AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)
     test_eq(AutoProcessor.from_pretrained(tmp/'saved').to_dict(), processor.to_dict())
     assert processor.batch_decode(ready['input_ids'], skip_special_tokens=True)[0].endswith('USER: \nWhat colour is the bus? ASSISTANT:')

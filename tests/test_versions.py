@@ -43,4 +43,4 @@ def test_LEANS():
     # nbs/00_versions.ipynb #d53f77cd
     changed = [s for l in LEANS if (s := l.changed())]
     test_eq(changed, [])
-    pd.DataFrame([dict(library=l.library, name=l.name, where=l.where, without=l.without) for l in LEANS]).style.hide()
+    pd.DataFrame([dict(library=l.library, name=l.name, where=l.where, without=l.without) for l in LEANS])
