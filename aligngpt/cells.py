@@ -10,8 +10,7 @@ import ast, re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, Iterator
-from execnb.nbio import read_nb
-from nbdev.process import extract_directives
+from fastcore.nbio import read_nb
 
 # %% ../nbs/90_cells.ipynb #ffd0ba75
 definitions = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
@@ -208,9 +207,9 @@ class Chapter:
         module, cells = None, []
         for c in read_nb(Path(root)/path).cells:
             if c.cell_type != 'code': continue
-            d = extract_directives(c)
+            d = {k:v.split() for k,v in c.directives.items()}
             if 'default_exp' in d: module = d['default_exp'][0]
-            if d.get('eval:', [''])[0].lower() == 'false': continue
+            if d.get('eval') == ['false']: continue
             src = re.sub(r'^\s*#\|.*\n?', '', c.source, flags=re.M).strip('\n')
             try: cells.append(Cell(c.id, src, d))
             except SyntaxError as e: raise BookError(f'{path} cell {c.id}: {e.msg}: {(e.text or "").strip()!r} (magics are not supported)') from e

@@ -142,5 +142,4 @@ register(app)
 register_eval(app)
 
 # %% ../nbs/51_cli.ipynb #0db58d9b
-#| eval: false
 if __name__ == '__main__': main()

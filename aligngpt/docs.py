@@ -11,11 +11,10 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from os.path import relpath
 from pathlib import Path
-from execnb.nbio import read_nb
+from fastcore.nbio import read_nb
 from fastcore.docments import docments, qual_name
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob, patch_name
-from nbdev.process import extract_directives
 from nbdev.showdoc import show_doc
 from .book import in_project
 from .cells import BookError, bound_names
@@ -208,7 +207,7 @@ def export_markdown(
     source:str, # of the cell
     module:str, # full name of the module it is exported to
     anchors:dict, # name -> anchor, of the page
-    cfg, # nbdev's configuration
+    cfg, # of the project, see `in_project`
     level:int=3, # of the headings
     is_open:bool=False, # show the source unfolded
 )->str: # Markdown
@@ -250,7 +249,7 @@ def page_markdown(
     nb_path:Path, # the notebook, relative to the notebooks' folder
     index:Index, # for links
     folder:Path, # where pages are written, for pictures
-    cfg, # nbdev's configuration
+    cfg, # of the project, see `in_project`
 )->str: # Markdown
     "The page of a notebook."
     page, module, parts, level = _page_name(nb_path), None, [], 3
@@ -261,12 +260,13 @@ def page_markdown(
             parts.append(md if parts else _subtitle(md))
             if heads := re.findall(r'^(#+) ', re.sub(r'```.*?```', '', md, flags=re.S), flags=re.M): level = min(5, max(3, len(heads[-1]) + 1))
             continue
-        d = extract_directives(c)
-        if 'default_exp' in d: module = f'{cfg.lib_path.name}.{d["default_exp"][0]}'.removesuffix('.__init__')
+        d = c.directives
+        c.remove_directives()
+        if 'default_exp' in d: module = f'{cfg.lib_path.name}.{d["default_exp"]}'.removesuffix('.__init__')
         source = re.sub(r'^\s*#\|.*\n?', '', c.source, flags=re.M).strip('\n')
         if d.keys() & {'hide', 'default_exp'} or not source: continue
         if d.keys() & {'export', 'exports', 'exporti'}:
-            to = next((a[0] for k,a in d.items() if k.startswith('export') and a), None)
+            to = next((a for k,a in d.items() if k.startswith('export') and a), None)
             parts.append(index.linkify(export_markdown(source, f'{cfg.lib_path.name}.{to}' if to else module, index.pages.get(page, {}), cfg, level, 'exports' in d), page))
         elif not re.match(r'show_doc\(', source): parts.append(_fence(source, 'python'))
         pictures = folder/Path(page).parent/f'{Path(page).name}_files'
@@ -295,7 +295,7 @@ def _nav(pages):
 # %% ../nbs/93_docs.ipynb #47e1b7f1
 def write_pages(
     out:Path, # an empty or missing folder
-    cfg, # nbdev's configuration
+    cfg, # of the project, see `in_project`
 )->None:
     "Write all pages and the configuration from which MkDocs builds the site."
     root, docs = cfg.config_path, out/'docs'
@@ -342,5 +342,4 @@ def main(
     except BookError as e: return print(e, file=sys.stderr) or 1
 
 # %% ../nbs/93_docs.ipynb #3a627a64
-#| eval: false
 if __name__ == '__main__': sys.exit(main())

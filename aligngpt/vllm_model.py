@@ -6,7 +6,6 @@
 __all__ = ['Info', 'DummyInputs', 'Processor', 'VllmAlignGPT']
 
 # %% ../nbs/43_vllm_model.ipynb #5b8ea4d9
-#| eval: false
 import torch
 from PIL import Image
 from torch import nn, Tensor
@@ -24,7 +23,6 @@ from .processor import AlignGPTProcessor
 from .vllm_plugin import cache_keys, gate_inputs, ranges, relayout
 
 # %% ../nbs/43_vllm_model.ipynb #ef01d142
-#| eval: false
 class Info(BaseProcessingInfo):
     "Configuration and processor of a checkpoint."
     def get_hf_config(self): return self.ctx.get_hf_config(AlignGPTConfig)
@@ -40,7 +38,6 @@ class DummyInputs(BaseDummyInputsBuilder[Info]):
         return {'image':self._get_dummy_images(width=side, height=side, num_images=mm_counts.get('image', 0), overrides=mm_options.get('image'))}
 
 # %% ../nbs/43_vllm_model.ipynb #220f2244
-#| eval: false
 class Processor(BaseMultiModalProcessor[Info]):
     "Requests to tokens and items."
     def _get_mm_fields_config(self, hf_inputs, hf_processor_mm_kwargs):
@@ -71,7 +68,6 @@ class Processor(BaseMultiModalProcessor[Info]):
         return mm_input(prompt_token_ids=seq['input_ids'], mm_kwargs=kwargs, mm_hashes={'image':cache_keys(names, text, seen)}, mm_placeholders={'image':where})
 
 # %% ../nbs/43_vllm_model.ipynb #c26b04f7
-#| eval: false
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
 class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
     "AlignGPT with vLLM's language model."

@@ -4,7 +4,7 @@ import pytest
 from fastcore.test import *
 from aligngpt.book import *
 import shutil, tempfile
-from execnb.nbio import mk_cell, new_nb, read_nb, write_nb
+from fastcore.nbio import mk_cell, new_nb, read_nb, write_nb
 from pathlib import Path
 
 
@@ -39,7 +39,8 @@ def test_readme(cell_4c3b9d96, cell_6d5abbf3):
 @pytest.fixture
 def cell_6e145da5(cell_4c3b9d96, cell_6d5abbf3):
     tmp, save_nb = cell_4c3b9d96
-    (tmp/'settings.ini').write_text('[DEFAULT]\nrepo = toy\nlib_name = toy\nuser = me\nauthor = me\nbranch = main\nversion = 0.1\nlib_path = toy\nnbs_path = nbs\nupdate_pyproject = False\n')
+    (tmp/'settings.ini').write_text('[DEFAULT]\nlib_name = toy\nlib_path = toy\nnbs_path = nbs\n')
+    (tmp/'pyproject.toml').write_text('[tool.nbdev]\nlib_path = "toy"\n')
     shutil.rmtree(tmp/'nbs')
     save_nb('00_toy.ipynb', '#| default_exp toy', '#| export\ndef double(x): return 2*x', 'assert double(2) == 4')
     save_nb('index.ipynb', title='# Toy')
@@ -52,7 +53,7 @@ def test_export_book(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
 
     # nbs/92_book.ipynb #6e145da5
     made = sorted(o.relative_to(tmp).as_posix() for o in tmp.rglob('*.*') if o.is_file())
-    test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'settings.ini', 'tests/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
+    test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'pyproject.toml', 'settings.ini', 'tests/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
     print((tmp/'tests/test_toy.py').read_text())
 
     # nbs/92_book.ipynb #bdea54e5

@@ -4,7 +4,7 @@ import pytest
 from fastcore.test import *
 from aligngpt.cells import *
 import ast, tempfile
-from execnb.nbio import mk_cell, new_nb, write_nb
+from fastcore.nbio import mk_cell, new_nb, write_nb
 from pathlib import Path
 
 

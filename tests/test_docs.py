@@ -7,7 +7,7 @@ import sys, tempfile
 from aligngpt.book import export_book
 from aligngpt.core import Steps, fingerprint
 from aligngpt.docs import _definitions, _nav, _relink, _section, _subtitle
-from execnb.nbio import mk_cell, new_nb, write_nb
+from fastcore.nbio import mk_cell, new_nb, write_nb
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,8 +96,9 @@ def test_build_docs(cell_93d32e31):
 
     # nbs/93_docs.ipynb #2379c31a
     sys.path.insert(0, str(tmp))
-    (tmp/'settings.ini').write_text('[DEFAULT]\nrepo = toy\nlib_name = toy\nuser = me\nauthor = me\nauthor_email = me\nbranch = main\nversion = 0.1\nlib_path = toy\nnbs_path = nbs\n'
-        'update_pyproject = False\ndescription = Toy\ntitle = Toy\nkeywords = toy\ndoc_host = https://toy.example\ndoc_baseurl = /toy\n')
+    (tmp/'settings.ini').write_text('[DEFAULT]\nlib_name = toy\nbranch = main\nlib_path = toy\nnbs_path = nbs\ndoc_path = _docs\n'
+        'git_url = https://toy.example/code\ncopyright = me\ndescription = Toy\ndoc_host = https://toy.example\ndoc_baseurl = /toy\n')
+    (tmp/'pyproject.toml').write_text('[tool.nbdev]\nlib_path = "toy"\n')
     (tmp/'docs_src'/'assets').mkdir(parents=True); (tmp/'nbs').mkdir()
     (tmp/'docs_src'/'mkdocs.yml').write_text('site_name: Toy\nuse_directory_urls: false\nmarkdown_extensions: [attr_list, md_in_html, pymdownx.superfences, pymdownx.details]\n'
         'validation: {links: {anchors: warn}}\n')
