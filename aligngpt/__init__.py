@@ -10,7 +10,7 @@ import importlib, sys
 from importlib.abc import Loader, MetaPathFinder
 
 # %% ../nbs/52_package.ipynb #2583ed78
-__version__ = '0' # the number of settings.ini is written here on export
+__version__ = '0.1.0'
 
 # %% ../nbs/52_package.ipynb #195b3540
 _NAMES = dict(core=['AlignGPTError'], conversation=['TEMPLATES', 'Template'], layers=['AlignGPTConfig'], model=['AlignGPTForConditionalGeneration'],

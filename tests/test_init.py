@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt import *
-import aligngpt, json, os, subprocess, sys, tempfile
+import aligngpt, importlib, importlib.metadata, json, os, subprocess, sys, tempfile
 from PIL import Image
 from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +12,11 @@ from transformers.utils import logging
 
 
 def test_version():
+    # nbs/52_package.ipynb #af181ae4
+    test_eq(aligngpt.__version__, importlib.metadata.version('aligngpt')) # that of settings.ini
+
+
+def test_getattr():
     # nbs/52_package.ipynb #b5f97bac
     test_eq(aligngpt.AlignGPTError.__module__, 'aligngpt.core')
     test_fail(lambda: aligngpt.nothing, contains="module aligngpt has no attribute 'nothing'")
