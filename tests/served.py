@@ -62,7 +62,7 @@ def serve(folder, *arguments, env={}):
             process.stdout.close()
 
 
-def until(f, seconds=20):
+def until(f, seconds=300):
     "Wait for something; the seconds it took."
     start = time.perf_counter()
     while not f(): assert time.perf_counter() - start < seconds, 'waited in vain'; time.sleep(.002)

@@ -50,9 +50,9 @@ def serve(folder, *command, ready='/nowhere'):
     with open(folder/'server.log', 'w') as log:
         server = subprocess.Popen([sys.executable, '-m', *command, f'--port={port}', '--no-browser'], cwd=folder, env=env, stdout=log, stderr=log)
         try:
-            url, end = f'http://127.0.0.1:{port}', time.monotonic() + 120
+            url, end = f'http://127.0.0.1:{port}', time.monotonic() + 600
             while True:
-                try: urllib.request.urlopen(url + ready, timeout=5).close(); break
+                try: urllib.request.urlopen(url + ready, timeout=60).close(); break
                 except urllib.error.HTTPError: break # it is there, and does not know the address
                 except OSError:
                     if server.poll() is not None or time.monotonic() > end: pytest.fail((folder/'server.log').read_text()[-3000:])
@@ -75,7 +75,7 @@ def run_all(page):
     for last in (False, False, True):
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
-        try: return page.locator('.jp-InputPrompt:visible', has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=30_000)
+        try: return page.locator('.jp-InputPrompt:visible', has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=300_000 if last else 30_000)
         except playwright.TimeoutError:
             if last: raise
 

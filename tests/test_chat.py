@@ -160,6 +160,7 @@ def test_open_session_slow():
     wide = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=128), crop_size=dict(height=128, width=128)), processor.tokenizer, num_image_tokens=256)
     vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=128, patch_size=8)
     text = LlamaConfig(vocab_size=wide.align_token_id, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8)
+    torch.manual_seed(0)
     large = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=wide.align_token_id, image_token_id=wide.image_token_id)).eval()
     def waits(reuse, turns=10):
         c = ChatSession(large, wide, temperature=0, max_new_tokens=4, reuse=reuse)

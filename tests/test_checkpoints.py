@@ -55,7 +55,12 @@ def cell_e7bdd4cb_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 
 @pytest.fixture
-def cell_7feb5fc5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3):
+def cell_7feb5fc5(cell_fa8df6ce, cell_e7bdd4cb_2):
+    set_seed(1)
+
+
+@pytest.fixture
+def cell_7feb5fc5_2(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5):
     llm, clip = cell_e7bdd4cb_3
     align = {'mm_projector.0.weight':torch.randn(48, 24), 'mm_projector.0.bias':torch.randn(48), 'mm_projector.2.weight':torch.randn(48, 48), 'mm_projector.2.bias':torch.randn(48),
              'align_indicators.indicator_embs':torch.randn(8, 48)}
@@ -66,7 +71,7 @@ def cell_7feb5fc5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
 
 
 @pytest.fixture
-def cell_7feb5fc5_2(cell_fa8df6ce, cell_e7bdd4cb_2):
+def cell_7feb5fc5_3(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5):
     flat = dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5', vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
                 num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2, image_aspect_ratio='pad', mm_vision_tower='../clip',
                 mm_vision_select_layer=-2, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu', mm_hidden_size=24, tokenizer_model_max_length=512)
@@ -74,10 +79,11 @@ def cell_7feb5fc5_2(cell_fa8df6ce, cell_e7bdd4cb_2):
 
 
 @pytest.fixture
-def cell_7feb5fc5_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2):
+def cell_7feb5fc5_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    align, gate, inside, whole = cell_7feb5fc5
-    flat = cell_7feb5fc5_2
+    align, gate, inside, whole = cell_7feb5fc5_2
+    flat = cell_7feb5fc5_3
     def official(name, tensors, shards=1, **changes):
         "Write an official checkpoint."
         folder = tmp/name; shutil.copytree(tmp/'llm', folder, ignore=shutil.ignore_patterns('*.safetensors', '*config.json')); shutil.copy(tmp/'llm'/'tokenizer_config.json', folder)
@@ -92,31 +98,31 @@ def cell_7feb5fc5_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 
 @pytest.fixture
-def cell_7feb5fc5_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3):
-    align, gate, inside, whole = cell_7feb5fc5
-    official, tuned = cell_7feb5fc5_3
+def cell_7feb5fc5_5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_4):
+    align, gate, inside, whole = cell_7feb5fc5_2
+    official, tuned = cell_7feb5fc5_4
     sharded = official('sharded', {k:v for k,v in whole.items() if k not in inside}, shards=3)
     return sharded
 
 
 @pytest.fixture
-def cell_7feb5fc5_5(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3):
+def cell_7feb5fc5_6(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
+        cell_7feb5fc5_3, cell_7feb5fc5_4):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    align, gate, inside, whole = cell_7feb5fc5
-    official, tuned = cell_7feb5fc5_3
+    align, gate, inside, whole = cell_7feb5fc5_2
+    official, tuned = cell_7feb5fc5_4
     stage1 = tmp/'stage1'; stage1.mkdir()
     torch.save(align, stage1/'mm_projector_align.bin'); shutil.copy(tuned/'config.json', stage1)
     return stage1
 
 
 def test_local_folder(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_7feb5fc5_6):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    official, tuned = cell_7feb5fc5_3
-    sharded = cell_7feb5fc5_4
-    stage1 = cell_7feb5fc5_5
+    official, tuned = cell_7feb5fc5_4
+    sharded = cell_7feb5fc5_5
+    stage1 = cell_7feb5fc5_6
 
     # nbs/22_checkpoints.ipynb #79e52ec3
     test_eq([layout(f) for f in (tuned, sharded, stage1, stage1/ALIGN_FILE)], ['official', 'official', 'align', 'align'])
@@ -129,8 +135,8 @@ def test_local_folder(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4
     test_fail(lambda: layout(tmp/'odd'), contains='config.json: not valid JSON')
 
 
-def test_our_name(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5):
-    align, gate, inside, whole = cell_7feb5fc5
+def test_our_name(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5, cell_7feb5fc5_2):
+    align, gate, inside, whole = cell_7feb5fc5_2
 
     # nbs/22_checkpoints.ipynb #414a4674
     test_eq({official_name(our_name(k)) for k in whole if our_name(k)}, {k for k in whole if 'inv_freq' not in k})
@@ -141,8 +147,8 @@ def test_our_name(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
 
 
 def test_parts_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5):
-    official, tuned = cell_7feb5fc5_3
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6):
+    official, tuned = cell_7feb5fc5_4
 
     # nbs/22_checkpoints.ipynb #3e75ec29
     found = {our_name(k):e for k,e in entries(tuned/'pytorch_model.bin').items() if our_name(k)}
@@ -150,8 +156,8 @@ def test_parts_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4
     test_eq(parts_config({'projector.0.weight':None}), dict(projector_type='linear', use_gate=False))
 
 
-def test_text_config(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5_2):
-    flat = cell_7feb5fc5_2
+def test_text_config(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5, cell_7feb5fc5_3):
+    flat = cell_7feb5fc5_3
 
     # nbs/22_checkpoints.ipynb #0ed8a61b
     test_eq((text_config(flat).num_key_value_heads, text_config(flat).rope_parameters), (2, {'rope_theta':5e5, 'rope_type':'default'}))
@@ -160,8 +166,8 @@ def test_text_config(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5_2):
 
 
 def test_find_tower(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5):
-    official, tuned = cell_7feb5fc5_3
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6):
+    official, tuned = cell_7feb5fc5_4
 
     # nbs/22_checkpoints.ipynb #793a24f5
     test_eq(find_tower(tuned, '../clip'), str(tuned/'../clip'))
@@ -171,17 +177,17 @@ def test_find_tower(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 
 @pytest.fixture
-def cell_79e52ec3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4):
+def cell_79e52ec3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     (tmp/'odd').mkdir(); (tmp/'odd'/'config.json').write_text('{"text_config": {}}')
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
 
 def test_tower_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     llm, clip = cell_e7bdd4cb_3
-    stage1 = cell_7feb5fc5_5
+    stage1 = cell_7feb5fc5_6
 
     # nbs/22_checkpoints.ipynb #cf079eb0
     test_eq(tower_config(tmp/'clip')[0].to_dict(), clip.config.to_dict())
@@ -192,12 +198,12 @@ def test_tower_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4
 
 
 def test_Checkpoint(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_7feb5fc5_6, cell_79e52ec3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    align, gate, inside, whole = cell_7feb5fc5
-    official, tuned = cell_7feb5fc5_3
-    sharded = cell_7feb5fc5_4
-    stage1 = cell_7feb5fc5_5
+    align, gate, inside, whole = cell_7feb5fc5_2
+    official, tuned = cell_7feb5fc5_4
+    sharded = cell_7feb5fc5_5
+    stage1 = cell_7feb5fc5_6
 
     # nbs/22_checkpoints.ipynb #71bfebdb
     ck = open_checkpoint(sharded)
@@ -226,21 +232,21 @@ def test_Checkpoint(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 @pytest.fixture
 def cell_7d15cfca(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5):
-    official, tuned = cell_7feb5fc5_3
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6):
+    official, tuned = cell_7feb5fc5_4
     model, processor = load(tuned, dtype='float32', device='cpu')
     return model, processor
 
 
 @pytest.fixture
-def cell_7d15cfca_2(cell_fa8df6ce, cell_e7bdd4cb_2):
+def cell_7d15cfca_2(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5):
     picture = Image.new('RGB', (60, 40), 'crimson')
     return picture
 
 
 @pytest.fixture
 def cell_7d15cfca_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_7d15cfca, cell_7d15cfca_2):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_7d15cfca, cell_7d15cfca_2):
     model, processor = cell_7d15cfca
     picture = cell_7d15cfca_2
     question = [dict(role='user', content=[dict(type='image', image=picture), dict(type='text', text='what colour is the bus?')])]
@@ -253,11 +259,11 @@ def cell_7d15cfca_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 
 def test_load(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_5, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    align, gate, inside, whole = cell_7feb5fc5
-    official, tuned = cell_7feb5fc5_3
-    sharded = cell_7feb5fc5_4
+    align, gate, inside, whole = cell_7feb5fc5_2
+    official, tuned = cell_7feb5fc5_4
+    sharded = cell_7feb5fc5_5
 
     # nbs/22_checkpoints.ipynb #80c2d0a8
     cut = tmp/'cut'; shutil.copytree(sharded, cut); f = cut/'pytorch_model-00002-of-00003.bin'; f.write_bytes(f.read_bytes()[:1000])
@@ -273,7 +279,7 @@ def test_load(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, ce
 
 @pytest.fixture
 def cell_10e443e9(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     model, processor = cell_7d15cfca
     ours = save(model, processor, tmp/'ours')
@@ -281,7 +287,7 @@ def cell_10e443e9(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
 
 
 def test_save(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3, cell_10e443e9):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_7d15cfca_3, cell_10e443e9):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     model, processor = cell_7d15cfca
     ask, answer = cell_7d15cfca_3
@@ -315,7 +321,7 @@ def test_save(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, ce
 
 @pytest.fixture
 def cell_10e443e9_2(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
     ours = cell_10e443e9
     again, processor2 = load(ours, 'float32', 'cpu')
     return again
@@ -323,7 +329,7 @@ def cell_10e443e9_2(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
 @pytest.fixture
 def cell_125aae3f(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_10e443e9):
     model, processor = cell_7d15cfca
     ours = cell_10e443e9
     save(model, processor, ours)
@@ -331,7 +337,7 @@ def cell_125aae3f(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
 
 @pytest.fixture
 def cell_3f45d0dd(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     model, processor = cell_7d15cfca
     again = cell_10e443e9_2
@@ -342,15 +348,16 @@ def cell_3f45d0dd(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
 
 @pytest.fixture
 def cell_7441670d(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f, cell_3f45d0dd):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f,
+        cell_3f45d0dd):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
     return base, plain
 
 
 def test_from_base(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_10e443e9, cell_10e443e9_2, cell_125aae3f,
-        cell_3f45d0dd, cell_7441670d):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_7d15cfca_2, cell_10e443e9, cell_10e443e9_2,
+        cell_125aae3f, cell_3f45d0dd, cell_7441670d):
     tmp, tiny_tokenizer = cell_e7bdd4cb
     llm, clip = cell_e7bdd4cb_3
     picture = cell_7d15cfca_2
@@ -366,11 +373,11 @@ def test_from_base(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_
 
 
 def test_load_parts(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
-        cell_7feb5fc5_3, cell_7feb5fc5_5, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f, cell_3f45d0dd,
-        cell_7441670d):
+        cell_7feb5fc5_3, cell_7feb5fc5_4, cell_7feb5fc5_6, cell_79e52ec3, cell_7d15cfca, cell_10e443e9, cell_10e443e9_2, cell_125aae3f,
+        cell_3f45d0dd, cell_7441670d):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    align, gate, inside, whole = cell_7feb5fc5
-    stage1 = cell_7feb5fc5_5
+    align, gate, inside, whole = cell_7feb5fc5_2
+    stage1 = cell_7feb5fc5_6
     model, processor = cell_7d15cfca
     base, plain = cell_7441670d
 

@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.evaluation.run import *
-import json, shutil, tempfile
+import json, numpy as np, shutil, tempfile
 from PIL import Image
 from aligngpt.core import AlignGPTError, read_json
 from aligngpt.evaluation.questions import Question
@@ -70,7 +70,8 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
     set_seed(0)
     model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
     data = tmp/'mine'; data.mkdir()
-    for i in range(3): Image.effect_noise((16, 16), 50+50*i).convert('RGB').save(data/f'{i}.png')
+    rng = np.random.default_rng(0)
+    for i in range(3): Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(data/f'{i}.png')
     rows = [dict(question_id=i, text='what is this', image=f'{i%3}.png', answer='red', category='color') for i in range(10)] + [dict(question_id=10, text='yes no', answer='no', category='text')]
     (data/'q.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
     report = evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)

@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.evaluation.text import *
-import json, random, tempfile, time
+import json, tempfile
 from aligngpt.core import AlignGPTError
 from pathlib import Path
 
@@ -116,16 +116,3 @@ def test_round_half_up():
     test_eq(round(70.625, 2), 70.62)
     test_eq(round_half_up(2.675), 2.67)   # not a tie: the nearest float lies below
     [(x, round_half_up(x), round(x, 2)) for x in (70.625, 70.635, 70.5)]
-
-
-@pytest.mark.slow
-def test_round_half_up_slow():
-    # nbs/evaluation/00_text.ipynb #e90da406
-    def per_second(f, n=100_000):
-        rng, words = random.Random(0), 'yes no two red blue cat the kitchen black-and-white dont 3.5 a.m. man\'s left,right'.split()
-        texts = [' '.join(rng.choices(words, k=rng.choice((1, 1, 1, 2, 4)))) for _ in range(n)]
-        start = time.process_time()
-        for t in texts: f(t)
-        return round(n/(time.process_time()-start))
-    speed = {f.__name__: per_second(f) for f in (vqa_normalise, evalai_process)}
-    assert min(speed.values()) > 20_000

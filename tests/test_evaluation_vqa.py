@@ -3,7 +3,6 @@
 import pytest
 from fastcore.test import *
 from aligngpt.evaluation.vqa import *
-import random, time
 from aligngpt.core import AlignGPTError
 from aligngpt.evaluation.text import Answers
 
@@ -160,35 +159,3 @@ def test_score_textvqa(cell_ee91916b):
     res = score_textvqa(tv_ann, tv)
     test_eq((res['samples'], res['accuracy']), (5, 92))
     with expect_fail(AlignGPTError, "row 1: no annotation for image 'zz'"): score_textvqa(tv_ann, Answers([dict(question_id='zz', prompt=prompts[0], text='')]))
-
-
-@pytest.mark.slow
-def test_score_textvqa_slow():
-    # nbs/evaluation/01_vqa.ipynb #fdb4babc
-    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1) for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
-
-    # nbs/evaluation/01_vqa.ipynb #850d7d46
-    program = [dict(operation='select', argument='dog (1)'), dict(operation='relate', argument='_,left of,s'), dict(operation='query', argument='name')]
-
-    # nbs/evaluation/01_vqa.ipynb #7399ae5e
-    gqa_q = lambda text, answer, kind, balanced=True: dict(question=text, answer=answer, isBalanced=balanced, types=dict(structural=kind, semantic='obj'), groups={'global':None}, semantic=program)
-
-    # nbs/evaluation/01_vqa.ipynb #ee91916b
-    short = 'Answer the question using a single word or phrase.'
-    prompts = f'What brand is it?\nReference OCR token: Dell, A1\n{short}', f'Reference OCR token: \nWhat brand is it?\n{short}', f'What brand is it?\n{short}', 'OCR tokens: Dell. Question: What brand is it? Short answer:'
-
-    # nbs/evaluation/01_vqa.ipynb #3f66cd47
-    rng, n = random.Random(0), 100_000
-    words = 'yes no 2 red blue white black-and-white man\'s cat dog left right'.split()
-    some_people = [people(*[(w, k) for w,k in zip(rng.sample(words, 3), (6, 3, 1))]) for _ in range(1000)]
-    said = [rng.choice(words) for _ in range(n)]
-    def seconds(f, *a):
-        start = time.process_time(); f(*a)
-        return round(time.process_time()-start, 1)
-    anns = [dict(question_id=i, question_type='q', answer_type='other', answers=some_people[i%1000], image=str(i)) for i in range(n)]
-    took = dict(vqav2=seconds(lambda: score_vqav2(anns, submit_vqav2(anns, dict(enumerate(said))))),
-                vizwiz=seconds(lambda: score_vizwiz(anns, submit_vizwiz(anns, dict(enumerate(said))))),
-                gqa=seconds(score_gqa, {str(i): gqa_q('Is it the red one on the left?', said[-i], 'verify') for i in range(n)}, {str(i): s for i,s in enumerate(said)}),
-                textvqa=seconds(score_textvqa, [dict(image_id=i, question='What is it?', answers=[p['answer'] for p in some_people[i%1000]]) for i in range(n)],
-                                Answers(dict(question_id=i, prompt=prompts[2].replace('What brand is it?', 'What is it?'), text=s) for i,s in enumerate(said))))
-    assert max(took.values()) < 30

@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.evaluation.yesno import *
-import random, tempfile, time
+import tempfile
 from aligngpt.core import AlignGPTError
 from pathlib import Path
 
@@ -93,21 +93,3 @@ def test_score_mme(cell_9ab37c2e):
     with expect_fail(AlignGPTError, 'has a tab or a line break'): score_mme(mme_labels, [answers[0] | {'text':'Yes\nIt is'}])
     test_eq(score_mme(mme_labels, answers[::2])['notes'], ["no answers for 'scene'"])
     score_mme(mme_labels, answers[::2])['notes']
-
-
-@pytest.mark.slow
-def test_score_mme_slow():
-    # nbs/evaluation/03_yesno.ipynb #9ab37c2e
-    ask = 'Please answer yes or no.'
-
-    # nbs/evaluation/03_yesno.ipynb #89c6e1cd
-    n = 100_000
-    def seconds(f, *a):
-        start = time.process_time(); f(*a)
-        return round(time.process_time()-start, 1)
-    many = {c: [dict(image='x', label=random.choice(('yes', 'no'))) for _ in range(n//3)] for c in ('random', 'popular', 'adversarial')}
-    qs = [dict(question_id=i+10_000_000*k, image='x', category=c) for k,c in enumerate(many) for i in range(n//3)]
-    golds = {('color', f'{i}.txt', f'Is it {c}? {ask}'): a for i in range(n//2) for c,a in (('red', 'Yes'), ('blue', 'No'))}
-    took = dict(pope=seconds(score_pope, many, qs, [dict(question_id=q['question_id'], text=random.choice(('Yes', 'No, there is not one.'))) for q in qs]),
-                mme=seconds(score_mme, golds, [dict(question_id=f'color/{f[:-4]}.jpg', prompt=q, text=random.choice(('Yes', 'No'))) for _,f,q in golds]))
-    assert max(took.values()) < 30

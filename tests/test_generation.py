@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.generation import *
-import collections, matplotlib.pyplot as plt, resource, threading, time, torch
+import collections, numpy as np, resource, threading, time, torch
 from PIL import Image
 from aligngpt.layers import AlignGPTConfig
 from aligngpt.model import AlignGPTForConditionalGeneration
@@ -128,7 +128,8 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
     asks = cell_fdb7f447
 
     # nbs/33_generation.ipynb #7965c1a6
-    pictures = {f'{i}.png': Image.effect_noise((16, 16), 20+30*i).convert('RGB') for i in range(5)}
+    rng = np.random.default_rng(0)
+    pictures = {f'{i}.png': Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for i in range(5)}
     loads = collections.Counter()
     def load(name): loads[name] += 1; return pictures[name]
     def all_answers(**kw): return dict(p for part in answers(model, processor, asks, load, max_new_tokens=4, **kw) for p in part)
@@ -149,17 +150,23 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
     test_eq([forced[0][i] for i in (0, 7)], [forced[1][i] for i in (0, 7)])
 
     # nbs/33_generation.ipynb #f882d5e6
-    def seconds(**kw): t = time.perf_counter(); all_answers(**kw); return time.perf_counter()-t
-    ratio = sorted(seconds(batch_size=1)/seconds(batch_size=40) for _ in range(5))[2]
-    assert ratio > 3
+    def cost(**kw):
+        "Passes through the language model, and seconds, for all answers."
+        passes, start = [], time.perf_counter()
+        hook = model.language_model.register_forward_pre_hook(lambda *_: passes.append(1))
+        all_answers(**kw); hook.remove()
+        return len(passes), time.perf_counter() - start
+    (many, slow), (few, fast) = cost(batch_size=1), cost(batch_size=40)
+    assert many > 10*few
 
 
-def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
+@pytest.fixture
+def cell_ae7b1bd7(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3):
     model = cell_b41e8e5d_3
-
-    # nbs/33_generation.ipynb #ae7b1bd7
     set_seed(0); model.levels.weight.data.normal_(std=3)
 
+
+def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
     # nbs/33_generation.ipynb #44b1c075
     def passes(n=20):
         "New pages, and milliseconds, per pass over some blocks of the size of a batch's states."
@@ -170,29 +177,13 @@ def test_keep_freed_memory(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell
     before = passes()
     if keep_freed_memory():
         passes() # the heap grows once
-        assert passes()[0] < 100 # of 3,840 pages
+        assert min(passes()[0] for _ in range(5)) < 100 # of 3,840 pages; the system may move some at any time
     '{:.0f} new pages and {:.1f} ms a pass before, {:.0f} and {:.1f} ms after'.format(*before, *passes())
 
 
-def test_has_slow_mkl():
-    # nbs/33_generation.ipynb #5cfd78fd
-    set_seed(0)
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
-
-    # nbs/33_generation.ipynb #b41e8e5d
-    words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
-    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
-    processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
-    set_seed(3)
-    text.vocab_size = len(words)
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
-
-    # nbs/33_generation.ipynb #ae7b1bd7
-    set_seed(0); model.levels.weight.data.normal_(std=3)
-
+def test_has_slow_mkl(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_ae7b1bd7):
     # nbs/33_generation.ipynb #f97525ac
+    torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 128, bias=False))
     x, tiny = torch.randn(4, 256, 256), torch.randn(3, 256)
     want, want_tiny, weights = plain(x), plain(tiny), plain.state_dict()
@@ -206,19 +197,3 @@ def test_has_slow_mkl():
     test_eq(fast[0].pays(x), False) # there may be gradients
     fast(x).sum().backward()
     assert fast[0].weight.grad is not None
-
-    # nbs/33_generation.ipynb #de97720a
-    def rates(rows, width=1024, out=1024):
-        "Billions of operations per second of a plain layer and of oneDNN."
-        a, x = nn.Linear(width, out), torch.randn(rows, width)
-        b = use_onednn(nn.Sequential(a))[0]
-        def once(f, t=0.): t = time.perf_counter(); f(x); return time.perf_counter() - t
-        with torch.inference_mode(): return [2*rows*width*out/min(once(f) for _ in range(9))/1e9 for f in (a, b)]
-
-    sizes = [1, 2, 4, 16, 64, 256, 1024]
-    slow, fast = zip(*map(rates, sizes))
-    if has_slow_mkl(): assert fast[-1] > 1.2*slow[-1]
-    fig, ax = plt.subplots(figsize=(6, 3))
-    ax.plot(sizes, slow, 'o-', label='plain'); ax.plot(sizes, fast, 'o-', label='OneDNNLinear')
-    ax.axvline(OneDNNLinear.WORK/1024**2, color='grey', ls=':', label='WORK')
-    ax.set(xscale='log', xlabel='rows of a layer of 1,024 by 1,024', ylabel='billions of operations / s'); ax.legend(); ax.grid(alpha=.3)

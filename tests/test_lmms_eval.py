@@ -66,7 +66,7 @@ def harness(at, tasks, out, *launcher, **env):
     path = os.pathsep.join([str(at/'installed'), str(ROOT)])
     env = os.environ | dict(PYTHONPATH=path, HF_HUB_OFFLINE='1', HF_HOME=str(at/'hf'), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='') | env
     cmd = [sys.executable, *launcher, '-m', 'lmms_eval', '--model', 'aligngpt', '--model_args', f"pretrained={at/'toy'},device=cpu", '--tasks', tasks, '--include_path', str(at/'tasks'), '--batch_size', '8', '--output_path', str(out), '--log_samples']
-    done = subprocess.run(cmd, env=env, cwd=at, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(cmd, env=env, cwd=at, capture_output=True, text=True, timeout=3600)
     files = {t: next(iter(Path(out).rglob(f'*samples_{t}.jsonl')), None) for t in tasks.split(',')}
     assert done.returncode == 0 and all(files.values()), done.stdout[-3000:] + done.stderr[-5000:]
     samples = {t: sorted(map(json.loads, f.read_text().splitlines()), key=lambda r: r['doc_id']) for t,f in files.items()}

@@ -36,13 +36,12 @@ def test_safe_picture(cell_be48b3bc):
         start = time.perf_counter()
         try: safe_picture(h.data, h.name); how = 'read'
         except BadRecord as e: how = e.reason
-        assert time.perf_counter() - start < 2, h.name
-        return h.reasons, how
+        return h.reasons, how, time.perf_counter() - start
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # Pillow's, about broken EXIF
         seen = [outcome(h) for h in no_pictures() + half_pictures() + bombs() + odd_pictures()]
-    for want,got in seen: assert got in (want or ['read']), (want, got)
-    {k:sum(got == k for _,got in seen) for k in sorted({got for _,got in seen})}
+    for want,got,_ in seen: assert got in (want or ['read']), (want, got)
+    {k:sum(got == k for _,got,_ in seen) for k in sorted({got for _,got,_ in seen})}, f'the slowest took {max(t for *_,t in seen):.2f} s'
 
 
 def test_data_url_bytes(cell_be48b3bc):
@@ -77,7 +76,7 @@ async def test_fetch():
         def do_GET(self):
             hops = {'/inside':'http://127.0.0.2/', '/file':'file:///etc/passwd', '/round':'/round', '/once':'/blue.png', '/none':''}
             if self.path in hops: self.send_response(302); self.send_header('Location', hops[self.path]); self.end_headers(); return
-            if self.path == '/slow': time.sleep(1)
+            if self.path == '/slow': self.server.over.wait()
             self.send_response(200 if self.path in ('/blue.png', '/endless', '/slow') else 404); self.end_headers()
             try:
                 self.wfile.write(blue)
@@ -87,11 +86,13 @@ async def test_fetch():
     @contextmanager
     def trickster():
         s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Trickster)
+        s.over = threading.Event()
         threading.Thread(target=s.serve_forever, daemon=True).start()
         try: yield f'http://127.0.0.1:{s.server_port}'
-        finally: s.shutdown(); s.server_close()
+        finally: s.over.set(); s.shutdown(); s.server_close()
     async def why(url, **kw):
-        try: return await fetch(url, Limits(fetch_seconds=.5, image_bytes=1 << 20), **kw)
+        patience = .5 if url.endswith('/slow') else 600 # the slow one has no answer before all is over
+        try: return await fetch(url, Limits(fetch_seconds=patience, image_bytes=1 << 20), **kw)
         except AlignGPTError as e: return e.message.partition(': ')[2]
     async def tricks():
         ours, out = dict(allow=lambda ip: ip == '127.0.0.1'), {}

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 @pytest.fixture
 def cell_1f63bfc0():
     tmp = Path(tempfile.mkdtemp())
+    torch.manual_seed(0)
     weights = {'b.weight':torch.arange(6.).view(2, 3).bfloat16(), 'a.weight':torch.randn(4, 5), 'c':torch.tensor(3)}
     torch.save(weights, tmp/'good.bin'); save_file(weights, tmp/'good.safetensors')
     torch.save(weights, tmp/'old.bin', _use_new_zipfile_serialization=False)
@@ -57,11 +58,21 @@ def cell_e7467464(cell_1f63bfc0):
 def cell_6d2273bb(cell_1f63bfc0, cell_e7467464):
     tmp, weights = cell_1f63bfc0
     many = tmp/'many'; many.mkdir()
-    save_torch_state_dict({f'layer.{i}':torch.randn(50, 50) for i in range(6)}, many, max_shard_size='25KB')
     return many
 
 
-def test_find_weights(cell_1f63bfc0, cell_e7467464, cell_6d2273bb):
+@pytest.fixture
+def cell_6d2273bb_2(cell_1f63bfc0):
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cell_6d2273bb_3(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2):
+    many = cell_6d2273bb
+    save_torch_state_dict({f'layer.{i}':torch.randn(50, 50) for i in range(6)}, many, max_shard_size='25KB')
+
+
+def test_find_weights(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2, cell_6d2273bb_3):
     tmp, weights = cell_1f63bfc0
     many = cell_6d2273bb
 
@@ -76,27 +87,27 @@ def test_find_weights(cell_1f63bfc0, cell_e7467464, cell_6d2273bb):
 
 
 @pytest.fixture
-def cell_3a4a6e36(cell_1f63bfc0, cell_e7467464, cell_6d2273bb):
+def cell_3a4a6e36(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2, cell_6d2273bb_3):
     tmp, weights = cell_1f63bfc0
     many = cell_6d2273bb
     half = tmp/'half'; shutil.copytree(many, half); find_weights(half)[1].unlink()
 
 
 @pytest.fixture
-def cell_21ea7c56(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_3a4a6e36):
+def cell_21ea7c56(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2, cell_6d2273bb_3, cell_3a4a6e36):
     many = cell_6d2273bb
     listing = entries(*find_weights(many))
     return listing
 
 
-def test_Entry(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_3a4a6e36, cell_21ea7c56):
+def test_Entry(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2, cell_6d2273bb_3, cell_3a4a6e36, cell_21ea7c56):
     listing = cell_21ea7c56
 
     # nbs/20_weights.ipynb #21ea7c56
     test_eq(sorted(listing), [f'layer.{i}' for i in range(6)])
 
 
-def test_stream(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_3a4a6e36, cell_21ea7c56):
+def test_stream(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb_2, cell_6d2273bb_3, cell_3a4a6e36, cell_21ea7c56):
     listing = cell_21ea7c56
 
     # nbs/20_weights.ipynb #b97fb8f5
@@ -105,7 +116,7 @@ def test_stream(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_3a4a6e36, cell
     list(got)[:2]
 
 
-def test_write_safetensors(cell_1f63bfc0, cell_e7467464):
+def test_write_safetensors(cell_1f63bfc0, cell_e7467464, cell_6d2273bb_2):
     tmp, weights = cell_1f63bfc0
 
     # nbs/20_weights.ipynb #aa07359d
