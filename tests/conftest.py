@@ -1,5 +1,5 @@
 "Every test runs in a folder of its own, offline and without a screen, and leaves the environment as it was."
-import asyncio, inspect, os, tempfile
+import asyncio, inspect, os, random, subprocess, sys, tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -15,10 +15,30 @@ from fastcore.xtras import modified_env
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path, monkeypatch):
-    "Run in `tmp_path`; temporary files go there too."
+    "Run in `tmp_path`; temporary files go there too. Random numbers do not depend on the tests before."
     monkeypatch.chdir(tmp_path)
+    random.seed(0)
+    if np := sys.modules.get('numpy'): np.random.seed(0)
+    if torch := sys.modules.get('torch'): torch.manual_seed(0)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     with modified_env(): yield
+
+
+@pytest.fixture(scope='session')
+def rehearsal(tmp_path_factory):
+    "The folder of an `aligngpt quickstart --rehearse`, made once for all workers; `said.txt` is what it said. Only to be read."
+    from filelock import FileLock
+    base = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent # that of all workers
+    run, said = base/'rehearsal', base/'rehearsal'/'said.txt'
+    with FileLock(base/'rehearsal.lock'):
+        if not said.exists():
+            env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1')
+            command = [sys.executable, '-m', 'aligngpt.cli', 'quickstart', '--rehearse', '--out', run]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            said.write_text(done.stdout)
+    return run
 
 
 @pytest.hookimpl(tryfirst=True)
