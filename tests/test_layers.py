@@ -88,11 +88,11 @@ def cell_72136355(cell_91a0ac6b):
 def cell_72136355_2(cell_91a0ac6b, cell_72136355):
     small = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0)
     families = [LlamaConfig(**small), Qwen3Config(**small), Gemma2Config(**small), CohereConfig(**small), GraniteConfig(**small, logits_scaling=3.)]
-    return families
+    return small, families
 
 
 def test_supervised_loss(cell_91a0ac6b, cell_72136355, cell_72136355_2):
-    families = cell_72136355_2
+    small, families = cell_72136355_2
 
     # nbs/03_layers.ipynb #72136355
     ids = torch.randint(0, 100, (2, 12)); labels = ids.masked_fill(torch.rand(2, 12) < 0.5, -100)
@@ -123,9 +123,7 @@ def cell_8fd9ea92(cell_91a0ac6b, cell_72136355):
     return right
 
 
-def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea92):
-    families = cell_72136355_2
-
+def test_states_at(cell_91a0ac6b, cell_72136355, cell_8fd9ea92):
     # nbs/03_layers.ipynb #8fd9ea92
     def gap(attention='sdpa', kv=4, mask=None, position_ids=None, checkpointing=False):
         "Largest difference in states and in gradients."
@@ -148,6 +146,19 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea92)
     gaps = {name: gap(**kw) for name,kw in cases.items()}
     for v in gaps.values(): assert v < 1e-5, gaps
 
+
+def test_knows_llama(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea92):
+    small, families = cell_72136355_2
+    right = cell_8fd9ea92
+
+    # nbs/03_layers.ipynb #b35c507d
+    lm = LlamaForCausalLM(LlamaConfig(**small))
+    test_eq((knows_llama(), has_sparse_tail(lm)), (True, True))
+    knows_llama.cache_clear()
+    with replaced.dict(states_at.__globals__, sparse_layer=lambda *args: args[1][args[2]]): test_eq((knows_llama(), has_sparse_tail(lm)), (False, False))
+    knows_llama.cache_clear()
+    knows_llama()
+
     # nbs/03_layers.ipynb #33a97f6f
     set_seed(0)
     lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
@@ -156,23 +167,6 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea92)
     lm.config._attn_implementation = 'flex_attention'
     test_eq(has_sparse_tail(lm), False)
     test_eq(has_sparse_tail(AutoModelForCausalLM.from_config(families[1])), False)
-
-
-def test_knows_llama(cell_91a0ac6b, cell_72136355, cell_8fd9ea92):
-    right = cell_8fd9ea92
-
-    # nbs/03_layers.ipynb #33a97f6f
-    set_seed(0)
-    lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
-    lm.config._attn_implementation = 'flex_attention'
-
-    # nbs/03_layers.ipynb #b35c507d
-    test_eq(knows_llama(), True)
-    knows_llama.cache_clear()
-    with replaced('aligngpt.layers.sparse_layer', side_effect=AttributeError('q_proj is gone')): test_eq(knows_llama(), False)
-    test_eq(has_sparse_tail(lm.set_attn_implementation('sdpa') or lm), False) # the whole layer then
-    knows_llama.cache_clear()
-    knows_llama()
 
     # nbs/03_layers.ipynb #dad9619d
     set_seed(0)
