@@ -6,7 +6,7 @@
 __all__ = ['app', 'options', 'main', 'quickstart_', 'chat', 'convert', 'zoo']
 
 # %% ../nbs/51_cli.ipynb #a4524df9
-import os, sys
+import logging, os, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -53,6 +53,7 @@ def main(
     debug, asks = '--debug' in args, not {'--help', '-h', '--version'}.isdisjoint(args)
     if args and not asks and os.environ.get('RANK', '0') == '0':
         for line in untested(): typer.echo(f'note: {line}', err=True)
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels that it could load with another package
     try: code = app(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False) or 0
     except BrokenPipeError: # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

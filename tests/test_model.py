@@ -226,7 +226,7 @@ def test_AlignGPTForConditionalGeneration_prompt_weights(cell_e96b3917, cell_e96
     test_eq(forced.weights.argmax(-1).tolist(), [0, 7])
     test_fail(lambda: model.generate(**left, pixel_values=pixels, alignment=8), contains='Invalid level 8. Valid range: 0-7')
     fig, ax = plt.subplots(figsize=(5, 1.8))
-    im = ax.imshow(torch.cat([auto.weights, forced.weights]), vmin=0, vmax=1, cmap='viridis')
+    im = ax.imshow(torch.cat([auto.weights, forced.weights]).numpy(), vmin=0, vmax=1, cmap='viridis')
     ax.set(yticks=range(4), yticklabels=['row 1, gate', 'row 2, gate', 'row 1, level 0', 'row 2, level 7'], xticks=range(8), xlabel='level'); fig.colorbar(im, label='weight');
 
     # nbs/04_model.ipynb #5f9b0be1
