@@ -14,7 +14,6 @@ def test_untested():
     future = untested(installed=lambda name: '99.0' if name == 'transformers' else version(name))
     told, = [s for s in future if s.startswith('transformers')]
     assert told.startswith('transformers 99.0 is not among the releases tried with this version (')
-    test_eq([s for s in untested() if s.startswith(('torch', 'transformers'))], [])
 
 
 def test_at_least():
