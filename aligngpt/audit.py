@@ -18,11 +18,12 @@ import numpy as np
 from .core import AlignGPTError, atomic_path, own_folder, progress, read_json, write_json
 from .conversation import BadRecord
 from .data import Records, Source
-from .images import ImageRules, image_sources, load_image, open_image, to_rgb
+from .images import image_sources, load_image
+from .pictures import ImageRules, open_image, to_rgb
 from .scoring import Shards
 
 # %% ../nbs/17_audit.ipynb #85ca6ae1
-NOTES = dict(animated='more than one frame, the first is used', CMYK='printing colours, converted', deep='16 bits per channel, 8 are used', turned='EXIF says it lies on its side; not turned, as in the release',
+NOTES = dict(animated='more than one frame, the first is used', CMYK='printing colours, converted', deep='16 bits per channel, 8 are used', turned='EXIF says it lies on its side; turned, the release does not',
              transparent='transparency is dropped', tiny='a side of less than 32 pixels', blank='a single colour', misnamed='the file is not of the kind that its name says')
 _KINDS = dict(jpg='JPEG', jpeg='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tif='TIFF', tiff='TIFF')
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from .core import AlignGPTError
 from .conversation import BadRecord, record_images
 from .data import Records
-from .images import ImageRules, ImageSource, image_sources, load_image
+from .images import ImageSource, image_sources, load_image
+from .pictures import ImageRules
 
 # %% ../nbs/10_batches.ipynb #e55363a1
 class SampleDataset(torch.utils.data.Dataset):

@@ -137,27 +137,6 @@ def shared_fixtures(
         f.gives = [n for n in _unique(re.findall(r'\w+', ' '.join(ast.unparse(parts[j].body) for j in f.keep))) if n in bound & read]
     return res
 
-# %% ../nbs/91_tests.ipynb #41c90327
-def _taken(parts, test, fixtures):
-    "The fixtures that `test` can use, by position."
-    res, body = {}, []
-    for i in _context(parts, test):
-        f = fixtures.get(i)
-        if f and i == f.keep[0] and all(n.keep[0] in res for n in f.needs):
-            changes = set().union(*(expand_names(parts, j, parts[j].touches) for j in f.keep))
-            early = any(parts[j].stages for j in f.keep) or any(expand_names(parts, j, parts[j].needs) & changes for j in body)
-            if not (body and early): res |= {j:f for j in f.keep}
-        if i not in res: body.append(i)
-    return res
-
-# %% ../nbs/91_tests.ipynb #3b864152
-def _unique(items):
-    "`items` in order, each once, by identity or value."
-    res = []
-    for o in items:
-        if not any(o is r or (isinstance(o, str) and o == r) for r in res): res.append(o)
-    return res
-
 # %% ../nbs/91_tests.ipynb #45a7abdf
 def _taken(parts, test, fixtures):
     "The fixtures that `test` can use, by position."

@@ -14,7 +14,9 @@ from typing import Iterator
 from fastcore.basics import patch
 
 from .core import AlignGPTError, atomic_path, os_errors, read_json, write_json
-from .reader import Answer, Reader, Settings, Stopped, Turn, context, user_image
+from .reader import Answer, Reader, Settings, Stopped, Turn, context
+from .pictures import open_picture
+from .tokenizer import TokenText
 
 # %% ../nbs/35_chat.ipynb #5963740c
 class Reply:
@@ -27,7 +29,7 @@ class Reply:
     ):
         self.session, self.before, self.turn, self.settings = session, before, turn, settings
         self.answer = turn.answer = Answer(alignment=settings.alignment, seed=random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed)
-        self.tokens, self.error, self.done = [], None, threading.Event()
+        self.text, self.error, self.done = TokenText(session.reader.processor.tokenizer), None, threading.Event()
         self.queue, self.lock, self.start = queue.SimpleQueue(), threading.Lock(), time.perf_counter()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -66,7 +68,8 @@ def _work(self:Reply):
         a.weights, a.prompt_tokens, a.reused_tokens = weights if weights is None else weights[0].tolist(), prompt['input_ids'].shape[1], reader.keep(prompt, weights)
         limit = min(room, s.max_new_tokens)
         reader.write(prompt, weights, s, a.seed, self._put, limit)
-        self._flush()
+        with self.lock:
+            if not self.done.is_set(): self._say(self.text.end())
         ended = reader.ids[-1] in reader.stops
         self._finish('stop' if ended else 'length' if limit == s.max_new_tokens else 'context')
     except Stopped: pass
@@ -81,18 +84,12 @@ def _put(self:Reply, token):
         if not self.answer.tokens: self.answer.first_token = time.perf_counter() - self.start
         self.answer.tokens += 1
         if token in self.session.reader.stops: return
-        self.tokens.append(token)
-    self._flush(complete=False)
+        self._say(self.text.add(token))
 
 @patch
-def _flush(self:Reply, complete=True):
-    "Hand out the text that cannot change any more."
-    text = self.session.decode(self.tokens).lstrip()
-    text = text.rstrip() if complete else text.rstrip('\ufffd').rstrip()
-    with self.lock:
-        if self.done.is_set() or not text.startswith(self.answer.text): return
-        if (piece := text[len(self.answer.text):]): self.queue.put(piece)
-        self.answer.text = text
+def _say(self:Reply, piece):
+    "Hand out text; the lock is held."
+    if piece: self.answer.text += piece; self.queue.put(piece)
 
 @patch
 def _finish(self:Reply, how, seen=None):
@@ -124,13 +121,13 @@ class ChatSession:
 
     def stream(self,
         question:str, # what the user says
-        images=(), # pictures to show with it: one, or several; see `user_image`
+        images=(), # pictures to show with it: one, or several; see `open_picture`
         **settings, # for this answer alone
     )->Reply: # iterate over it
         "Start an answer."
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         if not question.strip() and not images: raise AlignGPTError('there is no question', 'write something, or show a picture')
-        return self._start(self.turns, Turn(question, [user_image(im) for im in images]), settings)
+        return self._start(self.turns, Turn(question, [open_picture(im) for im in images]), settings)
 
     def ask(self,
         question:str, # what the user says
@@ -161,9 +158,6 @@ def _start(self:ChatSession, before, turn, settings):
         self.reply.thread.join() # a stopped one may still be in its last step
     self.reply = Reply(self, before, turn, s)
     return self.reply
-
-@patch
-def decode(self:ChatSession, ids): return self.reader.processor.decode(ids, skip_special_tokens=True)
 
 # %% ../nbs/35_chat.ipynb #4f3d2136
 @patch
@@ -257,7 +251,7 @@ def turns_of(
         parts = [dict(type='text', text=m['content'])] if isinstance(m['content'], str) else m['content']
         text = ''.join(p['text'] for p in parts if p['type'] == 'text')
         if m['role'] == 'system' and not i: system = text
-        elif m['role'] == 'user': turns.append(Turn(text, [user_image(p['image_url']['url']) for p in parts if p['type'] == 'image_url']))
+        elif m['role'] == 'user': turns.append(Turn(text, [open_picture(p['image_url']['url']) for p in parts if p['type'] == 'image_url']))
         elif m['role'] == 'assistant' and turns and turns[-1].answer is None: turns[-1].answer = Answer(text)
         else: raise AlignGPTError(f"message {i} is by {m['role']!r}", 'after a system message or none, user and assistant speak in turn')
     return system, turns

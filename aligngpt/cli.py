@@ -130,11 +130,13 @@ def zoo(
 ):
     "Show the models by name; of one, its parts, sizes and training recipes as JSON."
     import dataclasses, json
+    from aligngpt.settings import FINETUNE, PRETRAIN, fill_in
     from aligngpt.zoo import get_preset, zoo_table
     if name is None: typer.echo(str(zoo_table())); return
     p = get_preset(name)
     about = {k:v for k,v in dataclasses.asdict(p).items() if k not in ('stage1', 'stage2')}
-    typer.echo(json.dumps({**about, 'pretrain':p.stage('pretrain'), 'finetune':p.stage('finetune')}, indent=2))
+    stages = {s.name:dataclasses.asdict(fill_in(s, **p.stage(s.name))) for s in (PRETRAIN, FINETUNE)}
+    typer.echo(json.dumps({**about, **{n:{k:v for k,v in s.items() if k not in ('name', 'said')} for n,s in stages.items()}}, indent=2))
 
 # %% ../nbs/51_cli.ipynb #c2825797
 register(app)

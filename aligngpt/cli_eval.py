@@ -134,9 +134,7 @@ def eval_command(
 # %% ../nbs/49_cli_eval.ipynb #0dd24992
 def open_model(run, device, dtype):
     "Model and processor of a run; under torchrun each process takes a GPU of its own."
-    import os, torch
     from aligngpt.chat import open_session
-    if device == 'auto' and torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"
     reader = open_session(run, load=dict(device=device, dtype=dtype)).reader
     return reader.model, reader.processor
 

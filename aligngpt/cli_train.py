@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'TUNING', 'stage_options', 'gather', 'training_command', 'plan_command', 'register']
 
 # %% ../nbs/48_cli_train.ipynb #2ae26072
-import inspect, re
+import inspect
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -41,14 +41,15 @@ def stage_options(
     stage:StageConfig, # whose values are shown as defaults
 )->list[inspect.Parameter]: # for a typer command
     "One option for each field."
-    text = dict(re.findall(r'^    (\w+):[^#\n]*# (.+)$', inspect.getsource(StageConfig), re.M))
+    from fastcore.docments import docments
+    text = docments(StageConfig)
     def option(k):
         v = getattr(stage, k)
         kind = bool if isinstance(v, bool) else str if isinstance(v, (tuple, dict)) else type(v)
         shown = ','.join(v) if isinstance(v, tuple) else v
         names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if kind is bool else '')]
         return _parameter(k, kind, f"{text[k]}. Default: {shown or 'none'}.", names, 'Settings')
-    return [option(k) for k in StageConfig.__dataclass_fields__ if k != 'name']
+    return [option(k) for k in StageConfig.__dataclass_fields__ if k not in ('name', 'said')]
 
 # %% ../nbs/48_cli_train.ipynb #b15dca7e
 def _parameter(name, kind, text, flags=(), panel=None):
@@ -110,11 +111,11 @@ def plan_command(
 ):
     "Predict memory per GPU, tokens per second and hours of both stages."
     from aligngpt.plan import choose_sharding, plan
-    from aligngpt.settings import override
+    from aligngpt.settings import fill_in, override
     from aligngpt.zoo import get_preset
     p = get_preset(preset)
     for stage in (PRETRAIN, FINETUNE):
-        s = override(stage, **p.stage(stage.name))
+        s = fill_in(stage, **p.stage(stage.name))
         if batch_size: s = override(s, batch_size=batch_size)
         how = dict(gpus=gpus, gpu_memory=gpu_memory, gpu=gpu, samples=samples)
         config = p.config(use_gate=stage.name == 'finetune')

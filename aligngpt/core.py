@@ -124,17 +124,19 @@ def own_folder(
 
 # %% ../nbs/00_core.ipynb #1ffb3520
 def pick_device(
-    want:str='auto', # 'auto', or a torch device such as 'cuda:1', 'mps', 'cpu'
+    want:str='auto', # 'auto', or a torch device such as 'cuda:1', 'mps', 'cpu'; under torchrun, 'auto' gives each process a GPU of its own
 )->tuple[str,str]: # (device, reason)
     "Choose the device to run on and say why."
-    import torch
+    import os, torch
     if want != 'auto':
         kind = want.split(':')[0]
         ok = {'cpu':True, 'cuda':torch.cuda.is_available(), 'mps':torch.backends.mps.is_available()}.get(kind)
         if ok is None: raise AlignGPTError(f"Unknown device {want!r}. Valid: auto, cpu, cuda, cuda:N, mps")
         if not ok: raise AlignGPTError(f'Device {want!r} is not available here', "use --device auto, or install a torch build for it")
         return want, 'asked for'
-    if torch.cuda.is_available(): return 'cuda', torch.cuda.get_device_name(0)
+    if torch.cuda.is_available():
+        rank = os.environ.get('LOCAL_RANK')
+        return 'cuda' if rank is None else f'cuda:{rank}', torch.cuda.get_device_name(int(rank or 0))
     if torch.backends.mps.is_available(): return 'mps', 'Apple GPU'
     return 'cpu', 'no GPU that this torch build can use'
 

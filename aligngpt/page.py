@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartParser
 
 from .api import Api, ApiError, as_api_error
 from .core import AlignGPTError
-from .images import open_image
+from .pictures import open_image
 from .reader import Answer, Turn
 from .remote import safe_picture
 from .widget import CSS, weights_html

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from .core import AlignGPTError
 from .conversation import BadRecord
-from .images import ImageRules, decode_image, open_image
+from .pictures import decode_image, ImageRules, open_image
 
 # %% ../nbs/38_remote.ipynb #6712f316
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def safe_picture(
 )->Any: # PIL image of mode RGB
     "Decode a stranger's picture, or raise `BadRecord`."
     if len(data) > limits.image_bytes: raise BadRecord('too large', f'{name}: {len(data):,} bytes, the limit is {limits.image_bytes:,}', 'make it smaller')
-    rules = ImageRules(max_pixels=limits.pixels, rotate=True)
+    rules = ImageRules(max_pixels=limits.pixels)
     im = open_image(data, name, rules)
     try: n = getattr(im, 'n_frames', 1)
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}') from e

@@ -16,7 +16,8 @@ from .core import AlignGPTError, os_errors, own_folder, progress, read_json, wri
 from .conversation import BadRecord
 from .alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
 from .data import Records
-from .images import ImageRules, image_sources, load_image
+from .images import image_sources, load_image
+from .pictures import ImageRules
 
 # %% ../nbs/14_scoring.ipynb #3c5ed0fa
 class PairBatches:
@@ -219,13 +220,11 @@ def levels(
     workers:int=1, # processes that decode pictures
     policy:str='error', # what to do about bad records and pictures: 'error' or 'skip'
     cap:float=0.01, # share that may be skipped
-    device:str='auto', # see `pick_device`; under torchrun each process takes a GPU of its own
+    device:str='auto', # see `pick_device`
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    import torch
-    if device == 'auto' and torch.cuda.is_available() and 'LOCAL_RANK' in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"
     folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint: folder = Path(f'{folder}-{records.fingerprint}')
     got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers, policy, cap, quiet)

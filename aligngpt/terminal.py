@@ -18,7 +18,8 @@ from fastcore.basics import patch
 
 from .core import AlignGPTError
 from .chat import ChatSession
-from .reader import Settings, user_image
+from .reader import Settings
+from .pictures import open_picture
 
 # %% ../nbs/37_terminal.ipynb #d9d35e10
 def colour_depth(
@@ -78,10 +79,10 @@ class Terminal:
         self.out.write(text + end); self.out.flush()
 
     def attach(self,
-        source, # see `user_image`
+        source, # see `open_picture`
     )->None:
         "Show a picture, and keep it for the next question."
-        self.pending.append(user_image(source))
+        self.pending.append(open_picture(source))
         shown = thumbnail(self.pending[-1], min(32, shutil.get_terminal_size().columns//2), self.depth)
         self.say(shown + '\n'*bool(shown) + '{} x {} picture, shown with your next question'.format(*self.pending[-1].size), dim=not shown)
 
@@ -227,7 +228,7 @@ def run(self:Terminal)->None:
 # %% ../nbs/37_terminal.ipynb #ae0fd270
 def chat_terminal(
     session:ChatSession, # the conversation
-    images=(), # pictures for the first question, see `user_image`
+    images=(), # pictures for the first question, see `open_picture`
     question:str|None=None, # answer this and return; default: ask the user, or read a pipe
     inp:TextIO|None=None, # default: standard input
     out:TextIO|None=None, # default: standard output

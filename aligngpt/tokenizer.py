@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LLAMA_3_CONTROL', 'ALIGN', 'sentencepiece_backend', 'is_tiktoken', 'tiktoken_backend', 'add_placeholders',
-           'load_tokenizer', 'Tokens', 'TextEncoder']
+           'load_tokenizer', 'Tokens', 'TextEncoder', 'TokenText']
 
 # %% ../nbs/02_tokenizer.ipynb #b7d67107
 import base64, json, re
@@ -206,3 +206,41 @@ def _text_only(source):
     tok.no_padding(); tok.no_truncation()
     tok.encode_special_tokens = True
     return tok
+
+# %% ../nbs/02_tokenizer.ipynb #c3252600
+class TokenText:
+    "Tokens in, text out, as soon as it is final; ends at a stop string."
+    def __init__(self,
+        tokenizer, # decodes
+        stop:list[str]=(), # where the text shall end; they are not part of it
+    ): self.tokenizer, self.stop, self.ids, self.window, self.text, self.given, self.ended = tokenizer, tuple(stop), [], (0, 0), '', 0, False
+
+    def add(self,
+        token:int, # the next one
+    )->str: # text that is final now
+        "Take a token."
+        self.ids.append(token)
+        (a, b), decode = self.window, self._decode
+        old, new = decode(self.ids[a:b]), decode(self.ids[a:])
+        if len(new) <= len(old) or new.endswith('\ufffd'): return ''
+        self.window, self.text = (b, len(self.ids)), (self.text + new[len(old):] if self.text else new[len(old):].lstrip())
+        return self._give(len(self.text.rstrip()) - self._held())
+
+    def end(self)->str: # the rest
+        "There are no more tokens."
+        if not self.ended: self.text = (self.text + self._decode(self.ids[self.window[0]:])[len(self._decode(self.ids[slice(*self.window)])):]).strip()
+        return self._give(len(self.text))
+
+    def _decode(self, ids): return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ''
+
+    def _give(self, until):
+        "Text up to a position, or up to a stop string before it."
+        found = [i for i in (self.text.find(s, max(0, self.given - len(s) + 1)) for s in self.stop) if i >= 0]
+        if found and not self.ended: self.text, self.ended = self.text[:min(found)].rstrip(), True
+        until = len(self.text) if self.ended else until
+        piece, self.given = self.text[self.given:until], max(self.given, until)
+        return piece
+
+    def _held(self):
+        "The number of characters at the end that a stop string may begin with."
+        return max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)

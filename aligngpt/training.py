@@ -31,7 +31,7 @@ FREE = 'batch_size', 'accumulate', 'checkpointing', 'sharding', 'save_every', 'k
 def _record(stage, args, model, data, extra):
     "What `stage.json` says."
     engine = 'deepspeed' if args.deepspeed or getattr(args, 'deepspeed_plugin', None) else 'fsdp' if args.fsdp else 'plain'
-    record = dict(stage=dataclasses.asdict(stage), global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size, engine=engine,
+    record = dict(stage={k:v for k,v in dataclasses.asdict(stage).items() if k != 'said'}, global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size, engine=engine,
                   data=getattr(data, 'fingerprint', None), samples=len(data), trained=freeze(model, stage.train), environment=environment(), **extra)
     return json.loads(json.dumps(record, default=str))
 

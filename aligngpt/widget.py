@@ -19,7 +19,8 @@ from PIL import Image
 
 from .core import AlignGPTError
 from .chat import ChatSession, open_session
-from .reader import Answer, Turn, user_image
+from .reader import Answer, Turn
+from .pictures import open_picture
 
 # %% ../nbs/36_widget.ipynb #2ee68968
 def thumb_url(
@@ -247,7 +248,7 @@ class Chat(w.VBox):
     ):
         self.session = s = open_session(model, processor, system, **settings)
         pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
-        self.examples = [user_image(im) for im,_ in pairs]
+        self.examples = [open_picture(im) for im,_ in pairs]
         self.view = ChatView(examples=[dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)], hint='Show a picture and ask about it.')
         levels = ['auto', *range(s.reader.model.config.num_levels)]
         forced = s.settings.alignment if s.settings.alignment in levels else 'auto'
@@ -283,7 +284,7 @@ def _receive(self:Chat, view, content, buffers):
 def _pictures(self:Chat, pictures, buffers):
     "The pictures of a message: numbers of examples, or file names for the next buffer."
     rest = iter(buffers)
-    return [user_image(bytes(next(rest)), p) if isinstance(p, str) else self.examples[p] for p in pictures]
+    return [open_picture(bytes(next(rest)), p) if isinstance(p, str) else self.examples[p] for p in pictures]
 
 @patch
 def _failed(self:Chat, error):
@@ -326,7 +327,7 @@ def _follow(self:Chat, reply):
 @patch
 def send(self:Chat,
     question:str, # what to ask
-    images=(), # one picture or several, see `user_image`
+    images=(), # one picture or several, see `open_picture`
     wait:bool=False, # for the answer; otherwise it comes while other cells run
     **settings, # for this answer alone
 )->Answer|None: # the answer, if waited for

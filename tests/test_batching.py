@@ -12,14 +12,9 @@ from dataclasses import replace
 from transformers import MistralConfig
 
 
-@pytest.fixture
-def cell_4cabd1e1():
+def test_Rows():
+    # nbs/39_batching.ipynb #4cabd1e1
     model, processor = toy()
-    return model, processor
-
-
-def test_Rows(cell_4cabd1e1):
-    model, processor = cell_4cabd1e1
 
     # nbs/39_batching.ipynb #cf0eedb1
     prompts = [prompt_layout(processor, [Turn(q)]) for q in ('What colour is it?', 'Is it warm or cool? Describe it.', 'Count to ten.')]
@@ -42,26 +37,6 @@ def test_Rows(cell_4cabd1e1):
     for p,x in zip(prompts, t): test_eq(x, alone(p)[:len(x)])
     test_eq((full[0], len(rows)), (3, 2)); assert rows.mask.shape[1] < full[1], 'the longest row left, and its columns with it'
     [processor.decode(x) for x in t]
-
-
-def test_TokenText(cell_4cabd1e1):
-    model, processor = cell_4cabd1e1
-
-    # nbs/39_batching.ipynb #40cc53cb
-    def unfold(text, stop=()):
-        "The pieces in which a text arrives."
-        t = TokenText(processor.tokenizer, stop)
-        pieces = []
-        for i in processor.tokenizer(text, add_special_tokens=False)['input_ids']:
-            pieces.append(t.add(i))
-            if t.ended: break
-        return [*pieces, t.end()]
-    long = 'one, two, 👩‍👩‍👧 three  \n\n- **blue**, né'
-    test_eq(''.join(unfold(long + '  ')), long)
-    test_eq(''.join(unfold('one, two, three, four', [', thr'])), 'one, two')
-    test_eq(''.join(unfold('one, two, three', ['two!', 'zero'])), 'one, two, three')
-    test_eq(''.join(unfold('one, two', ['one'])), '')
-    unfold('It is **blue**. 👍'), unfold('one, two, three', [', th'])
 
 
 async def test_Engine_refuse():

@@ -6,6 +6,7 @@ from fastcore.basics import *
 from aligngpt.core import *
 import errno, os, subprocess, sys, tempfile, torch
 from pathlib import Path
+from unittest.mock import patch
 
 
 def test_AlignGPTError():
@@ -117,6 +118,9 @@ def test_pick_device():
     # nbs/00_core.ipynb #5b6ba31f
     test_eq(pick_device('cpu'), ('cpu', 'asked for'))
     test_fail(lambda: pick_device('tpu'), contains='Valid: auto, cpu')
+    with patch.dict(os.environ, LOCAL_RANK='1'), patch('torch.cuda.is_available', lambda: True), patch('torch.cuda.get_device_name', 'GPU {}'.format):
+        test_eq(pick_device(), ('cuda:1', 'GPU 1'))
+        test_eq(pick_device('cuda'), ('cuda', 'asked for'))
     pick_device()
 
 

@@ -32,7 +32,7 @@ def test_broken_images(cell_f9931379):
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
     test_eq(load_image(Question(1, '?', image_base64=png)).size, (1, 1))
     with expect_fail(AlignGPTError, 'mmb.tsv, row 3: the image is not valid base64'): load_image(Question(1, '?', image_base64='a$', where='mmb.tsv, row 3'))
-    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64 is in no format'): load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
+    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64: not an image'): load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
     with expect_fail(AlignGPTError, 'the image color/0001.jpg is missing from nowhere'): load_image(q, 'nowhere')
 
     # nbs/evaluation/06_questions.ipynb #1511556f

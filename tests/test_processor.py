@@ -3,7 +3,7 @@
 import pytest
 from fastcore.test import *
 from aligngpt.processor import *
-import copy, numpy as np, pickle, random, shutil, tempfile, torch
+import copy, pickle, random, shutil, tempfile, torch
 from PIL import Image, ImageDraw
 from aligngpt.conversation import BadRecord, images_of, to_messages
 from aligngpt.core import write_json
@@ -26,41 +26,10 @@ def cell_3e25cde1():
 
 
 @pytest.fixture
-def cell_3e25cde1_2():
-    def write_pictures(bus):
-        "Write a good file and a truncated one into a new folder."
-        folder = Path(tempfile.mkdtemp())
-        bus.save(folder/'bus.png')
-        data = (folder/'bus.png').read_bytes()
-        (folder/'cut.png').write_bytes(data[:len(data)//2])
-        return folder
-    return write_pictures
-
-
-@pytest.fixture
 def cell_3e25cde1_3(cell_3e25cde1):
     draw_bus = cell_3e25cde1
     bus = draw_bus()
     return bus
-
-
-@pytest.fixture
-def cell_3e25cde1_4(cell_3e25cde1, cell_3e25cde1_2, cell_3e25cde1_3):
-    write_pictures = cell_3e25cde1_2
-    bus = cell_3e25cde1_3
-    tmp = write_pictures(bus)
-    return tmp
-
-
-def test_read_picture(cell_3e25cde1, cell_3e25cde1_2, cell_3e25cde1_3, cell_3e25cde1_4):
-    bus = cell_3e25cde1_3
-    tmp = cell_3e25cde1_4
-
-    # nbs/05_processor.ipynb #90664378
-    test_eq(read_picture(tmp/'bus.png').tobytes(), bus.tobytes())
-    test_eq(read_picture(np.array(bus)).tobytes(), bus.tobytes())
-    test_fail(lambda: read_picture(tmp/'cut.png'), contains='cut.png: cannot be read as a picture')
-    test_fail(lambda: read_picture('nowhere.png'), contains='nowhere.png: no such file')
 
 
 @pytest.fixture
@@ -86,6 +55,26 @@ def test_pad_square(cell_3e25cde1, cell_3e25cde1_3, cell_67854531, cell_67854531
     test_eq((squared.size, squared.getpixel((0, 0)), squared.getpixel((0, 20))), ((96, 96), (122, 116, 104), bus.getpixel((0, 0))))
     test_is(pad_square(squared, clip.image_mean), squared)
     test_eq(pad_square(bus.rotate(90, expand=True), clip.image_mean).getpixel((19, 50)), (122, 116, 104))
+
+
+@pytest.fixture
+def cell_3e25cde1_2():
+    def write_pictures(bus):
+        "Write a good file and a truncated one into a new folder."
+        folder = Path(tempfile.mkdtemp())
+        bus.save(folder/'bus.png')
+        data = (folder/'bus.png').read_bytes()
+        (folder/'cut.png').write_bytes(data[:len(data)//2])
+        return folder
+    return write_pictures
+
+
+@pytest.fixture
+def cell_3e25cde1_4(cell_3e25cde1, cell_3e25cde1_2, cell_3e25cde1_3):
+    write_pictures = cell_3e25cde1_2
+    bus = cell_3e25cde1_3
+    tmp = write_pictures(bus)
+    return tmp
 
 
 def test_image_processor_for(cell_3e25cde1, cell_3e25cde1_2, cell_3e25cde1_3, cell_3e25cde1_4):

@@ -3,12 +3,10 @@
 import pytest
 from fastcore.test import *
 from aligngpt.reader import *
-import base64, copy, tempfile, torch
-from aligngpt.images import ImageRules
-from aligngpt.toy import COLOURS, swatch, toy
+import copy, torch
+from aligngpt.toy import swatch, toy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 
 def test_Settings():
@@ -24,30 +22,7 @@ def cell_633ecf02_2():
     return blue, red
 
 
-@pytest.fixture
-def cell_f6174f92(cell_633ecf02_2):
-    blue, red = cell_633ecf02_2
-    tmp = Path(tempfile.mkdtemp())
-    blue.save(tmp/'blue.png'); raw = (tmp/'blue.png').read_bytes()
-    return tmp, raw
-
-
-def test_user_image(cell_633ecf02_2, cell_f6174f92):
-    blue, red = cell_633ecf02_2
-    tmp, raw = cell_f6174f92
-
-    # nbs/34_reader.ipynb #f6174f92
-    (tmp/'cut.png').write_bytes(raw[:60]); (tmp/'no.png').write_text('hello')
-    url = 'data:image/png;base64,' + base64.b64encode(raw).decode()
-    for source in (tmp/'blue.png', str(tmp/'blue.png'), raw, url, blue): test_eq(user_image(source).getpixel((0, 0)), COLOURS['blue'])
-    for f,why in {'cut.png':'cut.png: damaged', 'no.png':'no.png: not an image', 'gone.png':'no such file'}.items(): test_fail(lambda: user_image(tmp/f), contains=why)
-    test_fail(lambda: user_image(b'hello'), contains='the picture: not an image')
-    test_fail(lambda: user_image('data:image/png;base64,%%'), contains='data:image/png;base64: not base64')
-    test_fail(lambda: user_image('http://127.0.0.1:9/x.png'), contains='check the address')
-    test_fail(lambda: user_image(raw, rules=ImageRules(max_pixels=100)), contains='32 x 32 pixels, the limit is 100')
-
-
-def test_context(cell_633ecf02_2, cell_f6174f92):
+def test_context(cell_633ecf02_2):
     blue, red = cell_633ecf02_2
 
     # nbs/34_reader.ipynb #9b9058f8
@@ -107,7 +82,7 @@ def test_shared_prefix():
     test_eq(prefix([1, 5, 6], [1, 100, 5, 6], ([], [])), 1)
 
 
-def test_Reader_write(cell_633ecf02, cell_633ecf02_2, cell_f6174f92):
+def test_Reader_write(cell_633ecf02, cell_633ecf02_2):
     model, processor = cell_633ecf02
     blue, red = cell_633ecf02_2
 

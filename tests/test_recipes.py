@@ -7,7 +7,7 @@ import json, random, tempfile, torch
 from aligngpt.adapters import has_adapter
 from aligngpt.checkpoints import load
 from aligngpt.core import read_json
-from aligngpt.settings import FINETUNE, PRETRAIN
+from aligngpt.settings import FINETUNE, PRETRAIN, override
 from aligngpt.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_model, toy_processor
 from aligngpt.training import plot_losses
 from aligngpt.zoo import PRESETS
@@ -41,8 +41,13 @@ def test_settings_of(cell_fdf3aa5c, cell_a3af1a8d):
         for stage in (PRETRAIN, FINETUNE): settings_of(stage, name)
     test_eq(settings_of(FINETUNE, 'aligngpt-llama3').template, 'llama_3')
     test_eq(settings_of(FINETUNE, 'aligngpt-7b', learning_rate=1e-4).learning_rate, 1e-4)
+    mine = settings_of(override(PRETRAIN, learning_rate=5e-4, batch_size=2), 'aligngpt-7b')
+    test_eq((mine.learning_rate, mine.batch_size), (5e-4, 2))
+    test_eq(settings_of(override(PRETRAIN, learning_rate=1e-3), 'tiny').learning_rate, 1e-3)
+    test_eq(settings_of(override(PRETRAIN, trackers=()), 'tiny').trackers, ())
+    test_eq(settings_of(mine, 'tiny'), settings_of(settings_of(mine, 'tiny'), 'tiny'))
     test_fail(lambda: settings_of(FINETUNE, 'aligngpt-8b'), contains='Valid: aligngpt-7b')
-    {k:settings_of(PRETRAIN, k).learning_rate for k in PRESETS}
+    print(settings_text(settings_of(mine, 'tiny'), 'tiny'))
 
 
 def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):

@@ -26,6 +26,17 @@ def test_CHOICES():
     override(FINETUNE, learning_rate=1e-4, part_rates=dict(gate=1e-3)).part_rates
 
 
+def test_given():
+    # nbs/25_settings.ipynb #2a3b1d9c
+    mine = fill_in(override(PRETRAIN, learning_rate=5e-4, batch_size=8), batch_size=32, accumulate=1)
+    test_eq((mine.learning_rate, mine.batch_size, mine.accumulate), (5e-4, 8, 1)) # a value that the release has too was said all the same
+    test_eq(fill_in(dataclasses.replace(PRETRAIN, epochs=3.), epochs=2.).epochs, 3.)
+    test_eq(fill_in(StageConfig('third', train=('projector',)), epochs=2.).epochs, 2.)
+    origin = origins(mine, 'tiny')
+    test_eq({k:origin[k] for k in ('learning_rate', 'batch_size', 'accumulate', 'epochs')}, dict(learning_rate='given', batch_size='given', accumulate='tiny', epochs='release'))
+    {k:v for k,v in origin.items() if v != 'release'}
+
+
 def test_read_settings():
     # nbs/25_settings.ipynb #4bb6b15c
     tmp = Path(tempfile.mkdtemp())

@@ -178,26 +178,42 @@ def test_load_tokenizer(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_d7
     test_fail(lambda: load_tokenizer(config_only(tmp/'t5', 'T5Tokenizer')), contains='no tokenizer found')
 
 
-def test_TextEncoder(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad, cell_4445e331, cell_1034229e):
-    tiny_sentencepiece = cell_d7cdb86d
-    tmp = cell_d7cdb86d_2
-    shards, rng, texts = cell_2e9015ad
+@pytest.fixture
+def cell_1034229e_2(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_4445e331, cell_1034229e):
     llama3 = cell_4445e331
     tok = cell_1034229e
-
-    # nbs/02_tokenizer.ipynb #1034229e
     tok3 = load_tokenizer(llama3)
     tok.tokenize('the cat  answer</s>two<image>')
+    return tok3
 
-    # nbs/02_tokenizer.ipynb #4e82c9c0
+
+@pytest.fixture
+def cell_4e82c9c0(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad, cell_4445e331, cell_1034229e, cell_1034229e_2):
+    tmp = cell_d7cdb86d_2
+    shards, rng, texts = cell_2e9015ad
+    tok = cell_1034229e
+    tok3 = cell_1034229e_2
     for i,t in enumerate((tok, tok3)):
         t.save_pretrained(tmp/f'saved{i}')
         for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
             test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
             test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)), (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
 
-    # nbs/02_tokenizer.ipynb #877c81f2
+
+@pytest.fixture
+def cell_877c81f2(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad, cell_4445e331, cell_1034229e, cell_1034229e_2,
+        cell_4e82c9c0):
+    tmp = cell_d7cdb86d_2
     (tmp/'empty').mkdir(exist_ok=True)
+
+
+def test_TextEncoder(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad, cell_4445e331, cell_1034229e, cell_1034229e_2,
+        cell_4e82c9c0, cell_877c81f2):
+    tiny_sentencepiece = cell_d7cdb86d
+    tmp = cell_d7cdb86d_2
+    shards, rng, texts = cell_2e9015ad
+    tok = cell_1034229e
+    tok3 = cell_1034229e_2
 
     # nbs/02_tokenizer.ipynb #6252101e
     encode = TextEncoder(tok)
@@ -231,3 +247,45 @@ def test_TextEncoder(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e901
     test_eq(pickle.loads(pickle.dumps(encode))([Span('</s>', literal=True)]).ids, encode([Span('</s>', literal=True)]).ids)
     two = encode('two<image>two')
     test_eq(tok.convert_ids_to_tokens(two.ids), ['<s>','▁two','<image>','▁two'])
+
+
+def test_TokenText(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad, cell_4445e331, cell_1034229e, cell_1034229e_2,
+        cell_4e82c9c0, cell_877c81f2):
+    tiny_sentencepiece = cell_d7cdb86d
+    tmp = cell_d7cdb86d_2
+    shards, rng, texts = cell_2e9015ad
+    tok = cell_1034229e
+    tok3 = cell_1034229e_2
+
+    # nbs/02_tokenizer.ipynb #545a417d
+    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
+    newer.tokenize('two</s>two')
+
+    # nbs/02_tokenizer.ipynb #40cc53cb
+    def unfold(text, stop=(), t=tok):
+        "The pieces in which a text arrives."
+        out = TokenText(t, stop)
+        pieces = []
+        for i in t(text, add_special_tokens=False)['input_ids']:
+            pieces.append(out.add(i))
+            if out.ended: break
+        return [*pieces, out.end()]
+    long = 'one, two, 👩‍👩‍👧 three  \n\n- **blue**, né'
+    for t in (tok, tok3, newer): test_eq(''.join(unfold(long + '  ', t=t)), long)
+    test_eq(''.join(unfold('one, two, three, four', [', thr'])), 'one, two')
+    test_eq(''.join(unfold('one, two, three', ['two!', 'zero'])), 'one, two, three')
+    test_eq(''.join(unfold('one, two', ['one'])), '')
+    unfold('the red bus 👍'), unfold('two, three', [', th'])
+
+    # nbs/02_tokenizer.ipynb #c16242ad
+    class Counting:
+        "A tokenizer that counts what it decodes."
+        decoded = 0
+        def decode(self, ids, **kwargs): self.decoded += len(ids); return tok.decode(ids, **kwargs)
+    ids = (tok(' '.join(texts), add_special_tokens=False)['input_ids'])[:2048]
+    counting = Counting()
+    out = TokenText(counting)
+    said = ''.join([out.add(i) for i in ids] + [out.end()])
+    test_eq(said, tok.decode(ids).strip())
+    assert counting.decoded < 20*len(ids)
+    counting.decoded, len(ids)*(len(ids) + 1)//2

@@ -4,12 +4,7 @@ from fastcore.test import *
 from aligngpt.zoo import *
 import dataclasses
 from aligngpt.conversation import TEMPLATES
-from aligngpt.training import FINETUNE, PRETRAIN, override
-
-
-def test_STAGE_1():
-    # nbs/24_zoo.ipynb #0ca1912a
-    test_eq([8*s['batch_size']*s['accumulate'] for s in (STAGE_1, STAGE_2)], [256, 128])
+from aligngpt.settings import FINETUNE, PRETRAIN, fill_in
 
 
 def test_get_preset():
@@ -19,14 +14,15 @@ def test_get_preset():
     test_fail(lambda: get_preset('aligngpt-70b'), contains="Unknown model 'aligngpt-70b'. Valid: aligngpt-7b, aligngpt-13b,")
     test_fail(lambda: p.stage('third'), contains="Unknown stage 'third'. Valid: pretrain, finetune")
     test_eq({p.template for p in PRESETS.values()} <= set(TEMPLATES), True)
-    p.stage('pretrain')
+    {n:(q.stage('pretrain'), q.stage('finetune')) for n,q in PRESETS.items()}
 
     # nbs/24_zoo.ipynb #900ddb7b
     for p in PRESETS.values():
-        for base in (PRETRAIN, FINETUNE): override(base, **p.stage(base.name))
+        for base in (PRETRAIN, FINETUNE):
+            for k,v in p.stage(base.name).items(): assert getattr(base, k) != v, (p.name, k)
     p = get_preset('aligngpt-7b')
-    test_eq((override(PRETRAIN, **p.stage('pretrain')), override(FINETUNE, **p.stage('finetune'))), (PRETRAIN, FINETUNE))
-    test_eq(override(FINETUNE, **get_preset('aligngpt-llama3').stage('finetune')).template, 'llama_3')
+    test_eq((p.stage('pretrain'), p.stage('finetune')), ({}, {}))
+    test_eq(fill_in(FINETUNE, **get_preset('aligngpt-llama3').stage('finetune')).template, 'llama_3')
 
 
 def test_count_parameters():

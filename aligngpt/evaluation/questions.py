@@ -6,7 +6,7 @@
 __all__ = ['Question', 'read_questions', 'load_image', 'broken_images', 'Need', 'need', 'Options', 'Task', 'Files']
 
 # %% ../../nbs/evaluation/06_questions.ipynb #300599f5
-import base64, binascii, hashlib, io
+import base64, binascii, hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from ..core import AlignGPTError
+from ..pictures import AS_STORED, open_picture
 from .report import markdown_table
 from .text import ID, check_rows, read_jsonl
 
@@ -68,19 +69,17 @@ def load_image(
     question:Question, # one that has an image
     folder:str|Path|None=None, # the task's image folder
 ): # PIL image, RGB
-    "Open a question's image."
-    from PIL import Image
+    "Open a question's image, as the official scripts do: not turned."
     where = question.where or f'question {question.id!r}'
+    def bad(what, hint): raise AlignGPTError(f'{where}: the image {what}', f'{hint}, or use --on-missing-image skip')
     if question.image_base64 is not None:
-        try: data = io.BytesIO(base64.b64decode(question.image_base64, validate=True))
-        except (binascii.Error, ValueError) as e: raise AlignGPTError(f'{where}: the image is not valid base64: {e}', 'download the table again, or use --on-missing-image skip') from e
+        try: source, name = base64.b64decode(question.image_base64, validate=True), 'in base64'
+        except (binascii.Error, ValueError) as e: bad(f'is not valid base64: {e}', 'download the table again')
     else:
-        data = Path(folder or '.')/question.image
-        if not data.is_file(): raise AlignGPTError(f'{where}: the image {question.image} is missing from {folder}', 'unpack the images there, or use --on-missing-image skip')
-    name = data if question.image_base64 is None else 'in base64'
-    try: return Image.open(data).convert('RGB')
-    except Image.UnidentifiedImageError as e: raise AlignGPTError(f'{where}: the image {name} is in no format that is known', 'download it again, or use --on-missing-image skip') from e
-    except Exception as e: raise AlignGPTError(f'{where}: the image {name} cannot be read: {e}', 'download it again, or use --on-missing-image skip') from e
+        source = name = Path(folder or '.')/question.image
+        if not source.is_file(): bad(f'{question.image} is missing from {folder}', 'unpack the images there')
+    try: return open_picture(source, str(name), AS_STORED)
+    except AlignGPTError as e: bad(e.message, e.hint or 'download it again')
 
 # %% ../../nbs/evaluation/06_questions.ipynb #d6aad17d
 def broken_images(
