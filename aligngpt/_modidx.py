@@ -182,6 +182,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'aligngpt.book._modules': ('book.html#_modules', 'aligngpt/book.py'),
                                'aligngpt.book._snapshot': ('book.html#_snapshot', 'aligngpt/book.py'),
                                'aligngpt.book._text_of': ('book.html#_text_of', 'aligngpt/book.py'),
+                               'aligngpt.book._tidied': ('book.html#_tidied', 'aligngpt/book.py'),
+                               'aligngpt.book._tidy': ('book.html#_tidy', 'aligngpt/book.py'),
                                'aligngpt.book._write': ('book.html#_write', 'aligngpt/book.py'),
                                'aligngpt.book.export_book': ('book.html#export_book', 'aligngpt/book.py'),
                                'aligngpt.book.in_project': ('book.html#in_project', 'aligngpt/book.py'),

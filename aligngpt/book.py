@@ -62,13 +62,30 @@ def _write(p, text):
         p.parent.mkdir(parents=True, exist_ok=True)
         p.write_text(text, encoding='utf-8')
 
-_PLACE = re.compile(r'(?<![\w./:])/[\w.+~/-]*?/(?:site-packages|ipykernel_\d+)/')
+_LIBRARY = re.compile(r'(?<![\w./:])/[\w.+~/-]*?/(?:site-packages|ipykernel_\d+)/')
+_TEMPORARY = re.compile(r'(?:/private)?(?:/tmp|/var/folders/[\w/+]+/T)/(tmp)[a-z0-9_]{8}(/?)')
+_BAR = re.compile(r'\d+%\|.*')
+
+def _tidied(text):
+    "A text of an output, without the place of this machine's libraries and temporary folders."
+    return _TEMPORARY.sub(lambda m: '' if m[2] else m[1], _LIBRARY.sub('', text))
+
+def _tidy(output):
+    "The output without what changes with every execution, or None if it is a progress bar."
+    if output['output_type'] == 'stream':
+        lines = _tidied(''.join(output['text'])).splitlines(keepends=True)
+        output['text'] = [l for l in lines if not _BAR.search(l)]
+        return output if output['text'] else None
+    data = output.get('data', {})
+    if 'application/vnd.jupyter.widget-view+json' in data and _BAR.search(''.join(data.get('text/plain', ''))): return None
+    for kind in data.keys() & {'text/plain', 'text/html', 'text/markdown'}: data[kind] = _tidied(''.join(data[kind])).splitlines(keepends=True)
+    return output
 
 def _clean(path):
-    "Clean the notebook at `path` as `nbdev_clean` does, without signing it; what was written to a stream does not tell where this machine keeps its files."
+    "Clean the notebook at `path` as `nbdev_clean` does, without signing it, and tidy its outputs."
     nb = read_nb(path)
-    for o in (o for c in nb.cells for o in c.get('outputs', ()) if o['output_type'] == 'stream'):
-        o['text'] = _PLACE.sub('', ''.join(o['text'])).splitlines(keepends=True)
+    for c in nb.cells:
+        if c.cell_type == 'code': c.outputs = [o for o in map(_tidy, c.outputs) if o]
     clean_nb(nb)
     write_nb(nb, path)
 

@@ -59,9 +59,13 @@ def test_export_book(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
     # nbs/92_book.ipynb #bdea54e5
     nb = read_nb(tmp/'nbs/00_toy.ipynb')
     nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
+    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
+                            dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json':{}, 'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
-    kept = ''.join(read_nb(tmp/'nbs/00_toy.ipynb').cells[3].outputs[0]['text'])
+    kept, path = read_nb(tmp/'nbs/00_toy.ipynb').cells[3].outputs
+    kept = ''.join(kept['text'])
+    test_eq(''.join(path['data']['text/plain']), "['a.json', 'tmp', '/tmp/mine']")
     test_eq(kept, 'PIL/Image.py:9: UserWarning: odd\nhttps://a.org/site-packages/ and a/b\n')
 
 
@@ -71,6 +75,8 @@ def cell_bdea54e5(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
     nb = cell_6d5abbf3
     nb = read_nb(tmp/'nbs/00_toy.ipynb')
     nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
+    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
+                            dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json':{}, 'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
     return nb
