@@ -14,7 +14,7 @@ pytest.importorskip('jupyterlab', reason='no JupyterLab: pip install jupyterlab'
 BRAKE = """import time, pathlib
 hold = pathlib.Path('hold')
 def brake(*args): # an answer stays at its third token while the file is there
-    while hold.exists() and len(chat.session.reply.tokens) >= 3: time.sleep(.02)
+    while hold.exists() and chat.session.reply.answer.tokens >= 3: time.sleep(.02)
 brake = model.language_model.register_forward_pre_hook(brake)
 chat.clear(); chat.level.value = 'auto'"""
 

@@ -12,7 +12,7 @@ from aligngpt.chat import open_session
 from aligngpt.terminal import chat_terminal
 session, hold = open_session('run', temperature=0), pathlib.Path('hold')
 def brake(*args): # an answer stays at its third token while the file is there
-    while hold.exists() and len(session.reply.tokens) >= 3: time.sleep(.02)
+    while hold.exists() and session.reply.answer.tokens >= 3: time.sleep(.02)
 session.reader.model.language_model.register_forward_pre_hook(brake)
 chat_terminal(session, ['blue.png'])
 """
