@@ -119,7 +119,7 @@ def _from_array(array, name):
 def _from_data_url(url):
     "The bytes in a `data:` URL."
     head, _, data = url.partition(',')
-    try: return base64.b64decode(data, validate=True)
+    try: return base64.b64decode(''.join(data.split()), validate=True)
     except (binascii.Error, ValueError) as e: raise BadRecord('corrupt image', f'{head[:50]}: not base64 ({e})', 'send it again') from e
 
 def _download(url):

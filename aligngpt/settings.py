@@ -94,10 +94,10 @@ def fill_in(
 def origins(
     stage:StageConfig, # resolved
     preset:str='', # name of the model whose preset was filled in
-)->dict[str,str]: # field -> 'given', the preset's name, or 'release'
+)->dict[str,str]: # field -> 'given', the preset's name, 'release', or 'installed' for trackers
     "Where each setting came from."
     base = next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
-    def origin(k): return 'given' if k in stage.said else 'release' if getattr(stage, k) == getattr(base, k) else preset or 'default'
+    def origin(k): return 'given' if k in stage.said else 'release' if getattr(stage, k) == getattr(base, k) else 'installed' if k == 'trackers' else preset or 'default'
     return {f.name:origin(f.name) for f in dataclasses.fields(stage) if f.compare and f.name != 'name'}
 
 # %% ../nbs/25_settings.ipynb #eaa40d7e

@@ -107,8 +107,9 @@ def test_open_picture():
 
     # nbs/05_pictures.ipynb #d81a970d
     url = 'data:image/png;base64,' + base64.b64encode(whole).decode()
+    wrapped = 'data:image/png;base64,' + base64.encodebytes(whole).decode() # in lines, as in mail
     pixels = decode_image(whole, 'x')
-    for source in (root/'0.png', str(root/'0.png'), whole, url, pixels, np.array(pixels)): test_eq(np.asarray(open_picture(source)), np.asarray(pixels))
+    for source in (root/'0.png', str(root/'0.png'), whole, url, wrapped, pixels, np.array(pixels)): test_eq(np.asarray(open_picture(source)), np.asarray(pixels))
     for f,why in {'cut.png':'cut.png: damaged', 'page.jpg':'page.jpg: not an image', 'gone.png':'no such file'}.items(): test_fail(lambda: open_picture(root/f), contains=why)
     test_fail(lambda: open_picture(b'hello'), contains='the picture: not an image')
     test_fail(lambda: open_picture('data:image/png;base64,%%'), contains='data:image/png;base64: not base64')

@@ -33,6 +33,7 @@ def test_given():
     test_eq(fill_in(dataclasses.replace(PRETRAIN, epochs=3.), epochs=2.).epochs, 3.)
     test_eq(fill_in(StageConfig('third', train=('projector',)), epochs=2.).epochs, 2.)
     origin = origins(mine, 'tiny')
+    test_eq(origins(fill_in(PRETRAIN, trackers=('tensorboard',)), 'tiny')['trackers'], 'installed')
     test_eq({k:origin[k] for k in ('learning_rate', 'batch_size', 'accumulate', 'epochs')}, dict(learning_rate='given', batch_size='given', accumulate='tiny', epochs='release'))
     {k:v for k,v in origin.items() if v != 'release'}
 
