@@ -17,5 +17,5 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]), include_package_data=True,
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["aligngpt=aligngpt._modidx:d"],
-                  "vllm.general_plugins": ["aligngpt=aligngpt.vllm_plugin:register"], "lmms_eval.models": ["aligngpt=aligngpt.evaluation.lmms_eval:lmms_manifest"]},
+                  "vllm.general_plugins": ["aligngpt=aligngpt.serving.vllm_plugin:register"], "lmms_eval.models": ["aligngpt=aligngpt.evaluation.lmms_eval:lmms_manifest"]},
 )

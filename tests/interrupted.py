@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from aligngpt.cli import main
+from aligngpt.cli.main import main
 
-quickstart = importlib.import_module('aligngpt.quickstart')
+quickstart = importlib.import_module('aligngpt.quickstart.run')
 run, result = map(Path, sys.argv[1:])
 ARGUMENTS = ['quickstart', '--rehearse', '--out', str(run)]
 

@@ -15,12 +15,12 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from aligngpt.adapters import add_lora
-from aligngpt.batches import Collator
-from aligngpt.core import AlignGPTError
-from aligngpt.layers import AlignGPTConfig
-from aligngpt.model import AlignGPTForConditionalGeneration
-from aligngpt.training import FINETUNE, PRETRAIN, add_gate, override, run_stage
+from aligngpt.checkpoints.adapters import add_lora
+from aligngpt.data.batches import Collator
+from aligngpt.core.errors import AlignGPTError
+from aligngpt.model.layers import AlignGPTConfig
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.training.stage import FINETUNE, PRETRAIN, override, run_stage
 
 torch.set_num_threads(1)
 RANK = int(os.environ.get('RANK', 0))

@@ -7,10 +7,10 @@ root = Path(__file__).resolve().parent.parent
 BRAKED = """
 import os, sys, tempfile, time, pathlib
 os.environ.update(GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=tempfile.mkdtemp(dir='.'))
-from aligngpt.chat import ChatSession
-from aligngpt.cli_serve import _run, build_app, listen, own_names
-from aligngpt.remote import Limits
-from aligngpt.toy import toy
+from aligngpt.chat.session import ChatSession
+from aligngpt.cli.serve import _run, build_app, listen, own_names
+from aligngpt.serving.remote import Limits
+from aligngpt.model.toy import toy
 hold, abroad, sock = pathlib.Path('hold'), open('abroad', 'w'), listen('127.0.0.1', 0)
 def watch(event, args): # whom this process asks for anything
     if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto') and not any(s in str(args) for s in ('127.0.0.1', 'localhost')): print(event, args, file=abroad, flush=True)
@@ -27,7 +27,7 @@ _run(app, sock, 5)
 
 def save_runs(folder):
     "Runs to serve: `toy`, which answers, and `babbler`, the toy before its training, which has no end to what it says."
-    from aligngpt.toy import toy, toy_model
+    from aligngpt.model.toy import toy, toy_model
     model, processor = toy()
     for name,m in dict(toy=model, babbler=toy_model(processor)).items():
         for part in (m, processor): part.save_pretrained(folder/name/'model')

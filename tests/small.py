@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from aligngpt.layers import AlignGPTConfig
-from aligngpt.model import AlignGPTForConditionalGeneration
-from aligngpt.toy import swatch, toy_processor
+from aligngpt.model.layers import AlignGPTConfig
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.toy import swatch, toy_processor
 
 
 @lru_cache(None)

@@ -14,10 +14,11 @@ from typing import Any, Callable
 
 import torch
 
-from ..conversation import IMAGE, render
-from ..core import AlignGPTError, progress
-from ..generation import Ask, answers, ask_batch, image_features
-from ..scoring import process_rank
+from ..core.errors import AlignGPTError
+from ..core.shards import process_rank
+from ..core.steps import progress
+from ..text.conversation import IMAGE, render
+from ..model.decoding import Ask, answers, ask_batch, image_features
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #9686a6c8
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def examinee_class()->type: # `AlignGPTLmms`
             alignment=None, # a level for all questions; None lets the gate decide
             max_batch_size=None, # ignored: the harness hands it to every model
         ):
-            from aligngpt.cli_eval import open_model
+            from aligngpt.checkpoints.layouts import open_model
             lmms.__init__(self)
             Examinee.__init__(self, *open_model(str(pretrained), device, dtype), batch_size, alignment)
 
