@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-chromium = os.environ.get('ALIGNGPT_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+chromium = (os.environ.get('ALIGNGPT_CHROMIUM')
+            or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None))
 if chromium is None: pytest.skip('no Chromium: apt-get install chromium', allow_module_level=True)
 playwright = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
 
@@ -26,12 +27,14 @@ def browser_page(name, counts=lambda e: True, **options):
     "A page in a fresh browser, which keeps in `page.errors` those errors of scripts that count, in `page.abroad` addresses beyond this machine that it asked for, and a screenshot if something goes wrong."
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
-        context = browser.new_context(viewport=dict(width=1280, height=1000), permissions=['clipboard-read', 'clipboard-write'], **options)
+        context = browser.new_context(viewport=dict(width=1280, height=1000),
+                                      permissions=['clipboard-read', 'clipboard-write'], **options)
         context.set_default_timeout(120_000) # a busy machine takes its time
         page = context.new_page()
         page.errors, page.abroad = [], []
         page.on('pageerror', lambda e: page.errors.append(str(e)) if counts(e) else None)
-        page.on('request', lambda r: None if r.url.startswith(('http://127.0.0.1:', 'data:', 'blob:')) else page.abroad.append(r.url))
+        page.on('request', lambda r: None if r.url.startswith(('http://127.0.0.1:', 'data:', 'blob:'))
+                else page.abroad.append(r.url))
         try: yield page
         except BaseException: shot(page, f'{name}_failed'); raise
         finally: browser.close()

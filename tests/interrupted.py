@@ -58,7 +58,8 @@ def second():
     starts.append(dict(name='second', code=done.returncode, err=done.stderr))
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler) # pytest's workers are deaf to Ctrl-C, and so are their children
+signal.signal(signal.SIGINT,
+              signal.default_int_handler) # pytest's workers are deaf to Ctrl-C, and so are their children
 starts = []
 stops = dict(data=after('train_tokenizer', second), clip=training('train_clip'), scores=after('pair_of'),
              llm=training('train_llm'), pretrain=training('pretrain'), tune=training('tune'), test=after('evaluate'),

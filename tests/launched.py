@@ -28,15 +28,19 @@ RANK = int(os.environ.get('RANK', 0))
 
 def tiny_model(use_gate):
     set_seed(0)
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-    text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
-    return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60, image_token_id=61, use_gate=use_gate))
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                              image_size=16, patch_size=8)
+    text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                       num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+    return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60,
+                                                           image_token_id=61, use_gate=use_gate))
 
 
 class Mixed(torch.utils.data.Dataset):
     "Random tokens. In every row of four samples the first two have pictures, so that with shuffle=False one of two processes gets text only."
     fingerprint = 'mixed'
-    def __init__(self, n, levels): self.n, self.levels, self.has_image, self.lengths = n, levels, [i%4 < 2 for i in range(n)], [12]*n
+    def __init__(self, n, levels):
+        self.n, self.levels, self.has_image, self.lengths = n, levels, [i%4 < 2 for i in range(n)], [12]*n
     def __len__(self): return self.n
     def __getitem__(self, i):
         g = torch.Generator().manual_seed(i)
@@ -44,7 +48,9 @@ class Mixed(torch.utils.data.Dataset):
         draw = lambda n: torch.randint(3, 60, (n,), generator=g).tolist()
         prompt, answer = [1] + [60]*(k > 0) + [61]*4*k + draw(5), draw(1 + i%5)
         sample = dict(input_ids=torch.tensor(prompt + answer), labels=torch.tensor([-100]*len(prompt) + answer))
-        if k: sample |= dict(pixel_values=torch.randn(k, 3, 16, 16, generator=g)) | (dict(alignment=i%8) if self.levels else {})
+        if k:
+            sample |= (dict(pixel_values=torch.randn(k, 3, 16, 16, generator=g))
+                       | (dict(alignment=i%8) if self.levels else {}))
         return sample
 
 
@@ -63,8 +69,11 @@ def main(out, *fields):
     levels, n = fields.pop('stage', 'finetune') == 'pretrain', read('n', 40)
     lora, device = read('lora', 0), fields.pop('device', 'cpu')
     at, rank, number, limit = read('at', None), read('rank', None), read('signal', int(signal.SIGKILL)), read('limit', 0)
-    base = dict(learning_rate=5e-3, batch_size=2, accumulate=1, group='none', shuffle=False, warmup=2, precision='fp32', log_every=1, save_every=0, sharding='none', checkpointing=False)
-    stage = override(PRETRAIN if levels else FINETUNE, **base | {k:v if isinstance(getattr(FINETUNE, k), str) else json.loads(v) for k,v in fields.items()})
+    base = dict(learning_rate=5e-3, batch_size=2, accumulate=1, group='none', shuffle=False, warmup=2,
+                precision='fp32', log_every=1, save_every=0, sharding='none', checkpointing=False)
+    stage = override(PRETRAIN if levels else FINETUNE,
+                     **base | {k:v if isinstance(getattr(FINETUNE, k), str) else json.loads(v)
+                               for k,v in fields.items()})
     logging.set_verbosity_error(); logging.disable_progress_bar()
     if device == 'cpu' and stage.sharding not in ('none', 'fsdp'): # the kernels that DeepSpeed would compile for a CPU take longer than the test
         import deepspeed.ops
@@ -73,11 +82,14 @@ def main(out, *fields):
     valid = Mixed(6, levels) if stage.eval_every else None
     model = tiny_model(not levels)
     if lora: add_lora(model, lora, 2*lora, dropout=0)
-    try: done = run_stage(model, Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device=device, quiet=True, callbacks=accident)
+    try:
+        done = run_stage(model, Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device=device,
+                         quiet=True, callbacks=accident)
     except AlignGPTError as e:
         (Path(out)/'error.txt').write_text(str(e))
         sys.exit(getattr(e, 'code', 1))
-    if RANK == 0: (Path(out)/'result.json').write_text(json.dumps(done | dict(processes=int(os.environ.get('WORLD_SIZE', 1)))))
+    if RANK == 0:
+        (Path(out)/'result.json').write_text(json.dumps(done | dict(processes=int(os.environ.get('WORLD_SIZE', 1)))))
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

@@ -27,14 +27,17 @@ def small_tokenizer(folder):
     rng, out = random.Random(0), io.BytesIO()
     words = 'the a cat dog bus red blue on in what colour answer question picture shows two and of street, 10 42 yes. no! USER: ASSISTANT: [INST] [/INST]'.split()
     lines = [('  ' if i%9 == 0 else ' ').join(rng.choices(words, k=rng.randint(2, 12))) for i in range(400)]
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=430, model_type='bpe', byte_fallback=True, minloglevel=2,
-        normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=430,
+                                             model_type='bpe', byte_fallback=True, minloglevel=2,
+        normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        split_digits=True)
     (folder/'tokenizer.model').write_bytes(out.getvalue())
     proto = SentencePieceExtractor(str(folder/'tokenizer.model')).proto
     for piece in proto.pieces:
         if set(piece.piece) == {'▁'}: piece.score = -1e9
     (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
-    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='LlamaTokenizer', legacy=True, bos_token='<s>', eos_token='</s>', unk_token='<unk>')))
+    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='LlamaTokenizer', legacy=True,
+        bos_token='<s>', eos_token='</s>', unk_token='<unk>')))
     return sentencepiece.SentencePieceProcessor(str(folder/'tokenizer.model'))
 
 class ByRounds:
@@ -58,13 +61,15 @@ class ByRounds:
         return out
 
     def v1_text(self, turns):
-        return V1 + ' ' + ''.join(f'USER: {t}' + ' ' if i%2 == 0 else f'ASSISTANT: {t}</s>' for i,t in enumerate(turns))
+        return V1 + ' ' + ''.join(f'USER: {t}' + ' ' if i%2 == 0 else f'ASSISTANT: {t}</s>'
+                                  for i,t in enumerate(turns))
 
     def v1(self, turns): return self.by_rounds(self.v1_text(turns), ' ASSISTANT: ')
 
     def llava_llama_2(self, turns):
         system = f'<<SYS>>\n{LLAVA_LLAMA_2}\n<</SYS>>\n\n'
-        text = ''.join(f'<s>[INST] {system*(i == 0)}{t} [/INST]' if i%2 == 0 else f' {t} </s>' for i,t in enumerate(turns))[len('<s>'):]
+        text = ''.join(f'<s>[INST] {system*(i == 0)}{t} [/INST]' if i%2 == 0 else f' {t} </s>'
+                       for i,t in enumerate(turns))[len('<s>'):]
         return self.by_rounds(text, '[/INST] ')
 
     def plain(self, turns):
@@ -105,23 +110,33 @@ def by_hand(image, ip, pad):
 
 SIDE, PATCH, LAYER, LEVELS, GATE = 28, 7, -3, 6, 24
 N = (SIDE//PATCH)**2
-IP = dict(image_processor_type='CLIPImageProcessor', feature_extractor_type='CLIPFeatureExtractor', size=SIDE, crop_size=SIDE, do_resize=True, do_center_crop=True, do_normalize=True, do_convert_rgb=True,
+IP = dict(image_processor_type='CLIPImageProcessor', feature_extractor_type='CLIPFeatureExtractor', size=SIDE,
+          crop_size=SIDE, do_resize=True, do_center_crop=True, do_normalize=True, do_convert_rgb=True,
           resample=3, image_mean=[.48145466, .4578275, .40821073], image_std=[.26862954, .26130258, .27577711])
-FLAT = dict(vocab_size=448, hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
-            rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_act='silu', initializer_range=.08, rope_scaling=None, tie_word_embeddings=False)
-ALIGNED = {**FLAT, **dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5', mm_vision_tower='../clip', mm_hidden_size=24,
-           mm_vision_select_layer=LAYER, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu', mm_use_im_start_end=False, mm_use_im_patch_token=False, tokenizer_model_max_length=1024)}
+FLAT = dict(vocab_size=448, hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=1024,
+            rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_act='silu',
+            initializer_range=.08, rope_scaling=None, tie_word_embeddings=False)
+ALIGNED = {**FLAT, **dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt',
+                          _name_or_path='lmsys/vicuna-7b-v1.5', mm_vision_tower='../clip', mm_hidden_size=24,
+           mm_vision_select_layer=LAYER, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu',
+           mm_use_im_start_end=False, mm_use_im_patch_token=False, tokenizer_model_max_length=1024)}
 
 def human(text): return {'from':'human', 'value':text}
 def gpt(text): return {'from':'gpt', 'value':text}
 
-PRETRAIN = [dict(id=str(i), image=f'{i}.png', similarity=level, conversations=[human(f'{IMAGE}\nDescribe.'), gpt(text)])
-            for i,(level,text) in enumerate([(1, 'a red bus on the street'), (5, 'two cat'), (0, 'the  dog and a picture , 42'), (1, 'ünï 東京')])]
-FINETUNE = [dict(id='a', image='0.png', conversations=[human(f'{IMAGE}\nwhat colour?'), gpt('red'), human('and the dog?'), gpt('a blue dog.')]),
+PRETRAIN = [dict(id=str(i), image=f'{i}.png', similarity=level,
+                 conversations=[human(f'{IMAGE}\nDescribe.'), gpt(text)])
+            for i,(level,text) in enumerate([(1, 'a red bus on the street'), (5, 'two cat'),
+                                             (0, 'the  dog and a picture , 42'), (1, 'ünï 東京')])]
+FINETUNE = [dict(id='a', image='0.png', conversations=[human(f'{IMAGE}\nwhat colour?'), gpt('red'),
+                                                       human('and the dog?'), gpt('a blue dog.')]),
             dict(id='b', conversations=[human('10 and 42?'), gpt('yes')]),
-            dict(id='c', image='2.png', conversations=[human(f'what picture shows the cat?\n{IMAGE}'), gpt('two cat on the street, no  dog')]),
+            dict(id='c', image='2.png', conversations=[human(f'what picture shows the cat?\n{IMAGE}'),
+                                                       gpt('two cat on the street, no  dog')]),
             dict(id='d', conversations=[human('the bus?'), gpt('no!'), human('a  cat?'), gpt('yes.')]),
-            dict(id='e', image='3.png', conversations=[human(f'{IMAGE}\n東京 in the picture?'), gpt('the answer of the question')])]
+            dict(id='e', image='3.png', conversations=[human(f'{IMAGE}\n東京 in the picture?'),
+                                                       gpt('the answer of the question')])]
 ASK = [('1.png', [('user', 'what colour the bus?')]), (None, [('user', 'two and two?')]),
        ('3.png', [('user', 'the picture shows a cat?'), ('assistant', 'yes.'), ('user', 'and a dog?')])]
 
@@ -130,11 +145,14 @@ class Plain(nn.Module):
     def __init__(self):
         super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
-        self.tower = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=4, num_attention_heads=3, image_size=SIDE, patch_size=PATCH, initializer_factor=3.)).eval()
+        self.tower = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=4,
+                                                      num_attention_heads=3, image_size=SIDE, patch_size=PATCH,
+                                                      initializer_factor=3.)).eval()
         self.llm = LlamaForCausalLM(LlamaConfig(**FLAT, attn_implementation='eager'))
         self.mm_projector = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 40))
         self.align_indicators = nn.ParameterDict(dict(indicator_embs=nn.init.xavier_uniform_(torch.empty(LEVELS, 40))))
-        self.gated_weight_layer = nn.ModuleDict(dict(mlp=nn.Sequential(nn.Linear(N, GATE), nn.GELU(), nn.Linear(GATE, LEVELS-1))))
+        self.gated_weight_layer = nn.ModuleDict(dict(mlp=nn.Sequential(nn.Linear(N, GATE), nn.GELU(),
+            nn.Linear(GATE, LEVELS-1))))
 
     def look(self, pixels):
         with torch.no_grad(): V = self.tower(pixels[None], output_hidden_states=True).hidden_states[LAYER][0, 1:]
@@ -154,12 +172,15 @@ class Plain(nn.Module):
 
     def batch(self, rows, pixels, levels=None):
         "(loss, logits, α) of right-padded rows; rows with pictures first, as the reference has them."
-        made = [self.row(ids, x, None if levels is None else levels[i]) for i,((ids, _), x) in enumerate(zip(rows, pixels))]
+        made = [self.row(ids, x, None if levels is None else levels[i])
+                for i,((ids, _), x) in enumerate(zip(rows, pixels))]
         embeds = nn.utils.rnn.pad_sequence([e for e,_ in made], batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(e)) for e,_ in made], batch_first=True)
-        labels = nn.utils.rnn.pad_sequence([torch.tensor(wide(l, ids)) for ids,l in rows], batch_first=True, padding_value=-100)
+        labels = nn.utils.rnn.pad_sequence([torch.tensor(wide(l, ids)) for ids,l in rows], batch_first=True,
+                                           padding_value=-100)
         logits = self.llm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), logits, [a for _,a in made if a is not None]
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1),
+                               labels[:, 1:].flatten()), logits, [a for _,a in made if a is not None]
 
     def parts(self, *names): return {k:v.detach().clone() for k,v in self.state_dict().items() if k.startswith(names)}
 
@@ -192,25 +213,38 @@ def _make(folder, m):
     for d in ('llm', 'clip', 'images', 'pretrain_out', 'aligngpt-seeded'): (folder/d).mkdir(parents=True)
     text = ByRounds(small_tokenizer(folder/'llm'))
     rng = np.random.default_rng(0)
-    pictures = {f'{i}.png':Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for i,(h,w) in enumerate([(40,40), (21,60), (70,33), (28,29)])}
+    pictures = {f'{i}.png':Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
+                for i,(h,w) in enumerate([(40,40), (21,60), (70,33), (28,29)])}
     for n,im in pictures.items(): im.save(folder/'images'/n)
-    def pixels(name, pad): return None if name is None else torch.tensor(by_hand(pictures[name], SimpleNamespace(**{**IP, 'crop_size':dict(height=SIDE)}), pad), dtype=torch.float32)
-    def turns(r): return [f'{IMAGE}\n' + t['value'].replace(IMAGE, '').strip() if IMAGE in t['value'] else t['value'] for t in r['conversations']]
+    def pixels(name, pad):
+        return None if name is None else torch.tensor(by_hand(pictures[name],
+            SimpleNamespace(**{**IP, 'crop_size':dict(height=SIDE)}), pad), dtype=torch.float32)
+    def turns(r):
+        return [f'{IMAGE}\n' + t['value'].replace(IMAGE, '').strip() if IMAGE in t['value'] else t['value']
+                for t in r['conversations']]
     _write_base(folder, m)
-    expected = dict(pretrain=_pretrain(folder, m, text, pixels, turns), finetune=_finetune(folder, m, text, pixels, turns), inference=_inference(m, text, pixels))
-    tensors = {f'{stage}.{k}':v.detach().clone().contiguous() for stage in ('pretrain', 'finetune') for k,v in expected[stage].pop('tensors').items()}
+    expected = dict(pretrain=_pretrain(folder, m, text, pixels, turns),
+                    finetune=_finetune(folder, m, text, pixels, turns), inference=_inference(m, text, pixels))
+    tensors = {f'{stage}.{k}':v.detach().clone().contiguous() for stage in ('pretrain', 'finetune')
+               for k,v in expected[stage].pop('tensors').items()}
     (folder/'expected.json').write_text(json.dumps(expected))
     save_file(tensors, folder/'expected.safetensors')
     return folder
 
 def _write_base(folder, m):
     torch.save(m.llm.state_dict(), folder/'llm'/'pytorch_model.bin')
-    (folder/'llm'/'config.json').write_text(json.dumps(dict(FLAT, architectures=['LlamaForCausalLM'], model_type='llama')))
-    torch.save({k if k.startswith('vision_model.') else f'vision_model.{k}':v for k,v in m.tower.state_dict().items()}, folder/'clip'/'pytorch_model.bin')
+    (folder/'llm'/'config.json').write_text(json.dumps(dict(FLAT, architectures=['LlamaForCausalLM'],
+                                                            model_type='llama')))
+    torch.save({k if k.startswith('vision_model.') else f'vision_model.{k}':v
+                for k,v in m.tower.state_dict().items()}, folder/'clip'/'pytorch_model.bin')
     c = m.tower.config
-    (folder/'clip'/'config.json').write_text(json.dumps({k:getattr(c, k) for k in ('model_type', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'image_size', 'patch_size', 'projection_dim', 'hidden_act', 'layer_norm_eps')}))
+    (folder/'clip'/'config.json').write_text(json.dumps({k:getattr(c, k)
+                                                         for k in ('model_type', 'hidden_size', 'intermediate_size',
+        'num_hidden_layers', 'num_attention_heads', 'image_size', 'patch_size', 'projection_dim', 'hidden_act',
+        'layer_norm_eps')}))
     (folder/'clip'/'preprocessor_config.json').write_text(json.dumps(IP))
-    for name,data in (('pretrain', PRETRAIN), ('finetune', FINETUNE)): (folder/f'{name}.json').write_text(json.dumps(data))
+    for name,data in (('pretrain', PRETRAIN), ('finetune', FINETUNE)):
+        (folder/f'{name}.json').write_text(json.dumps(data))
 
 def _pretrain(folder, m, text, pixels, turns):
     rows, levels, px = [text.plain(turns(r)) for r in PRETRAIN], [r['similarity'] for r in PRETRAIN], [pixels(r['image'], False) for r in PRETRAIN]
@@ -221,12 +255,16 @@ def _pretrain(folder, m, text, pixels, turns):
     batch = lambda: m.batch(rows, px, levels)
     loss, logits, _ = batch()
     loss.backward()
-    out = dict(loss=loss.item(), logits_shape=list(logits.shape), projector_grad_norm=norm(m.mm_projector.parameters()), indicator_grad_norm=norm(m.align_indicators.parameters()),
+    out = dict(loss=loss.item(), logits_shape=list(logits.shape),
+               projector_grad_norm=norm(m.mm_projector.parameters()),
+               indicator_grad_norm=norm(m.align_indicators.parameters()),
                input_ids=padded([r[0] for r in rows], 0), labels=padded([r[1] for r in rows], -100), align_ids=levels,
-               tensors=dict(logits_pos1=logits[:, 1], logits_last=logits[:, -1], logits_caption=logits[:, N+2:, :300], image_features=torch.stack([m.look(x) for x in px])[:, ::37]))
+               tensors=dict(logits_pos1=logits[:, 1], logits_last=logits[:, -1], logits_caption=logits[:, N+2:, :300],
+                            image_features=torch.stack([m.look(x) for x in px])[:, ::37]))
     out['adamw_lr1e-3_losses'] = learn(m, batch, trained, 1e-3, 3)
     torch.save(m.parts('mm_projector', 'align_indicators'), folder/'pretrain_out'/'mm_projector_align.bin')
-    (folder/'pretrain_out'/'config.json').write_text(json.dumps(dict(ALIGNED, image_aspect_ratio='square', architectures=['LlamaForCausalLM'])))
+    (folder/'pretrain_out'/'config.json').write_text(json.dumps(dict(ALIGNED, image_aspect_ratio='square',
+        architectures=['LlamaForCausalLM'])))
     return out
 
 def _finetune(folder, m, text, pixels, turns):
@@ -236,21 +274,28 @@ def _finetune(folder, m, text, pixels, turns):
     m.zero_grad()
     torch.save(m.parts('gated_weight_layer'), folder/'finetune_init_gate.bin')
     m.requires_grad_(False)
-    named = {k.removeprefix('llm.'):p for k,p in m.named_parameters() if k.startswith(('llm.', 'mm_projector', 'gated_weight'))}
+    named = {k.removeprefix('llm.'):p for k,p in m.named_parameters()
+             if k.startswith(('llm.', 'mm_projector', 'gated_weight'))}
     for p in named.values(): p.requires_grad_(True)
     batch = lambda: m.batch([rows[i] for i in order], [px[i] for i in order])
     loss, logits, alphas = batch()
     loss.backward()
     length = {i:len(wide(rows[i][1], rows[i][0])) for i in order}
-    watched = [k for k in named if k.startswith(('mm_projector', 'gated_weight', 'model.embed_tokens', 'model.layers.1.self_attn.k_proj', 'lm_head'))]
-    out = dict(loss=loss.item(), logits_shape=list(logits.shape), gate_scores=torch.stack(alphas).tolist(), grad_norms={k:norm([named[k]]) for k in watched}, order=order,
-               input_ids=padded([r[0] for r in rows], 0), labels=padded([r[1] for r in rows], -100), sequence_lengths=length,
-               tensors=dict(logits_pos1=logits[:, 1], **{f'logits_final_{i}':logits[n, length[i]-1] for n,i in enumerate(order)}))
+    watched = [k for k in named if k.startswith(('mm_projector', 'gated_weight', 'model.embed_tokens',
+                                                 'model.layers.1.self_attn.k_proj', 'lm_head'))]
+    out = dict(loss=loss.item(), logits_shape=list(logits.shape), gate_scores=torch.stack(alphas).tolist(),
+               grad_norms={k:norm([named[k]]) for k in watched}, order=order,
+               input_ids=padded([r[0] for r in rows], 0), labels=padded([r[1] for r in rows], -100),
+               sequence_lengths=length,
+               tensors=dict(logits_pos1=logits[:, 1], **{f'logits_final_{i}':logits[n, length[i]-1]
+                                                         for n,i in enumerate(order)}))
     out['adamw_lr2e-5_losses'] = learn(m, batch, named.values(), 2e-5, 3)
     out['then_adamw_lr3e-3_losses'] = learn(m, batch, named.values(), 3e-3, 12)
     final = folder/'aligngpt-seeded'
-    whole = {k.removeprefix('llm.'):v for k,v in m.parts('llm.', 'mm_projector', 'align_indicators', 'gated_weight').items()}
-    inside = {f"vision_tower.vision_tower.vision_model.{k.removeprefix('vision_model.')}":v for k,v in m.tower.state_dict().items()}
+    whole = {k.removeprefix('llm.'):v for k,v in m.parts('llm.', 'mm_projector', 'align_indicators',
+                                                         'gated_weight').items()}
+    inside = {f"vision_tower.vision_tower.vision_model.{k.removeprefix('vision_model.')}":v
+              for k,v in m.tower.state_dict().items()}
     torch.save({**whole, **inside}, final/'pytorch_model.bin')
     (final/'config.json').write_text(json.dumps(dict(ALIGNED, image_aspect_ratio='pad')))
     for f in ('tokenizer.model', 'tokenizer_config.json'): (final/f).write_bytes((folder/'llm'/f).read_bytes())
@@ -271,5 +316,6 @@ def _inference(m, text, pixels, n=16):
             logits[2] = -float('inf')
             made.append(logits.argmax().item())
             embeds = torch.cat([embeds, m.llm.get_input_embeddings()(torch.tensor(made[-1:]))])
-        out.append(dict(turns=[list(t) for t in said], prompt=prompt, input_ids=ids, generated=made, **(dict(image=image, gate=[alpha.tolist()]) if image else {})))
+        out.append(dict(turns=[list(t) for t in said], prompt=prompt, input_ids=ids, generated=made,
+                        **(dict(image=image, gate=[alpha.tolist()]) if image else {})))
     return out

@@ -40,7 +40,8 @@ class Server:
     @property
     def memory(self): # MB
         "What it holds in memory."
-        line = next(l for l in Path(f'/proc/{self.process.pid}/status').read_text().splitlines() if l.startswith('VmRSS'))
+        line = next(l for l in Path(f'/proc/{self.process.pid}/status').read_text().splitlines()
+                    if l.startswith('VmRSS'))
         return int(line.split()[1])/1024
 
 
@@ -50,7 +51,8 @@ def serve(folder, *arguments, env={}):
     command = ['-m', 'aligngpt.cli', 'serve', *arguments, '--port', '0'] if arguments else ['-c', BRAKED]
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', **env)
     with tempfile.NamedTemporaryFile('w', dir=folder, suffix='.log', delete=False) as log:
-        process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=subprocess.PIPE,
+                                   stderr=log, text=True)
         try:
             hello = process.stdout.readline()
             assert 'API http' in hello, Path(log.name).read_text()[-3000:]

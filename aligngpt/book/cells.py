@@ -67,7 +67,8 @@ class Reads(ast.NodeVisitor):
     def visit_Assign(self, o): self.all(o.value, o.targets)
     def visit_AnnAssign(self, o): self.all(o.value, o.annotation, o.target)
     def visit_NamedExpr(self, o): self.all(o.value, o.target)
-    def visit_AugAssign(self, o): self.all(ast.Name(o.target.id, ast.Load()) if isinstance(o.target, ast.Name) else None, o.value, o.target)
+    def visit_AugAssign(self, o):
+        self.all(ast.Name(o.target.id, ast.Load()) if isinstance(o.target, ast.Name) else None, o.value, o.target)
     def visit_If(self, o): self.all(o.test); self.branches(o.body, o.orelse)
     def visit_While(self, o): self.all(o.test); self.branches(o.body, o.orelse)
     def visit_For(self, o): self.all(o.iter, o.target); self.branches(o.body, o.orelse)
@@ -79,7 +80,8 @@ class Reads(ast.NodeVisitor):
     def function(self, o, *known):
         a = o.args
         args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
-        self.all(getattr(o, 'decorator_list', None), a.defaults, a.kw_defaults, [p.annotation for p in args], getattr(o, 'returns', None))
+        self.all(getattr(o, 'decorator_list', None), a.defaults, a.kw_defaults, [p.annotation for p in args],
+                 getattr(o, 'returns', None))
         self.inside(o.body if isinstance(o.body, list) else [o.body], [p.arg for p in args] + list(known))
         return self
     def visit_FunctionDef(self, o): self.function(o, o.name); self.have.add(o.name)
@@ -113,7 +115,8 @@ def _awaited(o): return o.value if isinstance(o, ast.Await) else o
 
 def _is_check(o):
     "Is this statement nothing but an assertion?"
-    if isinstance(o, (ast.With, ast.AsyncWith)): return all(_asserting.match(_called(i.context_expr)) for i in o.items)
+    if isinstance(o, (ast.With, ast.AsyncWith)):
+        return all(_asserting.match(_called(i.context_expr)) for i in o.items)
     return isinstance(o, ast.Assert) or isinstance(o, ast.Expr) and bool(_asserting.match(_called(_awaited(o.value))))
 
 # %% ../../nbs/book/01_cells.ipynb #76661ef0
@@ -127,18 +130,22 @@ class Part:
         nodes = list(walk(*self.body))
         self.exported, self.lines = self.cell.exported, range(self.body[0].lineno, self.body[-1].end_lineno + 1)
         self.binds, self.needs = bound_names(*self.body), Reads().all(self.body).need
-        self.aliases = {k:(o, a) for o in self.body if isinstance(o, (ast.Import, ast.ImportFrom)) for a in o.names for k in bound_names(a)}
+        self.aliases = {k:(o, a) for o in self.body if isinstance(o, (ast.Import, ast.ImportFrom)) for a in o.names
+                        for k in bound_names(a)}
         only_imports = all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in self.body)
         self.stars = [o.module for o in self.body if isinstance(o, ast.ImportFrom) and o.names[0].name == '*']
         self.hoisted = only_imports and not (self.cell.flags and not self.stars)
         self.checks = all(_is_check(o) for o in self.body)
         self.asserts = any(isinstance(o, ast.Assert) or bool(_asserting.match(_called(o))) for o in nodes)
-        self.inert = all(isinstance(o, ast.Expr) and not any(isinstance(v, (ast.Call, ast.Await)) for v in ast.walk(o)) for o in self.body)
+        self.inert = all(isinstance(o, ast.Expr)
+                         and not any(isinstance(v, (ast.Call, ast.Await)) for v in ast.walk(o)) for o in self.body)
         self.is_async = any(isinstance(o, (ast.Await, ast.AsyncFor, ast.AsyncWith)) for o in nodes)
         self.globals = {n for s in self.body for o in ast.walk(s) if isinstance(o, ast.Global) for n in o.names}
-        self.reads_later = Reads().all([o for o in nodes if isinstance(o, (*definitions, ast.Lambda, ast.GeneratorExp))]).need
+        self.reads_later = Reads().all([o for o in nodes
+                                        if isinstance(o, (*definitions, ast.Lambda, ast.GeneratorExp))]).need
         self.defs = {n:Reads().all(o).need for o in nodes for n in self._defined(o)}
-        self.stores = {_root(o) for o in nodes if isinstance(o, (ast.Attribute, ast.Subscript)) and not isinstance(o.ctx, ast.Load)} - {None}
+        self.stores = {_root(o) for o in nodes if isinstance(o, (ast.Attribute, ast.Subscript))
+                       and not isinstance(o.ctx, ast.Load)} - {None}
         if 'context' in self.cell.directives: self.stores |= self.needs
         acts = [] if self.checks else self._acts(nodes)
         self.touches = self.stores | {n for o in acts for n in Reads().all(o).need}
@@ -146,12 +153,15 @@ class Part:
 
     def _defined(self, o):
         if isinstance(o, definitions): return [o.name]
-        return [t.id for t in o.targets if isinstance(t, ast.Name)] if isinstance(o, ast.Assign) and isinstance(o.value, ast.Lambda) else []
+        return [t.id for t in o.targets
+                if isinstance(t, ast.Name)] if isinstance(o, ast.Assign) and isinstance(o.value, ast.Lambda) else []
 
     def _acts(self, nodes):
         "Calls made for their effect: those that are statements, and those that open a `with` block."
-        calls = [_awaited(o.value) for o in nodes if isinstance(o, ast.Expr)] + [o.context_expr for o in nodes if isinstance(o, ast.withitem)]
-        return [o for o in calls if isinstance(o, ast.Call) and not _asserting.match(_called(o)) and _called(o) not in _harmless]
+        calls = [_awaited(o.value) for o in nodes if isinstance(o, ast.Expr)] + [o.context_expr for o in nodes
+            if isinstance(o, ast.withitem)]
+        return [o for o in calls if isinstance(o, ast.Call) and not _asserting.match(_called(o))
+                and _called(o) not in _harmless]
 
 # %% ../../nbs/book/01_cells.ipynb #847de5d2
 @dataclass
@@ -212,7 +222,8 @@ class Chapter:
             if d.get('eval') == ['false']: continue
             src = re.sub(r'^\s*#\|.*\n?', '', c.source, flags=re.M).strip('\n')
             try: cells.append(Cell(c.id, src, d))
-            except SyntaxError as e: raise BookError(f'{path} cell {c.id}: {e.msg}: {(e.text or "").strip()!r} (magics are not supported)') from e
+            except SyntaxError as e:
+                raise BookError(f'{path} cell {c.id}: {e.msg}: {(e.text or "").strip()!r} (magics are not supported)') from e
         return cls(Path(path), module, cells, package)
 
 # %% ../../nbs/book/01_cells.ipynb #9f525c87
@@ -242,7 +253,8 @@ def slice_parts(
     want = list(want)
     flags = set().union(*(parts[i].cell.flags for i in want))
     seen = [p.exported or p.cell.flags <= flags for p in parts]
-    touched = [expand_names(parts, i, p.touches) if p.touches and ok and not p.exported else set() for i,(p,ok) in enumerate(zip(parts, seen))]
+    touched = [expand_names(parts, i, p.touches) if p.touches and ok and not p.exported else set()
+               for i,(p,ok) in enumerate(zip(parts, seen))]
     stages = [i for i,p in enumerate(parts) if p.stages and seen[i] and not p.exported]
     keep, outer, todo = set(want), {}, list(want)
     while todo:

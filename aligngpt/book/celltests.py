@@ -19,7 +19,8 @@ def _symbol(cell):
     "What an exported cell defines, `A.b` for a patched method; None for imports."
     body = [o for o in cell.body if not isinstance(o, (ast.Import, ast.ImportFrom))]
     defs = [patch_name(o) for o in body if isinstance(o, definitions)]
-    names = [n if isinstance(n, str) else n[0] for n in defs] + sorted(bound_names(*(o for o in body if not isinstance(o, definitions))))
+    names = [n if isinstance(n, str) else n[0]
+             for n in defs] + sorted(bound_names(*(o for o in body if not isinstance(o, definitions))))
     return next((n for n in names if n[0] != '_'), names[0] if names else None)
 
 # %% ../../nbs/book/02_celltests.ipynb #4768ec52
@@ -35,7 +36,8 @@ def symbol_groups(
             if group or not name or sym[0] != '_': name = sym
             group = []
         if c.exported: continue
-        helpers |= {o.name for o in c.body if isinstance(o, definitions[:2]) and Cell('', ast.unparse(o.body)).asserts(helpers)}
+        helpers |= {o.name for o in c.body if isinstance(o, definitions[:2])
+                    and Cell('', ast.unparse(o.body)).asserts(helpers)}
         if c.asserts(helpers):
             name = name or chapter.module.split('.')[-1]
             group.append(c)
@@ -61,7 +63,8 @@ def cell_tests(
             name = next(n for n in (base, *(f'{base}_{i}' for i in range(2, 99))) if n not in names)
             names.add(name)
             targets = [c for c in group if c.flags == set(flags)]
-            want = [i for i,p in enumerate(parts) if any(p.cell is c for c in targets) and not p.hoisted and not p.inert]
+            want = [i for i,p in enumerate(parts) if any(p.cell is c for c in targets) and not p.hoisted
+                    and not p.inert]
             keep, outer = slice_parts(parts, want)
             res.append(CellTest(name, targets, keep, _given(chapter, outer)))
     return res
@@ -77,9 +80,11 @@ def _given_by(chapter, name, j):
     what = alias.name + (f' as {alias.asname}' if alias.asname else '')
     if isinstance(stmt, ast.ImportFrom): return frozenset({(stmt.module, what)})
     if alias.asname or '.' not in alias.name: return frozenset({('', what)})
-    return frozenset(('', a.name) for p in chapter.parts[:j+1] for s,a in p.aliases.values() if isinstance(s, ast.Import) and not a.asname and a.name.split('.')[0] == name)
+    return frozenset(('', a.name) for p in chapter.parts[:j+1] for s,a in p.aliases.values()
+                     if isinstance(s, ast.Import) and not a.asname and a.name.split('.')[0] == name)
 
-def _given(chapter, outer): return {n:frozenset().union(*(_given_by(chapter, n, j) for j in js)) for n,js in outer.items()}
+def _given(chapter, outer):
+    return {n:frozenset().union(*(_given_by(chapter, n, j) for j in js)) for n,js in outer.items()}
 
 def _import_lines(pairs):
     "Import statements for (module, name) pairs."
@@ -91,7 +96,8 @@ def _is_fixed(parts, test):
     "Can the parts of `test` be split into functions without a change in meaning?"
     later = set()
     for p in (parts[i] for i in reversed(test.keep)):
-        if p.cell.flags or p.is_async or p.globals or p.binds & test.given.keys() or p.reads_later & later: return False
+        if p.cell.flags or p.is_async or p.globals or p.binds & test.given.keys() or p.reads_later & later:
+            return False
         later |= p.binds
     return True
 
@@ -122,7 +128,8 @@ def shared_fixtures(
     shared, res, seen = sorted(i for i,u in users.items() if len(u) > 1), {}, {}
     for i in shared:
         p, last = parts[i], res.get(shared[shared.index(i)-1]) if shared.index(i) else None
-        near = last and parts[last.keep[-1]].cell is p.cell and not any(last.keep[-1] < j < i for k in users[i] for j in tests[k].keep)
+        near = (last and parts[last.keep[-1]].cell is p.cell
+                and not any(last.keep[-1] < j < i for k in users[i] for j in tests[k].keep))
         if near and users[last.keep[-1]] == users[i]: last.keep.append(i)
         else:
             n = seen[p.cell.id] = seen.get(p.cell.id, 0) + 1
@@ -133,7 +140,8 @@ def shared_fixtures(
         f.needs, f.given = _unique(res[j] for j in deps if res[j] is not f), _given(chapter, outer)
         read = set().union(*(parts[j].needs for k in users[f.keep[0]] for j in tests[k].keep if j not in f.keep))
         bound = set().union(*(parts[j].binds for j in f.keep))
-        f.gives = [n for n in _unique(re.findall(r'\w+', ' '.join(ast.unparse(parts[j].body) for j in f.keep))) if n in bound & read]
+        f.gives = [n for n in _unique(re.findall(r'\w+', ' '.join(ast.unparse(parts[j].body) for j in f.keep)))
+                   if n in bound & read]
     return res
 
 # %% ../../nbs/book/02_celltests.ipynb #45a7abdf
@@ -144,7 +152,8 @@ def _taken(parts, test, fixtures):
         f = fixtures.get(i)
         if f and i == f.keep[0] and all(n.keep[0] in res for n in f.needs):
             changes = set().union(*(expand_names(parts, j, parts[j].touches) for j in f.keep))
-            early = any(parts[j].stages for j in f.keep) or any(expand_names(parts, j, parts[j].needs) & changes for j in body)
+            early = (any(parts[j].stages for j in f.keep)
+                     or any(expand_names(parts, j, parts[j].needs) & changes for j in body))
             if not (body and early): res |= {j:f for j in f.keep}
         if i not in res: body.append(i)
     return res
@@ -163,13 +172,15 @@ def _indent(src, by='    '):
     inside = set()
     for o in ast.walk(ast.parse(src)):
         if isinstance(o, (ast.Constant, ast.JoinedStr)) and o.end_lineno > o.lineno:
-            if re.search(r'"""|\'\'\'|\\\n', ast.get_source_segment(src, o) or ''): inside |= set(range(o.lineno+1, o.end_lineno+1))
+            if re.search(r'"""|\'\'\'|\\\n', ast.get_source_segment(src, o) or ''):
+                inside |= set(range(o.lineno+1, o.end_lineno+1))
     return '\n'.join(l if not l.strip() or i in inside else by + l for i,l in enumerate(src.splitlines(), 1))
 
 def _source(cell, parts, whole):
     "The lines of `cell` that belong to `parts`, or to no part at all if the cell is run as a `whole`."
     owner = {l:p for p in cell.parts for l in p.lines}
-    keep = [any(owner.get(i) is p for p in parts) or (whole and i not in owner) for i in range(1, len(cell.source.splitlines())+1)]
+    keep = [any(owner.get(i) is p for p in parts) or (whole and i not in owner)
+            for i in range(1, len(cell.source.splitlines())+1)]
     return '\n'.join(l for l,k in zip(cell.source.splitlines(), keep) if k).strip('\n')
 
 # %% ../../nbs/book/02_celltests.ipynb #36c77ddc
@@ -188,7 +199,8 @@ def _function(chapter, head, keep, fixtures, targets=()):
     return '\n'.join(head + lines)
 
 def _signature(name, args, prefix=''):
-    return textwrap.fill(f'{prefix}def {name}({", ".join(args)}):', 140, subsequent_indent=' '*8, break_long_words=False)
+    return textwrap.fill(f'{prefix}def {name}({", ".join(args)}):', 140, subsequent_indent=' '*8,
+                         break_long_words=False)
 
 # %% ../../nbs/book/02_celltests.ipynb #7f5391c2
 def fixture_code(
@@ -215,7 +227,8 @@ def case_code(
     rebound = set().union(*(p.binds for p in parts))
     local = _import_lines({p for n,g in t.given.items() if n in rebound or shared.get(n) != g for p in g})
     head = [f'@pytest.mark.{f}' for f in sorted(set().union(*(p.cell.flags for p in parts)))]
-    head += [_signature(t.name, [f.name for f in _unique(fixtures.values())], 'async '*any(p.is_async for p in parts))]
+    head += [_signature(t.name, [f.name for f in _unique(fixtures.values())],
+                        'async '*any(p.is_async for p in parts))]
     head += [f'    global {", ".join(variables)}'] if variables else []
     return _function(chapter, head + [f'    {l}' for l in local], t.keep, fixtures, t.targets)
 
@@ -236,7 +249,8 @@ def source_of_tests(
         new = [f for f in _unique(taken.values()) if not any(f is d for d in done)]
         blocks += [fixture_code(f, chapter, shared) for f in new] + [case_code(t, chapter, shared, taken)]
         done += new
-    return '\n'.join(_head(chapter, tests, shared, any('@pytest' in b for b in blocks))) + '\n\n\n' + '\n\n\n'.join(blocks) + '\n'
+    return ('\n'.join(_head(chapter, tests, shared, any('@pytest' in b for b in blocks))) + '\n\n\n'
+            + '\n\n\n'.join(blocks) + '\n')
 
 # %% ../../nbs/book/02_celltests.ipynb #ae76a333
 def _head(chapter, tests, shared, pytest):
@@ -244,8 +258,11 @@ def _head(chapter, tests, shared, pytest):
     own, parts = chapter.full_name(), chapter.parts
     rebound = {t.name:set().union(*(parts[i].binds for i in t.keep)) for t in tests}
     used = {p for t in tests for n in t.given.keys() & shared.keys() - rebound[t.name] for p in shared[n]}
-    public = {(own, n) for p in parts if p.cell.directives.keys() & {'export', 'exports'} for n in p.binds if n[0] != '_'}
+    public = {(own, n) for p in parts if p.cell.directives.keys() & {'export', 'exports'} for n in p.binds
+              if n[0] != '_'}
     future = any(getattr(s, 'module', '') == '__future__' for p in parts for s,_ in p.aliases.values())
-    return [f'# AUTOGENERATED! DO NOT EDIT! File to edit: {chapter.path.as_posix()}', f'"Tests of `{own}`: the asserting cells of its notebook, made by aligngpt_export."',
+    return [f'# AUTOGENERATED! DO NOT EDIT! File to edit: {chapter.path.as_posix()}',
+            f'"Tests of `{own}`: the asserting cells of its notebook, made by aligngpt_export."',
             *['from __future__ import annotations']*future, *['import pytest']*pytest,
-            *(f'from {m} import *' for m in dict.fromkeys([s for p in parts for s in p.stars] + [own])), *_import_lines(used - public)]
+            *(f'from {m} import *' for m in dict.fromkeys([s for p in parts for s in p.stars] + [own])),
+            *_import_lines(used - public)]

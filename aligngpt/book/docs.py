@@ -24,7 +24,8 @@ def _short(o):
     "A type or default as a reader writes it: `str | Path`, `relu`, `(1, 2)`."
     if o is None or isinstance(o, (str, int, float)): return repr(o)
     text = o.__name__ if inspect.isfunction(o) or inspect.isclass(o) and not hasattr(o, '__origin__') else repr(o)
-    text = re.sub(r'<factory>|<dataclasses\._HAS_DEFAULT_FACTORY_CLASS object>', '...', re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', text))
+    text = re.sub(r'<factory>|<dataclasses\._HAS_DEFAULT_FACTORY_CLASS object>', '...',
+                  re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', text))
     return text if len(text) <= 60 else text[:57] + '...'
 
 def _no_attributes(s):
@@ -47,13 +48,16 @@ class DocRenderer:
         self.sym = sym = _unwrap_sym(_exported(sym))
         self.nm, self.title_level, self.is_class, self.docs = name or qual_name(sym), title_level, inspect.isclass(sym), inspect.getdoc(sym) or ''
         skip = {'self', 'cls'} if self.is_class or '.' in self.nm else set()
-        try: self.params = None if is_value else [p for n,p in inspect.signature(sym).parameters.items() if n not in skip and self._is_own(n)]
+        try:
+            self.params = None if is_value else [p for n,p in inspect.signature(sym).parameters.items()
+                                                 if n not in skip and self._is_own(n)]
         except (ValueError, TypeError): self.params = None
 
     def _is_own(self, name):
         "Is the field `name` of a dataclass declared in its own package? Others have documentation of their own."
         if not (self.is_class and is_dataclass(self.sym)): return True
-        return any(name in vars(c).get('__annotations__', {}) for c in self.sym.__mro__ if c.__module__.split('.')[0] == self.sym.__module__.split('.')[0])
+        return any(name in vars(c).get('__annotations__', {}) for c in self.sym.__mro__
+                   if c.__module__.split('.')[0] == self.sym.__module__.split('.')[0])
     def call(self)->str: # Python
         "The call, on one line if it fits."
         def one(p):
@@ -62,13 +66,17 @@ class DocRenderer:
         args = [one(p) for p in self.params]
         name = self.nm.split('.')[-1]
         line = f'{name}({", ".join(args)})'
-        return line if len(line) <= 88 else f'{name}(\n' + textwrap.fill(', '.join(a.replace(' ', '\0') for a in args), 88, initial_indent='    ', subsequent_indent='    ').replace('\0', ' ') + ')'
+        return (line if len(line) <= 88 else f'{name}(\n'
+                + textwrap.fill(', '.join(a.replace(' ', '\0') for a in args), 88, initial_indent='    ',
+                                subsequent_indent='    ').replace('\0', ' ') + ')')
 
     def rows(self)->list[tuple[str,str,str]]: # (name, type, description)
         "The parameters that say something about themselves, and what is returned."
         docs = docments(self.sym, full=True, args_kwargs=True)
-        res = [(p.name, _anno(p.annotation), (docs.get(p.name) or {}).get('docment') or '') for p in self.params or []]
-        if (ret := docs.get('return')) and not self.is_class: res.append(('', _anno(ret['anno']), ret['docment'] or ''))
+        res = [(p.name, _anno(p.annotation), (docs.get(p.name) or {}).get('docment') or '') for p in self.params
+               or []]
+        if (ret := docs.get('return')) and not self.is_class:
+            res.append(('', _anno(ret['anno']), ret['docment'] or ''))
         return [r for r in res if any(r[1:])]
 
     def _repr_markdown_(self):
@@ -77,7 +85,8 @@ class DocRenderer:
         if self.docs: out.append(_no_attributes(self.docs))
         if rows := self.rows():
             cell = lambda s: _no_attributes(s.replace('\n', ' ').replace('|', '\\|').strip())
-            out.append('| Name | Type | Meaning |\n|---|---|---|\n' + '\n'.join(f'| {_code(n) or "*returns*"} | {_code(a)} | {cell(d)} |' for n,a,d in rows))
+            out.append('| Name | Type | Meaning |\n|---|---|---|\n'
+                       + '\n'.join(f'| {_code(n) or "*returns*"} | {_code(a)} | {cell(d)} |' for n,a,d in rows))
         return '\n\n'.join(out)
     __repr__ = __str__ = _repr_markdown_
 
@@ -164,7 +173,8 @@ def output_markdown(
     if 'text/markdown' in data: inner = ''.join(data['text/markdown'])
     elif kind := next((k for k in _types if k in data), None):
         inner = _picture(data, kind, file.with_name(f'{file.name}.{_types[kind]}'), o.get('metadata', {}))
-    elif 'text/html' in data: return '<div class="output">\n' + re.sub(r'\n\s*\n', '\n', ''.join(data['text/html'])).strip() + '\n</div>'
+    elif 'text/html' in data:
+        return '<div class="output">\n' + re.sub(r'\n\s*\n', '\n', ''.join(data['text/html'])).strip() + '\n</div>'
     elif 'application/vnd.jupyter.widget-view+json' in data: return ''
     else:
         text = ''.join(data.get('text/plain', o.get('text', o.get('traceback', ''))))
@@ -179,11 +189,15 @@ def _definitions(source):
     for o in ast.parse(source).body:
         if not isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): continue
         names = patch_name(o)
-        res += [(n, 'private' if n.split('.')[-1].startswith('_') else 'public') for n in ([names] if isinstance(names, str) else names)]
+        res += [(n, 'private' if n.split('.')[-1].startswith('_') else 'public')
+                for n in ([names] if isinstance(names, str) else names)]
         if isinstance(o, ast.ClassDef):
-            res += [(f'{o.name}.{m.name}', 'private' if m.name.startswith('_') or o.name.startswith('_') else 'method')
-                    for m in o.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(m)]
-            res += [(f'{o.name}.{m.name}', 'private') for m in o.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and not ast.get_docstring(m)]
+            res += [(f'{o.name}.{m.name}', 'private' if m.name.startswith('_') or o.name.startswith('_')
+                     else 'method')
+                    for m in o.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef))
+                    and ast.get_docstring(m)]
+            res += [(f'{o.name}.{m.name}', 'private') for m in o.body
+                    if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and not ast.get_docstring(m)]
     return list(dict(reversed(res)).items())[::-1]
 
 def _anchors(names, anchors): return ''.join(f'<a id="{anchors[n]}"></a>' for n in names if n in anchors)
@@ -194,7 +208,8 @@ def _is_foreign(e, cfg):
 
 def _folded(summary, source, is_open=False):
     "A definition that opens on a click, or is open."
-    return f'???{"+"*is_open} source "{summary}"\n\n' + re.sub('^(?=.)', '    ', _fence(source.strip(), 'python'), flags=re.M)
+    return (f'???{"+"*is_open} source "{summary}"\n\n'
+            + re.sub('^(?=.)', '    ', _fence(source.strip(), 'python'), flags=re.M))
 
 def _source_link(module, name, cfg):
     "Link to the line of a definition."
@@ -223,12 +238,16 @@ def export_markdown(
     label = 'Imports' if imports else 'Source' if shown else f'Source of {", ".join(names)}'
     parts = []
     for n,kind in shown:
-        try: md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'), renderer=DocRenderer))
+        try:
+            md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'),
+                              renderer=DocRenderer))
         except Exception as e:
             if _is_foreign(e, cfg): return _anchors(dict(defs), anchors) + '\n\n' + _folded(label, source, True)
             raise BookError(f'{module}.{n} cannot be documented: {type(e).__name__}: {e}') from e
         head, _, rest = md.partition('\n')
-        parts += ['<div class="symbol" markdown>', _source_link(module, n, cfg), f'{head} {{ #{anchors[n]} data-toc-label="{n[n.rfind("."):]}" }}' if '.' in n else f'{head} {{ #{anchors[n]} }}', rest.strip(), '</div>']
+        parts += ['<div class="symbol" markdown>', _source_link(module, n, cfg),
+                  f'{head} {{ #{anchors[n]} data-toc-label="{n[n.rfind("."):]}" }}' if '.' in n
+                  else f'{head} {{ #{anchors[n]} }}', rest.strip(), '</div>']
     return '\n\n'.join(p for p in [hidden, *parts, _folded(label, source, is_open)] if p)
 
 # %% ../../nbs/book/04_docs.ipynb #a5dcabfa
@@ -258,7 +277,8 @@ def page_markdown(
         if c.cell_type != 'code':
             md = index.linkify(_relink(c.source, nb_path, cfg), page)
             parts.append(md if parts else _subtitle(md))
-            if heads := re.findall(r'^(#+) ', re.sub(r'```.*?```', '', md, flags=re.S), flags=re.M): level = min(5, max(3, len(heads[-1]) + 1))
+            if heads := re.findall(r'^(#+) ', re.sub(r'```.*?```', '', md, flags=re.S), flags=re.M):
+                level = min(5, max(3, len(heads[-1]) + 1))
             continue
         d = c.directives
         c.remove_directives()
@@ -267,7 +287,8 @@ def page_markdown(
         if d.keys() & {'hide', 'default_exp'} or not source: continue
         if d.keys() & {'export', 'exports', 'exporti'}:
             to = next((a for k,a in d.items() if k.startswith('export') and a), None)
-            parts.append(index.linkify(export_markdown(source, f'{cfg.lib_path.name}.{to}' if to else module, index.pages.get(page, {}), cfg, level, 'exports' in d), page))
+            parts.append(index.linkify(export_markdown(source, f'{cfg.lib_path.name}.{to}' if to else module,
+                                                       index.pages.get(page, {}), cfg, level, 'exports' in d), page))
         elif not re.match(r'show_doc\(', source): parts.append(_fence(source, 'python'))
         pictures = folder/Path(page).parent/f'{Path(page).name}_files'
         parts += filter(None, (output_markdown(o, pictures/f'{c.id}_{i}') for i,o in enumerate(c.get('outputs', []))))
@@ -278,7 +299,9 @@ def _title(md, default): return (re.search(r'^# (.*)$', md, flags=re.M) or [None
 
 def _order(parts):
     "Sorts notebooks: those beside the parts, then the parts, in each its own page first."
-    def key(nb): return len(nb.parts) > 1, parts.index(nb.parts[0]) if nb.parts[0] in parts else len(parts), nb.parts[:-1], nb.stem != 'index', nb
+    def key(nb):
+        return (len(nb.parts) > 1, parts.index(nb.parts[0])
+                if nb.parts[0] in parts else len(parts), nb.parts[:-1], nb.stem != 'index', nb)
     return key
 
 def _nav(pages):
@@ -288,7 +311,8 @@ def _nav(pages):
         for i,s in enumerate(sections):
             if done[:i+1] != sections[:i+1]: lines.append('  '*(i+1) + f'- {json.dumps(s, ensure_ascii=False)}:')
         done = sections
-        lines.append('  '*(len(sections)+1) + (f'- {json.dumps(label, ensure_ascii=False)}: ' if label else '- ') + f'{page}.md')
+        lines.append('  '*(len(sections)+1) + (f'- {json.dumps(label, ensure_ascii=False)}: ' if label else '- ')
+                     + f'{page}.md')
     return lines
 
 # %% ../../nbs/book/04_docs.ipynb #47e1b7f1
@@ -302,14 +326,16 @@ def write_pages(
     shutil.copytree(src/'assets', docs/'assets')
     shutil.copytree(cfg.nbs_path, docs, dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.ipynb', '.*', '*.py'))
     index, nav, titles = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d']), [], {}
-    notebooks = sorted((o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)), key=_order(getattr(cfg, 'parts', '').split()))
+    notebooks = sorted((o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)),
+                       key=_order(getattr(cfg, 'parts', '').split()))
     for nb in notebooks:
         page, number = _page_name(nb), re.match(r'\d*', nb.stem)[0]
         md = page_markdown(nb, index, docs, cfg)
         title, folders = _title(md, page), nb.parts[:-1]
         if nb.stem == 'index': titles[folders] = title
         sections = tuple(titles.get(folders[:i+1], f.capitalize()) for i,f in enumerate(folders))
-        nav.append((sections, f'{number} {title}'.strip() if nb.stem != 'index' else None if folders else 'Home', page))
+        nav.append((sections, f'{number} {title}'.strip() if nb.stem != 'index' else None if folders else 'Home',
+                    page))
         (docs/page).parent.mkdir(parents=True, exist_ok=True)
         (docs/f'{page}.md').write_text(md, encoding='utf-8')
     for g in sorted((src/'guides').glob('*.md')):
@@ -318,7 +344,8 @@ def write_pages(
         (docs/'guides'/g.name).write_text(md, encoding='utf-8')
         nav.append((('Guides',), _title(md, g.stem), f'guides/{g.stem}'))
     yml = [f'INHERIT: {relpath(src/"mkdocs.yml", out)}', 'docs_dir: docs', f'site_dir: {relpath(cfg.doc_path, out)}',
-           f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"', f'copyright: "{cfg.copyright}"', *_nav(nav)]
+           f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"',
+           f'copyright: "{cfg.copyright}"', *_nav(nav)]
     (out/'mkdocs.yml').write_text('\n'.join(yml) + '\n', encoding='utf-8')
 
 # %% ../../nbs/book/04_docs.ipynb #11c77fbe
@@ -330,8 +357,10 @@ def build_docs(
         out = cfg.config_path/'_proc'
         shutil.rmtree(out, ignore_errors=True)
         write_pages(out, cfg)
-        res = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--config-file', out/'mkdocs.yml'], env={**os.environ, 'NO_MKDOCS_2_WARNING':'1'})
-    if not res.returncode: print(f'The site is in {relpath(cfg.doc_path)}: look at it with python -m http.server -d {relpath(cfg.doc_path)}')
+        res = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--config-file', out/'mkdocs.yml'],
+                             env={**os.environ, 'NO_MKDOCS_2_WARNING':'1'})
+    if not res.returncode:
+        print(f'The site is in {relpath(cfg.doc_path)}: look at it with python -m http.server -d {relpath(cfg.doc_path)}')
     return res.returncode
 
 # %% ../../nbs/book/04_docs.ipynb #b685d386
@@ -339,7 +368,8 @@ def main(
     argv:list[str]|None=None, # arguments, those of the command line if None
 )->int: # exit code
     "The command `aligngpt_docs`."
-    argparse.ArgumentParser('aligngpt_docs', description='Build the documentation site from the notebooks, failing on a broken link.').parse_args(argv)
+    argparse.ArgumentParser('aligngpt_docs',
+                            description='Build the documentation site from the notebooks, failing on a broken link.').parse_args(argv)
     try: return build_docs(get_config().config_path)
     except BookError as e: return print(e, file=sys.stderr) or 1
 

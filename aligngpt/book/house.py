@@ -16,14 +16,16 @@ def arrows(
 )->set[tuple[str,str]]: # (module, module that it imports), dotted names below the package
     "Who uses whom in a package."
     package, res = Path(package), set()
-    files = {'.'.join(p.relative_to(package).with_suffix('').parts).removesuffix('.__init__'):p for p in package.rglob('*.py')}
+    files = {'.'.join(p.relative_to(package).with_suffix('').parts).removesuffix('.__init__'):p
+             for p in package.rglob('*.py')}
     for name, path in files.items():
         home = f'{package.name}.{name}' if path.stem == '__init__' else f'{package.name}.{name}'.rpartition('.')[0]
         for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             if isinstance(o, ast.Import): found = [a.name for a in o.names]
             elif isinstance(o, ast.ImportFrom):
                 base = resolve_name('.'*o.level + (o.module or ''), home)
-                found = [f'{base}.{a.name}' if f'{base}.{a.name}'.partition('.')[2] in files else base for a in o.names]
+                found = [f'{base}.{a.name}' if f'{base}.{a.name}'.partition('.')[2] in files else base
+                         for a in o.names]
             else: continue
             targets = [t.partition('.')[2] for t in found if t.startswith(f'{package.name}.')]
             res |= {(name, t) for t in targets if t != name}

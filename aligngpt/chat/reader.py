@@ -34,8 +34,11 @@ class Settings:
     reuse:bool=True # keep the computation of earlier turns as far as it is valid
 
     def __post_init__(self):
-        for k,ok,valid in (('temperature', self.temperature >= 0, '0 or more'), ('top_p', 0 < self.top_p <= 1, 'above 0, up to 1'), ('top_k', self.top_k >= 0, '0 or more'),
-                           ('repetition_penalty', self.repetition_penalty > 0, 'above 0'), ('max_new_tokens', self.max_new_tokens >= 1, '1 or more')):
+        for k,ok,valid in (('temperature', self.temperature >= 0, '0 or more'),
+                           ('top_p', 0 < self.top_p <= 1, 'above 0, up to 1'),
+                           ('top_k', self.top_k >= 0, '0 or more'),
+                           ('repetition_penalty', self.repetition_penalty > 0, 'above 0'),
+                           ('max_new_tokens', self.max_new_tokens >= 1, '1 or more')):
             if not ok: raise AlignGPTError(f'{k} is {getattr(self, k)!r}. Valid: {valid}')
 
 # %% ../../nbs/chat/01_reader.ipynb #708ab4c4
@@ -62,8 +65,11 @@ class Answer:
     @property
     def summary(self)->str: # one line
         "The circumstances in a line."
-        parts = [f'{self.tokens} tokens', f'{self.tokens_per_second:.0f} tokens/s', f'first after {self.first_token:.2f} s']
-        if self.weights: parts.append('gate' if self.alignment is None else f'level {self.alignment}' if isinstance(self.alignment, int) else 'mixture')
+        parts = [f'{self.tokens} tokens', f'{self.tokens_per_second:.0f} tokens/s',
+                 f'first after {self.first_token:.2f} s']
+        if self.weights:
+            parts.append('gate' if self.alignment is None else f'level {self.alignment}'
+                         if isinstance(self.alignment, int) else 'mixture')
         note = dict(length='cut at the limit', context='the context is full', stopped='stopped').get(self.finish)
         return ' · '.join(parts + [note]*bool(note))
 
@@ -82,7 +88,8 @@ class Turn:
         "The turn in the form that processors take."
         text = dict(type='text', text=self.question)
         user = dict(role='user', content=[*(dict(type='image', image=im) for im in self.images), text])
-        return [user] + ([dict(role='assistant', content=self.answer.text)] if self.answer and self.answer.text else [])
+        return [user] + ([dict(role='assistant', content=self.answer.text)] if self.answer and self.answer.text
+                         else [])
 
 # %% ../../nbs/chat/01_reader.ipynb #2c4ebe3c
 def context(
@@ -165,7 +172,8 @@ class Reader:
     @property
     def limit(self)->int: # tokens
         "The model's context."
-        return int(min(self.model.config.text_config.max_position_embeddings, getattr(self.processor.tokenizer, 'model_max_length', 1e30)))
+        return int(min(self.model.config.text_config.max_position_embeddings,
+                       getattr(self.processor.tokenizer, 'model_max_length', 1e30)))
 
 # %% ../../nbs/chat/01_reader.ipynb #ad3e4789
 def prompt_layout(
@@ -174,7 +182,8 @@ def prompt_layout(
     system:str|None=None, # system message; None: the template's own
 )->dict: # lists `input_ids` and `gate_mask`, [length]
     "Tokens of a conversation, ready to be answered."
-    messages = ([dict(role='system', content=system)] if system is not None else []) + [m for t in turns for m in t.messages]
+    messages = ([dict(role='system', content=system)] if system is not None
+                else []) + [m for t in turns for m in t.messages]
     return processor.layout(render(messages, processor.template, True, *processor.ends))
 
 # %% ../../nbs/chat/01_reader.ipynb #c5af716d
@@ -188,8 +197,10 @@ def encode(self:Reader,
     p, device, seq = self.processor, self.model.device, prompt_layout(self.processor, turns, system)
     pictures = [im for t in turns for im in t.images]
     for im in pictures:
-        if id(im) not in self.features: self.features[id(im)] = im, self.model.get_vision_features(p.prepare_images([im]).to(device))
-    return dict(images=[id(im) for im in pictures], **{k:torch.tensor([seq[k]], device=device) for k in ('input_ids', 'gate_mask')})
+        if id(im) not in self.features:
+            self.features[id(im)] = im, self.model.get_vision_features(p.prepare_images([im]).to(device))
+    return dict(images=[id(im) for im in pictures],
+                **{k:torch.tensor([seq[k]], device=device) for k in ('input_ids', 'gate_mask')})
 
 # %% ../../nbs/chat/01_reader.ipynb #6c86f886
 @patch
@@ -224,8 +235,10 @@ def keep(self:Reader,
     "Cut the cache back to what is valid for `prompt`; at least one token is always read."
     c, ids = self.model.config, prompt['input_ids'][0].tolist()
     have = self.cache.get_seq_length() if self.cache is not None else 0
-    same = weights is None and self.weights is None or weights is not None and self.weights is not None and torch.equal(weights, self.weights)
-    n = min(shared_prefix(self.ids[:have], ids, (self.images, prompt['images']), c.image_token_id, c.num_image_tokens), len(ids)-1) if same else 0
+    same = (weights is None and self.weights is None or weights is not None and self.weights is not None
+            and torch.equal(weights, self.weights))
+    n = min(shared_prefix(self.ids[:have], ids, (self.images, prompt['images']), c.image_token_id,
+                          c.num_image_tokens), len(ids)-1) if same else 0
     try:
         if n < have: self.cache.crop(n - have)
     except (RuntimeError, ValueError): n = 0 # a sliding window has forgotten what we would go back to
@@ -259,10 +272,12 @@ def write(self:Reader,
     "Write an answer; the cache stays in step with what was read and written."
     ids = prompt['input_ids']
     def remember(t): self.ids.append(t); put(t)
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, temperature=1., top_p=1., top_k=50, repetition_penalty=s.repetition_penalty,
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, temperature=1., top_p=1., top_k=50,
+                              repetition_penalty=s.repetition_penalty,
                               eos_token_id=self.stops, pad_token_id=self.stops[0])
     pictures = dict(vision_features=self.vision(prompt), alignment=weights) if prompt['images'] else {}
-    try: self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache=self.cache, generation_config=config,
+    try: self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache=self.cache,
+                             generation_config=config,
                              logits_processor=sampling(s, seed), streamer=_Tokens(remember), **pictures)
     except Stopped: pass
     except BaseException: self.forget(); raise

@@ -29,7 +29,9 @@ class Reply:
         settings:Settings, # what the user wants
     ):
         self.session, self.before, self.turn, self.settings = session, before, turn, settings
-        self.answer = turn.answer = Answer(alignment=settings.alignment, seed=random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed)
+        self.answer = turn.answer = Answer(alignment=settings.alignment,
+                                           seed=random.SystemRandom().getrandbits(31) if settings.seed is None
+                                           else settings.seed)
         self.text, self.error, self.done = TokenText(session.reader.processor.tokenizer), None, threading.Event()
         self.queue, self.lock, self.start = queue.SimpleQueue(), threading.Lock(), time.perf_counter()
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -41,7 +43,8 @@ class Reply:
         try:
             while (piece := self.queue.get()) is not None: seen += piece; yield piece
         except BaseException: self._finish('stopped', seen); raise # the loop was left early
-        if self.answer.finish != 'stopped': self.thread.join() # it has nothing more to do, and a program must not end before it
+        if self.answer.finish != 'stopped':
+            self.thread.join() # it has nothing more to do, and a program must not end before it
         if self.error: raise self.error
 
     def stop(self,
@@ -106,7 +109,8 @@ def _finish(self:Reply, how, seen=None):
 def _explain(e):
     "An error that a user can act on, where we know what to do."
     if 'out of memory' not in str(e).lower(): return e
-    return AlignGPTError(f'out of memory: {e}', 'reset the conversation, show fewer pictures, or load the model in bfloat16')
+    return AlignGPTError(f'out of memory: {e}',
+                         'reset the conversation, show fewer pictures, or load the model in bfloat16')
 
 # %% ../../nbs/chat/02_session.ipynb #16363de1
 class ChatSession:
@@ -127,7 +131,8 @@ class ChatSession:
     )->Reply: # iterate over it
         "Start an answer."
         images = list(images) if isinstance(images, (list, tuple)) else [images]
-        if not question.strip() and not images: raise AlignGPTError('there is no question', 'write something, or show a picture')
+        if not question.strip() and not images:
+            raise AlignGPTError('there is no question', 'write something, or show a picture')
         return self._start(self.turns, Turn(question, [open_picture(im) for im in images]), settings)
 
     def ask(self,
@@ -155,7 +160,8 @@ def _start(self:ChatSession, before, turn, settings):
     "Begin an answer to `turn` after the turns `before`."
     s = setting_changes(self.settings, settings)
     if self.reply is not None:
-        if not self.reply.done.is_set(): raise AlignGPTError('the last answer is still being written', 'wait for it, or stop it')
+        if not self.reply.done.is_set():
+            raise AlignGPTError('the last answer is still being written', 'wait for it, or stop it')
         self.reply.thread.join() # a stopped one may still be in its last step
     self.reply = Reply(self, before, turn, s)
     return self.reply
@@ -174,8 +180,10 @@ def fit(self:ChatSession,
         n = prompt['input_ids'].shape[1]
         if limit - n >= (want if drop < answered else 1): return prompt, drop, limit - n
         if drop < answered and not s.drop_oldest:
-            raise AlignGPTError(f'the conversation has {n} tokens, and the model reads at most {limit}', 'reset it, or allow the oldest turns to go (drop_oldest)')
-    raise AlignGPTError(f'the question has {n} tokens, and the model reads at most {limit}', 'shorten it, or show fewer pictures')
+            raise AlignGPTError(f'the conversation has {n} tokens, and the model reads at most {limit}',
+                                'reset it, or allow the oldest turns to go (drop_oldest)')
+    raise AlignGPTError(f'the question has {n} tokens, and the model reads at most {limit}',
+                        'shorten it, or show fewer pictures')
 
 # %% ../../nbs/chat/02_session.ipynb #2a2521c2
 @patch
@@ -221,7 +229,8 @@ def open_session(
     if isinstance(source, (str, Path)):
         from aligngpt.checkpoints.layouts import open_model
         source, processor = open_model(source, **(load or {}))
-    if processor is None: raise AlignGPTError('there is a model and no processor', 'give both, or the folder that holds them')
+    if processor is None:
+        raise AlignGPTError('there is a model and no processor', 'give both, or the folder that holds them')
     return ChatSession(source, processor, system, **settings)
 
 # %% ../../nbs/chat/02_session.ipynb #b7394b1c
@@ -235,8 +244,10 @@ def _data_url(im):
 @patch(as_prop=True)
 def messages(self:ChatSession)->list[dict]: # roles and contents, pictures as data URLs
     "The conversation in the form that chat APIs take."
-    def part(p): return p if p['type'] == 'text' else dict(type='image_url', image_url=dict(url=_data_url(p['image'])))
-    turns = [dict(m, content=m['content'] if isinstance(m['content'], str) else [part(p) for p in m['content']]) for t in self.turns for m in t.messages]
+    def part(p):
+        return p if p['type'] == 'text' else dict(type='image_url', image_url=dict(url=_data_url(p['image'])))
+    turns = [dict(m, content=m['content'] if isinstance(m['content'], str) else [part(p) for p in m['content']])
+             for t in self.turns for m in t.messages]
     return ([dict(role='system', content=self.system)] if self.system is not None else []) + turns
 
 # %% ../../nbs/chat/02_session.ipynb #747cae51
@@ -249,16 +260,20 @@ def turns_of(
         parts = [dict(type='text', text=m['content'])] if isinstance(m['content'], str) else m['content']
         text = ''.join(p['text'] for p in parts if p['type'] == 'text')
         if m['role'] == 'system' and not i: system = text
-        elif m['role'] == 'user': turns.append(Turn(text, [open_picture(p['image_url']['url']) for p in parts if p['type'] == 'image_url']))
+        elif m['role'] == 'user':
+            turns.append(Turn(text, [open_picture(p['image_url']['url']) for p in parts if p['type'] == 'image_url']))
         elif m['role'] == 'assistant' and turns and turns[-1].answer is None: turns[-1].answer = Answer(text)
-        else: raise AlignGPTError(f"message {i} is by {m['role']!r}", 'after a system message or none, user and assistant speak in turn')
+        else:
+            raise AlignGPTError(f"message {i} is by {m['role']!r}",
+                                'after a system message or none, user and assistant speak in turn')
     return system, turns
 
 # %% ../../nbs/chat/02_session.ipynb #f46a0e8f
 @patch
 def to_dict(self:ChatSession)->dict: # JSON types only
     "Everything that makes the conversation."
-    return dict(messages=self.messages, answers=[asdict(t.answer) if t.answer else None for t in self.turns], settings=asdict(self.settings))
+    return dict(messages=self.messages, answers=[asdict(t.answer) if t.answer else None for t in self.turns],
+                settings=asdict(self.settings))
 
 @patch
 def from_dict(self:ChatSession,
@@ -270,7 +285,8 @@ def from_dict(self:ChatSession,
         system, turns = turns_of(d['messages'])
         settings = Settings(**d.get('settings', asdict(self.settings)))
         for t,a in zip(turns, d.get('answers', [])): t.answer = Answer(**a) if a else None
-    except (KeyError, TypeError) as e: raise AlignGPTError(f'not a saved conversation: {e!r}', 'a list of messages, or what `save` wrote') from e
+    except (KeyError, TypeError) as e:
+        raise AlignGPTError(f'not a saved conversation: {e!r}', 'a list of messages, or what `save` wrote') from e
     self.reset()
     self.system, self.turns, self.settings = system, turns, settings
     return self
@@ -284,7 +300,8 @@ _pic = re.compile(r'^!\[picture\]\((data:[^)]*)\)\n+', re.M)
 @patch
 def to_markdown(self:ChatSession)->str: # with the pictures inside
     "The conversation for people."
-    def part(p): return f"![picture]({p['image_url']['url']})" if p['type'] == 'image_url' else _head.sub(r'\\\1\2', p['text'])
+    def part(p):
+        return f"![picture]({p['image_url']['url']})" if p['type'] == 'image_url' else _head.sub(r'\\\1\2', p['text'])
     def body(c): return _head.sub(r'\\\1\2', c) if isinstance(c, str) else '\n\n'.join(map(part, c))
     return '\n\n'.join(f"### {m['role'].title()}\n\n{body(m['content'])}" for m in self.messages) + '\n'
 
@@ -293,12 +310,14 @@ def from_markdown(self:ChatSession,
     text:str, # from `to_markdown`
 )->ChatSession: # self
     "Take up a conversation from Markdown."
-    def unescape(s): return re.sub(r'^\\(\\*(?:### (?:System|User|Assistant)|!\[picture\]\(data:.*\)))$', r'\1', s, flags=re.M)
+    def unescape(s):
+        return re.sub(r'^\\(\\*(?:### (?:System|User|Assistant)|!\[picture\]\(data:.*\)))$', r'\1', s, flags=re.M)
     def message(role, body):
         pics = [dict(type='image_url', image_url=dict(url=u)) for u in _pic.findall(body)]
         return dict(role=role.lower(), content=pics + [dict(type='text', text=unescape(_pic.sub('', body)))])
     found = _part.findall(text)
-    if not found: raise AlignGPTError('not a saved conversation: no heading "### User"', 'give a file that `save` wrote')
+    if not found:
+        raise AlignGPTError('not a saved conversation: no heading "### User"', 'give a file that `save` wrote')
     return self.from_dict([message(*p) for p in found])
 
 # %% ../../nbs/chat/02_session.ipynb #8f6ce06b
@@ -309,7 +328,8 @@ def save(self:ChatSession,
     "Write the conversation to a file."
     path = Path(path).expanduser()
     if path.suffix == '.json': return write_json(self.to_dict(), path)
-    if path.suffix not in ('.md', '.markdown'): raise AlignGPTError(f'{path}: unknown kind of file {path.suffix!r}. Valid: .json, .md')
+    if path.suffix not in ('.md', '.markdown'):
+        raise AlignGPTError(f'{path}: unknown kind of file {path.suffix!r}. Valid: .json, .md')
     with atomic_path(path) as p: p.write_text(self.to_markdown(), encoding='utf-8')
     return path
 
@@ -325,4 +345,5 @@ def load(self:ChatSession,
 # %% ../../nbs/chat/02_session.ipynb #b31da8d8
 @patch
 def _repr_markdown_(self:ChatSession):
-    return '\n\n'.join(f'**{t.question}**' + ''.join(f'\n\n<img width="96" src="{_data_url(im)}">' for im in t.images) + f'\n\n{t.answer._repr_markdown_() if t.answer else ""}' for t in self.turns)
+    return '\n\n'.join(f'**{t.question}**' + ''.join(f'\n\n<img width="96" src="{_data_url(im)}">' for im in t.images)
+                       + f'\n\n{t.answer._repr_markdown_() if t.answer else ""}' for t in self.turns)

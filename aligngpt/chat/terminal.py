@@ -29,7 +29,9 @@ def colour_depth(
     "How many colours `out` can show."
     term = env.get('TERM', 'dumb')
     if env.get('NO_COLOR') or term == 'dumb' or not out.isatty(): return 0
-    if env.get('COLORTERM') in ('truecolor', '24bit') or any(t in term for t in ('direct', 'kitty', 'ghostty', 'alacritty', 'wezterm')): return 2**24
+    if env.get('COLORTERM') in ('truecolor', '24bit') or any(t in term
+        for t in ('direct', 'kitty', 'ghostty', 'alacritty', 'wezterm')):
+        return 2**24
     return 256 if '256color' in term else 0
 
 # %% ../../nbs/chat/04_terminal.ipynb #5e674f4b
@@ -84,7 +86,8 @@ class Terminal:
         "Show a picture, and keep it for the next question."
         self.pending.append(open_picture(source))
         shown = thumbnail(self.pending[-1], min(32, shutil.get_terminal_size().columns//2), self.depth)
-        self.say(shown + '\n'*bool(shown) + '{} x {} picture, shown with your next question'.format(*self.pending[-1].size), dim=not shown)
+        self.say(shown + '\n'*bool(shown)
+                 + '{} x {} picture, shown with your next question'.format(*self.pending[-1].size), dim=not shown)
 
 # %% ../../nbs/chat/04_terminal.ipynb #6f58633b
 @patch
@@ -124,12 +127,14 @@ def _set(term, arg):
     s, kinds = term.session.settings, dict(alignment=int, seed=int, drop_oldest=_flag, reuse=_flag)
     if not arg: return term.say('\n'.join(f'{f.name} = {getattr(s, f.name)}' for f in fields(s)), dim=True)
     name, _, value = (p.strip() for p in arg.partition('='))
-    if name not in {f.name for f in fields(s)}: raise AlignGPTError(f"Unknown setting {name!r}. Valid: {', '.join(f.name for f in fields(s))}")
+    if name not in {f.name for f in fields(s)}:
+        raise AlignGPTError(f"Unknown setting {name!r}. Valid: {', '.join(f.name for f in fields(s))}")
     kind = kinds.get(name, type(getattr(Settings(), name)))
     try: new = None if value in ('', 'None') and name in ('alignment', 'seed') else kind(value)
     except ValueError as e: raise AlignGPTError(f'{name}: {value!r} is not a valid value') from e
     levels = term.session.reader.model.config.num_levels
-    if name == 'alignment' and new is not None and not 0 <= new < levels: raise AlignGPTError(f'Invalid level {new}. Valid range: 0-{levels-1}')
+    if name == 'alignment' and new is not None and not 0 <= new < levels:
+        raise AlignGPTError(f'Invalid level {new}. Valid range: 0-{levels-1}')
     term.session.settings = replace(s, **{name:new})
 
 def _flag(value):
@@ -163,7 +168,8 @@ def _load(term, arg):
 def _help(term, arg):
     "/help: this list"
     rows = [c.__doc__.split(': ', 1) for c in COMMANDS.values()]
-    term.say('\n'.join(f'{a:20} {b}' for a,b in rows) + '\nA line that ends with \\ goes on. Ctrl-C stops an answer, Ctrl-D leaves.', dim=True)
+    term.say('\n'.join(f'{a:20} {b}' for a,b in rows)
+             + '\nA line that ends with \\ goes on. Ctrl-C stops an answer, Ctrl-D leaves.', dim=True)
 
 def _quit(term, arg):
     "/quit: leave"
@@ -181,7 +187,8 @@ def line(self:Terminal,
     try:
         if text.startswith('/') and (name := text.split()[0]) not in COMMANDS and '/' not in name[1:]:
             raise AlignGPTError(f"Unknown command {name}. Valid: {', '.join(COMMANDS)}")
-        if (name := text.split(maxsplit=1)[0] if text else '') in COMMANDS: COMMANDS[name](self, text[len(name):].strip())
+        if (name := text.split(maxsplit=1)[0] if text else '') in COMMANDS:
+            COMMANDS[name](self, text[len(name):].strip())
         elif text or self.pending: self.ask(text)
     except AlignGPTError as e: self.say(f'error: {e}')
 
@@ -207,7 +214,9 @@ def use_readline(
 def _files(start):
     "Files whose name begins with `start`, as the user typed it."
     folder, name = os.path.split(start)
-    with suppress(OSError): return sorted(os.path.join(folder, p.name) + '/'*p.is_dir() for p in Path(folder or '.').expanduser().iterdir() if p.name.startswith(name))
+    with suppress(OSError):
+        return sorted(os.path.join(folder, p.name) + '/'*p.is_dir()
+                      for p in Path(folder or '.').expanduser().iterdir() if p.name.startswith(name))
     return []
 
 # %% ../../nbs/chat/04_terminal.ipynb #c39d4804

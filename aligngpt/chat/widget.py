@@ -248,24 +248,35 @@ class Chat(w.VBox):
         self.session = s = open_session(model, processor, system, **settings)
         pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
         self.examples = [open_picture(im) for im,_ in pairs]
-        self.view = ChatView(examples=[dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)], hint='Show a picture and ask about it.')
+        self.view = ChatView(examples=[dict(url=thumb_url(im, 128), question=q)
+                                       for im,(_,q) in zip(self.examples, pairs)],
+                                       hint='Show a picture and ask about it.')
         levels = ['auto', *range(s.reader.model.config.num_levels)]
         forced = s.settings.alignment if s.settings.alignment in levels else 'auto'
         style, wide = dict(description_width='initial'), w.Layout(width='270px')
-        self.level = w.SelectionSlider(options=levels, value=forced, description='Alignment level', style=style, layout=wide)
-        self.temperature = w.FloatSlider(s.settings.temperature, min=0, max=max(2, s.settings.temperature), step=.05, description='Temperature', style=style, layout=wide)
-        self.max_tokens = w.IntSlider(s.settings.max_new_tokens, min=1, max=max(1024, s.settings.max_new_tokens), description='Max tokens', style=style, layout=wide)
-        for slider,name in ((self.level, 'alignment'), (self.temperature, 'temperature'), (self.max_tokens, 'max_new_tokens')): slider.observe(self._set(name), 'value')
+        self.level = w.SelectionSlider(options=levels, value=forced, description='Alignment level', style=style,
+                                       layout=wide)
+        self.temperature = w.FloatSlider(s.settings.temperature, min=0, max=max(2, s.settings.temperature), step=.05,
+                                         description='Temperature', style=style, layout=wide)
+        self.max_tokens = w.IntSlider(s.settings.max_new_tokens, min=1, max=max(1024, s.settings.max_new_tokens),
+                                      description='Max tokens', style=style, layout=wide)
+        for slider,name in ((self.level, 'alignment'), (self.temperature, 'temperature'),
+                            (self.max_tokens, 'max_new_tokens')):
+            slider.observe(self._set(name), 'value')
         self.view.on_msg(self._receive)
         self.thread, self.error = None, None
-        super().__init__([self.view, w.HBox([self.level, self.temperature, self.max_tokens], layout=w.Layout(flex_flow='row wrap'))], layout=w.Layout(max_width='880px'))
+        super().__init__([self.view, w.HBox([self.level, self.temperature, self.max_tokens],
+                                            layout=w.Layout(flex_flow='row wrap'))],
+                                            layout=w.Layout(max_width='880px'))
         self.show()
 
 # %% ../../nbs/chat/03_widget.ipynb #7007520a
 @patch
 def _set(self:Chat, name):
     "An observer that changes one setting of the session."
-    def changed(change): self.session.settings = replace(self.session.settings, **{name:None if change['new'] == 'auto' else change['new']})
+    def changed(change):
+        self.session.settings = replace(self.session.settings,
+                                        **{name:None if change['new'] == 'auto' else change['new']})
     return changed
 
 @patch
@@ -273,7 +284,8 @@ def _receive(self:Chat, view, content, buffers):
     "What the browser sends: an error becomes a message, whatever it is."
     try:
         kind = content.get('type')
-        if kind == 'send': self._begin(lambda: self.session.stream(content['text'], self._pictures(content['pictures'], buffers)))
+        if kind == 'send':
+            self._begin(lambda: self.session.stream(content['text'], self._pictures(content['pictures'], buffers)))
         elif kind == 'again': self._begin(self.session.regenerate)
         elif kind == 'stop': self.session.stop()
         elif kind == 'clear': self.clear()
@@ -300,7 +312,8 @@ def show(self:Chat,
 )->None:
     "Bring the view up to date with the session."
     turns = self.session.turns if turns is None else turns
-    self.view.log = [h for t in turns for h in (question_html(t), answer_html(t.answer) if t.answer else '') if h] + [notice]*bool(notice)
+    self.view.log = [h for t in turns for h in (question_html(t), answer_html(t.answer) if t.answer else '')
+                     if h] + [notice]*bool(notice)
 
 # %% ../../nbs/chat/03_widget.ipynb #825a4b24
 @patch

@@ -26,8 +26,12 @@ def add_lora(
 )->AlignGPTForConditionalGeneration: # the same model
     "Put LoRA adapters beside all linear layers of the language model, the output layer excepted."
     try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as e: raise AlignGPTError('LoRA needs the package peft, which is not installed', "pip install 'aligngpt[lora]'") from e
-    if has_adapter(model): raise AlignGPTError('The language model has an adapter already', 'train that one, or melt it in first: merge_lora(model)')
+    except ImportError as e:
+        raise AlignGPTError('LoRA needs the package peft, which is not installed',
+                            "pip install 'aligngpt[lora]'") from e
+    if has_adapter(model):
+        raise AlignGPTError('The language model has an adapter already',
+                            'train that one, or melt it in first: merge_lora(model)')
     usual = dict(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules='all-linear')
     inject_adapter_in_model(LoraConfig(**{**usual, **kwargs}), model.language_model)
     return model.train(model.training) # new layers would drop out in evaluation mode otherwise
@@ -50,14 +54,19 @@ def save_adapter(
 )->Path: # `folder`
     "Save the adapters, and what of AlignGPT was trained with them."
     from safetensors.torch import save_file
-    def write(tensors, name): save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, folder/name, metadata=dict(format='pt'))
-    if not has_adapter(model): raise AlignGPTError('The language model has no adapter', 'add one first: add_lora(model), or save the whole model')
+    def write(tensors, name):
+        save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, folder/name,
+                  metadata=dict(format='pt'))
+    if not has_adapter(model):
+        raise AlignGPTError('The language model has no adapter',
+                            'add one first: add_lora(model), or save the whole model')
     from peft import get_peft_model_state_dict
     folder, lm = Path(folder), model.language_model
     folder.mkdir(parents=True, exist_ok=True)
     write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, ADAPTER)
     lm.peft_config['default'].save_pretrained(folder)
-    write_json({**read_json(folder/'adapter_config.json'), 'base_model_name_or_path':str(base)}, folder/'adapter_config.json')
+    write_json({**read_json(folder/'adapter_config.json'), 'base_model_name_or_path':str(base)},
+               folder/'adapter_config.json')
     write({n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}, ALIGN_PARTS)
     model.config.save_pretrained(folder)
     if processor is not None: processor.save_pretrained(folder)
@@ -70,11 +79,15 @@ def load_adapter(
     "Put saved adapters, projector, levels and gate onto a base model."
     folder, saved = Path(folder), AlignGPTConfig.from_pretrained(folder)
     parts, at = map_tensors(folder/ALIGN_PARTS), model.levels.weight
-    if model.gate is None and saved.use_gate: model.gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size, saved.num_levels).to(at.device, at.dtype)
+    if model.gate is None and saved.use_gate:
+        model.gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size,
+                                   saved.num_levels).to(at.device, at.dtype)
     model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
     have = {n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}
-    if bad := [n for n in have.keys() | parts.keys() if n not in parts or n not in have or parts[n].shape != have[n].shape]:
-        raise AlignGPTError(f'{folder}: {min(bad)} does not fit the base model', 'load the checkpoint that the adapter was trained on')
+    if bad := [n for n in have.keys() | parts.keys() if n not in parts or n not in have
+               or parts[n].shape != have[n].shape]:
+        raise AlignGPTError(f'{folder}: {min(bad)} does not fit the base model',
+                            'load the checkpoint that the adapter was trained on')
     with torch.no_grad():
         for n,p in have.items(): p.copy_(parts[n])
     try: _inject(model.language_model, folder)

@@ -29,7 +29,8 @@ def partial_folder(
 )->Iterator[Path]: # the hidden folder to work in; what is in it was finished earlier
     "Work in a hidden neighbour of `dst`, which takes its name at the end."
     dst = Path(dst)
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())): raise AlignGPTError(f'{dst}: exists already', 'name another folder, or remove this one')
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise AlignGPTError(f'{dst}: exists already', 'name another folder, or remove this one')
     part = dst.with_name(f'.{dst.name}.partial')
     with own_folder(part):
         other = not (part/'plan.json').exists() or read_json(part/'plan.json') != plan
@@ -52,14 +53,19 @@ def write_weights(
     quiet:bool=False, # no progress bar
 )->None:
     "Write weight files and their index; finished ones are kept."
-    pattern, write = ('pytorch_model{suffix}.bin', _write_pickle) if pickled else ('model{suffix}.safetensors', write_safetensors)
-    meta = {n:torch.empty(e.shape, dtype=dtype if dtype is not None and e.dtype.is_floating_point else e.dtype, device='meta') for n,e in tensors.items()}
+    pattern, write = ('pytorch_model{suffix}.bin', _write_pickle) if pickled else ('model{suffix}.safetensors',
+        write_safetensors)
+    meta = {n:torch.empty(e.shape, dtype=dtype if dtype is not None and e.dtype.is_floating_point else e.dtype,
+                          device='meta') for n,e in tensors.items()}
     split = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=shard)
-    with progress(desc=folder.name.strip('.').removesuffix('.partial'), total=split.metadata['total_size'], unit='B', unit_scale=True, disable=quiet) as bar:
+    with progress(desc=folder.name.strip('.').removesuffix('.partial'), total=split.metadata['total_size'], unit='B',
+                  unit_scale=True, disable=quiet) as bar:
         for file,names in split.filename_to_tensors.items():
             if (folder/file).exists(): bar.update(sum(meta[n].nbytes for n in names))
             else: write(folder/file, {n:tensors[n] for n in names}, dtype, bar.update)
-    if split.is_sharded: write_json(dict(metadata=split.metadata, weight_map=split.tensor_to_filename), folder/(WEIGHTS_INDEX_NAME if pickled else SAFE_WEIGHTS_INDEX_NAME))
+    if split.is_sharded:
+        write_json(dict(metadata=split.metadata, weight_map=split.tensor_to_filename),
+                   folder/(WEIGHTS_INDEX_NAME if pickled else SAFE_WEIGHTS_INDEX_NAME))
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #7fde341c
 def _write_pickle(file, wanted, dtype=None, report=lambda n: None):
@@ -100,11 +106,18 @@ def flat_config(
     kept = read_json(c.folder/KEPT/'config.json') if (c.folder/KEPT/'config.json').exists() else {}
     rope = dict(t.rope_parameters)
     theta, kind = rope.pop('rope_theta'), rope.pop('rope_type', 'default')
-    return {**kept, **{k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None}, 'rope_theta':theta, **({'rope_scaling':{'type':kind, **rope}} if kind != 'default' else {}),
-            'architectures':['AlignGPTForCausalLM'], 'model_type':'aligngpt', 'torch_dtype':str(dtype).removeprefix('torch.'), 'use_mm_proj':True,
-            'mm_vision_tower':tower, 'mm_hidden_size':c.config.vision_config.hidden_size, 'mm_projector_type':c.config.projector_type,
-            'mm_vision_select_layer':c.config.vision_feature_layer, 'mm_vision_select_feature':c.config.vision_feature_select, 'mm_use_im_start_end':False, 'mm_use_im_patch_token':False,
-            'image_aspect_ratio':c.processor.image_aspect_ratio, 'tokenizer_model_max_length':kept.get('tokenizer_model_max_length', 2048), 'gate_text':c.config.gate_text, 'template':c.processor.template}
+    return {**kept, **{k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None},
+            'rope_theta':theta, **({'rope_scaling':{'type':kind, **rope}} if kind != 'default' else {}),
+            'architectures':['AlignGPTForCausalLM'], 'model_type':'aligngpt',
+            'torch_dtype':str(dtype).removeprefix('torch.'), 'use_mm_proj':True,
+            'mm_vision_tower':tower, 'mm_hidden_size':c.config.vision_config.hidden_size,
+            'mm_projector_type':c.config.projector_type,
+            'mm_vision_select_layer':c.config.vision_feature_layer,
+            'mm_vision_select_feature':c.config.vision_feature_select, 'mm_use_im_start_end':False,
+            'mm_use_im_patch_token':False,
+            'image_aspect_ratio':c.processor.image_aspect_ratio,
+            'tokenizer_model_max_length':kept.get('tokenizer_model_max_length', 2048), 'gate_text':c.config.gate_text,
+            'template':c.processor.template}
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #0abe698a
 def write_official(
@@ -114,14 +127,18 @@ def write_official(
     tower:str|None=None, # what `mm_vision_tower` shall say
 )->None:
     "Write everything but the weights in the official layout."
-    known = read_json(c.folder/KEPT/'config.json').get('mm_vision_tower') if (c.folder/KEPT/'config.json').exists() else None
-    if tower is None and known and re.fullmatch(r'\w[\w-]*/[\w.-]+', known) and not (c.folder/KEPT/known).exists(): tower = known
+    known = (read_json(c.folder/KEPT/'config.json').get('mm_vision_tower')
+             if (c.folder/KEPT/'config.json').exists() else None)
+    if tower is None and known and re.fullmatch(r'\w[\w-]*/[\w.-]+', known) and not (c.folder/KEPT/known).exists():
+        tower = known
     if tower is None:
         tower, sub = 'vision_tower', folder/'vision_tower'
         c.config.vision_config.save_pretrained(sub)
         write_json(c.processor.image_processor.to_dict(), sub/'preprocessor_config.json')
         if not (sub/'model.safetensors').exists():
-            write_safetensors(sub/'model.safetensors', {official_name(n).removeprefix('vision_tower.vision_tower.'):e for n,e in c.tensors.items() if n.startswith('vision_tower.')}, dtype)
+            write_safetensors(sub/'model.safetensors',
+                              {official_name(n).removeprefix('vision_tower.vision_tower.'):e
+                               for n,e in c.tensors.items() if n.startswith('vision_tower.')}, dtype)
     write_json(flat_config(c, tower, dtype), folder/'config.json')
     kept = [c.folder/KEPT/f for f in KEPT_FILES[1:] if (c.folder/KEPT/f).exists()]
     for f in kept: shutil.copy(f, folder)
@@ -152,18 +169,24 @@ def convert(
     with partial_folder(dst, plan) as part:
         if to == 'hf': write_weights(part, c.tensors, dtype, shard or '5GB', quiet=quiet); write_ours(c, part, stored)
         elif to == 'official':
-            write_weights(part, {official_name(n, linear):e for n,e in c.tensors.items()}, dtype, shard or ('1GB' if pickled else '5GB'), pickled, quiet)
+            write_weights(part, {official_name(n, linear):e for n,e in c.tensors.items()}, dtype,
+                          shard or ('1GB' if pickled else '5GB'), pickled, quiet)
             write_official(c, part, stored, tower_name)
         else:
-            _write_pickle(part/ALIGN_FILE, {official_name(n, linear):e for n,e in c.tensors.items() if n.startswith(('projector.', 'levels.'))}, dtype)
+            _write_pickle(part/ALIGN_FILE, {official_name(n, linear):e for n,e in c.tensors.items()
+                                            if n.startswith(('projector.', 'levels.'))}, dtype)
             write_json(flat_config(c, tower_name or '', stored), part/'config.json')
     return Path(dst)
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #7863f9e3
 def _can(c, to):
     "Is this conversion possible?"
-    if to not in ('hf', 'official', 'align'): raise AlignGPTError(f'Unknown layout {to!r}. Valid: hf, official, align')
-    if hasattr(c.config, 'quantization_config'): raise AlignGPTError(f'{c.folder}: is quantised', 'convert the checkpoint that it was made from')
-    if to == 'official' and not c.config.use_gate: raise AlignGPTError(f'{c.folder}: has no gate yet; the official layout is for models after tuning', "to='align' writes what pre-training leaves in the release")
+    if to not in ('hf', 'official', 'align'):
+        raise AlignGPTError(f'Unknown layout {to!r}. Valid: hf, official, align')
+    if hasattr(c.config, 'quantization_config'):
+        raise AlignGPTError(f'{c.folder}: is quantised', 'convert the checkpoint that it was made from')
+    if to == 'official' and not c.config.use_gate:
+        raise AlignGPTError(f'{c.folder}: has no gate yet; the official layout is for models after tuning',
+                            "to='align' writes what pre-training leaves in the release")
     if to != 'hf' and c.config.text_config.model_type != 'llama':
         raise AlignGPTError(f'{c.folder}: its language model is a {c.config.text_config.model_type}; the official layout is for LLaMA models', 'keep our layout, which takes any model')

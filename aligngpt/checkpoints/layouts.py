@@ -38,9 +38,15 @@ def local_folder(
 )->Path: # a folder; downloaded if need be
     "Find a checkpoint on this machine or on the hub."
     if Path(path).exists(): return Path(path)
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)): raise AlignGPTError(f'{path}: no such folder', 'check the path')
-    try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.bin', '*.safetensors', '*.model', '*.jinja'], ignore_patterns=['*training_args*', 'optimizer*']))
-    except Exception as e: raise AlignGPTError(f'{path}: no such folder, and not to be had from the hub ({type(e).__name__})', 'check the path, or the name and your connection') from e
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)):
+        raise AlignGPTError(f'{path}: no such folder', 'check the path')
+    try:
+        return Path(snapshot_download(str(path),
+                                      allow_patterns=['*.json', '*.bin', '*.safetensors', '*.model', '*.jinja'],
+                                      ignore_patterns=['*training_args*', 'optimizer*']))
+    except Exception as e:
+        raise AlignGPTError(f'{path}: no such folder, and not to be had from the hub ({type(e).__name__})',
+                            'check the path, or the name and your connection') from e
 
 def layout(
     folder:str|Path, # a folder
@@ -52,17 +58,24 @@ def layout(
     if (folder/'config.json').exists():
         config = read_json(folder/'config.json')
         kind = config.get('model_type') if isinstance(config, dict) else None
-        if kind is None: raise AlignGPTError(f"{folder/'config.json'}: needs the key 'model_type'", 'copy the file again from the checkpoint')
-        if kind != 'aligngpt': raise AlignGPTError(f'{folder}: a {kind} model, not an AlignGPT', 'to begin a new AlignGPT with it, use from_base(llm, tower)')
+        if kind is None:
+            raise AlignGPTError(f"{folder/'config.json'}: needs the key 'model_type'",
+                                'copy the file again from the checkpoint')
+        if kind != 'aligngpt':
+            raise AlignGPTError(f'{folder}: a {kind} model, not an AlignGPT',
+                                'to begin a new AlignGPT with it, use from_base(llm, tower)')
         if 'text_config' in config: return 'hf'
         if find_weights(folder): return 'official'
     if (folder/ALIGN_FILE).exists(): return 'align'
     found = ', '.join(sorted(f.name for f in folder.iterdir())[:8]) or 'nothing'
-    raise AlignGPTError(f'{folder}: not a checkpoint. Found: {found}', f'expected config.json with weights (*.safetensors or pytorch_model*.bin), or {ALIGN_FILE}')
+    raise AlignGPTError(f'{folder}: not a checkpoint. Found: {found}',
+                        f'expected config.json with weights (*.safetensors or pytorch_model*.bin), or {ALIGN_FILE}')
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #aa8a0856
-NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'), ('mm_projector.', 'projector.'), ('align_indicators.indicator_embs', 'levels.weight'),
-         ('gated_weight_layer.', 'gate.'), ('model.', 'language_model.model.'), ('lm_head.', 'language_model.lm_head.')) # (official, ours)
+NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'), ('mm_projector.', 'projector.'),
+         ('align_indicators.indicator_embs', 'levels.weight'),
+         ('gated_weight_layer.', 'gate.'), ('model.', 'language_model.model.'),
+         ('lm_head.', 'language_model.lm_head.')) # (official, ours)
 
 def our_name(
     key:str, # in an official file
@@ -87,14 +100,17 @@ def parts_config(
 )->dict: # fields of `AlignGPTConfig`
     "Read off the weights what they are."
     depth = len({n for n in found if re.fullmatch(r'projector\.\d+\.weight', n)})
-    out = dict(projector_type={0:'identity', 1:'linear'}.get(depth, f'mlp{depth}x_gelu'), use_gate='gate.mlp.0.weight' in found)
+    out = dict(projector_type={0:'identity', 1:'linear'}.get(depth, f'mlp{depth}x_gelu'),
+               use_gate='gate.mlp.0.weight' in found)
     if 'levels.weight' in found: out['num_levels'] = found['levels.weight'].shape[0]
     if out['use_gate']: out['gate_hidden_size'] = found['gate.mlp.0.weight'].shape[0]
     return out
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #fe2d5bb0
-LLAMA = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings',
-         'initializer_range', 'rms_norm_eps', 'pad_token_id', 'bos_token_id', 'eos_token_id', 'tie_word_embeddings', 'attention_bias', 'attention_dropout', 'mlp_bias') # fields that both layouts have
+LLAMA = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
+         'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings',
+         'initializer_range', 'rms_norm_eps', 'pad_token_id', 'bos_token_id', 'eos_token_id', 'tie_word_embeddings',
+         'attention_bias', 'attention_dropout', 'mlp_bias') # fields that both layouts have
 
 def text_config(
     raw:dict, # an official config.json
@@ -102,8 +118,10 @@ def text_config(
 )->LlamaConfig:
     "The language model's configuration."
     for k in ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads'):
-        if k not in raw: raise AlignGPTError(f'{where}: needs the key {k!r}', 'copy the file again from the checkpoint')
-    scaling = {('rope_type' if k == 'type' else k):v for k,v in (raw.get('rope_scaling') or {'rope_type':'default'}).items()}
+        if k not in raw:
+            raise AlignGPTError(f'{where}: needs the key {k!r}', 'copy the file again from the checkpoint')
+    scaling = {('rope_type' if k == 'type' else k):v
+               for k,v in (raw.get('rope_scaling') or {'rope_type':'default'}).items()}
     rope = raw.get('rope_parameters') or {'rope_theta':raw.get('rope_theta') or 10000., **scaling}
     return LlamaConfig(**{k:raw[k] for k in LLAMA if k in raw}, rope_parameters=rope)
 
@@ -113,11 +131,14 @@ def find_tower(
     tower:str|Path|None, # what the configuration or the user says
 )->str: # a folder or a name on the hub
     "Find the vision tower of an official checkpoint."
-    if not tower: raise AlignGPTError(f"{folder/'config.json'}: needs the key 'mm_vision_tower'", 'name the tower: load(..., tower=FOLDER)')
+    if not tower:
+        raise AlignGPTError(f"{folder/'config.json'}: needs the key 'mm_vision_tower'",
+                            'name the tower: load(..., tower=FOLDER)')
     for p in (folder/tower, Path(tower)):
         if p.is_dir(): return str(p)
     if re.fullmatch(r'[\w-]+/[\w.-]+', str(tower)) and not str(tower).startswith('.'): return str(tower)
-    raise AlignGPTError(f'{folder}: its vision tower {str(tower)!r} is not there', 'name the tower: load(..., tower=FOLDER)')
+    raise AlignGPTError(f'{folder}: its vision tower {str(tower)!r} is not there',
+                        'name the tower: load(..., tower=FOLDER)')
 
 def guess_template(
     tokenizer:Any, # of the language model
@@ -137,7 +158,8 @@ def tower_config(
     try: config, image = AutoConfig.from_pretrained(tower), load_image_processor(tower)
     except (OSError, ValueError, AlignGPTError) as e:
         if not str(tower).endswith('openai/clip-vit-large-patch14-336'):
-            raise AlignGPTError(f'{tower}: no vision tower there: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP tower') from e
+            raise AlignGPTError(f'{tower}: no vision tower there: {str(e).splitlines()[0]}',
+                                'name a folder or model with a CLIP or SigLIP tower') from e
         config = AlignGPTConfig().vision_config
         image = image_processor_for(config)
     return _no_path(getattr(config, 'vision_config', config)), image
@@ -147,8 +169,11 @@ def tower_entries(
 )->dict[str,Entry]: # by our names
     "List the weights of a vision tower."
     files = find_weights(folder := local_folder(tower))
-    if not files: raise AlignGPTError(f'{folder}: no weights of a vision tower', 'name a folder with model.safetensors or pytorch_model.bin')
-    found = {k.removeprefix('vision_model.'):e for k,e in entries(*files).items() if not k.startswith(('text_model.', 'logit_', 'text_projection', 'visual_projection'))}
+    if not files:
+        raise AlignGPTError(f'{folder}: no weights of a vision tower',
+                            'name a folder with model.safetensors or pytorch_model.bin')
+    found = {k.removeprefix('vision_model.'):e for k,e in entries(*files).items()
+             if not k.startswith(('text_model.', 'logit_', 'text_projection', 'visual_projection'))}
     return {f'vision_tower.{k}':e for k,e in found.items() if not k.endswith('position_ids')}
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #e0b5049d
@@ -177,9 +202,12 @@ def open_checkpoint(
     "Look into a checkpoint, and check that it is whole."
     folder = local_folder(path)
     kind = layout(folder)
-    if kind == 'adapter': raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
+    if kind == 'adapter':
+        raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
     if kind != 'hf': c = _open_official(folder, kind, llm, tower, template, fresh)
-    else: c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder), AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
+    else:
+        c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder),
+                       AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
     _agree(c)
     return c if hasattr(c.config, 'quantization_config') else _check(c, fresh)
 
@@ -189,48 +217,65 @@ def _open_official(folder, kind, llm, tower, template, fresh):
     base = folder.parent if folder.is_file() else folder
     raw = read_json(base/'config.json') if (base/'config.json').exists() else {}
     if kind == 'align' and llm is None:
-        raise AlignGPTError(f'{folder}: holds projector and levels only', f"name the language model that they belong to: llm={raw.get('_name_or_path') or 'FOLDER'!r}")
+        raise AlignGPTError(f'{folder}: holds projector and levels only',
+                            f"name the language model that they belong to: llm={raw.get('_name_or_path') or 'FOLDER'!r}")
     tower = find_tower(base, tower or raw.get('mm_vision_tower'))
     files = find_weights(base) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
     tensors = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
-    if llm: tensors |= {f'language_model.{k}':e for k,e in entries(*find_weights(local_folder(llm))).items() if our_name(k)}
+    if llm:
+        tensors |= {f'language_model.{k}':e for k,e in entries(*find_weights(local_folder(llm))).items()
+                    if our_name(k)}
     if not any(n.startswith('vision_tower.') for n in tensors): tensors |= tower_entries(tower)
     parts = parts_config(tensors)
     if kind == 'official' and not parts['use_gate'] and 'gate' not in fresh: raise _missing(folder, 'gate')
     tokenizer, (vision, image) = load_tokenizer(llm or base), tower_config(tower)
     ids = dict(zip(('align_token_id', 'image_token_id'), tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])))
-    config = AlignGPTConfig(vision_config=vision, text_config=_no_path(AutoConfig.from_pretrained(llm)) if llm else text_config(raw, base/'config.json'), gate_text=raw.get('gate_text', 'full'),
-                            vision_feature_layer=raw.get('mm_vision_select_layer', -2), vision_feature_select=raw.get('mm_vision_select_feature', 'patch'),
+    config = AlignGPTConfig(vision_config=vision,
+                            text_config=_no_path(AutoConfig.from_pretrained(llm)) if llm
+                            else text_config(raw, base/'config.json'), gate_text=raw.get('gate_text', 'full'),
+                            vision_feature_layer=raw.get('mm_vision_select_layer', -2),
+                            vision_feature_select=raw.get('mm_vision_select_feature', 'patch'),
                             **ids, **{**parts, 'use_gate':parts['use_gate'] or 'gate' in fresh})
-    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, image_aspect_ratio=raw.get('image_aspect_ratio') or 'square', gate_text=config.gate_text,
-                                  template=template or raw.get('template') or ('plain' if kind == 'align' else guess_template(tokenizer, str(raw.get('_name_or_path', '')))))
+    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens,
+                                  image_aspect_ratio=raw.get('image_aspect_ratio') or 'square',
+                                  gate_text=config.gate_text,
+                                  template=template or raw.get('template')
+                                  or ('plain' if kind == 'align' else guess_template(tokenizer,
+        str(raw.get('_name_or_path', '')))))
     return Checkpoint(folder, kind, config, processor, tensors)
 
 def _agree(c):
     "Configuration and processor must mean the same placeholders and pictures; they would fit silently otherwise, and the answers be wrong."
     hint = 'take config.json and processor_config.json from the same checkpoint'
     for key in ('align_token_id', 'image_token_id', 'num_image_tokens'):
-        if (a := getattr(c.config, key)) != (b := getattr(c.processor, key)): raise AlignGPTError(f"{c.folder/'config.json'}: {key} is {a}, the processor beside it has {b}", hint)
+        if (a := getattr(c.config, key)) != (b := getattr(c.processor, key)):
+            raise AlignGPTError(f"{c.folder/'config.json'}: {key} is {a}, the processor beside it has {b}", hint)
     from PIL import Image
     height, width = c.processor.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
     if (side := c.config.vision_config.image_size) != height or side != width:
         raise AlignGPTError(f"{c.folder}: its image processor makes pictures of {width}x{height}, its vision tower takes {side}x{side}", hint)
 
 def _missing(folder, part):
-    return AlignGPTError(f'{folder}: the checkpoint has no {part}', f"to go on with a new, untrained one, ask for it: fresh=('{part}',)")
+    return AlignGPTError(f'{folder}: the checkpoint has no {part}',
+                         f"to go on with a new, untrained one, ask for it: fresh=('{part}',)")
 
 def _check(c, fresh):
     "Compare names and shapes with those of the model."
     with torch.device('meta'): model = AlignGPTForConditionalGeneration(c.config)
     need = {n:tuple(t.shape) for n,t in model.state_dict().items()}
-    c.tensors = {n if n in need else n.replace('vision_tower.', 'vision_tower.vision_model.'):e for n,e in c.tensors.items()}
-    lost = [n for n in need if n not in c.tensors and n not in model.all_tied_weights_keys and n.split('.')[0] not in fresh]
+    c.tensors = {n if n in need else n.replace('vision_tower.', 'vision_tower.vision_model.'):e
+                 for n,e in c.tensors.items()}
+    lost = [n for n in need if n not in c.tensors and n not in model.all_tied_weights_keys
+            and n.split('.')[0] not in fresh]
     for part in {n.split('.')[0] for n in lost} & {'projector', 'levels', 'gate', 'vision_tower', 'language_model'}:
         if not any(n.startswith(f'{part}.') for n in c.tensors): raise _missing(c.folder, part)
-    if lost: raise AlignGPTError(f'{c.folder}: {len(lost)} of {len(need)} tensors are missing, first {lost[0]} (official name {official_name(lost[0])})', 'download or copy the missing files')
+    if lost:
+        raise AlignGPTError(f'{c.folder}: {len(lost)} of {len(need)} tensors are missing, first {lost[0]} (official name {official_name(lost[0])})', 'download or copy the missing files')
     for n,e in c.tensors.items():
-        if n in need and need[n] != e.shape: raise AlignGPTError(f'{e.file}: {e.key} has shape {list(e.shape)}, the configuration asks for {list(need[n])}', 'config.json and weights are of different models')
-    if odd := [n for n in c.tensors if n not in need]: warnings.warn(f'{c.folder}: {len(odd)} tensors are not part of an AlignGPT and are left out, first {odd[0]}')
+        if n in need and need[n] != e.shape:
+            raise AlignGPTError(f'{e.file}: {e.key} has shape {list(e.shape)}, the configuration asks for {list(need[n])}', 'config.json and weights are of different models')
+    if odd := [n for n in c.tensors if n not in need]:
+        warnings.warn(f'{c.folder}: {len(odd)} tensors are not part of an AlignGPT and are left out, first {odd[0]}')
     c.tensors = {n:c.tensors[n] for n in need if n in c.tensors}
     return c
 
@@ -248,13 +293,15 @@ def load(
     adapter:str|Path|None=None, # folder of `save_adapter`, to put onto the checkpoint
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]: # ready for `generate`
     "Load a checkpoint. The folder of an adapter loads with its base, if that is where the adapter says."
-    if adapter is None and layout(folder := local_folder(path)) == 'adapter': path, adapter = _adapter_base(folder), folder
+    if adapter is None and layout(folder := local_folder(path)) == 'adapter':
+        path, adapter = _adapter_base(folder), folder
     c = open_checkpoint(path, llm, tower, template, fresh)
     how = _how(device, dtype, attention, quantize)
     if c.layout == 'hf': model = AlignGPTForConditionalGeneration.from_pretrained(c.folder, **how)
     else:
         files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
-        model = AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict={n:files[e.file][e.key] for n,e in c.tensors.items()}, **how)
+        model = AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config,
+            state_dict={n:files[e.file][e.key] for n,e in c.tensors.items()}, **how)
     if adapter is not None:
         load_adapter(model, adapter)
         if (Path(adapter)/'processor_config.json').exists(): c.processor = AlignGPTProcessor.from_pretrained(adapter)
@@ -278,8 +325,12 @@ def _how(device, dtype, attention, quantize=None):
     if quantize not in ('nf4', 'int8'): raise AlignGPTError(f'Unknown quantization {quantize!r}. Valid: nf4, int8')
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
-    if not is_bitsandbytes_available(): raise AlignGPTError('quantize needs the package bitsandbytes, which is not installed', "pip install 'aligngpt[quantize]'")
-    bits = dict(load_in_8bit=True) if quantize == 'int8' else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True)
+    if not is_bitsandbytes_available():
+        raise AlignGPTError('quantize needs the package bitsandbytes, which is not installed',
+                            "pip install 'aligngpt[quantize]'")
+    bits = (dict(load_in_8bit=True) if quantize == 'int8'
+            else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype,
+                      bnb_4bit_use_double_quant=True))
     return {**how, 'quantization_config':BitsAndBytesConfig(llm_int8_skip_modules=_FULL, **bits)}
 
 def _set_stops(model, processor):
@@ -307,7 +358,8 @@ def save(
     return folder
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #0cc99f69
-_CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig', AutoModelForImageTextToText='modeling.AlignGPTForConditionalGeneration'),
+_CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig',
+                                AutoModelForImageTextToText='modeling.AlignGPTForConditionalGeneration'),
             'processor_config.json': dict(AutoProcessor='processor.AlignGPTProcessor')}
 _FROM = re.compile(r'^( *from )(\.+\w[\w.]*|aligngpt\.[\w.]+)(?= import )', re.M)
 
@@ -317,11 +369,13 @@ def _write_code(folder):
     while todo:
         spec = find_spec(todo.pop())
         name = spec.name.split('.')[-1]
-        if done.setdefault(name, spec.name) != spec.name: raise AlignGPTError(f'{spec.name} and {done[name]} would be the same file {name}.py')
+        if done.setdefault(name, spec.name) != spec.name:
+            raise AlignGPTError(f'{spec.name} and {done[name]} would be the same file {name}.py')
         text = Path(spec.origin).read_text(encoding='utf-8')
         found = {m[2]:resolve_name(m[2], spec.parent) for m in _FROM.finditer(text)}
         todo += [m for m in found.values() if m not in done.values()]
-        (folder/f'{name}.py').write_text(_FROM.sub(lambda m: f'{m[1]}.{found[m[2]].split(".")[-1]}', text), encoding='utf-8')
+        (folder/f'{name}.py').write_text(_FROM.sub(lambda m: f'{m[1]}.{found[m[2]].split(".")[-1]}', text),
+                                         encoding='utf-8')
     for file, classes in _CLASSES.items(): write_json({**read_json(folder/file), 'auto_map':classes}, folder/file)
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #9b2712b7
@@ -352,14 +406,19 @@ def from_base(
     how = _how(device, dtype, attention, quantize)
     vision, image = tower_config(tower)
     tokenizer = load_tokenizer(llm)
-    with _named(tower, 'vision tower'): eyes = AutoModel.from_pretrained(tower, config=vision, **{k:v for k,v in how.items() if k != 'quantization_config'})
+    with _named(tower, 'vision tower'):
+        eyes = AutoModel.from_pretrained(tower, config=vision,
+                                         **{k:v for k,v in how.items() if k != 'quantization_config'})
     with _named(llm, 'language model'): language = AutoModelForCausalLM.from_pretrained(llm, **how)
     ids = dict(zip(('align_token_id', 'image_token_id'), tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])))
-    c = AlignGPTConfig(**{**dict(vision_config=_no_path(eyes.config), text_config=_no_path(language.config), use_gate=False, **ids), **config})
+    c = AlignGPTConfig(**{**dict(vision_config=_no_path(eyes.config), text_config=_no_path(language.config),
+                                 use_gate=False, **ids), **config})
     with torch.device('meta'): model = AlignGPTForConditionalGeneration(c)
     model.vision_tower, model.language_model = eyes, language
-    for part in filter(None, (model.projector, model.levels, model.gate)): part.to(how['dtype']).to_empty(device=how['device_map']['']).apply(model._init_weights)
-    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens, image_aspect_ratio=image_aspect_ratio, template=template, gate_text=c.gate_text)
+    for part in filter(None, (model.projector, model.levels, model.gate)):
+        part.to(how['dtype']).to_empty(device=how['device_map']['']).apply(model._init_weights)
+    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens,
+                                  image_aspect_ratio=image_aspect_ratio, template=template, gate_text=c.gate_text)
     return _set_stops(model.eval(), processor), processor
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #ff558b6e
@@ -367,7 +426,9 @@ def from_base(
 def _named(path, what):
     "Errors of transformers about `path` in one line."
     try: yield
-    except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: no {what} there: {str(e).splitlines()[0]}', 'check the path, or the name and your connection') from e
+    except (OSError, ValueError) as e:
+        raise AlignGPTError(f'{path}: no {what} there: {str(e).splitlines()[0]}',
+                            'check the path, or the name and your connection') from e
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #99a1c6b1
 def load_parts(
@@ -377,8 +438,12 @@ def load_parts(
     "Read some parts of a model from a file."
     found, have = {our_name(k):e for k,e in entries(file).items()}, dict(model.named_parameters())
     for n,e in found.items():
-        if n not in have: raise AlignGPTError(f'{file}: {e.key} has no place in this model', f"the model has {', '.join(p for p,_ in model.named_children())}")
-        if tuple(have[n].shape) != e.shape: raise AlignGPTError(f'{file}: {e.key} has shape {list(e.shape)}, the model {list(have[n].shape)}', 'the file belongs to another model')
+        if n not in have:
+            raise AlignGPTError(f'{file}: {e.key} has no place in this model',
+                                f"the model has {', '.join(p for p,_ in model.named_children())}")
+        if tuple(have[n].shape) != e.shape:
+            raise AlignGPTError(f'{file}: {e.key} has shape {list(e.shape)}, the model {list(have[n].shape)}',
+                                'the file belongs to another model')
     with torch.no_grad():
         for n,t in stream(found): have[n].copy_(t)
     return sorted({n.split('.')[0] for n in found})
@@ -394,7 +459,9 @@ def load_pretrained_align(
     raw = read_json(file.parent/'config.json') if (file.parent/'config.json').exists() else {}
     tower = find_tower(file.parent, tower or raw.get('mm_vision_tower'))
     parts = parts_config({our_name(k):e for k,e in entries(file).items()})
-    asked = dict(image_aspect_ratio=raw.get('image_aspect_ratio'), vision_feature_layer=raw.get('mm_vision_select_layer'), vision_feature_select=raw.get('mm_vision_select_feature'))
+    asked = dict(image_aspect_ratio=raw.get('image_aspect_ratio'),
+                 vision_feature_layer=raw.get('mm_vision_select_layer'),
+                 vision_feature_select=raw.get('mm_vision_select_feature'))
     model, processor = from_base(llm, tower, **{**{k:v for k,v in asked.items() if v is not None}, **parts, **kwargs})
     load_parts(model, file)
     return model, processor

@@ -31,17 +31,21 @@ def map_tensors(
         tensors = torch.load(file, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as e: raise _no_tensors(file, e) from e
     except Exception as e:
-        if 'annot allocate memory' in str(e): raise AlignGPTError(f'{file}: not enough memory to map its {file.stat().st_size:,} bytes', 'free some memory, or use a checkpoint with smaller shards') from e
+        if 'annot allocate memory' in str(e):
+            raise AlignGPTError(f'{file}: not enough memory to map its {file.stat().st_size:,} bytes',
+                                'free some memory, or use a checkpoint with smaller shards') from e
         raise AlignGPTError(f"{file}: damaged or cut short ({file.stat().st_size:,} bytes): {str(e).splitlines()[0][:150]}", 'download or copy the file again') from e
     if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()): return tensors
-    raise AlignGPTError(f'{file}: holds a {type(tensors).__name__}, expected a dictionary of tensors', 'name the file with the model\'s weights')
+    raise AlignGPTError(f'{file}: holds a {type(tensors).__name__}, expected a dictionary of tensors',
+                        'name the file with the model\'s weights')
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #1c0e48af
 def _no_tensors(file, e):
     "The error for a pickle that torch refuses."
     code = re.search(r'GLOBAL (\S+)', str(e))
     if not code: return AlignGPTError(f'{file}: not a torch weight file', 'download or copy the file again')
-    return AlignGPTError(f'{file}: holds code ({code[1]}), not only tensors. It was not run.', 'get the checkpoint as safetensors, or from a source that you trust')
+    return AlignGPTError(f'{file}: holds code ({code[1]}), not only tensors. It was not run.',
+                         'get the checkpoint as safetensors, or from a source that you trust')
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #e6e73ed5
 WEIGHT_FILES = SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME # in order of preference
@@ -55,7 +59,8 @@ def find_weights(
     if name is None: return []
     if not name.endswith('.json'): return [folder/name]
     index = read_json(folder/name)
-    if not isinstance(index, dict) or 'weight_map' not in index: raise AlignGPTError(f"{folder/name}: no key 'weight_map'", 'download or copy the file again')
+    if not isinstance(index, dict) or 'weight_map' not in index:
+        raise AlignGPTError(f"{folder/name}: no key 'weight_map'", 'download or copy the file again')
     shards = sorted(set(index['weight_map'].values()))
     if gone := [s for s in shards if not (folder/s).is_file()]:
         raise AlignGPTError(f'{folder}: shard {gone[0]} is missing ({len(shards)-len(gone)} of {len(shards)} shards are there)', 'download or copy the missing files')
@@ -98,7 +103,8 @@ def write_safetensors(
 )->None:
     "Copy tensors into a safetensors file, in the memory of one."
     def kind(e): return dtype if dtype is not None and e.dtype.is_floating_point else e.dtype
-    wanted = dict(sorted(wanted.items(), key=lambda o: -kind(o[1]).itemsize)) # wide types first, so that all are aligned
+    wanted = dict(sorted(wanted.items(),
+                         key=lambda o: -kind(o[1]).itemsize)) # wide types first, so that all are aligned
     header, at = {'__metadata__':{'format':'pt'}}, 0
     for name,e in wanted.items():
         size = kind(e).itemsize * torch.Size(e.shape).numel()

@@ -14,41 +14,54 @@ import typer
 # %% ../../nbs/cli/02_data.ipynb #8feb62b9
 Device = Annotated[str, typer.Option(help='Where to run: auto, cpu, cuda, cuda:1, mps.')]
 DType = Annotated[str, typer.Option(help='Number format: auto, float32, bfloat16, float16.')]
-_Policy = Annotated[str, typer.Option(help="What to do about bad records and pictures: 'error', or 'skip' and count.")]
+_Policy = Annotated[str,
+                    typer.Option(help="What to do about bad records and pictures: 'error', or 'skip' and count.")]
 _Cap = Annotated[float, typer.Option(min=0, max=1, help='Share that may be skipped.')]
 
 def levels_command(
-    data:Annotated[list[str], typer.Argument(help='Caption pairs: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
-    images:Annotated[list[str], typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs.')],
+    data:Annotated[list[str],
+                   typer.Argument(help='Caption pairs: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
+    images:Annotated[list[str],
+                     typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs.')],
     clip:Annotated[str, typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')],
-    out:Annotated[Path, typer.Option(help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
+    out:Annotated[Path,
+                  typer.Option(help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
     n:Annotated[int, typer.Option('--levels', min=2, help='Number of levels.')]=8,
-    method:Annotated[str, typer.Option(help='quantile, uniform, edges separated by commas, or the .parquet of an earlier run, whose edges are used.')]='quantile',
+    method:Annotated[str,
+                     typer.Option(help='quantile, uniform, edges separated by commas, or the .parquet of an earlier run, whose edges are used.')]='quantile',
     batch_size:Annotated[int, typer.Option(min=1, help='Pairs at a time.')]=64,
     workers:Annotated[int, typer.Option(min=0, help='Processes that decode pictures, for each device.')]=1,
     policy:_Policy='error', cap:_Cap=0.01, device:Device='auto', dtype:DType='auto',
 ):
     "Derive alignment levels: similarity of each pair, ranked and cut into equal parts. Under torchrun on all devices; goes on where it was killed."
     from aligngpt.levels.scoring import levels
-    done = levels(data, images[0] if len(images) == 1 else images, clip, out, n, method, batch_size, workers, policy, cap, device, dtype)
+    done = levels(data, images[0] if len(images) == 1 else images, clip, out, n, method, batch_size, workers, policy,
+                  cap, device, dtype)
     if done is None: return # another process speaks
     typer.echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {' '.join(f'{e:.4f}' for e in done['edges'])}: {out}")
-    if done['cut'] or done['skipped']: typer.echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped", err=True)
+    if done['cut'] or done['skipped']:
+        typer.echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
+                   err=True)
 
 # %% ../../nbs/cli/02_data.ipynb #2c046002
 def audit_command(
     data:Annotated[list[str], typer.Argument(help='Records: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
-    images:Annotated[Optional[list[str]], typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. Left out: pictures are not looked at.')]=None,
-    out:Annotated[Path, typer.Option(help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
-    processor:Annotated[Optional[str], typer.Option(help='Folder of a model, to count tokens and find what truncation would cost.')]=None,
+    images:Annotated[Optional[list[str]],
+                     typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. Left out: pictures are not looked at.')]=None,
+    out:Annotated[Path,
+                  typer.Option(help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
+    processor:Annotated[Optional[str],
+                        typer.Option(help='Folder of a model, to count tokens and find what truncation would cost.')]=None,
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
-    cap:Annotated[float, typer.Option(min=0, max=1, help="Share of the records that may be bad, if you mean to train with policy 'skip'.")]=0.,
+    cap:Annotated[float, typer.Option(min=0, max=1,
+                                      help="Share of the records that may be bad, if you mean to train with policy 'skip'.")]=0.,
     levels:Annotated[int, typer.Option(min=2, help='Number of levels, to check `similarity`.')]=8,
     workers:Annotated[Optional[int], typer.Option(min=0, help='Processes; by default all cores.')]=None,
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
     from aligngpt.data.audit import audit
-    report = audit(data, images[0] if images and len(images) == 1 else images, out, processor, max_length, cap, levels, workers)
+    report = audit(data, images[0] if images and len(images) == 1 else images, out, processor, max_length, cap,
+                   levels, workers)
     typer.echo(f"{report}\n{out/'report.html'}")
     raise typer.Exit(report.exit_code)
 
@@ -58,7 +71,8 @@ def show_command(
     processor:Annotated[str, typer.Option(help='Folder of a model, or of its processor.')],
     images:Annotated[Optional[str], typer.Option(help='Folder, tar shards or table of the pictures.')]=None,
     row:Annotated[list[int], typer.Option(help='Which record, from 0; may be given several times.')]=[0],
-    template:Annotated[Optional[str], typer.Option(help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
+    template:Annotated[Optional[str],
+                       typer.Option(help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
@@ -69,7 +83,8 @@ def show_command(
     p, records = AlignGPTProcessor.from_pretrained(processor), Records(data)
     if template: p = p.with_settings(template=template)
     for i in row:
-        if not 0 <= i < len(records): raise AlignGPTError(f'{data}: no record {i}', f'it has {len(records):,}, counted from 0')
+        if not 0 <= i < len(records):
+            raise AlignGPTError(f'{data}: no record {i}', f'it has {len(records):,}, counted from 0')
         typer.echo(view_sample(records, i, images, p, max_length))
 
 # %% ../../nbs/cli/02_data.ipynb #ec29a733
@@ -82,10 +97,13 @@ def unpack_command(
     "Restore archives that are disguised as films, check their MD5, and extract them. Safe to interrupt."
     from aligngpt.data.archives import unpack
     for d in unpack(files, out, md5, extract_to):
-        typer.echo(f"{d['archive']}: MD5 {'verified' if d['checked'] else 'not known'}" + (f", {d['files']:,} files in {extract_to}" if extract_to else ''))
+        typer.echo(f"{d['archive']}: MD5 {'verified' if d['checked'] else 'not known'}"
+                   + (f", {d['files']:,} files in {extract_to}" if extract_to else ''))
 
 def register_data(
     app:typer.Typer, # to add the commands to
 )->None:
     "Add `levels`, `audit`, `show` and `unpack`."
-    for name, command in (('levels', levels_command), ('audit', audit_command), ('show', show_command), ('unpack', unpack_command)): app.command(name)(command)
+    for name, command in (('levels', levels_command), ('audit', audit_command), ('show', show_command),
+                          ('unpack', unpack_command)):
+        app.command(name)(command)

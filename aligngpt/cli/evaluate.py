@@ -16,13 +16,21 @@ import typer
 from .data import DType, Device
 
 # %% ../../nbs/cli/04_evaluate.ipynb #834baa31
-JudgeURL = Annotated[str, typer.Option(help="Endpoint of the judge, up to /v1, such as https://api.openai.com/v1; 'none' stops after the answers.", rich_help_panel='Judge')]
-JudgeModel = Annotated[Optional[str], typer.Option(help="The judge's name there; by default that of the published scores.", rich_help_panel='Judge')]
-JudgeKey = Annotated[str, typer.Option(help='Environment variable with the key; may be unset for a server of your own.', rich_help_panel='Judge')]
+JudgeURL = Annotated[str,
+                     typer.Option(help="Endpoint of the judge, up to /v1, such as https://api.openai.com/v1; 'none' stops after the answers.", rich_help_panel='Judge')]
+JudgeModel = Annotated[Optional[str],
+                       typer.Option(help="The judge's name there; by default that of the published scores.",
+                                    rich_help_panel='Judge')]
+JudgeKey = Annotated[str,
+                     typer.Option(help='Environment variable with the key; may be unset for a server of your own.',
+                                  rich_help_panel='Judge')]
 JudgeJobs = Annotated[int, typer.Option(min=1, help='Calls at once.', rich_help_panel='Judge')]
-JudgeRetries = Annotated[int, typer.Option(min=0, help='Tries after a failed one, each after a longer wait.', rich_help_panel='Judge')]
+JudgeRetries = Annotated[int, typer.Option(min=0, help='Tries after a failed one, each after a longer wait.',
+                                           rich_help_panel='Judge')]
 JudgeTimeout = Annotated[float, typer.Option(min=.1, help='Seconds without a sign of life.', rich_help_panel='Judge')]
-JudgePrice = Annotated[Optional[tuple[float, float]], typer.Option(metavar='READ WRITTEN', help='US dollars per million tokens, for the estimate.', rich_help_panel='Judge')]
+JudgePrice = Annotated[Optional[tuple[float, float]],
+                       typer.Option(metavar='READ WRITTEN', help='US dollars per million tokens, for the estimate.',
+                                    rich_help_panel='Judge')]
 Yes = Annotated[bool, typer.Option('--yes', help='Do not ask before the judge is paid.', rich_help_panel='Judge')]
 
 def hire(
@@ -50,9 +58,12 @@ def folders_of(
     "Which tasks are asked for, and where their files are. Of all, those whose files are there."
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task
-    names = [n for n,t in TASKS.items() if t.name == 'easy_vqa' or Files(t, data).ready('asking')] if tasks == 'all' else [n.strip() for n in tasks.split(',') if n.strip()]
+    names = [n for n,t in TASKS.items() if t.name == 'easy_vqa'
+             or Files(t, data).ready('asking')] if tasks == 'all' else [n.strip() for n in tasks.split(',')
+        if n.strip()]
     for n in names: get_task(n)
-    return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') and not data.is_dir() else data for n in names}
+    return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') and not data.is_dir()
+            else data for n in names}
 
 # %% ../../nbs/cli/04_evaluate.ipynb #296a74b7
 def check_files(
@@ -99,20 +110,30 @@ def compare_command(
 
 # %% ../../nbs/cli/04_evaluate.ipynb #fc069707
 def eval_command(
-    run:Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
-    tasks:Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
+    run:Annotated[Optional[str],
+                  typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
+    tasks:Annotated[str,
+                    typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
     data:Annotated[Optional[Path], typer.Option(help="The benchmarks' files. Default: playground/data/eval.")]=None,
-    out:Annotated[Optional[Path], typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues there. Default: runs/eval/NAME.')]=None,
+    out:Annotated[Optional[Path],
+                  typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues there. Default: runs/eval/NAME.')]=None,
     batch_size:Annotated[int, typer.Option(min=1, help='Questions at a time.')]=32,
     limit:Annotated[Optional[int], typer.Option(min=1, help='Ask the first questions of each task only.')]=None,
-    on_missing_image:Annotated[str, typer.Option(help="'error', or 'skip': count those that are missing or unreadable, and leave their answers empty.")]='error',
-    lenient:Annotated[bool, typer.Option('--lenient', help='Go on where official scripts stop, if there is a sensible way.')]=False,
+    on_missing_image:Annotated[str,
+                               typer.Option(help="'error', or 'skip': count those that are missing or unreadable, and leave their answers empty.")]='error',
+    lenient:Annotated[bool, typer.Option('--lenient',
+                                         help='Go on where official scripts stop, if there is a sensible way.')]=False,
     level:Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]=None,
-    show:Annotated[bool, typer.Option('--list', help='Show which files each task expects and which are there, and exit.')]=False,
-    compare:Annotated[Optional[tuple[Path, Path]], typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, changed answers.')]=None,
+    show:Annotated[bool, typer.Option('--list',
+                                      help='Show which files each task expects and which are there, and exit.')]=False,
+    compare:Annotated[Optional[tuple[Path, Path]],
+                      typer.Option(metavar='A B',
+                                   help='Compare two finished runs: scores, breakdowns, changed answers.')]=None,
     page:Annotated[Path, typer.Option(help='Page that a comparison writes.')]=Path('compare.html'),
-    judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8, judge_retries:JudgeRetries=8,
-    judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False, device:Device='auto', dtype:DType='auto',
+    judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
+    judge_retries:JudgeRetries=8,
+    judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False, device:Device='auto',
+    dtype:DType='auto',
 ):
     "Ask a model the questions of benchmarks, and score the answers. Under torchrun on all devices; goes on where it was killed."
     base = data or Path('playground/data/eval')
@@ -125,11 +146,13 @@ def eval_command(
     from aligngpt.model.cpu import keep_freed_memory
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out, folders = out or Path('runs/eval')/name, folders_of(tasks or 'easy_vqa', base)
-    hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout, price=judge_price)
+    hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs,
+                 retries=judge_retries, timeout=judge_timeout, price=judge_price)
     check_files(folders)
     keep_freed_memory()
     model, processor = open_model(run, device, dtype)
-    done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, lenient=lenient, batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
+    done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, lenient=lenient,
+                        batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
     if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), name), 'model'))
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
@@ -138,14 +161,19 @@ def score_command(
     data:Annotated[Path, typer.Option(help="The benchmark's files.")],
     predictions:Annotated[Path, typer.Option(help='Answers (.jsonl), or a submission (.json).')],
     json:Annotated[Optional[Path], typer.Option(help='Write headline and every breakdown here.')]=None,
-    upload:Annotated[Optional[Path], typer.Option(help='Also write the file that the server takes, and check it.')]=None,
-    lenient:Annotated[bool, typer.Option('--lenient', help='Go on where the official script stops, if there is a sensible way.')]=False,
-    judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8, judge_retries:JudgeRetries=8,
+    upload:Annotated[Optional[Path],
+                     typer.Option(help='Also write the file that the server takes, and check it.')]=None,
+    lenient:Annotated[bool, typer.Option('--lenient',
+                                         help='Go on where the official script stops, if there is a sensible way.')]=False,
+    judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
+    judge_retries:JudgeRetries=8,
     judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False,
 ):
     "Score a file of answers as the benchmark's authors do."
     from aligngpt.evaluation.tasks import get_task, judge_calls, score, submit
-    boss, t = hire(judge, predictions.with_suffix('.judge.jsonl'), judge_model, key_env=judge_key, concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout, price=judge_price), get_task(task)
+    boss, t = hire(judge, predictions.with_suffix('.judge.jsonl'), judge_model, key_env=judge_key,
+                   concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout,
+                   price=judge_price), get_task(task)
     if boss := boss(t) if boss and t.judged else None:
         estimate = boss.estimate(judge_calls(t, data, predictions))
         typer.echo(estimate, err=True)

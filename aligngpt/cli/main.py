@@ -31,12 +31,15 @@ def _version(show:bool):
 
 @app.callback()
 def options(
-    version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Show the version and exit.')]=False,
-    debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error. Works anywhere on the line.')]=False,
+    version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True,
+                                         help='Show the version and exit.')]=False,
+    debug:Annotated[bool, typer.Option('--debug',
+                                       help='Show the traceback of an error. Works anywhere on the line.')]=False,
 ): pass
 
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
-_Usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'UsageError') # Typer brings its own copy of click
+_Usage = next(c for c in typer.BadParameter.__mro__
+              if c.__name__ == 'UsageError') # Typer brings its own copy of click
 
 def _explain(e):
     "(text, hint, exit code) of an error."
@@ -62,15 +65,18 @@ def main(
         text, hint, code = _explain(e)
         if debug and code == 1: raise
         typer.echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
-    if code == 130: typer.echo('interrupted; a command that keeps a folder goes on there when it is given again', err=True)
+    if code == 130:
+        typer.echo('interrupted; a command that keeps a folder goes on there when it is given again', err=True)
     sys.exit(code)
 
 # %% ../../nbs/cli/01_main.ipynb #d5b97f2b
 @app.command('quickstart')
 def quickstart_(
-    out:Annotated[Path, typer.Option(help='Run folder. The same folder continues an interrupted run.')]=Path('runs/quickstart'),
+    out:Annotated[Path,
+                  typer.Option(help='Run folder. The same folder continues an interrupted run.')]=Path('runs/quickstart'),
     seed:Annotated[int, typer.Option(help='Same seed, same numbers.')]=0,
-    rehearse:Annotated[bool, typer.Option('--rehearse', help='All steps in a minute or two; the model learns little.')]=False,
+    rehearse:Annotated[bool, typer.Option('--rehearse',
+                                          help='All steps in a minute or two; the model learns little.')]=False,
 ):
     "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
     import dataclasses
@@ -79,18 +85,22 @@ def quickstart_(
     from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
     logging.set_verbosity_error(); logging.disable_progress_bar() # of loading and saving models that take no time
     typer.echo(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}', err=True)
-    m = quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed), lambda text: typer.echo(text, err=True))
+    m = quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed),
+                   lambda text: typer.echo(text, err=True))
     typer.echo(f"accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%} ({', '.join(f'{k} {v:.2%}' for k, v in m['by_kind'].items())})")
     typer.echo(f"level and hidden degree of alignment: Spearman {m['spearman']:.3f}")
-    typer.echo('captions with colour and shape right, by forced level: ' + ' '.join(f"{k}:{v['both']:.0%}" for k, v in m['knob'].items()))
+    typer.echo('captions with colour and shape right, by forced level: '
+               + ' '.join(f"{k}:{v['both']:.0%}" for k, v in m['knob'].items()))
     typer.echo(f"report: {out/'report.html'}\n\nnow try\n  aligngpt chat {out} --image PICTURE.png\n  jupyter lab nbs/chat/03_widget.ipynb     (the chat notebook: Chat('{out}'))")
 
 # %% ../../nbs/cli/01_main.ipynb #dbab85e9
 @app.command()
 def chat(
-    run:Annotated[str, typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
+    run:Annotated[str,
+                  typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
     image:Annotated[Optional[list[str]], typer.Option(help='A picture file; may be given several times.')]=None,
-    question:Annotated[Optional[str], typer.Option(help='Answer this and exit. A question can also come through a pipe.')]=None,
+    question:Annotated[Optional[str],
+                       typer.Option(help='Answer this and exit. A question can also come through a pipe.')]=None,
     level:Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]=None,
     temperature:Annotated[float, typer.Option(min=0, help='0 always takes the likeliest token.')]=0.2,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer.')]=512,
@@ -100,7 +110,8 @@ def chat(
     "Talk with a model about pictures, on the terminal or through a pipe."
     from aligngpt.chat.session import open_session
     from aligngpt.chat.terminal import chat_terminal
-    session = open_session(run, load=dict(device=device, dtype=dtype), alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+    session = open_session(run, load=dict(device=device, dtype=dtype), alignment=level, temperature=temperature,
+                           max_new_tokens=max_tokens, seed=seed)
     chat_terminal(session, image or (), question)
 
 # %% ../../nbs/cli/01_main.ipynb #f7574604
@@ -114,10 +125,13 @@ register_data(app)
 def convert(
     src:Annotated[str, typer.Argument(help='A checkpoint folder in any layout, or a name on the hub.')],
     dst:Annotated[Path, typer.Argument(help='The folder to make.')],
-    to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); default: the other layout.")]=None,
-    llm:Annotated[Optional[str], typer.Option(help='Language model, for a source of projector and levels only.')]=None,
+    to:Annotated[Optional[str],
+                 typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); default: the other layout.")]=None,
+    llm:Annotated[Optional[str],
+                  typer.Option(help='Language model, for a source of projector and levels only.')]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
-    template:Annotated[Optional[str], typer.Option(help='Conversation template, where an official source does not say.')]=None,
+    template:Annotated[Optional[str],
+                       typer.Option(help='Conversation template, where an official source does not say.')]=None,
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.checkpoints.convert import convert
@@ -136,7 +150,8 @@ def zoo(
     p = get_preset(name)
     about = {k:v for k,v in dataclasses.asdict(p).items() if k not in ('stage1', 'stage2')}
     stages = {s.name:dataclasses.asdict(fill_in(s, **p.stage(s.name))) for s in (PRETRAIN, FINETUNE)}
-    typer.echo(json.dumps({**about, **{n:{k:v for k,v in s.items() if k not in ('name', 'said')} for n,s in stages.items()}}, indent=2))
+    typer.echo(json.dumps({**about, **{n:{k:v for k,v in s.items() if k not in ('name', 'said')}
+                                       for n,s in stages.items()}}, indent=2))
 
 # %% ../../nbs/cli/01_main.ipynb #c2825797
 register(app)

@@ -47,8 +47,12 @@ def listen(
     port:int, # 0: any that is free
 )->socket.socket: # bound
     "Take a port, or say who has it."
-    try: return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET, backlog=2048)
-    except (OSError, OverflowError) as e: raise AlignGPTError(f'{host}:{port}: {getattr(e, "strerror", None) or e}', 'name another --port, or end the program that uses it') from e
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET,
+                                    backlog=2048)
+    except (OSError, OverflowError) as e:
+        raise AlignGPTError(f'{host}:{port}: {getattr(e, "strerror", None) or e}',
+                            'name another --port, or end the program that uses it') from e
 
 # %% ../../nbs/cli/05_serve.ipynb #3a1342de
 def _server(app, grace):
@@ -59,17 +63,20 @@ def _server(app, grace):
             for s in self.servers: s.close()
             engine, end = app.state.api.engine, asyncio.get_running_loop().time() + grace
             engine.refuse()
-            while (engine.jobs or engine.waiting) and not self.force_exit and asyncio.get_running_loop().time() < end: await asyncio.sleep(.05)
+            while (engine.jobs or engine.waiting) and not self.force_exit and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(.05)
             for r in app.routes:
                 if hasattr(getattr(r, 'app', None), 'stop_event'): r.app.stop_event.set() # pages that are open
             await super().shutdown(sockets)
             if self.force_exit: await asyncio.to_thread(engine.close, now=True)
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=5, lifespan='on', ws='none'))
+    return Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75,
+                                 timeout_graceful_shutdown=5, lifespan='on', ws='none'))
 
 def _run(app, sock, grace):
     "Serve until a signal comes."
     import contextlib, signal
-    with contextlib.suppress(ValueError): signal.signal(signal.SIGTERM, lambda *_: None) # uvicorn raises it again when all is done
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, lambda *_: None) # uvicorn raises it again when all is done
     with contextlib.suppress(KeyboardInterrupt): _server(app, grace).run(sockets=[sock])
 
 def _logging():
@@ -80,10 +87,13 @@ def _logging():
 
 # %% ../../nbs/cli/05_serve.ipynb #ef8c1158
 def serve_command(
-    run:Annotated[str, typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
-    host:Annotated[str, typer.Option(help='Where to listen. 127.0.0.1: only this machine; 0.0.0.0: everywhere, for which set a key.')]='127.0.0.1',
+    run:Annotated[str,
+                  typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
+    host:Annotated[str,
+                   typer.Option(help='Where to listen. 127.0.0.1: only this machine; 0.0.0.0: everywhere, for which set a key.')]='127.0.0.1',
     port:Annotated[int, typer.Option(min=0, max=65535, help='0 takes one that is free.')]=8000,
-    api_key_file:Annotated[Optional[Path], typer.Option(help='File with the key that clients must send. Or set ALIGNGPT_API_KEY.')]=None,
+    api_key_file:Annotated[Optional[Path],
+                           typer.Option(help='File with the key that clients must send. Or set ALIGNGPT_API_KEY.')]=None,
     name:Annotated[Optional[str], typer.Option(help="The model's name for clients; default: the folder's.")]=None,
     max_batch:Annotated[int, typer.Option(min=1, help='Answers that are written at a time.')]=16,
     queue:Annotated[int, typer.Option(min=0, help='Questions that may wait; beyond, clients get 429.')]=64,
@@ -92,7 +102,8 @@ def serve_command(
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
     max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded.')]=50.,
-    remote_images:Annotated[bool, typer.Option('--remote-images', help='Fetch pictures from addresses on the public internet.')]=False,
+    remote_images:Annotated[bool, typer.Option('--remote-images',
+                                               help='Fetch pictures from addresses on the public internet.')]=False,
     page:Annotated[bool, typer.Option(help='Serve the web page, too.')]=True,
     temperature:Annotated[float, typer.Option(min=0, help='Where a client does not say.')]=0.2,
     grace:Annotated[float, typer.Option(min=0, help='Seconds to finish answers in when the server is stopped.')]=30.,
@@ -100,7 +111,8 @@ def serve_command(
     device:Device='auto', dtype:DType='auto',
 ):
     "Serve a model: an OpenAI-compatible API, and a web page."
-    if engine not in ('auto', 'vllm'): raise typer.BadParameter(f'{engine!r}. Valid: auto, vllm', param_hint='--engine')
+    if engine not in ('auto', 'vllm'):
+        raise typer.BadParameter(f'{engine!r}. Valid: auto, vllm', param_hint='--engine')
     key = read_key(api_key_file)
     if engine == 'vllm': return _vllm(run, host, port, key, name, max_batch, dtype)
     need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'] + ['gradio', 'python_multipart']*page, 'serve')
@@ -108,12 +120,16 @@ def serve_command(
     _logging()
     from tempfile import TemporaryDirectory
     from aligngpt.serving.remote import Limits
-    limits = Limits(images=max_images, image_bytes=int(max_image_mb*2**20), pixels=int(max_megapixels*1e6), tokens=max_tokens, seconds=max_seconds, remote=remote_images)
+    limits = Limits(images=max_images, image_bytes=int(max_image_mb*2**20), pixels=int(max_megapixels*1e6),
+                    tokens=max_tokens, seconds=max_seconds, remote=remote_images)
     with listen(host, port) as sock, TemporaryDirectory(prefix='aligngpt-page-') as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
-        app = build_app(run, name or Path(run).resolve().name, key, limits, own_names(host), page, dict(max_batch=max_batch, queue_size=queue, temperature=temperature), dict(device=device, dtype=dtype))
+        app = build_app(run, name or Path(run).resolve().name, key, limits, own_names(host), page,
+                        dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
+                        dict(device=device, dtype=dtype))
         at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-        if key is None and own_names(host) is None: typer.echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
+        if key is None and own_names(host) is None:
+            typer.echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
         typer.echo(f'{app.state.api.name}: API {at}/v1' + f', page {at}/'*page)
         sys.stdout.flush()
         _run(app, sock, grace)
@@ -160,7 +176,9 @@ def vllm_line(
     "How vLLM is started."
     inner = Path(run)/'model'
     model = str(inner if (inner/'config.json').exists() else run)
-    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', model, '--host', host, '--port', str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch), '--dtype', dtype]
+    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', model, '--host', host, '--port',
+            str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch),
+            '--dtype', dtype]
 
 def register_serve(
     app:typer.Typer, # to add the command to

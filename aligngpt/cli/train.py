@@ -54,7 +54,8 @@ def stage_options(
 # %% ../../nbs/cli/03_train.ipynb #b15dca7e
 def _parameter(name, kind, text, flags=(), panel=None):
     "A keyword of a typer command that is None unless given."
-    note = Annotated[Optional[kind], typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text, rich_help_panel=panel)]
+    note = Annotated[Optional[kind], typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text,
+                                                  rich_help_panel=panel)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=note)
 
 # %% ../../nbs/cli/03_train.ipynb #135d390c
@@ -74,7 +75,8 @@ def _own(k, v):
     if k == 'weights' and isinstance(v, str): return [float(x) for x in v.split(',')]
     if k == 'valid' and not Path(str(v)).exists():
         try: return float(v)
-        except ValueError as e: raise AlignGPTError(f'valid: no file {v!r}', 'name a file of records, or a share such as 0.01') from e
+        except ValueError as e:
+            raise AlignGPTError(f'valid: no file {v!r}', 'name a file of records, or a share such as 0.01') from e
     return v
 
 # %% ../../nbs/cli/03_train.ipynb #18502d1c
@@ -93,10 +95,14 @@ def training_command(
         except Interrupted as e:
             typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
             raise typer.Exit(e.code)
-        if done['losses']: typer.echo(f"{stage.name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}: {Path(args['out'])/'model'}")
+        if done['losses']:
+            typer.echo(f"{stage.name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}: {Path(args['out'])/'model'}")
     own = [_parameter(k, kind, text) for k,(kind,text) in OWN.items() if stage.name == 'finetune' or k not in TUNING]
-    command.__signature__ = inspect.Signature([*own, _parameter('config', Path, 'YAML file with any of these options.'), *stage_options(stage)])
-    command.__doc__ = dict(pretrain='Pre-train projector and alignment levels.', finetune='Tune language model, projector and gate on instructions.')[stage.name] + ' Under torchrun, accelerate or deepspeed it runs on all processes.'
+    command.__signature__ = inspect.Signature([*own,
+                                               _parameter('config', Path, 'YAML file with any of these options.'),
+                                               *stage_options(stage)])
+    command.__doc__ = dict(pretrain='Pre-train projector and alignment levels.',
+                           finetune='Tune language model, projector and gate on instructions.')[stage.name] + ' Under torchrun, accelerate or deepspeed it runs on all processes.'
     return command
 
 # %% ../../nbs/cli/03_train.ipynb #a2f0e86a
@@ -105,7 +111,8 @@ def plan_command(
     gpus:Annotated[int, typer.Option(min=1, help='How many.')]=8,
     gpu_memory:Annotated[float, typer.Option(help='GB each.')]=80.,
     gpu:Annotated[str, typer.Option(help='Which: a100, h100, v100, l40s, rtx4090.')]='a100',
-    sharding:Annotated[str, typer.Option(help='none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.')]='auto',
+    sharding:Annotated[str,
+                       typer.Option(help='none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.')]='auto',
     batch_size:Annotated[Optional[int], typer.Option(help="Samples per GPU and step; the recipe's by default.")]=None,
     samples:Annotated[Optional[int], typer.Option(help="In the data; the release's by default.")]=None,
 ):
@@ -119,7 +126,8 @@ def plan_command(
         if batch_size: s = override(s, batch_size=batch_size)
         how = dict(gpus=gpus, gpu_memory=gpu_memory, gpu=gpu, samples=samples)
         config = p.config(use_gate=stage.name == 'finetune')
-        typer.echo(choose_sharding(config, s, **how) if sharding == 'auto' else plan(config, override(s, sharding=sharding), **how))
+        typer.echo(choose_sharding(config, s, **how) if sharding == 'auto'
+                   else plan(config, override(s, sharding=sharding), **how))
         typer.echo()
 
 def register(

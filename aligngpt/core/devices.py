@@ -21,7 +21,9 @@ def pick_device(
         kind = want.split(':')[0]
         ok = {'cpu':True, 'cuda':torch.cuda.is_available(), 'mps':torch.backends.mps.is_available()}.get(kind)
         if ok is None: raise AlignGPTError(f"Unknown device {want!r}. Valid: auto, cpu, cuda, cuda:N, mps")
-        if not ok: raise AlignGPTError(f'Device {want!r} is not available here', "use --device auto, or install a torch build for it")
+        if not ok:
+            raise AlignGPTError(f'Device {want!r} is not available here',
+                                "use --device auto, or install a torch build for it")
         return want, 'asked for'
     if torch.cuda.is_available():
         rank = os.environ.get('LOCAL_RANK')
@@ -36,11 +38,13 @@ def pick_dtype(
 )->tuple[Any,str]: # (torch dtype, reason)
     "Choose the floating-point type for `device` and say why."
     import torch
-    names = {'float32':torch.float32, 'fp32':torch.float32, 'bfloat16':torch.bfloat16, 'bf16':torch.bfloat16, 'float16':torch.float16, 'fp16':torch.float16}
+    names = {'float32':torch.float32, 'fp32':torch.float32, 'bfloat16':torch.bfloat16, 'bf16':torch.bfloat16,
+             'float16':torch.float16, 'fp16':torch.float16}
     if want in names: return names[want], 'asked for'
     if want != 'auto': raise AlignGPTError(f"Unknown dtype {want!r}. Valid: auto, {', '.join(names)}")
     if device.startswith('cuda'):
-        return (torch.bfloat16, 'the GPU has bfloat16') if torch.cuda.is_bf16_supported() else (torch.float16, 'the GPU has no bfloat16')
+        return ((torch.bfloat16, 'the GPU has bfloat16')
+                if torch.cuda.is_bf16_supported() else (torch.float16, 'the GPU has no bfloat16'))
     if device == 'mps': return torch.float16, 'Apple GPU'
     return torch.float32, 'exact and quick enough on a CPU'
 
@@ -52,9 +56,11 @@ def pick_attention(
     "Choose the attention kernel for `device` and say why."
     from transformers.utils import is_flash_attn_2_available
     valid = 'eager', 'sdpa', 'flex_attention', 'flash_attention_2'
-    if want not in ('auto',)+valid: raise AlignGPTError(f"Unknown attention {want!r}. Valid: auto, {', '.join(valid)}")
+    if want not in ('auto',)+valid:
+        raise AlignGPTError(f"Unknown attention {want!r}. Valid: auto, {', '.join(valid)}")
     if want == 'flash_attention_2' and not is_flash_attn_2_available():
         return 'sdpa', "flash-attn is not installed (pip install 'aligngpt[flash]' on a CUDA machine): PyTorch's fused attention instead"
     if want != 'auto': return want, 'asked for'
-    if device.startswith('cuda') and is_flash_attn_2_available(): return 'flash_attention_2', 'flash-attn is installed'
+    if device.startswith('cuda') and is_flash_attn_2_available():
+        return 'flash_attention_2', 'flash-attn is installed'
     return 'sdpa', "PyTorch's fused attention"

@@ -29,10 +29,14 @@ def os_errors(
     "Turn the operating system's errors about `path` into `AlignGPTError`."
     try: yield
     except OSError as e:
-        why = {errno.ENOSPC:('no space left on the device', 'free some space, or name another folder, and run the same command again'),
-               errno.EDQUOT:('the disk quota is used up', 'free some space, or name another folder, and run the same command again'),
-               errno.EACCES:('permission denied', 'check who owns it'), errno.EROFS:('the file system is read-only', 'name another folder'),
-               errno.ENOENT:('no such file or folder', 'check the path'), errno.ENOTDIR:('a part of the path is not a folder', 'check the path'),
+        why = {errno.ENOSPC:('no space left on the device',
+                             'free some space, or name another folder, and run the same command again'),
+               errno.EDQUOT:('the disk quota is used up',
+                             'free some space, or name another folder, and run the same command again'),
+               errno.EACCES:('permission denied', 'check who owns it'),
+               errno.EROFS:('the file system is read-only', 'name another folder'),
+               errno.ENOENT:('no such file or folder', 'check the path'),
+               errno.ENOTDIR:('a part of the path is not a folder', 'check the path'),
                errno.EISDIR:('is a folder, and a file was expected', 'check the path')}.get(e.errno)
         if why is None: raise
         raise AlignGPTError(f'{path}: {why[0]}', why[1]) from e

@@ -22,8 +22,10 @@ def read_json(
     "Read a JSON file; a problem with it is an `AlignGPTError` that names the file and the place."
     with os_errors(path): raw = Path(path).read_bytes()
     try: return json.loads(raw.decode('utf-8'), parse_constant=_no_constant)
-    except UnicodeDecodeError as e: raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
-    except ValueError as e: raise AlignGPTError(f'{path}: not valid JSON: {e}', 'a truncated download is the usual cause') from e
+    except UnicodeDecodeError as e:
+        raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
+    except ValueError as e:
+        raise AlignGPTError(f'{path}: not valid JSON: {e}', 'a truncated download is the usual cause') from e
 
 # %% ../../nbs/core/02_files.ipynb #de1f5e55
 @contextlib.contextmanager
@@ -75,7 +77,8 @@ def write_json(
     path:str|Path, # where to
 )->Path: # `path`
     "Write `obj` as indented JSON, atomically."
-    with atomic_path(path) as p: p.write_text(json.dumps(obj, indent=2, ensure_ascii=False, default=_plain) + '\n', encoding='utf-8')
+    with atomic_path(path) as p:
+        p.write_text(json.dumps(obj, indent=2, ensure_ascii=False, default=_plain) + '\n', encoding='utf-8')
     return Path(path)
 
 # %% ../../nbs/core/02_files.ipynb #6e30523f
@@ -90,7 +93,9 @@ def own_folder(
     lock = FileLock(path/'.lock')
     try:
         with os_errors(path): lock.acquire(timeout=0)
-    except Timeout as e: raise AlignGPTError(f'{path}: another command is using this run folder', 'wait for it, stop it, or name another folder') from e
+    except Timeout as e:
+        raise AlignGPTError(f'{path}: another command is using this run folder',
+                            'wait for it, stop it, or name another folder') from e
     try: yield path
     finally: lock.release()
 

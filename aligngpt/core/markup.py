@@ -35,4 +35,5 @@ def html_page(
     css:str='', # more styles
 )->str: # HTML
     "A page of figures with captions, for reports."
-    return _PAGE.format(title=escape(title), verdict=escape(verdict), body=body, color='#e6f4ea' if good else '#fce8e6', css=css)
+    return _PAGE.format(title=escape(title), verdict=escape(verdict), body=body,
+                        color='#e6f4ea' if good else '#fce8e6', css=css)

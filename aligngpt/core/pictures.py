@@ -38,12 +38,16 @@ def open_image(
     try: im = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
     except Image.DecompressionBombError as e: raise BadRecord('too large', f'{name}: {e}', 'make it smaller') from e
     except Image.UnidentifiedImageError as e:
-        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}', 'an error page saved by a downloader is the usual cause') from e
-    except Exception as e: raise BadRecord('corrupt image', f'{name}: the header is damaged: {e}', 'download it again') from e
+        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}',
+                        'an error page saved by a downloader is the usual cause') from e
+    except Exception as e:
+        raise BadRecord('corrupt image', f'{name}: the header is damaged: {e}', 'download it again') from e
     (w, h), r = im.size, rules
-    if w*h > r.max_pixels: raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {r.max_pixels:,}', 'make it smaller')
+    if w*h > r.max_pixels:
+        raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {r.max_pixels:,}', 'make it smaller')
     if min(w, h) < r.min_side: raise BadRecord('too small', f'{name}: {w} x {h} pixels')
-    if max(w, h) > r.max_ratio*min(w, h): raise BadRecord('odd shape', f'{name}: {w} x {h} pixels, a strip longer than {r.max_ratio:g} times its width')
+    if max(w, h) > r.max_ratio*min(w, h):
+        raise BadRecord('odd shape', f'{name}: {w} x {h} pixels, a strip longer than {r.max_ratio:g} times its width')
     return im
 
 # %% ../../nbs/core/05_pictures.ipynb #bc9a1c79
@@ -57,7 +61,9 @@ def to_rgb(
     if im.mode == 'F': raise BadRecord('odd pixels', f'{name}: floating-point pixels', 'save it with 8 bits')
     if im.mode.startswith('I'):
         a = np.asarray(im)
-        if a.min() < 0 or a.max() > 0xffff: raise BadRecord('odd pixels', f'{name}: values from {a.min()} to {a.max()}, more than 16 bits', 'save it with 8 bits')
+        if a.min() < 0 or a.max() > 0xffff:
+            raise BadRecord('odd pixels', f'{name}: values from {a.min()} to {a.max()}, more than 16 bits',
+                            'save it with 8 bits')
         im = Image.fromarray((a >> 8 if im.mode != 'I' or a.max() > 255 else a).astype(np.uint8))
     return im.convert('RGB')
 
@@ -76,7 +82,9 @@ def decode_image(
         im.info = {}
         return im
     except BadRecord: raise
-    except MemoryError as e: raise BadRecord('too large', f'{name}: {im.size[0]} x {im.size[1]} pixels do not fit into memory', 'make it smaller') from e
+    except MemoryError as e:
+        raise BadRecord('too large', f'{name}: {im.size[0]} x {im.size[1]} pixels do not fit into memory',
+                        'make it smaller') from e
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
 
 # %% ../../nbs/core/05_pictures.ipynb #39c1cdc8
@@ -90,7 +98,9 @@ def open_picture(
     if isinstance(source, bytes): return decode_image(source, name or 'the picture', rules)
     if isinstance(source, Image.Image): return _converted(source, name or 'the picture', rules)
     if hasattr(source, '__array__'): return _converted(_from_array(source, name), name or 'the array', rules)
-    if not isinstance(source, (str, Path)): raise AlignGPTError(f'{name or "the picture"}: {type(source).__name__}', 'give a path, an address, bytes, a PIL image or an array')
+    if not isinstance(source, (str, Path)):
+        raise AlignGPTError(f'{name or "the picture"}: {type(source).__name__}',
+                            'give a path, an address, bytes, a PIL image or an array')
     name = name or str(source)[:100]
     if str(source).startswith('data:'): return decode_image(_from_data_url(str(source)), name[:50], rules)
     if str(source).startswith(('http://', 'https://')): return decode_image(_download(str(source)), name, rules)
@@ -113,13 +123,15 @@ def _from_array(array, name):
     a = np.asarray(array)
     try: return Image.fromarray(a)
     except (TypeError, ValueError) as e:
-        raise BadRecord('odd pixels', f'{name or "the array"}: {a.dtype} of shape {a.shape}', 'give bytes of shape [height, width, 3]') from e
+        raise BadRecord('odd pixels', f'{name or "the array"}: {a.dtype} of shape {a.shape}',
+                        'give bytes of shape [height, width, 3]') from e
 
 def _from_data_url(url):
     "The bytes in a `data:` URL."
     head, _, data = url.partition(',')
     try: return base64.b64decode(''.join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as e: raise BadRecord('corrupt image', f'{head[:50]}: not base64 ({e})', 'send it again') from e
+    except (binascii.Error, ValueError) as e:
+        raise BadRecord('corrupt image', f'{head[:50]}: not base64 ({e})', 'send it again') from e
 
 def _download(url):
     "The bytes at an address that the user gave."

@@ -47,7 +47,8 @@ class Shards:
             with os_errors(path), open(path, 'rb') as f:
                 for line in f:
                     crc, _, text = line.rstrip(b'\n').partition(b' ')
-                    if len(crc) == 8 and line.endswith(b'\n') and b'%08x' % zlib.crc32(text) == crc: yield json.loads(text)
+                    if len(crc) == 8 and line.endswith(b'\n') and b'%08x' % zlib.crc32(text) == crc:
+                        yield json.loads(text)
 
 # %% ../../nbs/core/06_shards.ipynb #51d18d7c
 def process_rank()->tuple[int,int]: # (rank, number of processes)

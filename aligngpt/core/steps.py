@@ -17,8 +17,10 @@ from .files import _plain, read_json, write_json
 def environment()->dict: # versions, platform, commit and time
     "What a run should record about where it ran; packages are named, never paths or hosts."
     pkgs = 'torch','transformers','accelerate','tokenizers','safetensors','deepspeed','flash-attn','peft','pillow','numpy'
-    vers = {p:importlib.metadata.version(p) for p in pkgs if importlib.util.find_spec(p.replace('-','_').replace('pillow','PIL')) and _has(p)}
-    git = subprocess.run(['git','rev-parse','HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent) if shutil.which('git') else None
+    vers = {p:importlib.metadata.version(p) for p in pkgs
+            if importlib.util.find_spec(p.replace('-','_').replace('pillow','PIL')) and _has(p)}
+    git = subprocess.run(['git','rev-parse','HEAD'], capture_output=True, text=True,
+                         cwd=Path(__file__).parent) if shutil.which('git') else None
     return dict(python=platform.python_version(), platform=platform.platform(terse=True), packages=vers,
                 commit=git.stdout.strip() if git and git.returncode == 0 else None,
                 time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
@@ -69,4 +71,6 @@ def progress(
 ): # a tqdm bar: an iterable, and a context manager with `update`
     "A progress bar on standard error; in a file or pipe it prints at most a line every ten seconds."
     from tqdm.auto import tqdm
-    return tqdm(items, desc=desc, total=total, mininterval=0.1 if sys.stderr.isatty() or 'ipykernel' in sys.modules else 10, dynamic_ncols=True, **kwargs)
+    return tqdm(items, desc=desc, total=total,
+                mininterval=0.1 if sys.stderr.isatty() or 'ipykernel' in sys.modules else 10, dynamic_ncols=True,
+                **kwargs)

@@ -21,7 +21,8 @@ def is_disguised(
     path:str|Path, # a file
 )->bool:
     "Does the file begin with the false head?"
-    with os_errors(path), open(path, 'rb') as f: return f.read(len(HEAD)) == HEAD and os.fstat(f.fileno()).st_size >= 2*len(HEAD)
+    with os_errors(path), open(path, 'rb') as f:
+        return f.read(len(HEAD)) == HEAD and os.fstat(f.fileno()).st_size >= 2*len(HEAD)
 
 # %% ../../nbs/data/09_archives.ipynb #330280ac
 def _pieces(path, size=1<<24):
@@ -45,7 +46,8 @@ def restored_md5(
 )->str: # 32 hex digits
     "The MD5 sum of the archive behind the disguise; the file is only read."
     h = hashlib.md5(usedforsecurity=False)
-    with progress(desc=f'check {Path(path).name}', total=Path(path).stat().st_size, unit='B', unit_scale=True, disable=quiet) as bar:
+    with progress(desc=f'check {Path(path).name}', total=Path(path).stat().st_size, unit='B', unit_scale=True,
+                  disable=quiet) as bar:
         for piece in _pieces(path): h.update(piece); bar.update(len(piece))
     return h.hexdigest()
 
@@ -57,18 +59,24 @@ def raw_name(
     "What the archive was called before."
     path = Path(path)
     names = list(known or {})
-    for found in ([n for n in names if n == path.name], [n for n in names if n == path.stem], [n for n in names if Path(n).stem == path.stem]):
+    for found in ([n for n in names if n == path.name], [n for n in names if n == path.stem],
+                  [n for n in names if Path(n).stem == path.stem]):
         if len(found) == 1: return found[0]
-    if known: raise AlignGPTError(f'{path}: none of the names in md5.json fits. They are: {", ".join(names[:8])}', 'rename the file, or do without the list')
+    if known:
+        raise AlignGPTError(f'{path}: none of the names in md5.json fits. They are: {", ".join(names[:8])}',
+                            'rename the file, or do without the list')
     if path.suffix != '.mp4': return path.name
     if Path(path.stem).suffix: return path.stem
     head = next(_pieces(path))
-    kinds = {b'PK\x03\x04':'.zip', b'\x1f\x8b':'.tar.gz', b'BZh':'.tar.bz2', b'\xfd7zXZ':'.tar.xz', b'7z\xbc\xaf':'.7z'}
+    kinds = {b'PK\x03\x04':'.zip', b'\x1f\x8b':'.tar.gz', b'BZh':'.tar.bz2', b'\xfd7zXZ':'.tar.xz',
+             b'7z\xbc\xaf':'.7z'}
     return path.stem + next((ext for magic,ext in kinds.items() if head.startswith(magic)), '.tar')
 
 # %% ../../nbs/data/09_archives.ipynb #f8c6ad73
 def _check_md5(path, got, want):
-    if want and got != want.lower(): raise AlignGPTError(f'{path}: the MD5 sum of the archive is {got}, expected {want}', 'the download is damaged: fetch it again; nothing was changed')
+    if want and got != want.lower():
+        raise AlignGPTError(f'{path}: the MD5 sum of the archive is {got}, expected {want}',
+                            'the download is damaged: fetch it again; nothing was changed')
 
 def unpack_copy(
     path:str|Path, # a disguised archive
@@ -79,8 +87,11 @@ def unpack_copy(
     "Write the archive behind the disguise to a new file."
     path, h = Path(path), hashlib.md5(usedforsecurity=False)
     with os_errors(path): size = path.stat().st_size
-    with os_errors(out), atomic_path(out) as tmp, progress(desc=f'unpack {path.name}', total=size, unit='B', unit_scale=True, disable=quiet) as bar:
-        if (free := shutil.disk_usage(tmp.parent).free) < size: raise AlignGPTError(f'{out}: {size:,} bytes are needed, {free:,} are free', 'free some space, or unpack in place')
+    with os_errors(out), atomic_path(out) as tmp, progress(desc=f'unpack {path.name}', total=size, unit='B',
+                                                           unit_scale=True, disable=quiet) as bar:
+        if (free := shutil.disk_usage(tmp.parent).free) < size:
+            raise AlignGPTError(f'{out}: {size:,} bytes are needed, {free:,} are free',
+                                'free some space, or unpack in place')
         with open(tmp, 'wb') as f:
             for piece in _pieces(path): f.write(piece); h.update(piece); bar.update(len(piece))
         _check_md5(path, h.hexdigest(), md5)
@@ -95,13 +106,16 @@ def unpack_in_place(
 )->Path: # the archive
     "Turn a disguised archive into what it is, in place; a killed call is finished by the next."
     path, note = Path(path), Path(f'{path}.unpacking')
-    target = path.with_name(read_json(note)['name'] if note.exists() else name or (raw_name(path) if path.exists() else path.stem))
+    target = path.with_name(read_json(note)['name'] if note.exists() else name
+                            or (raw_name(path) if path.exists() else path.stem))
     if not path.exists() and target.exists(): # all was done but the farewell
         note.unlink(missing_ok=True)
         return target
     if not note.exists():
-        if not is_disguised(path): raise AlignGPTError(f'{path}: not a disguised archive', 'it may have been unpacked before')
-        if target != path and target.exists(): raise AlignGPTError(f'{target}: exists already', 'remove it, or unpack to another place')
+        if not is_disguised(path):
+            raise AlignGPTError(f'{path}: not a disguised archive', 'it may have been unpacked before')
+        if target != path and target.exists():
+            raise AlignGPTError(f'{target}: exists already', 'remove it, or unpack to another place')
         _check_md5(path, restored_md5(path, quiet), md5)
         write_json(dict(size=path.stat().st_size, name=target.name), note)
         _sync_folder(path.parent)
@@ -122,7 +136,9 @@ def _restore(path, size):
     "Steps 3 and 4; may be repeated."
     with os_errors(path), open(path, 'r+b') as f:
         now = os.fstat(f.fileno()).st_size
-        if now not in (size, size - len(HEAD)): raise AlignGPTError(f'{path}: has {now:,} bytes, expected {size:,}', 'it was changed by something else; fetch it again')
+        if now not in (size, size - len(HEAD)):
+            raise AlignGPTError(f'{path}: has {now:,} bytes, expected {size:,}',
+                                'it was changed by something else; fetch it again')
         if now == size:
             f.seek(size - len(HEAD)); head = f.read(len(HEAD))
             f.seek(0); f.write(head); f.flush(); os.fsync(f.fileno())
@@ -134,14 +150,17 @@ def _safe_name(archive, name):
     "The parts of an entry's name, or an error."
     parts = [p for p in name.replace('\\', '/').split('/') if p not in ('', '.')]
     if name.startswith(('/', '\\')) or '..' in parts or '\0' in name or re.match('[A-Za-z]:', name) or not parts:
-        raise AlignGPTError(f'{archive}: the entry {name!r} would be written outside the folder', 'nobody makes such an archive by accident: do not use it')
+        raise AlignGPTError(f'{archive}: the entry {name!r} would be written outside the folder',
+                            'nobody makes such an archive by accident: do not use it')
     return parts
 
 def entries(
     archive:str|Path, # a tar (plain, gz, bz2, xz) or zip file
 )->Iterator[tuple[list[str],int,IO]]: # (parts of the name, size, open file) of each file
     "The files of an archive; links, devices and names that lead out are errors."
-    def odd(name, what): raise AlignGPTError(f'{archive}: the entry {name!r} is {what}', 'data archives hold files and folders only; it was not extracted')
+    def odd(name, what):
+        raise AlignGPTError(f'{archive}: the entry {name!r} is {what}',
+                            'data archives hold files and folders only; it was not extracted')
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z:
@@ -157,7 +176,8 @@ def entries(
                     parts = [] if e.isdir() and e.name in ('.', './') else _safe_name(archive, e.name)
                     if not (e.isreg() or e.isdir()): odd(e.name, 'a link or a device')
                     if e.isreg(): yield parts, e.size, t.extractfile(e)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as e: raise AlignGPTError(f'{archive}: damaged: {e}', 'check its MD5 sum') from e
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as e:
+        raise AlignGPTError(f'{archive}: damaged: {e}', 'check its MD5 sum') from e
 
 # %% ../../nbs/data/09_archives.ipynb #3d549204
 def extract(
@@ -171,11 +191,16 @@ def extract(
     with progress(desc=f'extract {Path(archive).name}', unit='file', disable=quiet) as bar:
         for parts, size, f in entries(archive):
             out, total, n = folder.joinpath(*parts), total + size, n + 1
-            if total > max_bytes: raise AlignGPTError(f'{archive}: more than {max_bytes:,} bytes inside', 'a bomb, or the limit is too low')
+            if total > max_bytes:
+                raise AlignGPTError(f'{archive}: more than {max_bytes:,} bytes inside',
+                                    'a bomb, or the limit is too low')
             with os_errors(out):
-                if not out.resolve().is_relative_to(folder.resolve()): raise AlignGPTError(f'{out} leads out of {folder} over a symbolic link', 'extract into an empty folder')
+                if not out.resolve().is_relative_to(folder.resolve()):
+                    raise AlignGPTError(f'{out} leads out of {folder} over a symbolic link',
+                                        'extract into an empty folder')
                 if not out.exists(): _write(f, out, size)
-                elif out.stat().st_size != size: raise AlignGPTError(f'{out}: exists with another size', 'extract into an empty folder')
+                elif out.stat().st_size != size:
+                    raise AlignGPTError(f'{out}: exists with another size', 'extract into an empty folder')
             bar.update(1)
     return n
 
@@ -185,7 +210,9 @@ def _write(f, out, size):
     tmp, left = out.with_name(f'.{out.name}.tmp'), size
     with open(tmp, 'wb') as o:
         while left and (piece := f.read(min(left, 1<<20))): o.write(piece); left -= len(piece)
-    if left or f.read(1): tmp.unlink(); raise AlignGPTError(f'{out}: the archive holds not the {size:,} bytes that it promises', 'check its MD5 sum')
+    if left or f.read(1):
+        tmp.unlink()
+        raise AlignGPTError(f'{out}: the archive holds not the {size:,} bytes that it promises', 'check its MD5 sum')
     os.replace(tmp, out)
 
 # %% ../../nbs/data/09_archives.ipynb #ed1c8bcc
@@ -208,5 +235,6 @@ def unpack(
             _check_md5(path, restored_md5(path, quiet), want)
             archive = path
         else: archive = unpack_in_place(path, name, want, quiet)
-        done.append(dict(archive=str(archive), checked=want is not None, files=extract(archive, extract_to, quiet=quiet) if extract_to else None))
+        done.append(dict(archive=str(archive), checked=want is not None,
+                         files=extract(archive, extract_to, quiet=quiet) if extract_to else None))
     return done

@@ -24,8 +24,11 @@ from .images import image_sources, load_image
 from .records import Records, Source
 
 # %% ../../nbs/data/08_audit.ipynb #85ca6ae1
-NOTES = dict(animated='more than one frame, the first is used', CMYK='printing colours, converted', deep='16 bits per channel, 8 are used', turned='EXIF says it lies on its side; turned, the release does not',
-             transparent='transparency is dropped', tiny='a side of less than 32 pixels', blank='a single colour', misnamed='the file is not of the kind that its name says')
+NOTES = dict(animated='more than one frame, the first is used', CMYK='printing colours, converted',
+             deep='16 bits per channel, 8 are used',
+             turned='EXIF says it lies on its side; turned, the release does not',
+             transparent='transparency is dropped', tiny='a side of less than 32 pixels', blank='a single colour',
+             misnamed='the file is not of the kind that its name says')
 _KINDS = dict(jpg='JPEG', jpeg='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tif='TIFF', tiff='TIFF')
 
 def image_notes(
@@ -36,10 +39,13 @@ def image_notes(
     "Decode a picture entirely and note what is odd about it; raises `BadRecord` if it cannot be used."
     im = open_image(data, name, rules)
     try:
-        odd = dict(animated=im.format in ('GIF', 'PNG', 'WEBP', 'AVIF') and getattr(im, 'n_frames', 1) > 1, CMYK=im.mode == 'CMYK',
-                   deep=im.mode.startswith('I') or '16' in str(im.tile[0][3] if im.tile else ''), turned=im.getexif().get(0x0112, 1) != 1,
+        odd = dict(animated=im.format in ('GIF', 'PNG', 'WEBP', 'AVIF') and getattr(im, 'n_frames', 1) > 1,
+                   CMYK=im.mode == 'CMYK',
+                   deep=im.mode.startswith('I') or '16' in str(im.tile[0][3] if im.tile else ''),
+                   turned=im.getexif().get(0x0112, 1) != 1,
                    transparent='A' in im.mode or 'transparency' in im.info, tiny=min(im.size) < 32,
-                   misnamed=_KINDS.get(name.rsplit('.', 1)[-1].lower(), im.format) != im.format.replace('MPO', 'JPEG'))
+                   misnamed=_KINDS.get(name.rsplit('.', 1)[-1].lower(),
+                                       im.format) != im.format.replace('MPO', 'JPEG'))
         if im.format == 'PNG': open_image(data, name, rules).verify()
         im.load()
         odd['blank'] = all(lo == hi for lo,hi in to_rgb(im, name).getextrema())
@@ -57,7 +63,8 @@ def sample_facts(
     "How a record looks as tokens."
     s = processor.encode(record, where=where)
     ids, learnt = s['input_ids'], s['labels'] >= 0
-    return dict(length=len(ids), learnt=int(learnt.sum()), kept=int(learnt[:max_length].sum()), cut_image=bool((ids[max_length:] == processor.image_token_id).any()))
+    return dict(length=len(ids), learnt=int(learnt.sum()), kept=int(learnt[:max_length].sum()),
+                cut_image=bool((ids[max_length:] == processor.image_token_id).any()))
 
 # %% ../../nbs/data/08_audit.ipynb #36522541
 class Chunks:
@@ -71,8 +78,10 @@ class Chunks:
         size:int=256, # pictures or records in a chunk
     ):
         self.records, self.images, self.processor, self.max_length, self.rules, self.size = records, image_sources(images, len(records.sources)), processor, max_length, rules, size
-        self.names = [(s, n) for s in range(len(records.sources)) for n in records.image_names(s)] if images is not None else []
-        if images is not None and len(set(map(id, self.images))) == 1: self.names = [(0, n) for n in dict.fromkeys(n for _,n in self.names)]
+        self.names = [(s, n) for s in range(len(records.sources))
+                      for n in records.image_names(s)] if images is not None else []
+        if images is not None and len(set(map(id, self.images))) == 1:
+            self.names = [(0, n) for n in dict.fromkeys(n for _,n in self.names)]
         def cut(kind, n): return [(kind, i) for i in range(0, n, size)]
         self.all = cut('image', len(self.names)) + cut('sample', len(records) if processor else 0)
         self.todo, self.items = list(range(len(self.all))), len(self.names) + bool(processor)*len(records)
@@ -95,8 +104,12 @@ class Chunks:
             try: f = sample_facts(self.processor, self.records[i], self.max_length, f'record {i}')
             except BadRecord as e: bad.append((i, e.reason, e.message)); continue
             lengths.append((f['length'], f['learnt'] - f['kept']))
-            if f['cut_image']: bad.append((i, 'image cut off', f"{f['length']:,} tokens, and a picture reaches beyond {self.max_length:,}"))
-            elif not f['kept']: bad.append((i, 'nothing to learn', f"{f['length']:,} tokens, and no answer within {self.max_length:,}"))
+            if f['cut_image']:
+                bad.append((i, 'image cut off',
+                            f"{f['length']:,} tokens, and a picture reaches beyond {self.max_length:,}"))
+            elif not f['kept']:
+                bad.append((i, 'nothing to learn',
+                            f"{f['length']:,} tokens, and no answer within {self.max_length:,}"))
         return dict(n=min(self.size, len(self.records)-start), bad=bad, lengths=lengths)
 
 # %% ../../nbs/data/08_audit.ipynb #7ecaf5eb
@@ -131,14 +144,19 @@ class Report:
 
     def verdict(self)->str:
         "One line."
-        how = 'training would be safe' if self.safe and not self.bad else f"training would be safe with policy 'skip' (cap {self.cap:.1%})" if self.safe else 'training would not be safe'
+        how = ('training would be safe' if self.safe and not self.bad
+               else f"training would be safe with policy 'skip' (cap {self.cap:.1%})" if self.safe
+               else 'training would not be safe')
         return f'{self.records:,} records, {self.images:,} pictures: {self.bad:,} records cannot be used; {how}'
 
     def _repr_markdown_(self):
         rows = [f"| {'error' if f.error else 'note'} | {f.reason} | {f.count:,} | {f.examples[0]['where']}: {f.examples[0]['message'][:100]} |" for f in self.findings]
-        return '\n'.join([f'**{self.verdict()}**', '', '| | what | how often | for example |', '|--|--|--:|--|', *rows] + ([f'\n{self.cut:,} samples lose a part of their answers to the maximum of {self.max_length:,} tokens.'] if self.max_length else []))
+        return '\n'.join([f'**{self.verdict()}**', '', '| | what | how often | for example |', '|--|--|--:|--|',
+                          *rows] + ([f'\n{self.cut:,} samples lose a part of their answers to the maximum of {self.max_length:,} tokens.'] if self.max_length else []))
 
-    def __str__(self): return '\n'.join([self.verdict()] + [f"{'error' if f.error else 'note':6}{f.count:>10,}  {f.reason:18} {f.examples[0]['where']}: {f.examples[0]['message'][:100]}" for f in self.findings])
+    def __str__(self):
+        return '\n'.join([self.verdict()]
+                         + [f"{'error' if f.error else 'note':6}{f.count:>10,}  {f.reason:18} {f.examples[0]['where']}: {f.examples[0]['message'][:100]}" for f in self.findings])
     __repr__ = __str__
 
 # %% ../../nbs/data/08_audit.ipynb #efd7ae11
@@ -164,7 +182,8 @@ class Tally:
         f.count += n
         if len(f.examples) < self.keep: f.examples.append(dict(where=where, message=message, image=image))
 
-    def row(self, row, reason, message): self.bad_rows.add(row); self.add(reason, True, self.records.place(row), message)
+    def row(self, row, reason, message):
+        self.bad_rows.add(row); self.add(reason, True, self.records.place(row), message)
 
     def part(self,
         p:dict, # what `Chunks` found in one chunk
@@ -172,8 +191,11 @@ class Tally:
         "Take in a chunk."
         for at,reason,message in p['bad']:
             if p['kind'] == 'sample': self.row(self.records.row(at), reason, message)
-            else: self.bad_images.add(self.chunks.names[at]); self.add(reason, True, self.chunks.names[at][1], message, image=self.chunks.names[at])
-        for at,note in p.get('notes', ()): self.add(note, False, self.chunks.names[at][1], NOTES[note], image=self.chunks.names[at])
+            else:
+                self.bad_images.add(self.chunks.names[at])
+                self.add(reason, True, self.chunks.names[at][1], message, image=self.chunks.names[at])
+        for at,note in p.get('notes', ()):
+            self.add(note, False, self.chunks.names[at][1], NOTES[note], image=self.chunks.names[at])
         for length,lost in p.get('lengths', ()): self.lengths.append(length); self.cut += lost > 0
 
     def duplicates(self):
@@ -181,7 +203,9 @@ class Tally:
         ids = self.records.table(['id'])['id'].combine_chunks().dictionary_encode()
         codes = ids.indices.to_numpy()
         again = [k for k in np.flatnonzero(np.bincount(codes) > 1).tolist() if ids.dictionary[k].as_py()]
-        for k in again[:self.keep]: self.add('duplicate id', False, self.records.place(self.records.row(int(np.flatnonzero(codes == k)[1]))), f'the id {ids.dictionary[k]} stands {(codes == k).sum()} times')
+        for k in again[:self.keep]:
+            self.add('duplicate id', False, self.records.place(self.records.row(int(np.flatnonzero(codes == k)[1]))),
+                     f'the id {ids.dictionary[k]} stands {(codes == k).sum()} times')
         if len(again) > self.keep: self.add('duplicate id', False, '', '', len(again) - self.keep)
 
     def users(self)->set: # rows
@@ -190,7 +214,8 @@ class Tally:
         shared, out = len(set(map(id, self.chunks.images))) == 1, set()
         for i,names in enumerate(self.records.table(['images'])['images'].to_pylist()):
             row = self.records.row(i)
-            if names and any((0 if shared else self.records.find(row)[0], n) in self.bad_images for n in names): out.add(row)
+            if names and any((0 if shared else self.records.find(row)[0], n) in self.bad_images for n in names):
+                out.add(row)
         return out
 
 # %% ../../nbs/data/08_audit.ipynb #cd32053c
@@ -213,11 +238,14 @@ def audit(
     out, paths = Path(out), [data] if isinstance(data, (str, Path)) else list(data)
     with own_folder(out):
         unreadable = _unreadable(paths, quiet)
-        if unreadable: report = Report([str(p) for p in paths], 0, 0, 0, cap, [Finding('unreadable file', True, len(unreadable), unreadable)])
+        if unreadable:
+            report = Report([str(p) for p in paths], 0, 0, 0, cap,
+                            [Finding('unreadable file', True, len(unreadable), unreadable)])
         else:
             records = Records(paths, policy='skip', cap=1., n_levels=n_levels, quiet=quiet)
             chunks = Chunks(records, images, processor, max_length, rules)
-            report = _report(chunks, _work(chunks, out/'parts', os.cpu_count() if workers is None else workers, quiet), cap)
+            report = _report(chunks, _work(chunks, out/'parts', os.cpu_count() if workers is None else workers,
+                                           quiet), cap)
         write_json({**report.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
         write_html(report, out/'report.html', None if unreadable else chunks)
         if not unreadable: shutil.rmtree(out/'parts')
@@ -237,14 +265,17 @@ def _work(chunks, folder, workers, quiet):
     "Do the chunks that are not done, and those in which something was wrong."
     from torch.utils.data import DataLoader
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-    job = dict(data=chunks.records.fingerprint, images=[repr(s) for s in chunks.images], max_length=chunks.max_length, rules=repr(chunks.rules), processor=chunks.processor and chunks.processor.template)
+    job = dict(data=chunks.records.fingerprint, images=[repr(s) for s in chunks.images], max_length=chunks.max_length,
+               rules=repr(chunks.rules), processor=chunks.processor and chunks.processor.template)
     if (folder/'job.json').exists() and read_json(folder/'job.json') != job: shutil.rmtree(folder)
     write_json(job, folder/'job.json')
     shards = Shards(folder)
     parts = {e['batch']:e for e in shards.read() if not e['bad']}
     chunks.todo = [k for k in chunks.todo if k not in parts]
-    loader = DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)), prefetch_factor=2 if workers and len(chunks) else None)
-    with progress(desc='audit', total=chunks.items, initial=sum(p['n'] for p in parts.values()), unit='item', disable=quiet) as bar:
+    loader = DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)),
+                        prefetch_factor=2 if workers and len(chunks) else None)
+    with progress(desc='audit', total=chunks.items, initial=sum(p['n'] for p in parts.values()), unit='item',
+                  disable=quiet) as bar:
         try:
             for part in loader:
                 shards.append(part)
@@ -261,8 +292,10 @@ def _report(chunks, parts, cap):
     t.duplicates()
     findings = [f for _,f in sorted(t.found.items(), key=lambda kv: (kv[0][0], -kv[1].count))]
     counts, edges = np.histogram(t.lengths, bins=24) if t.lengths else ([], [])
-    return Report([str(s.path) for s in records.sources], len(records) + len(records.problems), len(chunks.names), len(t.bad_rows | t.users()), cap, findings,
-                  [(int(a), int(b), int(n)) for a,b,n in zip(edges, edges[1:], counts)], t.cut, chunks.max_length if chunks.processor else None)
+    return Report([str(s.path) for s in records.sources], len(records) + len(records.problems), len(chunks.names),
+                  len(t.bad_rows | t.users()), cap, findings,
+                  [(int(a), int(b), int(n)) for a,b,n in zip(edges, edges[1:], counts)], t.cut,
+                  chunks.max_length if chunks.processor else None)
 
 # %% ../../nbs/data/08_audit.ipynb #006fe6a1
 def thumbnail(
@@ -281,9 +314,11 @@ def write_html(
     chunks:Chunks|None=None, # knows where pictures are; None: no thumbnails
 )->Path: # `path`
     "Write the report as a page."
-    def figure(e): return f"<figure>{thumbnail(chunks, e['image']) if e.get('image') and chunks else ''}<figcaption><b>{escape(e['where'])}</b><br>{escape(e['message'])}</figcaption></figure>"
+    def figure(e):
+        return f"<figure>{thumbnail(chunks, e['image']) if e.get('image') and chunks else ''}<figcaption><b>{escape(e['where'])}</b><br>{escape(e['message'])}</figcaption></figure>"
     body = [f"<h2><span class={'error' if f.error else 'note'}>{'error' if f.error else 'note'}</span> {escape(f.reason)}: {f.count:,}</h2><div class=grid>{''.join(map(figure, f.examples))}</div>" for f in report.findings]
-    if report.lengths: body.append(f'<h2>Length in tokens</h2>{_bars(report.lengths)}<p>{report.cut:,} samples lose a part of their answers to the maximum of {report.max_length:,}.</p>')
+    if report.lengths:
+        body.append(f'<h2>Length in tokens</h2>{_bars(report.lengths)}<p>{report.cut:,} samples lose a part of their answers to the maximum of {report.max_length:,}.</p>')
     page = html_page(f"Audit of {', '.join(report.data)}", report.verdict(), ''.join(body), report.safe)
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)
@@ -292,5 +327,6 @@ def _bars(lengths):
     "A histogram as SVG."
     top, w = max(n for *_,n in lengths), 900/len(lengths)
     bars = ''.join(f'<rect x="{i*w:.1f}" y="{150-n/top*140:.1f}" width="{w-2:.1f}" height="{n/top*140:.1f}" fill="#4a7"><title>{a} to {b}: {n:,}</title></rect>' for i,(a,b,n) in enumerate(lengths))
-    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12">{a}</text>' for i,(a,_,_) in enumerate(lengths) if i % 4 == 0)
+    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12">{a}</text>' for i,(a,_,_) in enumerate(lengths)
+                    if i % 4 == 0)
     return f'<svg viewBox="0 0 900 175" role="img">{bars}{ticks}</svg>'

@@ -25,7 +25,8 @@ class SampleDataset(torch.utils.data.Dataset):
     "Encoded samples of `records`; bad ones raise or are replaced by the next good one, as `policy` says."
     def __init__(self,
         records:Records, # what to encode
-        images:ImageSource|str|Path|list|None=None, # where pictures are: a source or folder, or one for each source of the records
+        images:ImageSource|str|Path|list
+        |None=None, # where pictures are: a source or folder, or one for each source of the records
         processor:Any=None, # an `AlignGPTProcessor`
         max_length:int|None=None, # tokens kept of a sample
         levels:bool=False, # give each picture's alignment level (pre-training)
@@ -63,11 +64,14 @@ def encode(self:SampleDataset,
     names = record_images(record)
     keys = [self.image_key(n, source) for n in names]
     stored = self.features is not None and all(k in self.features for k in keys)
-    if names and self.images[source] is None: raise AlignGPTError(f'{where} has the picture {names[0]!r}', 'say where the pictures are')
+    if names and self.images[source] is None:
+        raise AlignGPTError(f'{where} has the picture {names[0]!r}', 'say where the pictures are')
     pictures = None if stored or not names else [load_image(self.images[source], n, where, self.rules) for n in names]
     sample = self.processor.encode(record, images=pictures, max_length=self.max_length, where=where)
     if self.levels and names:
-        if 'similarity' not in record: raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels', where)
+        if 'similarity' not in record:
+            raise BadRecord('level', 'a picture without an alignment level',
+                            'derive the levels first: aligngpt levels', where)
         sample['alignment'] = record['similarity']
     return {**sample, 'images': keys}
 
@@ -99,7 +103,8 @@ class LoaderError(AlignGPTError):
         message:str, # what was wrong, perhaps after the traceback that PyTorch puts before it
         hint:str='', # what the user can do about it
     ):
-        if message.startswith('Caught ') and (mark := f'{type(self).__name__}: ') in message: message = message.rsplit(mark, 1)[1].strip()
+        if message.startswith('Caught ') and (mark := f'{type(self).__name__}: ') in message:
+            message = message.rsplit(mark, 1)[1].strip()
         message, _, rest = message.partition('\n  hint: ')
         super().__init__(message, hint or rest)
 
@@ -116,7 +121,8 @@ def _mark(self:SampleDataset, i, e):
     self.marked[i] = 1
     print(f'skipped: {e.message}', file=sys.stderr)
     bad, n = self.n_skipped, len(self.records)
-    if bad > self.cap*n: raise for_loader(AlignGPTError(f'{bad} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {e.message}', 'aligngpt audit lists them all'))
+    if bad > self.cap*n:
+        raise for_loader(AlignGPTError(f'{bad} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {e.message}', 'aligngpt audit lists them all'))
 
 # %% ../../nbs/data/04_batches.ipynb #adc690bb
 @patch(as_prop=True)
@@ -187,8 +193,10 @@ class Collator:
     )->dict[str,Tensor]: # what the model takes
         "Pad, stack, and gather pictures and levels."
         length = -(-max(len(s['input_ids']) for s in samples)//self.multiple_of)*self.multiple_of
-        batch = dict(input_ids=self._pad(samples, 'input_ids', self.pad_token_id, length), labels=self._pad(samples, 'labels', -100, length),
-                     attention_mask=self._pad([dict(m=torch.ones(len(s['input_ids']), dtype=torch.long)) for s in samples], 'm', 0, length))
+        batch = dict(input_ids=self._pad(samples, 'input_ids', self.pad_token_id, length),
+                     labels=self._pad(samples, 'labels', -100, length),
+                     attention_mask=self._pad([dict(m=torch.ones(len(s['input_ids']), dtype=torch.long))
+                                               for s in samples], 'm', 0, length))
         if 'gate_mask' in samples[0]: batch['gate_mask'] = self._pad(samples, 'gate_mask', False, length)
         return {**batch, **gather_images(samples, self.features, self.pixels), **gather_levels(samples)}
 
@@ -206,14 +214,19 @@ def gather_images(
     pixels:Callable|None=None, # keys -> pixels
 )->dict[str,Tensor]: # `pixel_values` or `vision_features`, and `image_index` if a picture occurs twice
     "The distinct pictures of a batch, in order of first appearance."
-    keys = [k for i,s in enumerate(samples) for k in (s.get('images') or [(i, j) for j in range(len(s.get('pixel_values', ())))])]
+    keys = [k for i,s in enumerate(samples) for k in (s.get('images')
+                                                      or [(i, j) for j in range(len(s.get('pixel_values', ())))])]
     if not keys: return {}
-    have = {k:p for i,s in enumerate(samples) if 'pixel_values' in s for k,p in zip(s.get('images') or [(i, j) for j in range(len(s['pixel_values']))], s['pixel_values'])}
+    have = {k:p for i,s in enumerate(samples) if 'pixel_values' in s
+            for k,p in zip(s.get('images') or [(i, j) for j in range(len(s['pixel_values']))], s['pixel_values'])}
     first = {k:n for n,k in enumerate(dict.fromkeys(keys))}
     index = dict(image_index=torch.tensor([first[k] for k in keys])) if len(first) < len(keys) else {}
-    if features is not None and all(k in features for k in first): return dict(vision_features=features.get(list(first)), **index)
+    if features is not None and all(k in features for k in first):
+        return dict(vision_features=features.get(list(first)), **index)
     if missing := [k for k in first if k not in have]:
-        if pixels is None: raise AlignGPTError(f'no pixels for picture {missing[0]!r}, and no features of all others', 'fill the feature store, or give the collator `pixels`')
+        if pixels is None:
+            raise AlignGPTError(f'no pixels for picture {missing[0]!r}, and no features of all others',
+                                'fill the feature store, or give the collator `pixels`')
         have.update(zip(missing, pixels(missing)))
     return dict(pixel_values=torch.stack([have[k] for k in first]), **index)
 

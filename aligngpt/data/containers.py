@@ -18,17 +18,20 @@ class _Decoder:
     "Python's JSON decoder, which also notes what is doubtful in a value."
     def __init__(self):
         self.odd = []
-        self.read = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant, parse_int=self._int, parse_float=self._float).raw_decode
+        self.read = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant,
+                                     parse_int=self._int, parse_float=self._float).raw_decode
 
     def _object(self, pairs):
         d = dict(pairs)
         if len(d) != len(pairs):
             keys = [k for k,_ in pairs]
-            self.odd.append(('duplicate key', f'the key {next(k for k in d if keys.count(k) > 1)!r} occurs twice in an object'))
+            self.odd.append(('duplicate key',
+                             f'the key {next(k for k in d if keys.count(k) > 1)!r} occurs twice in an object'))
         return d
 
     def _constant(self, name): self.odd.append(('not JSON', f'{name} is not JSON'))
-    def _int(self, s): return int(s) if len(s) < 1000 else self.odd.append(('not JSON', f'a number of {len(s):,} digits'))
+    def _int(self, s):
+        return int(s) if len(s) < 1000 else self.odd.append(('not JSON', f'a number of {len(s):,} digits'))
     def _float(self, s):
         if abs(x := float(s)) == float('inf'): self.odd.append(('not JSON', f'the number {s[:20]} is too large'))
         return x
@@ -59,7 +62,9 @@ def array_records(
     "Read a JSON array element by element, holding one piece of the file at a time."
     decode, read = codecs.getincrementaldecoder('utf-8')('surrogateescape').decode, _Decoder()
     space, text, pos, n, end, size0 = re.compile(r'[ \t\n\r]*'), '', 0, 0, False, size
-    def bad(why): raise AlignGPTError(f'{name}: not valid JSON after {n:,} records: {why}', 'a truncated download is the usual cause; JSON Lines needs one record per line')
+    def bad(why):
+        raise AlignGPTError(f'{name}: not valid JSON after {n:,} records: {why}',
+                            'a truncated download is the usual cause; JSON Lines needs one record per line')
     def more():
         nonlocal text, pos, end
         piece = file.read(size)
@@ -101,7 +106,9 @@ def line_records(
         if not (line := line.strip()): continue
         text = line.decode('utf-8', 'surrogateescape')
         try: value, end, doubts = read(text)
-        except json.JSONDecodeError as e: yield Found(line, None, [('not JSON', f'line {i+1} is not valid JSON: {e.msg} at character {e.pos}')]); continue
+        except json.JSONDecodeError as e:
+            yield Found(line, None, [('not JSON', f'line {i+1} is not valid JSON: {e.msg} at character {e.pos}')])
+            continue
         if end < len(text): doubts = [*doubts, ('not JSON', f'line {i+1} holds more than one value')]
         yield Found(line, value, doubts)
 
@@ -121,7 +128,9 @@ def json_records(
     with os_errors(path), io.BufferedReader(Watched(path), 1<<20) as f:
         start = f.peek(1<<16).lstrip(codecs.BOM_UTF8 + b' \t\r\n')[:1]
         if Path(path).suffix in ('.jsonl', '.ndjson'): start = b'{'
-        if start not in (b'[', b'{', b''): raise AlignGPTError(f'{path}: not JSON: it begins with {start!r}', 'expected an array of records, or one record per line')
+        if start not in (b'[', b'{', b''):
+            raise AlignGPTError(f'{path}: not JSON: it begins with {start!r}',
+                                'expected an array of records, or one record per line')
         yield from (array_records if start == b'[' else line_records)(f, str(path))
 
 # %% ../../nbs/data/01_containers.ipynb #62639c73
@@ -133,10 +142,13 @@ def source_files(
     with os_errors(path): path.stat()
     if path.is_file(): return {'.parquet':'parquet', '.tar':'tar'}.get(path.suffix, 'json'), [path]
     if (path/'state.json').exists(): return 'datasets', sorted(path.glob('*.arrow'))
-    if (path/'dataset_dict.json').exists(): raise AlignGPTError(f'{path}: holds several data sets', f"name one of them, such as {path/json.loads((path/'dataset_dict.json').read_text())['splits'][0]}")
+    if (path/'dataset_dict.json').exists():
+        raise AlignGPTError(f'{path}: holds several data sets',
+                            f"name one of them, such as {path/json.loads((path/'dataset_dict.json').read_text())['splits'][0]}")
     for kind in ('parquet', 'tar'):
         if files := sorted(path.glob(f'*.{kind}')): return kind, files
-    raise AlignGPTError(f'{path}: a folder without .parquet or .tar files', 'name a JSON file, a folder of shards, or one that datasets saved')
+    raise AlignGPTError(f'{path}: a folder without .parquet or .tar files',
+                        'name a JSON file, a folder of shards, or one that datasets saved')
 
 def table_batches(
     path:str|Path, # a Parquet file, a folder of them, or one that `datasets` saved
@@ -147,14 +159,17 @@ def table_batches(
     if kind == 'datasets':
         from datasets import load_from_disk
         data, at = load_from_disk(str(path)).with_format('arrow'), 0
-        for t in (data if columns is None else data.select_columns(columns)).iter(256): yield Path(path).name, at, t; at += len(t)
+        for t in (data if columns is None else data.select_columns(columns)).iter(256):
+            yield Path(path).name, at, t; at += len(t)
         return
     import pyarrow as pa, pyarrow.parquet as pq
     for f in files:
         at = 0
         try:
             for b in pq.ParquetFile(f).iter_batches(256, columns=columns): yield f.name, at, pa.table(b); at += len(b)
-        except pa.ArrowInvalid as e: raise AlignGPTError(f'{f}: not a Parquet file, or a damaged one: {e}', 'a truncated download is the usual cause') from e
+        except pa.ArrowInvalid as e:
+            raise AlignGPTError(f'{f}: not a Parquet file, or a damaged one: {e}',
+                                'a truncated download is the usual cause') from e
 
 def picture_names(
     value:Any, # what stands in the column `image`: None, a name, {'bytes', 'path'}, or a list of these
@@ -163,15 +178,19 @@ def picture_names(
 )->list[str]:
     "The names of a row's pictures."
     values = value if isinstance(value, list) else [] if value is None else [value]
-    return [v if isinstance(v, str) else v.get('path') or f'{file}/{row}' + (f'-{k}' if len(values) > 1 else '') for k,v in enumerate(values)]
+    return [v if isinstance(v, str) else v.get('path') or f'{file}/{row}' + (f'-{k}' if len(values) > 1 else '')
+            for k,v in enumerate(values)]
 
 def as_record(
     row:dict, # a row or sample
 )->dict: # LLaVA format
     "A row with a caption as a pair; other rows as they are."
-    if 'conversations' in row or not (key := next((k for k in ('caption', 'text', 'txt') if isinstance(row.get(k), str)), None)): return row
+    if 'conversations' in row or not (key := next((k for k in ('caption', 'text', 'txt')
+                                                   if isinstance(row.get(k), str)), None)):
+        return row
     rest = {k:v for k,v in row.items() if k != key}
-    return {**rest, 'conversations': [{'from':'human', 'value':'<image>' if row.get('image') else ''}, {'from':'gpt', 'value':row[key]}]}
+    return {**rest, 'conversations': [{'from':'human', 'value':'<image>' if row.get('image') else ''},
+                                      {'from':'gpt', 'value':row[key]}]}
 
 # %% ../../nbs/data/01_containers.ipynb #e549402a
 def table_records(
@@ -190,7 +209,8 @@ def found(
 )->Found:
     "A record as if it had been read from JSON."
     try: return Found(json.dumps(record, ensure_ascii=False, allow_nan=False).encode(), record, [])
-    except (TypeError, ValueError) as e: return Found(b'null', None, [('not JSON', f'cannot be written as JSON: {e}')])
+    except (TypeError, ValueError) as e:
+        return Found(b'null', None, [('not JSON', f'cannot be written as JSON: {e}')])
 
 # %% ../../nbs/data/01_containers.ipynb #5c194cc4
 PICTURES = {'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif'} # file name extensions
@@ -204,7 +224,9 @@ def tar_members(
             with tarfile.open(path, 'r:') as t:
                 for m in t:
                     if m.isreg(): yield m, t
-        except (tarfile.TarError, EOFError) as e: raise AlignGPTError(f'{path}: not a plain tar file, or a damaged one: {e}', 'compressed shards cannot be read at random: gunzip them') from e
+        except (tarfile.TarError, EOFError) as e:
+            raise AlignGPTError(f'{path}: not a plain tar file, or a damaged one: {e}',
+                                'compressed shards cannot be read at random: gunzip them') from e
 
 def tar_records(
     path:str|Path, # a tar file, or a folder of them
@@ -225,11 +247,15 @@ def _tar_sample(shard, key, parts):
     "The record of the files that share a name."
     pictures = [f'{shard.name}/{v}' for k,v in parts.items() if k in PICTURES]
     if 'json' in parts:
-        f = next(line_records(io.BytesIO(parts['json'].replace(b'\n', b' '))), None) or Found(b'null', None, [('not JSON', 'an empty JSON file')])
-        if f.doubts or not isinstance(f.record, dict): return f._replace(doubts=[(r, f"{shard.name}/{'/'.join(filter(None, key))}.json: {m}") for r,m in f.doubts])
+        f = next(line_records(io.BytesIO(parts['json'].replace(b'\n', b' '))), None) or Found(b'null', None,
+            [('not JSON', 'an empty JSON file')])
+        if f.doubts or not isinstance(f.record, dict):
+            return f._replace(doubts=[(r, f"{shard.name}/{'/'.join(filter(None, key))}.json: {m}")
+                                      for r,m in f.doubts])
         record = f.record
     else: record = {'txt': parts.get('txt', b'').decode('utf-8', 'surrogateescape')}
-    return found(as_record({'id':'/'.join(filter(None, key)), **record, **({'image': pictures[0] if len(pictures) == 1 else pictures} if pictures else {})}))
+    return found(as_record({'id':'/'.join(filter(None, key)), **record,
+                            **({'image': pictures[0] if len(pictures) == 1 else pictures} if pictures else {})}))
 
 # %% ../../nbs/data/01_containers.ipynb #ef7b9508
 def read_records(

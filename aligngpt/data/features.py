@@ -24,7 +24,8 @@ def tower_hash(
 )->str: # 16 hex digits
     "The identity of the features that `model`'s tower gives."
     c, h = model.config, hashlib.sha256()
-    h.update(json.dumps([c.vision_config.to_dict(), c.vision_feature_layer, c.vision_feature_select, preparation], sort_keys=True, default=str).encode())
+    h.update(json.dumps([c.vision_config.to_dict(), c.vision_feature_layer, c.vision_feature_select, preparation],
+                        sort_keys=True, default=str).encode())
     for name, p in sorted(model.vision_tower.state_dict().items()):
         h.update(name.encode())
         h.update(p.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
@@ -46,7 +47,8 @@ class FeatureStore:
         per_image = c.num_image_tokens * c.vision_config.hidden_size * np.dtype(dtype).itemsize
         self.rows = {n:i for i,n in enumerate(names[:max_bytes//per_image])}
         self.shape = len(self.rows), c.num_image_tokens, c.vision_config.hidden_size
-        self.key = dict(tower=tower_hash(model, preparation), dtype=dtype, shape=list(self.shape), names=hashlib.sha256('\0'.join(names).encode()).hexdigest()[:16])
+        self.key = dict(tower=tower_hash(model, preparation), dtype=dtype, shape=list(self.shape),
+                        names=hashlib.sha256('\0'.join(names).encode()).hexdigest()[:16])
         self._open()
 
     def _open(self):
@@ -92,7 +94,8 @@ def get(self:FeatureStore,
 )->torch.Tensor: # their features, [k, n, width]
     "Features by name; a name without features is an error."
     rows = [self.rows.get(n, -1) for n in names]
-    if bad := [n for n,i in zip(names, rows) if i < 0 or not self.done[i]]: raise AlignGPTError(f'{self.folder}: no features for {bad[0]!r}', 'fill the store first')
+    if bad := [n for n,i in zip(names, rows) if i < 0 or not self.done[i]]:
+        raise AlignGPTError(f'{self.folder}: no features for {bad[0]!r}', 'fill the store first')
     return torch.from_numpy(np.ascontiguousarray(self.data[rows]))
 
 @patch

@@ -48,7 +48,8 @@ class ImageFolder:
         if '..' in Path(name).parts: bad("contains '..'")
         try: real = os.path.realpath(self.root/name, strict=False)
         except OSError as e: bad(f'cannot be resolved: {e.strerror}')
-        if not self.links and not real.startswith(self._real): bad('is a symbolic link that leads out of the folder; links=True follows it')
+        if not self.links and not real.startswith(self._real):
+            bad('is a symbolic link that leads out of the folder; links=True follows it')
         return self.root/name
 
     def read(self,
@@ -60,15 +61,18 @@ class ImageFolder:
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as f:
                 s = os.fstat(f.fileno())
                 if not stat.S_ISREG(s.st_mode): raise BadRecord('not an image', f'{path}: not a file')
-                if s.st_size > self.max_bytes: raise BadRecord('too large', f'{path}: {s.st_size:,} bytes, the limit is {self.max_bytes:,}')
+                if s.st_size > self.max_bytes:
+                    raise BadRecord('too large', f'{path}: {s.st_size:,} bytes, the limit is {self.max_bytes:,}')
                 return f.read()
-        except (FileNotFoundError, NotADirectoryError) as e: raise BadRecord('missing image', f'{path}: no such image', 'is this the right image folder?') from e
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise BadRecord('missing image', f'{path}: no such image', 'is this the right image folder?') from e
         except OSError as e: raise BadRecord('missing image', f'{path}: {e.strerror or e}') from e
 
 # %% ../../nbs/data/03_images.ipynb #4de27ef8
 _ENTRY = [('key', 'u8'), ('file', 'i4'), ('at', 'i8'), ('size', 'i8')]
 
-def _key(name): return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest(), 'little')
+def _key(name):
+    return int.from_bytes(hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest(), 'little')
 
 def _name_index(entries, folder):
     "Write `(name, file, at, size)` as a sorted array; a name that occurs several times gets the size -1, for ambiguous."
@@ -95,8 +99,11 @@ class _Indexed:
         "The entry of a name, or an error."
         key = _key(name)
         i = int(self.names['key'].searchsorted(key))
-        if i == len(self.names) or self.names['key'][i] != key: raise BadRecord('missing image', f'{self.path}: no image {name!r}', 'is this the right image source?')
-        if self.names['size'][i] == -1: raise BadRecord('missing image', f'{self.path}: several images are called {name!r}', 'write SHARD/NAME in the records')
+        if i == len(self.names) or self.names['key'][i] != key:
+            raise BadRecord('missing image', f'{self.path}: no image {name!r}', 'is this the right image source?')
+        if self.names['size'][i] == -1:
+            raise BadRecord('missing image', f'{self.path}: several images are called {name!r}',
+                            'write SHARD/NAME in the records')
         return self.names[i]
 
 # %% ../../nbs/data/03_images.ipynb #d5b9426e
@@ -106,7 +113,8 @@ class TarImages(_Indexed):
         for k,shard in enumerate(self.files):
             for m,_ in tar_members(shard):
                 if m.name.rsplit('.', 1)[-1].lower() in PICTURES:
-                    for name in (m.name, f'{shard.name}/{m.name}'): yield name.removeprefix('./'), k, m.offset_data, m.size
+                    for name in (m.name, f'{shard.name}/{m.name}'):
+                        yield name.removeprefix('./'), k, m.offset_data, m.size
 
     def read(self,
         name:str, # path in a shard, or SHARD/path
@@ -114,7 +122,8 @@ class TarImages(_Indexed):
         "The bytes of a picture."
         _, k, at, size = self.find(name).item()
         with os_errors(self.files[k]), open(self.files[k], 'rb') as f: data = os.pread(f.fileno(), size, at)
-        if len(data) < size: raise BadRecord('corrupt image', f'{self.files[k]}: ends within {name!r}', 'download it again')
+        if len(data) < size:
+            raise BadRecord('corrupt image', f'{self.files[k]}: ends within {name!r}', 'download it again')
         return data
 
 class TableImages(_Indexed):
@@ -138,7 +147,9 @@ class TableImages(_Indexed):
         _, k, row, j = self.find(name).item()
         value = self._row(k, row)
         value = (value if isinstance(value, list) else [value])[j]
-        if not isinstance(value, dict) or value.get('bytes') is None: raise BadRecord('missing image', f'{self.path}: row {row} names {name!r} and does not hold it', 'give the folder of the pictures')
+        if not isinstance(value, dict) or value.get('bytes') is None:
+            raise BadRecord('missing image', f'{self.path}: row {row} names {name!r} and does not hold it',
+                            'give the folder of the pictures')
         return value['bytes']
 
     def _row(self, k, row):
@@ -163,7 +174,8 @@ def _image_column(path):
     "The column that holds the pictures."
     names = next(table_batches(path))[2].column_names
     if found := [c for c in ('image', 'images') if c in names]: return found[0]
-    raise AlignGPTError(f'{path}: no column image or images; it has {", ".join(names)}', 'rename the column that holds the pictures')
+    raise AlignGPTError(f'{path}: no column image or images; it has {", ".join(names)}',
+                        'rename the column that holds the pictures')
 
 # %% ../../nbs/data/03_images.ipynb #e8c1306a
 def open_images(
@@ -172,7 +184,9 @@ def open_images(
     "Open whatever holds pictures."
     if not isinstance(source, (str, Path)): return source
     path = Path(source)
-    if path.is_file(): return (TarImages if path.suffix == '.tar' else TableImages)(path) if path.suffix in ('.tar', '.parquet') else ImageFolder(path)
+    if path.is_file():
+        return (TarImages if path.suffix == '.tar'
+                else TableImages)(path) if path.suffix in ('.tar', '.parquet') else ImageFolder(path)
     if (path/'state.json').exists() or any(path.glob('*.parquet')): return TableImages(path)
     return TarImages(path) if any(path.glob('*.tar')) else ImageFolder(path)
 
@@ -182,7 +196,9 @@ def image_sources(
 )->list: # n sources
     "Image sources, one for each file of records."
     if not isinstance(images, (list, tuple)): return [open_images(images)]*n
-    if len(images) != n: raise AlignGPTError(f'{len(images)} image folders for {n} files of records', 'give one for each, or one for all')
+    if len(images) != n:
+        raise AlignGPTError(f'{len(images)} image folders for {n} files of records',
+                            'give one for each, or one for all')
     return [open_images(o) for o in images]
 
 # %% ../../nbs/data/03_images.ipynb #4ca55c8b

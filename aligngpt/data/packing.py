@@ -103,7 +103,9 @@ def pack(
 )->list[list[int]]: # rows of sample numbers
     "Shuffle samples, pack them window by window, and shuffle the rows."
     lengths, rng = np.asarray(lengths), np.random.default_rng(seed)
-    if lengths.max(initial=0) > capacity: raise AlignGPTError(f'a sample of {lengths.max():,} tokens does not fit into a row of {capacity:,}', 'pack into rows of at least the maximum length')
+    if lengths.max(initial=0) > capacity:
+        raise AlignGPTError(f'a sample of {lengths.max():,} tokens does not fit into a row of {capacity:,}',
+                            'pack into rows of at least the maximum length')
     order, rows = rng.permutation(np.flatnonzero(lengths > 0)), []
     for i in range(0, len(order), window):
         own = order[i:i+window]
@@ -128,7 +130,9 @@ class _Lengths:
     def __getitem__(self, k):
         out, d = [], self.data
         for i in range(k*self.size, min((k+1)*self.size, len(d.records))):
-            try: out.append(len(d.processor.encode(d.records[i], max_length=d.max_length, where=d.records.place(d.records.row(i)))['input_ids']))
+            try:
+                out.append(len(d.processor.encode(d.records[i], max_length=d.max_length,
+                                                  where=d.records.place(d.records.row(i)))['input_ids']))
             except BadRecord as e:
                 if d.policy == 'error': raise for_loader(e) from e
                 out.append(0)
@@ -151,7 +155,8 @@ def token_lengths(
     if not cache.exists():
         parts, work = [], _Lengths(data)
         with progress(desc='count tokens', total=len(data.records), unit='sample', disable=quiet) as bar:
-            for part in DataLoader(work, batch_size=None, collate_fn=None, num_workers=workers): parts.append(np.asarray(part)); bar.update(len(part))
+            for part in DataLoader(work, batch_size=None, collate_fn=None, num_workers=workers):
+                parts.append(np.asarray(part)); bar.update(len(part))
         with atomic_path(cache) as tmp, open(tmp, 'wb') as f: np.save(f, np.concatenate(parts))
     return np.load(cache)
 
@@ -200,7 +205,8 @@ class PackedCollator(Collator):
 def _join(pack, first):
     "The samples of a row, numbered from `first` on."
     sizes = [len(s['input_ids']) for s in pack]
-    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack]) for k in ('input_ids', 'labels', 'gate_mask') if k in pack[0]}
+    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack]) for k in ('input_ids', 'labels', 'gate_mask')
+           if k in pack[0]}
     row['position_ids'] = torch.cat([torch.arange(n) for n in sizes])
     row['sample_ids'] = torch.repeat_interleave(torch.arange(first, first+len(pack)), torch.tensor(sizes))
     row['labels'][row['position_ids'] == 0] = -100 # nothing before it predicts a sample's first token
@@ -209,6 +215,8 @@ def _join(pack, first):
 def _fill(row, key, length, value):
     "A row filled up to `length`; padding counts its own positions, and goes with the last sample."
     x, n = row[key], length - len(row[key])
-    if n < 0: raise AlignGPTError(f'a pack has {len(x)} tokens, more than {length}', 'pack with the same maximum length')
-    tail = torch.arange(n) if key == 'position_ids' else torch.full((n,), x[-1].item() if value is None else value, dtype=x.dtype)
+    if n < 0:
+        raise AlignGPTError(f'a pack has {len(x)} tokens, more than {length}', 'pack with the same maximum length')
+    tail = (torch.arange(n) if key == 'position_ids'
+            else torch.full((n,), x[-1].item() if value is None else value, dtype=x.dtype))
     return torch.cat([x, tail])

@@ -38,18 +38,25 @@ def check_record(
 )->RecordFacts: # or `BadRecord`
     "Check a record and gather its facts."
     images, level = (record.get(k) for k in ('image', 'similarity')) if isinstance(record, dict) else (None, None)
-    if not (images is None or isinstance(images, str) or isinstance(images, list) and all(isinstance(o, str) for o in images)):
+    if not (images is None or isinstance(images, str) or isinstance(images, list)
+            and all(isinstance(o, str) for o in images)):
         raise BadRecord('shape', f"'image' is {images!r:.80}, expected a file name or a list of them", '', where)
     try: to_messages(record, where)
-    except (TypeError, KeyError, IndexError, AttributeError) as e: raise BadRecord('shape', f'a turn is not {{"from": ..., "value": ...}}: {e}', '', where) from e
+    except (TypeError, KeyError, IndexError, AttributeError) as e:
+        raise BadRecord('shape', f'a turn is not {{"from": ..., "value": ...}}: {e}', '', where) from e
     if level is not None and (type(level) is not int or not 0 <= level < 2**31):
-        raise BadRecord('level', f"the level 'similarity' is {level!r}, expected a whole number", 'count the levels from 0', where)
+        raise BadRecord('level', f"the level 'similarity' is {level!r}, expected a whole number",
+                        'count the levels from 0', where)
     turns, images = record['conversations'], record_images(record)
     try:
         chars = sum(len(t['value'].encode()) for t in turns)
         for name in images: name.encode()
-        if chars > MAX_TEXT: raise BadRecord('too long', f'{chars:,} bytes of text, the limit is {MAX_TEXT:,}', 'cut it into several records', where)
-    except UnicodeEncodeError as e: raise BadRecord('encoding', f'the text is not valid Unicode after {e.object[max(0, e.start-20):e.start]!r}', 'save the file as UTF-8', where) from e
+        if chars > MAX_TEXT:
+            raise BadRecord('too long', f'{chars:,} bytes of text, the limit is {MAX_TEXT:,}',
+                            'cut it into several records', where)
+    except UnicodeEncodeError as e:
+        raise BadRecord('encoding', f'the text is not valid Unicode after {e.object[max(0, e.start-20):e.start]!r}',
+                        'save the file as UTF-8', where) from e
     return RecordFacts(json.dumps(record['id']) if 'id' in record else '', images, chars, len(turns), level)
 
 # %% ../../nbs/data/02_records.ipynb #8b3120f6
@@ -57,7 +64,8 @@ VERSION = 1
 
 def _schema():
     import pyarrow as pa
-    return pa.schema([('raw', pa.binary()), ('id', pa.string()), ('images', pa.list_(pa.string())), ('chars', pa.int32()), ('turns', pa.int32()),
+    return pa.schema([('raw', pa.binary()), ('id', pa.string()), ('images', pa.list_(pa.string())),
+                      ('chars', pa.int32()), ('turns', pa.int32()),
                       ('level', pa.int64()), ('problem', pa.string())])
 
 def _row(found, i):
@@ -107,9 +115,11 @@ def index_folder(
 # %% ../../nbs/data/02_records.ipynb #b6afceb3
 def _state(path):
     "What tells whether a source is still what was indexed: size, time, and a hash of its ends."
-    files = sorted(p for p in path.rglob('*') if p.is_file() and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob('*') if p.is_file()
+                   and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
-    return dict(version=VERSION, files=len(files), bytes=sum(s[1] for s in stats), state=hashlib.sha256(repr(stats).encode()).hexdigest()[:16])
+    return dict(version=VERSION, files=len(files), bytes=sum(s[1] for s in stats),
+                state=hashlib.sha256(repr(stats).encode()).hexdigest()[:16])
 
 def _is_fresh(folder, state):
     meta = folder/'meta.json'
@@ -166,7 +176,8 @@ class Source:
 
     def _build(self, folder):
         digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
-        with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True, disable=self.quiet) as bar:
+        with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
+                      disable=self.quiet) as bar:
             n = build_index(read_records(self.path, lambda b: bar.update(b - bar.n), digest), folder/'records.arrow')
         return dict(records=n, sha256=digest.hexdigest())
 
@@ -194,7 +205,8 @@ class Source:
     def problems(self)->dict[int,tuple[str,str]]: # row -> (reason, message)
         "The records that cannot be used."
         chunks = zip(self._starts, self.table['problem'].chunks)
-        return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c) for i,p in enumerate(c.to_pylist()) if p is not None}
+        return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c)
+                for i,p in enumerate(c.to_pylist()) if p is not None}
 
 # %% ../../nbs/data/02_records.ipynb #29a0926c
 class Records:
@@ -212,13 +224,16 @@ class Records:
         self.sources = [Source(p, quiet) for p in paths]
         self.weights = [1.]*len(paths) if weights is None else [float(w) for w in weights]
         if len(self.weights) != len(paths) or min(self.weights, default=0) < 0:
-            raise AlignGPTError(f'{len(paths)} sources with the weights {weights}', 'give one weight, 0 or more, for each source')
+            raise AlignGPTError(f'{len(paths)} sources with the weights {weights}',
+                                'give one weight, 0 or more, for each source')
         self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
 
-    def __reduce__(self): return Records, ([s.path for s in self.sources], self.weights, self.policy, self.cap, self.n_levels, self.quiet)
+    def __reduce__(self):
+        return Records, ([s.path for s in self.sources], self.weights, self.policy, self.cap, self.n_levels,
+                         self.quiet)
 
     def _find_problems(self):
         "Rows that the index marks, and those with a level that this N does not have."
@@ -226,23 +241,28 @@ class Records:
         for s in self.sources:
             bad.update({start+i:p for i,p in s.problems().items()})
             high = np.flatnonzero((level := s.column('level', -1)) >= self.n_levels)
-            bad.update({start+i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}') for i in high.tolist()})
+            bad.update({start+i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}')
+                        for i in high.tolist()})
             start += len(s)
         return dict(sorted(bad.items()))
 
     def _select(self):
         "Rows of the good records, or None if all are good."
         bad, total = self.problems, int(self._ends[-1]) if len(self._ends) else 0
-        if total == 0: raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no records", 'check the path')
+        if total == 0:
+            raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no records", 'check the path')
         if not bad: return None
         row, (reason, message) = next(iter(bad.items()))
         text = f'{len(bad):,} of {total:,} records cannot be used. The first, {self.place(row)}: {message}'
         if self.policy == 'error': raise BadRecord(reason, text, "repair them, or leave them out with policy 'skip'")
-        if len(bad) > self.cap*total: raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)', 'repair the data, or raise the cap')
+        if len(bad) > self.cap*total:
+            raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
+                            'repair the data, or raise the cap')
         return np.delete(np.arange(total), list(bad))
 
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
-    def __repr__(self): return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{f'; {len(self.problems):,} skipped' if self.problems else ''})"
+    def __repr__(self):
+        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{f'; {len(self.problems):,} skipped' if self.problems else ''})"
 
 # %% ../../nbs/data/02_records.ipynb #34fc3199
 @patch
@@ -292,7 +312,9 @@ def column(self:Records,
     missing:int=-1, # stands for a value that a record does not have
 )->np.ndarray: # [n_records]
     "One fact about every record."
-    def col(s): return s.column(name, missing) if name != 'n_images' else np.concatenate([np.diff(c.offsets) for c in s.table['images'].chunks])
+    def col(s):
+        return (s.column(name, missing) if name != 'n_images'
+                else np.concatenate([np.diff(c.offsets) for c in s.table['images'].chunks]))
     all_ = np.concatenate([col(s) for s in self.sources])
     return all_ if self.rows is None else all_[self.rows]
 
@@ -312,7 +334,8 @@ def image_names(self:Records,
     "The pictures of all records, those of bad ones included."
     import pyarrow as pa, pyarrow.compute as pc
     chosen = self.sources if source is None else [self.sources[source]]
-    return pc.unique(pa.concat_arrays([c for s in chosen for c in pc.list_flatten(s.table['images']).chunks])).to_pylist()
+    return pc.unique(pa.concat_arrays([c for s in chosen
+                                       for c in pc.list_flatten(s.table['images']).chunks])).to_pylist()
 
 # %% ../../nbs/data/02_records.ipynb #4111da8f
 @patch(as_prop=True)

@@ -23,7 +23,9 @@ def blocks(
     "A picture as coloured half blocks."
     im = im.convert('RGB')
     im = im.resize((width, max(2, 2*round(width*im.height/im.width/2))))
-    def cell(x, y): return '\x1b[38;2;{};{};{}m'.format(*im.getpixel((x, y))) + '\x1b[48;2;{};{};{}m▀'.format(*im.getpixel((x, y+1)))
+    def cell(x, y):
+        return ('\x1b[38;2;{};{};{}m'.format(*im.getpixel((x, y)))
+                + '\x1b[48;2;{};{};{}m▀'.format(*im.getpixel((x, y+1))))
     return '\n'.join(''.join(cell(x, y) for x in range(im.width)) + '\x1b[0m' for y in range(0, im.height, 2))
 
 # %% ../../nbs/data/07_viewer.ipynb #b2473067
@@ -67,8 +69,11 @@ def view_sample(
     "Prepare a sample as training would, to look at it."
     record, row = records[i], records.row(i)
     where, source = records.place(row), image_sources(images, len(records.sources))[records.find(row)[0]]
-    sample = processor.encode(record, [load_image(source, name, where) for name in record_images(record)] or None, max_length=max_length, where=where)
-    return SampleView(where, record.get('similarity'), [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())], processor.show_tokens(sample))
+    sample = processor.encode(record, [load_image(source, name, where) for name in record_images(record)] or None,
+                              max_length=max_length, where=where)
+    return SampleView(where, record.get('similarity'),
+                      [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())],
+                      processor.show_tokens(sample))
 
 def _picture(x, image_processor):
     "Undo normalisation."

@@ -35,19 +35,26 @@ def score_scienceqa(
     answers:list[dict], # rows with `question_id`, `prompt`, `text`
 )->dict: # accuracies in percent, counts, per question
     "ScienceQA accuracy, over all questions and over those with an image."
-    if lost := [i for i in ids if i not in problems]: raise AlignGPTError(f'{len(lost)} ids of the split are not in problems.json: {some(lost)}', 'take both files from one release')
+    if lost := [i for i in ids if i not in problems]:
+        raise AlignGPTError(f'{len(lost)} ids of the split are not in problems.json: {some(lost)}',
+                            'take both files from one release')
     by_id, out, image = {r['question_id']: r for r in answers}, {}, {}
     for i in ids:
         n, gold, r = len(problems[i]['choices']), problems[i]['answer'], by_id.get(i, {})
-        if not (0 <= gold < n <= len(LETTERS)): raise AlignGPTError(f'question {i!r}: {n} choices, and the answer is number {gold}', f'up to {len(LETTERS)} choices were expected, the answer counted from 0')
+        if not (0 <= gold < n <= len(LETTERS)):
+            raise AlignGPTError(f'question {i!r}: {n} choices, and the answer is number {gold}',
+                                f'up to {len(LETTERS)} choices were expected, the answer counted from 0')
         letter = parse_scienceqa(r.get('text', 'FAILED'))
         index = LETTERS[:n].find(letter)
         out[i] = dict(parsed=letter, index=index, correct=int(index == gold))
         image[i] = '<image>' in r.get('prompt', '')
     hits, shown = sum(o['correct'] for o in out.values()), [out[i]['correct'] for i in ids if image[i]]
-    if not shown: raise AlignGPTError('no answer has an <image> in its prompt, so there is no IMG accuracy', "save the prompt with '<image>' in front; check also that the ids are strings")
+    if not shown:
+        raise AlignGPTError('no answer has an <image> in its prompt, so there is no IMG accuracy',
+                            "save the prompt with '<image>' in front; check also that the ids are strings")
     return dict(total=len(ids), correct=hits, accuracy=round(100*hits/len(ids), 2),
-                img_accuracy=round(100*mean(shown), 2), img_correct=sum(shown), img_total=len(shown), per_question=out)
+                img_accuracy=round(100*mean(shown), 2), img_correct=sum(shown), img_total=len(shown),
+                per_question=out)
 
 # %% ../../nbs/evaluation/03_choice.ipynb #a5b353b1
 def options_shown(
@@ -60,7 +67,8 @@ def options_shown(
     return n if [l[0] for l in lines[len(lines)-n:]] == list(string.ascii_uppercase[:n]) else 0
 
 # %% ../../nbs/evaluation/03_choice.ipynb #a1977ce4
-EMPTY = frozenset(['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null'])
+EMPTY = frozenset(['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>',
+                   'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null'])
 
 def read_mmbench(
     path:str|Path, # the official .tsv
@@ -70,17 +78,25 @@ def read_mmbench(
     import pandas as pd
     with os_errors(path):
         try: df = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False, na_values=[])
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise AlignGPTError(f'{path}: not a table: {" ".join(str(e).split())}', 'a truncated download is the usual cause') from e
-    if lost := [c for c in ('index', 'question', 'A', 'B') if c not in df.columns]: raise AlignGPTError(f'{path}: no column {some(lost)} (columns: {some(df.columns, 20)})', 'is this an MMBench .tsv?')
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+            raise AlignGPTError(f'{path}: not a table: {" ".join(str(e).split())}',
+                                'a truncated download is the usual cause') from e
+    if lost := [c for c in ('index', 'question', 'A', 'B') if c not in df.columns]:
+        raise AlignGPTError(f'{path}: no column {some(lost)} (columns: {some(df.columns, 20)})',
+                            'is this an MMBench .tsv?')
     if not images: df = df.drop(columns='image', errors='ignore')
     if df.empty: raise AlignGPTError(f'{path}: the table has no rows', 'a truncated download is the usual cause')
     rows = [{k: None if v in EMPTY else v for k,v in r.items()} for r in df.to_dict('records')]
     for n,r in enumerate(rows, 1):
         try: r['index'] = int(r['index'])
-        except (TypeError, ValueError): raise AlignGPTError(f'{path}, row {n}: the index is {r["index"]!r}', 'each row needs a whole number there') from None
-        if r['question'] is None: raise AlignGPTError(f'{path}, row {n}: no question', 'is a tab missing in this row?')
+        except (TypeError, ValueError):
+            raise AlignGPTError(f'{path}, row {n}: the index is {r["index"]!r}',
+                                'each row needs a whole number there') from None
+        if r['question'] is None:
+            raise AlignGPTError(f'{path}, row {n}: no question', 'is a tab missing in this row?')
         letters = [c for c in string.ascii_uppercase if c in r]
-        if r.get('answer') not in (None, *letters): raise AlignGPTError(f'{path}, row {n}: the answer is {r["answer"]!r}, the options are {", ".join(letters)}', 'is a tab missing in this row, or one too many?')
+        if r.get('answer') not in (None, *letters):
+            raise AlignGPTError(f'{path}, row {n}: the answer is {r["answer"]!r}, the options are {", ".join(letters)}', 'is a tab missing in this row, or one too many?')
     _check_options(path, df.to_dict('records'))
     return rows
 
@@ -93,11 +109,18 @@ def _check_options(path, cells):
     for n,r in enumerate(cells, 1):
         shown = [c for c in string.ascii_uppercase if r.get(c)]
         index, where = int(r['index']), f'{path}, row {n}'
-        if index in seen: raise AlignGPTError(f'{where}: index {index} is that of row {seen[index]}, too', 'each row needs an index of its own')
-        if len(shown) < 2: raise AlignGPTError(f'{where}: {len(shown)} options', 'two at least were expected, A and B')
-        if (a := r.get('answer')) and a not in shown: raise AlignGPTError(f'{where}: the answer is {a!r}, the options are {", ".join(shown)}', 'is an option missing in this row?')
+        if index in seen:
+            raise AlignGPTError(f'{where}: index {index} is that of row {seen[index]}, too',
+                                'each row needs an index of its own')
+        if len(shown) < 2:
+            raise AlignGPTError(f'{where}: {len(shown)} options', 'two at least were expected, A and B')
+        if (a := r.get('answer')) and a not in shown:
+            raise AlignGPTError(f'{where}: the answer is {a!r}, the options are {", ".join(shown)}',
+                                'is an option missing in this row?')
         k, m = first.setdefault(index % ROTATION, (len(shown), n))
-        if k != len(shown): raise AlignGPTError(f'{where}: {len(shown)} options, the same question in row {m} has {k}', 'the rotations of a question have the same options')
+        if k != len(shown):
+            raise AlignGPTError(f'{where}: {len(shown)} options, the same question in row {m} has {k}',
+                                'the rotations of a question have the same options')
         seen[index] = n
 
 # %% ../../nbs/evaluation/03_choice.ipynb #d50cfb46
@@ -130,7 +153,8 @@ def _match_letter(answer, choices, newer):
     found = [c for c in choices if c in words]
     if len(found) == 1 and (not newer or words.index(found[0]) > len(words)-5): return found[0]
     if not found and 'Z' in words: return 'Z'
-    if newer and (m := re.search(r'(?i)answer\s+is\s+\**([ABCD])', answer)) and m[1].upper() in choices: return m[1].upper()
+    if newer and (m := re.search(r'(?i)answer\s+is\s+\**([ABCD])', answer)) and m[1].upper() in choices:
+        return m[1].upper()
 
 def mmbench_match(
     answer:str, # the model's text
@@ -146,7 +170,8 @@ def mmbench_match(
     return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/evaluation/03_choice.ipynb #97fd8ccf
-MMBENCH_SHORT = {'coarse_perception':'CP', 'finegrained_perception (instance-level)':'FP-S', 'finegrained_perception (cross-instance)':'FP-C',
+MMBENCH_SHORT = {'coarse_perception':'CP', 'finegrained_perception (instance-level)':'FP-S',
+                 'finegrained_perception (cross-instance)':'FP-C',
                  'logic_reasoning':'LR', 'relation_reasoning':'RR', 'attribute_reasoning':'AR'}
 
 def _mmbench_hits(rows, predictions, newer=False):
@@ -155,7 +180,8 @@ def _mmbench_hits(rows, predictions, newer=False):
     for r in rows:
         said = predictions.get(r['index'])
         choices = {c: r[c] for c in string.ascii_uppercase if r.get(c) is not None}
-        out[r['index']] = int(mmbench_match('nan' if said is None or said in EMPTY else said, choices, newer) == r['answer'])
+        out[r['index']] = int(mmbench_match('nan' if said is None or said in EMPTY else said, choices,
+                                            newer) == r['answer'])
     return out
 
 # %% ../../nbs/evaluation/03_choice.ipynb #ba064d5a
@@ -164,7 +190,9 @@ def score_mmbench(
     predictions:dict, # index -> the model's text
 )->dict: # percent; `report_fractions` as in the toolkit's report
     "MMBench's CircularEval and single-pass accuracy without a judge model."
-    if not rows or any(r.get('answer') is None for r in rows): raise AlignGPTError('the table has rows without an answer', 'a test split is scored by the server: upload the submission file')
+    if not rows or any(r.get('answer') is None for r in rows):
+        raise AlignGPTError('the table has rows without an answer',
+                            'a test split is scored by the server: upload the submission file')
     hits, groups = _mmbench_hits(rows, predictions), {}
     for r in rows: groups.setdefault(r['index'] % ROTATION, []).append(hits[r['index']])
     first = sorted((r for r in rows if r['index'] < ROTATION), key=lambda r: r['index'])
@@ -176,11 +204,14 @@ def score_mmbench(
         named = [r for r in first if r.get(col)]
         means = group_means((r[col] for r in named), (circular[r['index']] for r in named))
         report |= {MMBENCH_SHORT.get(k, k): means[k] for k in sorted(means)}
-    return dict(circular_accuracy=100*mean(circular.values()), groups=len(circular), report_fractions=report, single_pass_accuracy=100*mean(single.values()),
-                group_hits={str(k):v for k,v in circular.items()}, single_pass_hits={str(k):v for k,v in single.items()})
+    return dict(circular_accuracy=100*mean(circular.values()), groups=len(circular), report_fractions=report,
+                single_pass_accuracy=100*mean(single.values()),
+                group_hits={str(k):v for k,v in circular.items()},
+                single_pass_hits={str(k):v for k,v in single.items()})
 
 # %% ../../nbs/evaluation/03_choice.ipynb #787da960
-_DROPPED = dict(aligngpt=('hint', 'source', 'image', 'comment'), llava=('hint', 'category', 'source', 'image', 'comment', 'l2-category'))
+_DROPPED = dict(aligngpt=('hint', 'source', 'image', 'comment'),
+                llava=('hint', 'category', 'source', 'image', 'comment', 'l2-category'))
 
 def submit_mmbench(
     rows:list[dict], # the table
@@ -233,9 +264,12 @@ def check_mmbench_submission(
     got, want = read_xlsx(path), submit_mmbench(rows, {}, 'llava')
     lost = [c for c in want[0] if not got or c not in got[0]]
     if lost: raise AlignGPTError(f'{path}: no column {some(lost)}', 'write it with submit_mmbench')
-    if len(got) != len(want): raise AlignGPTError(f'{path}: {len(got)} rows, the table has {len(want)}', 'write it from the same table')
+    if len(got) != len(want):
+        raise AlignGPTError(f'{path}: {len(got)} rows, the table has {len(want)}', 'write it from the same table')
     for n,(g,w) in enumerate(zip(got, want), 2):
-        if g['index'] != w['index']: raise AlignGPTError(f'{path}, row {n}: index {g["index"]!r}, expected {w["index"]}', 'keep the order of the table')
+        if g['index'] != w['index']:
+            raise AlignGPTError(f'{path}, row {n}: index {g["index"]!r}, expected {w["index"]}',
+                                'keep the order of the table')
 
 # %% ../../nbs/evaluation/03_choice.ipynb #d1c13c61
 def seed_id(
@@ -257,14 +291,19 @@ def score_seed_bench(
     read = (lambda s: s and s.strip()[:1].upper()) if first_letter else lambda s: s
     hits = [int(read(s) == q['answer']) for s,q in zip(said, qs)]
     types = group_means((q['question_type_id'] for q in qs), hits)
-    if odd := [t for t in types if t not in names]: raise AlignGPTError(f'question_type has no name for the types {some(odd)}', 'take questions and types from one release')
+    if odd := [t for t in types if t not in names]:
+        raise AlignGPTError(f'question_type has no name for the types {some(odd)}',
+                            'take questions and types from one release')
     no_gap = {q['question_type_id'] for s,q in zip(said, qs) if s is None}
     if (zero := [names[t] for t in types if not types[t] and t not in no_gap]) and not lenient:
-        raise AlignGPTError(f'no right answer in {some(zero)}: the official script stops here', '--lenient counts such a type as 0')
-    parts = {p: mean(h for h,q in zip(hits, qs) if p in (q['data_type'], 'total')) for p in ('image', 'video', 'total')}
+        raise AlignGPTError(f'no right answer in {some(zero)}: the official script stops here',
+                            '--lenient counts such a type as 0')
+    parts = {p: mean(h for h,q in zip(hits, qs) if p in (q['data_type'], 'total'))
+             for p in ('image', 'video', 'total')}
     pct = lambda x: None if x is None else round(100*x, 2)
     return {f'{p}_accuracy': pct(x) for p,x in parts.items()} | dict(
-        per_type={names[t]: pct(types[t]) for t in sorted(types)}, correct={str(q['question_id']): h for q,h in zip(qs, hits)})
+        per_type={names[t]: pct(types[t]) for t in sorted(types)},
+        correct={str(q['question_id']): h for q,h in zip(qs, hits)})
 
 # %% ../../nbs/evaluation/03_choice.ipynb #761399f5
 def submit_seed_bench(
@@ -274,5 +313,7 @@ def submit_seed_bench(
     "The SEED-Bench upload: an answer to every question, videos included."
     ids = [q['question_id'] for q in data['questions']]
     text = {i: answers.get(i, answers.get(seed_id(i))) for i in ids}
-    if lost := [i for i in ids if text[i] is None]: raise AlignGPTError(f'{len(lost)} of {len(ids)} questions have no answer: {some(lost)}', 'the upload needs the video questions, too')
+    if lost := [i for i in ids if text[i] is None]:
+        raise AlignGPTError(f'{len(lost)} of {len(ids)} questions have no answer: {some(lost)}',
+                            'the upload needs the video questions, too')
     return [dict(question_id=i, prediction=text[i]) for i in ids]

@@ -35,7 +35,8 @@ def changes(
     "The questions whose answers changed."
     before = {o.question.key: o for o in a.outcomes()}
     pairs = [(before[o.question.key], o) for o in b.outcomes() if o.question.key in before]
-    got = [Change(o.question, x.said, o.said, (o.points or 0) - (x.points or 0), o.right) for x,o in pairs if x.said != o.said]
+    got = [Change(o.question, x.said, o.said, (o.points or 0) - (x.points or 0), o.right) for x,o in pairs
+           if x.said != o.said]
     return sorted(got, key=lambda c: (c.gain == 0, c.gain))
 
 # %% ../../nbs/evaluation/12_compare.ipynb #7ce9de94
@@ -54,7 +55,9 @@ def caveats(
 )->list[str]: # in plain words
     "Why two scores should not be compared, if so."
     ma, mb = a.manifest, b.manifest
-    out = [f'{what} differ' for what, k in (('the questions or prompts', 'prompts'), ('the preparations of image and text', 'processor')) if ma.get(k) != mb.get(k)]
+    out = [f'{what} differ' for what, k in (('the questions or prompts', 'prompts'),
+                                            ('the preparations of image and text', 'processor'))
+                                            if ma.get(k) != mb.get(k)]
     sa, sb = ma.get('settings', {}), mb.get('settings', {})
     out += [f'{k}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
     return out + ['they were scored by different versions: score them again']*(a.score.get('scorer') != b.score.get('scorer'))
@@ -75,15 +78,18 @@ class Comparison:
         return tuple(r.folder.parent.name if same else r.name for r in (self.a, self.b))
 
     @property
-    def headline(self)->dict: "Scores and their difference."; return _difference(self.a.score.get('headline'), self.b.score.get('headline'))
+    def headline(self)->dict:
+        "Scores and their difference."; return _difference(self.a.score.get('headline'), self.b.score.get('headline'))
 
     @property
     def groups(self)->dict: # breakdown -> {group: {'before', 'after', 'difference'}}
         "The breakdowns side by side."
         x, y, out = breakdowns(self.a.score), breakdowns(self.b.score), {}
         for name in x.keys() & y.keys():
-            cols = [c for c in ('value', 'score', 'accuracy', 'f1', 'relative_score') if all(c in r for r in x[name].values())][:1] or [next(iter(next(iter(x[name].values()))))]
-            out[name if cols == ['value'] else f'{name}, {cols[0]}'] = {g: _difference(x[name][g].get(cols[0]), y[name][g].get(cols[0])) for g in x[name] if g in y[name]}
+            cols = [c for c in ('value', 'score', 'accuracy', 'f1', 'relative_score')
+                    if all(c in r for r in x[name].values())][:1] or [next(iter(next(iter(x[name].values()))))]
+            out[name if cols == ['value'] else f'{name}, {cols[0]}'] = {g: _difference(x[name][g].get(cols[0]),
+                y[name][g].get(cols[0])) for g in x[name] if g in y[name]}
         return dict(sorted(out.items()))
 
     @property
@@ -110,7 +116,9 @@ def compare(
 )->list[Comparison]: # of the tasks that both have
     "Compare two evaluations."
     mine, other = _runs(a), _runs(b)
-    if not (both := [n for n in mine if n in other]): raise AlignGPTError(f'{a} and {b} have no task in common ({", ".join(mine)}; {", ".join(other)})', 'evaluate both on the same tasks')
+    if not (both := [n for n in mine if n in other]):
+        raise AlignGPTError(f'{a} and {b} have no task in common ({", ".join(mine)}; {", ".join(other)})',
+                            'evaluate both on the same tasks')
     pairs = [(Run(mine[n], data), Run(other[n], data)) for n in both]
     return [Comparison(x, y, changes(x, y), caveats(x, y)) for x,y in pairs]
 
@@ -119,7 +127,9 @@ def _runs(folder):
     folder = Path(folder)
     if (folder/'answers.jsonl').exists(): return {folder.name: folder}
     found = {p.parent.name: p.parent for p in sorted(folder.glob('*/answers.jsonl'))}
-    if not found: raise AlignGPTError(f'{folder}: no finished evaluation', 'name the folder that `aligngpt eval --out` filled, or one of the tasks in it')
+    if not found:
+        raise AlignGPTError(f'{folder}: no finished evaluation',
+                            'name the folder that `aligngpt eval --out` filled, or one of the tasks in it')
     return found
 
 # %% ../../nbs/evaluation/12_compare.ipynb #74bcd450
@@ -129,10 +139,17 @@ def _signed(rows):
 
 def _section(c, n):
     "What the page says about a task."
-    parts = [f'<h2>{escape(c.a.task.title)}</h2>'] + [f'<p class=error>not comparable? {escape(x)}</p>' for x in c.caveats]
-    parts += [html_table(_signed({c.a.score.get('metric', ''): c.headline}))] + [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items() if name != 'counts']
-    for what, some in (('worse', [x for x in c.changed if x.gain < 0]), ('better', [x for x in c.changed if x.gain > 0]), ('other words', [x for x in c.changed if not x.gain])):
-        if some: parts.append(f'<h3>{what}: {len(some):,}' + f', the first {n}'*(len(some) > n) + f'</h3><div class=grid>{"".join(figure(x.question, dict(zip(c.names, (x.before, x.after))), x.right, c.b.images) for x in some[:n])}</div>')
+    parts = [f'<h2>{escape(c.a.task.title)}</h2>'] + [f'<p class=error>not comparable? {escape(x)}</p>'
+                                                      for x in c.caveats]
+    parts += ([html_table(_signed({c.a.score.get('metric', ''): c.headline}))]
+              + [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items()
+                 if name != 'counts'])
+    for what, some in (('worse', [x for x in c.changed if x.gain < 0]),
+                       ('better', [x for x in c.changed if x.gain > 0]),
+                       ('other words', [x for x in c.changed if not x.gain])):
+        if some:
+            parts.append(f'<h3>{what}: {len(some):,}' + f', the first {n}'*(len(some) > n)
+                         + f'</h3><div class=grid>{"".join(figure(x.question, dict(zip(c.names, (x.before, x.after))), x.right, c.b.images) for x in some[:n])}</div>')
     return ''.join(parts)
 
 def comparison_page(
@@ -141,7 +158,10 @@ def comparison_page(
     n:int=24, # questions to show of each kind
 )->Path:
     "Scores, breakdowns and changed answers, with pictures."
-    verdict = ', '.join(f'{c.a.task.title} {c.headline["difference"]:+.2f} ({c.gains} better, {c.losses} worse)' if c.headline['difference'] is not None else f'{c.a.task.title}: {len(c.changed)} answers changed' for c in comparisons)
-    page = html_page(' and '.join(comparisons[0].names), verdict, ''.join(_section(c, n) for c in comparisons), css=CSS)
+    verdict = ', '.join(f'{c.a.task.title} {c.headline["difference"]:+.2f} ({c.gains} better, {c.losses} worse)'
+                        if c.headline['difference'] is not None
+                        else f'{c.a.task.title}: {len(c.changed)} answers changed' for c in comparisons)
+    page = html_page(' and '.join(comparisons[0].names), verdict, ''.join(_section(c, n) for c in comparisons),
+                     css=CSS)
     with atomic_path(path) as p: p.write_text(page, encoding='utf-8')
     return Path(path)

@@ -46,14 +46,18 @@ class Replies:
         self.replies = {str(k): [v] if isinstance(v, str) else v for k,v in replies.items()}
         self.log, self.asked = [], Counter()
         for k,v in self.replies.items():
-            if not isinstance(v, list) or not all(isinstance(r, str) for r in v): raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}', 'a list of strings was expected')
+            if not isinstance(v, list) or not all(isinstance(r, str) for r in v):
+                raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}',
+                                    'a list of strings was expected')
 
     def __call__(self, call:Call)->str:
         "The next reply recorded for this question."
         n = self.asked[call.id]
         self.log.append(call); self.asked[call.id] += 1
         mine = self.replies.get(call.id, [])
-        if n >= len(mine): raise AlignGPTError(f'question {call.id!r}: call {n+1}, and {len(mine)} replies are recorded', 'record more replies, or ask a judge')
+        if n >= len(mine):
+            raise AlignGPTError(f'question {call.id!r}: call {n+1}, and {len(mine)} replies are recorded',
+                                'record more replies, or ask a judge')
         return mine[n]
 
     @classmethod
@@ -63,7 +67,8 @@ class Replies:
         "Read recorded replies."
         if str(path).endswith('.json'): return cls(read_json(path))
         out = {}
-        for r in read_jsonl(path, dict(question_id=ID, reply=str)): out.setdefault(r['question_id'], []).append(r['reply'])
+        for r in read_jsonl(path, dict(question_id=ID, reply=str)):
+            out.setdefault(r['question_id'], []).append(r['reply'])
         return cls(out)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #5195af98
@@ -97,7 +102,8 @@ def llava_bench_message(
     "What LLaVA-Bench's judge reads."
     caption, role = context['caption'], rule['role']
     if isinstance(caption, list): caption = '\n'.join(map(str, caption))
-    said = ''.join(f'[{role} {i}]\n{a["text"]}\n\n[End of {role} {i}]\n\n' for i,a in enumerate((reference, answer), 1))
+    said = ''.join(f'[{role} {i}]\n{a["text"]}\n\n[End of {role} {i}]\n\n'
+                   for i,a in enumerate((reference, answer), 1))
     return f'[Context]\n{caption}\n\n[Question]\n{question["text"]}\n\n{said}[System]\n{rule["prompt"]}\n\n'
 
 # %% ../../nbs/evaluation/05_judge.ipynb #924f55b8
@@ -110,15 +116,22 @@ def llava_bench_calls(
 )->tuple[list[Call],list[str]]: # calls, notes
     "The judge's calls for LLaVA-Bench (in the wild)."
     captions, calls, notes = {c['image']: c for c in contexts}, [], []
-    if len(answers) != len(questions): notes.append(f'{len(answers)} answers and {len(questions)} questions, paired by line')
-    if odd := [q['question_id'] for q,*aa in zip(questions, references, answers) if any(a['question_id'] != q['question_id'] for a in aa)]:
+    if len(answers) != len(questions):
+        notes.append(f'{len(answers)} answers and {len(questions)} questions, paired by line')
+    if odd := [q['question_id'] for q,*aa in zip(questions, references, answers)
+               if any(a['question_id'] != q['question_id'] for a in aa)]:
         notes.append(f'{len(odd)} questions are paired with the line of another question: {some(odd)}')
     for q,ref,ans in zip(questions, references, answers):
         rule = rules.get(category := 'llava_bench_' + q['category'])
-        if rule is None: raise AlignGPTError(f'question {q["question_id"]!r}: no rule for {category!r} (rules: {some(rules, 9)})', 'take rule.json from the LLaVA repository')
-        if q['image'] not in captions: raise AlignGPTError(f'question {q["question_id"]!r}: no caption for {q["image"]!r}', 'take context.jsonl and questions.jsonl from one release')
+        if rule is None:
+            raise AlignGPTError(f'question {q["question_id"]!r}: no rule for {category!r} (rules: {some(rules, 9)})',
+                                'take rule.json from the LLaVA repository')
+        if q['image'] not in captions:
+            raise AlignGPTError(f'question {q["question_id"]!r}: no caption for {q["image"]!r}',
+                                'take context.jsonl and questions.jsonl from one release')
         content = llava_bench_message(q, captions[q['image']], ref, ans, rule)
-        calls.append(Call(str(q['question_id']), (dict(role='system', content=LLAVA_BENCH_SYSTEM), user(content)), .2, 1024, category))
+        calls.append(Call(str(q['question_id']), (dict(role='system', content=LLAVA_BENCH_SYSTEM), user(content)), .2,
+                          1024, category))
     return calls, notes
 
 # %% ../../nbs/evaluation/05_judge.ipynb #363608ff
@@ -137,8 +150,11 @@ def relative_scores(
     "LLaVA-Bench's summary of some reviews."
     import numpy as np
     ref, model = (round(x, 3) for x in np.asarray(tuples, dtype=float).mean(0).tolist())
-    if not ref: raise AlignGPTError('the reference answers have 0 points on average: a relative score is undefined', 'look at the replies: can the judge be understood?')
-    return dict(relative_score=round(model/ref*100, 1), reference_score=round(ref*10, 1), model_score=round(model*10, 1))
+    if not ref:
+        raise AlignGPTError('the reference answers have 0 points on average: a relative score is undefined',
+                            'look at the replies: can the judge be understood?')
+    return dict(relative_score=round(model/ref*100, 1), reference_score=round(ref*10, 1),
+                model_score=round(model*10, 1))
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b2a8e143
 def score_llava_bench(
@@ -147,8 +163,10 @@ def score_llava_bench(
 )->dict: # the summary for all and per category, the points of each question
     "Ask the judge about each answer, and summarise."
     tuples = [parse_review(r) for r in ask_all(judge, calls, judge)]
-    groups = {'all': tuples} | {g: [t for t,c in zip(tuples, calls) if c.group == g] for g in sorted({c.group for c in calls})}
-    return dict(summary={g: relative_scores(t) for g,t in groups.items()}, tuples={c.id: t for c,t in zip(calls, tuples)}, categories={c.id: c.group for c in calls})
+    groups = {'all': tuples} | {g: [t for t,c in zip(tuples, calls) if c.group == g]
+                                for g in sorted({c.group for c in calls})}
+    return dict(summary={g: relative_scores(t) for g,t in groups.items()},
+                tuples={c.id: t for c,t in zip(calls, tuples)}, categories={c.id: c.group for c in calls})
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b7255147
 def mm_vet_calls(
@@ -157,9 +175,12 @@ def mm_vet_calls(
     header:str, # instruction and examples, ending with a line feed
 )->list[Call]:
     "The first call for each question of MM-Vet."
-    if lost := [i for i in data if i not in results]: raise AlignGPTError(f'{len(lost)} of {len(data)} questions have no answer: {some(lost)}', 'MM-Vet needs all of them; let the evaluation finish')
+    if lost := [i for i in data if i not in results]:
+        raise AlignGPTError(f'{len(lost)} of {len(data)} questions have no answer: {some(lost)}',
+                            'MM-Vet needs all of them; let the evaluation finish')
     truth = lambda d: d['answer'].replace('<AND>', ' <AND> ').replace('<OR>', ' <OR> ')
-    return [Call(i, (user(header + '\n' + ' | '.join([d['question'], truth(d), results[i], ''])),), 0., 3) for i,d in data.items()]
+    return [Call(i, (user(header + '\n' + ' | '.join([d['question'], truth(d), results[i], ''])),), 0., 3)
+            for i,d in data.items()]
 
 # %% ../../nbs/evaluation/05_judge.ipynb #c1bf0c3f
 AGAIN = '\nPredict the correctness of the answer (digit): '
@@ -200,7 +221,8 @@ def score_mm_vet(
     caps = {k: caps[k] for k in sorted(caps)} | {'total': [g for g,_ in graded.values()]}
     combos['total'] = caps['total']
     pct = lambda d, n: {k: float(np.round(sum(v)/len(v)*100, n)) for k,v in d.items()}
-    return dict(capabilities=pct(caps, 1), capabilities_6dp=pct(caps, 6), integrations_sorted_names=pct(combos, 1), counts={k: len(v) for k,v in caps.items()},
+    return dict(capabilities=pct(caps, 1), capabilities_6dp=pct(caps, 6), integrations_sorted_names=pct(combos, 1),
+                counts={k: len(v) for k,v in caps.items()},
                 grades={i: g for i,(g,_) in graded.items()}, calls={i: n for i,(_,n) in graded.items()})
 
 # %% ../../nbs/evaluation/05_judge.ipynb #0f23259a
@@ -212,10 +234,12 @@ def read_mm_vet_header(
     if path.suffix != '.ipynb':
         with os_errors(path): raw = path.read_bytes()
         try: return raw.decode('utf-8')
-        except UnicodeDecodeError as e: raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
+        except UnicodeDecodeError as e:
+            raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
     for c in read_json(path).get('cells', []):
         if m := re.search(r'^prompt = """(.*?)"""', ''.join(c['source']), re.M | re.S): return m[1]
-    raise AlignGPTError(f'{path}: no cell assigns the prompt', 'take mm-vet_evaluator.ipynb from the MM-Vet repository')
+    raise AlignGPTError(f'{path}: no cell assigns the prompt',
+                        'take mm-vet_evaluator.ipynb from the MM-Vet repository')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #33c6b8d9
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -254,7 +278,9 @@ class Judge:
         self.model, self.cache, self.key_env, self.concurrency = model, cache and Path(cache), key_env, concurrency
         self.url = (url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1').rstrip('/')
         self.retries, self.timeout, self.backoff, self.price, self.extra, self.run = retries, timeout, backoff, price, extra or {}, run
-        if urllib.parse.urlparse(self.url).scheme not in ('http', 'https'): raise AlignGPTError(f'the judge\'s URL is {self.url!r}', 'it begins with http:// or https:// and usually ends with /v1')
+        if urllib.parse.urlparse(self.url).scheme not in ('http', 'https'):
+            raise AlignGPTError(f'the judge\'s URL is {self.url!r}',
+                                'it begins with http:// or https:// and usually ends with /v1')
         self.asked, self._lock, self.halt, self.replies = 0, threading.Lock(), threading.Event(), self._read_cache()
 
     def __repr__(self): return f'Judge({self.model!r}, {self.url!r}, {len(self.replies)} replies kept)'
@@ -287,16 +313,21 @@ def _keep(self:Judge, call, key, reply):
         if not self.cache: return
         with os_errors(self.cache):
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.cache, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(key=key, id=call.id, model=self.model, temperature=call.temperature, reply=reply)) + '\n')
+            with open(self.cache, 'a', encoding='utf-8') as f:
+                f.write(json.dumps(dict(key=key, id=call.id, model=self.model, temperature=call.temperature,
+                                        reply=reply)) + '\n')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #77027f0c
 @patch
 def _post(self:Judge, call):
     "One request; the reply, or `_Again`, or an error that ends it."
     key = os.environ.get(self.key_env, '')
-    body = dict(model=self.model, messages=list(call.messages), temperature=call.temperature, max_tokens=call.max_tokens) | self.extra
-    req = urllib.request.Request(self.url + '/chat/completions', json.dumps({k:v for k,v in body.items() if v is not None}).encode(),
-                                 {'Content-Type':'application/json'} | ({'Authorization':f'Bearer {key}'} if key else {}))
+    body = dict(model=self.model, messages=list(call.messages), temperature=call.temperature,
+                max_tokens=call.max_tokens) | self.extra
+    req = urllib.request.Request(self.url + '/chat/completions',
+                                 json.dumps({k:v for k,v in body.items() if v is not None}).encode(),
+                                 {'Content-Type':'application/json'} | ({'Authorization':f'Bearer {key}'} if key
+        else {}))
     local = urllib.parse.urlparse(self.url).hostname in ('localhost', '127.0.0.1', '::1')
     opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
     try:
@@ -305,7 +336,8 @@ def _post(self:Judge, call):
     except (OSError, ValueError) as e: raise _Again(f'{type(e).__name__}: {getattr(e, "reason", e)}') from None
     except Exception as e: raise _Again(f'{type(e).__name__}: {e}') from None
     try: text = json.loads(raw)['choices'][0]['message']['content']
-    except (ValueError, LookupError, TypeError): raise _Again('not a chat completion: ' + _hide(repr(raw[:200]), key)) from None
+    except (ValueError, LookupError, TypeError):
+        raise _Again('not a chat completion: ' + _hide(repr(raw[:200]), key)) from None
     if text is not None and not isinstance(text, str): raise _Again('the content is ' + _hide(repr(text)[:200], key))
     return _hide(text or '', key)
 
@@ -316,8 +348,11 @@ def _refused(self:Judge, e, key):
     why = f'HTTP {e.code}: {" ".join(_hide(text, key).split())[:300]}'
     if e.code in (408, 409, 425, 429) or e.code >= 500:
         if 'insufficient_quota' not in text: return _Again(why, _wait_time(e.headers))
-    hint = {401:f'is the right key in ${self.key_env}?', 403:f'is the key in ${self.key_env} allowed to use this model?', 404:'check the URL (it usually ends with /v1) and the name of the model',
-            429:'there is no quota left for this key'}.get(e.code, 'the endpoint does not take this request; extra={...} changes its fields')
+    hint = {401:f'is the right key in ${self.key_env}?',
+            403:f'is the key in ${self.key_env} allowed to use this model?',
+            404:'check the URL (it usually ends with /v1) and the name of the model',
+            429:'there is no quota left for this key'}.get(e.code,
+        'the endpoint does not take this request; extra={...} changes its fields')
     return AlignGPTError(f'{self.url}: {why}', hint)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #6180dc9c
@@ -333,7 +368,10 @@ def __call__(self:Judge,
         try: reply = self._post(call)
         except _Again as e: why, wait = str(e), e.wait
         else: self._keep(call, key, reply); return reply
-        if n < self.retries and self.halt.wait(min(60, wait if wait is not None else self.backoff*2**n*random.uniform(.5, 1))): break
+        if n < self.retries and self.halt.wait(min(60,
+                                                   wait if wait is not None
+                                                   else self.backoff*2**n*random.uniform(.5, 1))):
+            break
     raise AlignGPTError(f'{self.url}: no usable reply for question {call.id!r} after {self.retries+1} tries; the last: {why}', 'what came so far is kept; run the same command again later')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b8cecf26
@@ -356,4 +394,5 @@ def estimate(self:Judge,
     "What these calls will cost."
     new = [c for c in calls if self._key(c) not in self.replies]
     read, written = sum(len(m['content']) for c in new for m in c.messages)//4, sum(c.max_tokens for c in new)
-    return Estimate(len(new), read, written, None if self.price is None else (read*self.price[0] + written*self.price[1])/1e6)
+    return Estimate(len(new), read, written,
+                    None if self.price is None else (read*self.price[0] + written*self.price[1])/1e6)

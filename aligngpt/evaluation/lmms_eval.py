@@ -38,7 +38,8 @@ class Decoding:
         how = dict(temperature=heat, top_p=kwargs.get('top_p')) if sample else {}
         how = {k:v for k,v in how.items() if v is not None} | dict(do_sample=sample, num_beams=beams)
         until = (until,) if isinstance(until, str) else tuple(u for u in until if u)
-        return cls(kwargs.get('max_new_tokens') or cls.max_new_tokens, until, tuple(how.items()) if sample or beams > 1 else ())
+        return cls(kwargs.get('max_new_tokens') or cls.max_new_tokens, until,
+                   tuple(how.items()) if sample or beams > 1 else ())
 
     def cut(self,
         text:str, # an answer
@@ -55,8 +56,11 @@ def pictures_of(
     flat = [v for x in visuals or [] for v in (x if isinstance(x, (list, tuple)) else [x]) if v is not None]
     for v in flat:
         if hasattr(v, 'tobytes') and hasattr(v, 'mode'): continue
-        if isinstance(v, str) and ((mimetypes.guess_type(v.split('?')[0])[0] or '').startswith('image/') or v.startswith('data:image/')): continue
-        raise AlignGPTError(f'{where}: not a picture: {str(v)[:80]!r} ({type(v).__name__})', 'AlignGPT reads text and pictures; choose a benchmark without video and sound')
+        if isinstance(v, str) and ((mimetypes.guess_type(v.split('?')[0])[0] or '').startswith('image/')
+                                   or v.startswith('data:image/')):
+            continue
+        raise AlignGPTError(f'{where}: not a picture: {str(v)[:80]!r} ({type(v).__name__})',
+                            'AlignGPT reads text and pictures; choose a benchmark without video and sound')
     return flat
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #d1d51555
@@ -98,12 +102,17 @@ def generated(
     alignment=None, # a level, or a mixture [N]; None lets the gate decide
 )->list[str]: # an answer for each
     "Answer questions of any number of pictures, with any decoding, as one batch."
-    def chat(q): return [dict(role='user', content=[*(dict(type='image', image=p) for p in q.pictures()), dict(type='text', text=q.text)])]
-    batch = processor.apply_chat_template([chat(q) for q in qs], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt', padding=True).to(model.device)
+    def chat(q):
+        return [dict(role='user', content=[*(dict(type='image', image=p) for p in q.pictures()),
+                                           dict(type='text', text=q.text)])]
+    batch = processor.apply_chat_template([chat(q) for q in qs], add_generation_prompt=True, tokenize=True,
+                                          return_dict=True, return_tensors='pt', padding=True).to(model.device)
     if alignment is not None: batch['alignment'] = alignment
     settings = dict(do_sample=False, num_beams=1) | dict(how.sampling)
-    ids = model.eval().generate(**batch, max_new_tokens=how.max_new_tokens, eos_token_id=processor.stop_token_ids, pad_token_id=processor.tokenizer.pad_token_id or 0, **settings)
-    return [t.strip() for t in processor.tokenizer.batch_decode(ids[:, batch['input_ids'].shape[1]:], skip_special_tokens=True)]
+    ids = model.eval().generate(**batch, max_new_tokens=how.max_new_tokens, eos_token_id=processor.stop_token_ids,
+                                pad_token_id=processor.tokenizer.pad_token_id or 0, **settings)
+    return [t.strip() for t in processor.tokenizer.batch_decode(ids[:, batch['input_ids'].shape[1]:],
+                                                                skip_special_tokens=True)]
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #e4fec26c
 @torch.inference_mode()
@@ -114,14 +123,21 @@ def losses(
     alignment=None, # a level, or a mixture [N]; None lets the gate decide
 )->list[tuple[float,bool]]: # (mean of -log p over the answer's tokens, would greedy decoding say it?)
     "How likely are these answers?"
-    if many := [q for q in qs if len(q.keys) > 1]: raise AlignGPTError(f'{many[0].text[:60]!r}: {len(many[0].keys)} pictures', 'likelihoods are computed of answers about one picture')
-    def chat(q): return [dict(role='user', content=[dict(type='image')]*len(q.keys) + [dict(type='text', text=q.text)]), dict(role='assistant', content=q.target.strip())]
-    rows, seen = [processor.layout(render(chat(q), processor.template, False, *processor.ends)) for q in qs], {k:q for q in qs for k in q.keys}
+    if many := [q for q in qs if len(q.keys) > 1]:
+        raise AlignGPTError(f'{many[0].text[:60]!r}: {len(many[0].keys)} pictures',
+                            'likelihoods are computed of answers about one picture')
+    def chat(q):
+        return [dict(role='user', content=[dict(type='image')]*len(q.keys) + [dict(type='text', text=q.text)]),
+                dict(role='assistant', content=q.target.strip())]
+    rows, seen = [processor.layout(render(chat(q), processor.template, False, *processor.ends))
+                  for q in qs], {k:q for q in qs for k in q.keys}
     index, V = image_features(model.eval(), processor, list(seen), lambda k: seen[k].pictures()[0])
-    batch = ask_batch(rows, [q.keys[0] if q.keys else None for q in qs], index, V, processor.tokenizer.pad_token_id or 0)
+    batch = ask_batch(rows, [q.keys[0] if q.keys else None for q in qs], index, V,
+                      processor.tokenizer.pad_token_id or 0)
     batch = {k:v.to(model.device) for k,v in batch.items()} | ({} if alignment is None else dict(alignment=alignment))
     keep = 1 + max(len(r['labels']) - next(i for i,l in enumerate(r['labels']) if l >= 0) for r in rows)
-    logp = model(**batch, position_ids=(batch['attention_mask'].cumsum(-1) - 1).clamp(min=0), logits_to_keep=keep).logits.float().log_softmax(-1)
+    logp = model(**batch, position_ids=(batch['attention_mask'].cumsum(-1) - 1).clamp(min=0),
+                 logits_to_keep=keep).logits.float().log_softmax(-1)
     out = []
     for r,p in zip(rows, logp):
         want = torch.tensor(r['labels'][-(keep - 1):], device=p.device)
@@ -139,7 +155,9 @@ class Examinee:
         batch_size:int|str=32, # questions at a time
         alignment=None, # a level for all questions; None lets the gate decide
     ):
-        if not str(batch_size).isdigit() or int(batch_size) < 1: raise AlignGPTError(f'Unknown batch_size {batch_size!r}', 'give the number of questions at a time, such as 32')
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise AlignGPTError(f'Unknown batch_size {batch_size!r}',
+                                'give the number of questions at a time, such as 32')
         self.model, self.processor, self.batch_size, self.alignment, self.device = model, processor, int(batch_size), alignment, model.device
         (self._rank, self._world_size), self.task_dict = process_rank(), {}
 
@@ -155,7 +173,8 @@ class Examinee:
     )->list[str]: # an answer for each, in order
         "Answer questions."
         qs, out, groups = self._read(requests), {}, {}
-        for i,q in enumerate(qs): groups.setdefault((d := Decoding.read(q.target), bool(d.sampling) or len(q.keys) > 1), []).append(i)
+        for i,q in enumerate(qs):
+            groups.setdefault((d := Decoding.read(q.target), bool(d.sampling) or len(q.keys) > 1), []).append(i)
         with progress(desc='lmms-eval', total=len(qs), unit='question', disable=self._rank > 0) as bar:
             for (d, special), rows in groups.items():
                 for part in (self._one_by_batch if special else self._together)([qs[i] for i in rows], d):
@@ -167,12 +186,14 @@ class Examinee:
         "Greedy answers about single pictures."
         by_key = {k:q for q in qs for k in q.keys}
         asks = [Ask(i, q.text, q.keys[0] if q.keys else None) for i,q in enumerate(qs)]
-        return answers(self.model, self.processor, asks, lambda k: by_key[k].pictures()[0], d.max_new_tokens, self.batch_size, max(256, self.batch_size), self.alignment)
+        return answers(self.model, self.processor, asks, lambda k: by_key[k].pictures()[0], d.max_new_tokens,
+                       self.batch_size, max(256, self.batch_size), self.alignment)
 
     def _one_by_batch(self, qs, d):
         "All other answers."
         for k in range(0, len(qs), self.batch_size):
-            yield list(enumerate(generated(self.model, self.processor, qs[k:k+self.batch_size], d, self.alignment), k))
+            yield list(enumerate(generated(self.model, self.processor, qs[k:k+self.batch_size], d, self.alignment),
+                                 k))
 
     def loglikelihood(self,
         requests:list, # with `args` as `read_request` takes them, the answer in place of the settings
@@ -187,7 +208,8 @@ class Examinee:
 
     def generate_until_multi_round(self, requests):
         "Benchmarks in several rounds are not supported."
-        raise AlignGPTError('this benchmark asks in several rounds', 'choose one that asks once: each round would need the pictures that its code picks on the way')
+        raise AlignGPTError('this benchmark asks in several rounds',
+                            'choose one that asks once: each round would need the pictures that its code picks on the way')
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #40801e57
 @lru_cache

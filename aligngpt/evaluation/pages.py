@@ -34,7 +34,9 @@ class Run:
         data:str|Path|None=None, # the task's files, if they are no longer where they were
     ):
         self.folder = Path(folder)
-        if not (self.folder/'answers.jsonl').exists(): raise AlignGPTError(f'{folder}: no answers.jsonl', 'name the folder of a finished evaluation, such as runs/eval/pope')
+        if not (self.folder/'answers.jsonl').exists():
+            raise AlignGPTError(f'{folder}: no answers.jsonl',
+                                'name the folder of a finished evaluation, such as runs/eval/pope')
         self.manifest = read_json(self.folder/'manifest.json')
         self.data = Path(data or self.manifest['data'])
         self.task = get_task(self.manifest['file'] or self.manifest['task'])
@@ -51,7 +53,8 @@ class Run:
         said = {(r['question_id'], r['prompt']): r['text'] for r in whole_lines(self.folder/'answers.jsonl')[0]}
         points = self.task.points(self.score) if self.score.get('headline') is not None else {}
         right = self.task.truth(Files(self.task, self.data)) if self.task.truth else lambda q: None
-        return [Outcome(q, said[q.key], points.get(self.task.called(q)), right(q)) for q in questions(self.task, self.data) if q.key in said]
+        return [Outcome(q, said[q.key], points.get(self.task.called(q)), right(q))
+                for q in questions(self.task, self.data) if q.key in said]
 
 # %% ../../nbs/evaluation/11_pages.ipynb #bfc7c132
 def worst(
@@ -85,7 +88,8 @@ def figure(
     folder:Path|None, # the image folder
 )->str: # HTML
     "A question with its answers."
-    lines = [f'<b>{escape(str(k))}</b> {escape(v) or "<i>nothing</i>"}' for k,v in said.items()] + [f'<b>right</b> {escape(right)}']*(right is not None)
+    lines = [f'<b>{escape(str(k))}</b> {escape(v) or "<i>nothing</i>"}'
+             for k,v in said.items()] + [f'<b>right</b> {escape(right)}']*(right is not None)
     return f'<figure>{question_picture(question, folder)}<figcaption><p>{escape(question.prompt)}</p>{"<br>".join(lines)}<br><small>{escape(str(question.id))}</small></figcaption></figure>'
 
 def html_table(
@@ -94,9 +98,12 @@ def html_table(
 )->str: # HTML
     "A table; numbers short."
     cols = list(dict.fromkeys(c for r in rows.values() for c in r))
-    cell = lambda v: '' if v is None else f'{v:.4g}' if isinstance(v, float) and abs(v) < 1 else f'{v:,.2f}'.rstrip('0').rstrip('.') if isinstance(v, float) else escape(str(v))
+    cell = (lambda v: '' if v is None else f'{v:.4g}'
+            if isinstance(v, float) and abs(v) < 1 else f'{v:,.2f}'.rstrip('0').rstrip('.') if isinstance(v, float)
+            else escape(str(v)))
     head = ''.join(f'<th>{escape(str(c))}' for c in [corner, *cols])
-    return f'<table><tr>{head}' + ''.join(f'<tr><th>{escape(str(n))}' + ''.join(f'<td>{cell(r.get(c))}' for c in cols) for n,r in rows.items()) + '</table>'
+    return f'<table><tr>{head}' + ''.join(f'<tr><th>{escape(str(n))}' + ''.join(f'<td>{cell(r.get(c))}' for c in cols)
+                                          for n,r in rows.items()) + '</table>'
 
 CSS = """table{border-collapse:collapse;margin:.5em 0} td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right} th:first-child{text-align:left;font-weight:600}
 figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:#777} .up{color:#0a7d33} .down{color:#b00020} main{display:block}"""
@@ -110,11 +117,16 @@ def error_page(
     "Score, breakdowns and the worst errors of a run."
     s, path = run.score, Path(path or run.folder/'report.html')
     score = s.get('headline')
-    verdict = f'{run.name}: {s["metric"]} {score:,}' if score is not None else f'{run.name}: answered, not scored here'
-    body = [html_table({run.name: {s['metric']: score}} | {m: {s['metric']: x} for m,x in s.get('published', {}).items()}, 'model')] if score is not None else []
+    verdict = (f'{run.name}: {s["metric"]} {score:,}'
+               if score is not None else f'{run.name}: answered, not scored here')
+    body = [html_table({run.name: {s['metric']: score}}
+                       | {m: {s['metric']: x} for m,x in s.get('published', {}).items()},
+                       'model')] if score is not None else []
     body += [f'<ul>{"".join(f"<li>{escape(x)}" for x in s["notes"])}</ul>'] if s.get('notes') else []
     body += [f'<h2>{escape(name.replace("_", " "))}</h2>{html_table(rows)}' for name,rows in breakdowns(s).items()]
     errors = worst(run.outcomes(), n)
-    if errors: body.append(f'<h2>The worst {len(errors)} answers</h2><div class=grid>{"".join(figure(o.question, {"said": o.said}, o.right, run.images) for o in errors)}</div>')
-    with atomic_path(path) as p: p.write_text(html_page(run.task.title, verdict, ''.join(body), css=CSS), encoding='utf-8')
+    if errors:
+        body.append(f'<h2>The worst {len(errors)} answers</h2><div class=grid>{"".join(figure(o.question, {"said": o.said}, o.right, run.images) for o in errors)}</div>')
+    with atomic_path(path) as p:
+        p.write_text(html_page(run.task.title, verdict, ''.join(body), css=CSS), encoding='utf-8')
     return path

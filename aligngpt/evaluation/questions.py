@@ -38,10 +38,13 @@ class Question:
     def has_image(self)->bool: return self.image is not None or self.image_base64 is not None
 
     @cached_property
-    def picture(self)->str|None: "What the image is called: the same for all questions about it; None without one."; return self.image if self.image_base64 is None else hashlib.sha1(self.image_base64.encode()).hexdigest()
+    def picture(self)->str|None:
+        "What the image is called: the same for all questions about it; None without one."
+        return self.image if self.image_base64 is None else hashlib.sha1(self.image_base64.encode()).hexdigest()
 
     @property
-    def key(self)->tuple: "Unique, unlike `id`: TextVQA and MME ask several questions under one id."; return self.id, self.prompt
+    def key(self)->tuple:
+        "Unique, unlike `id`: TextVQA and MME ask several questions under one id."; return self.id, self.prompt
 
     @property
     def user(self)->str: "The whole user turn, `<image>` in front."; return '<image>\n'*self.has_image + self.text
@@ -52,7 +55,8 @@ class Question:
         answer_id:str='', # any name for this answer
     )->dict:
         "The row of the answers file."
-        return dict(question_id=self.id, prompt=self.prompt, text=text, answer_id=answer_id, model_id=model_id, metadata={}) | self.extra
+        return dict(question_id=self.id, prompt=self.prompt, text=text, answer_id=answer_id, model_id=model_id,
+                    metadata={}) | self.extra
 
 # %% ../../nbs/evaluation/07_questions.ipynb #b1ab75d3
 def read_questions(
@@ -60,9 +64,13 @@ def read_questions(
 )->list[Question]:
     "Read a question file in LLaVA's format."
     rows = read_jsonl(path, dict(question_id=ID, text=str))
-    if not rows: raise AlignGPTError(f'{path}: no questions', 'one JSON object a line was expected: question_id, text and perhaps image')
-    for k,types in (('image', (str, type(None))), ('category', str)): check_rows([r for r in rows if k in r], {k:types}, path, 'line')
-    return [Question(r['question_id'], r['text'], r.get('image'), category=r.get('category', ''), where=f'{path}, line {i}') for i,r in enumerate(rows, 1)]
+    if not rows:
+        raise AlignGPTError(f'{path}: no questions',
+                            'one JSON object a line was expected: question_id, text and perhaps image')
+    for k,types in (('image', (str, type(None))), ('category', str)):
+        check_rows([r for r in rows if k in r], {k:types}, path, 'line')
+    return [Question(r['question_id'], r['text'], r.get('image'), category=r.get('category', ''),
+                     where=f'{path}, line {i}') for i,r in enumerate(rows, 1)]
 
 # %% ../../nbs/evaluation/07_questions.ipynb #9855fec9
 def load_image(
@@ -151,23 +159,29 @@ class Files:
         must_exist:bool=True, # a folder that is not there is an error
     ):
         self.task, folder = task, Path(folder)
-        if must_exist and not folder.is_dir(): raise AlignGPTError(f'{folder}: no such folder', f'name the folder with the files of {task.name}')
+        if must_exist and not folder.is_dir():
+            raise AlignGPTError(f'{folder}: no such folder', f'name the folder with the files of {task.name}')
         options = [folder, *(folder/f for f in (task.name, *task.folders))]
-        self.folder = max(options, key=lambda f: sum(any((f/n).exists() for n in w.names) for w in task.needs.values()))
+        self.folder = max(options, key=lambda f: sum(any((f/n).exists() for n in w.names)
+                                                     for w in task.needs.values()))
 
     def get(self,
         role:str, # such as 'annotations'
     )->Path|None: # None if it is not there
         "The path of a file."
-        return next((p for n in (self.task.needs[role].names if role in self.task.needs else ()) if (p := self.folder/n).exists()), None)
+        return next((p for n in (self.task.needs[role].names if role in self.task.needs else ())
+                     if (p := self.folder/n).exists()), None)
 
     def __getitem__(self, role):
-        if (p := self.get(role)) is None: raise AlignGPTError(f'{self.folder}: no {role} for {self.task.name}', f'expected: {" or ".join(self.task.needs[role].names)}')
+        if (p := self.get(role)) is None:
+            raise AlignGPTError(f'{self.folder}: no {role} for {self.task.name}',
+                                f'expected: {" or ".join(self.task.needs[role].names)}')
         return p
 
     def table(self)->dict: # role -> what it is for, what was expected, what was found
         "Which files are expected, and which were found."
-        return {r: dict(use=w.use + ' (optional)'*w.optional, found=p.name if (p := self.get(r)) else '-', expected=' or '.join(w.names)) for r,w in self.task.needs.items()}
+        return {r: dict(use=w.use + ' (optional)'*w.optional, found=p.name if (p := self.get(r)) else '-',
+                        expected=' or '.join(w.names)) for r,w in self.task.needs.items()}
 
     def ready(self,
         use:str, # 'asking', 'scoring' or 'judging'

@@ -28,7 +28,8 @@ class ScoreReport:
 
     def to_dict(self)->dict:
         "For JSON: the headline, then the results by their names."
-        return dict(task=self.task, title=self.title, metric=self.metric, headline=self.headline, published=self.published, predictions=self.predictions,
+        return dict(task=self.task, title=self.title, metric=self.metric, headline=self.headline,
+                    published=self.published, predictions=self.predictions,
                     notes=self.notes) | self.results
 
     def save(self,
@@ -56,12 +57,16 @@ def breakdowns(
     out = {}
     for name,d in results.items():
         if not isinstance(d, dict) or not 1 < len(d) <= limit or name.endswith('hits') or name in NO_GROUPS: continue
-        rows = {str(g): numbers(v) if isinstance(v, dict) else {'value':v} for g,v in d.items() if _num(v) or isinstance(v, dict) and numbers(v)}
+        rows = {str(g): numbers(v) if isinstance(v, dict) else {'value':v} for g,v in d.items() if _num(v)
+                or isinstance(v, dict) and numbers(v)}
         if rows: out[name] = rows
     return out
 
 # %% ../../nbs/evaluation/06_report.ipynb #16071466
-def _show(x): return '' if x is None else f'{x:.4g}' if isinstance(x, float) and abs(x) < 1 else f'{x:.2f}'.rstrip('0').rstrip('.') if isinstance(x, float) else str(x)
+def _show(x):
+    return ('' if x is None else f'{x:.4g}'
+            if isinstance(x, float) and abs(x) < 1 else f'{x:.2f}'.rstrip('0').rstrip('.') if isinstance(x, float)
+            else str(x))
 
 def markdown_table(
     rows:dict, # row name -> {column: value}
@@ -69,7 +74,9 @@ def markdown_table(
 )->str:
     "A Markdown table; numbers short."
     cols = list(dict.fromkeys(c for r in rows.values() for c in r))
-    lines = [[corner, *cols], ['---'] + ['---:']*len(cols)] + [[str(g), *(_show(r.get(c)) if _num(r.get(c)) or r.get(c) is None else str(r[c]) for c in cols)] for g,r in rows.items()]
+    lines = [[corner, *cols], ['---'] + ['---:']*len(cols)] + [[str(g),
+        *(_show(r.get(c)) if _num(r.get(c)) or r.get(c) is None else str(r[c]) for c in cols)]
+        for g,r in rows.items()]
     return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)
 
 # %% ../../nbs/evaluation/06_report.ipynb #d3a7c767
@@ -77,7 +84,8 @@ def markdown_table(
 def _repr_markdown_(self:ScoreReport)->str:
     "Headline, published numbers, breakdowns and notes."
     head = {'this run': {self.metric: self.headline}} | {m: {self.metric: x} for m,x in self.published.items()}
-    parts = [f'**{self.title}**', markdown_table(head)] + [f'{name}\n\n{markdown_table(rows)}' for name,rows in breakdowns(self.results).items()]
+    parts = [f'**{self.title}**', markdown_table(head)] + [f'{name}\n\n{markdown_table(rows)}'
+                                                           for name,rows in breakdowns(self.results).items()]
     return '\n\n'.join(parts + [f'- {n}' for n in self.notes])
 
 @patch

@@ -51,12 +51,15 @@ def plot_radar(
     centre = np.maximum(0, low - .5*np.where(top > low, top-low, top*.2))
     angles = np.linspace(0, 2*np.pi, len(axes), endpoint=False)
     for k, (model, r) in enumerate(zip(rows, (values - centre)/(top - centre))):
-        style = dict(lw=2.5, color='#c0392b', zorder=3) if k == 0 else dict(lw=1.2, color=['#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57'][(k-1)%4])
+        style = (dict(lw=2.5, color='#c0392b', zorder=3)
+                 if k == 0 else dict(lw=1.2, color=['#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57'][(k-1)%4]))
         line, = ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
         if k == 0: ax.fill(angles, r, color=line.get_color(), alpha=.12)
-    ax.set_xticks(angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], top)], fontsize=9)
+    ax.set_xticks(angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], top)],
+                  fontsize=9)
     ax.set(yticks=[], ylim=(0, 1.02)); ax.tick_params(pad=6)
-    for label, a in zip(ax.get_xticklabels(), angles): label.set_horizontalalignment('center' if abs(np.cos(a)) < .1 else 'left' if np.cos(a) > 0 else 'right')
+    for label, a in zip(ax.get_xticklabels(), angles):
+        label.set_horizontalalignment('center' if abs(np.cos(a)) < .1 else 'left' if np.cos(a) > 0 else 'right')
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=3, frameon=False, fontsize=9)
     return ax
 
@@ -78,9 +81,11 @@ def evaluate_all(
     for n, folder in tasks.items():
         task, folder = get_task(n), Path(folder)
         try:
-            path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, lenient=lenient, **kwargs)
+            path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, lenient=lenient,
+                              **kwargs)
             if path is None: continue # the first process speaks
-            reports[task.name] = r = score_run(task, folder, path.parent, _hire(task, folder, path, judge, tell, agree), lenient)
+            reports[task.name] = r = score_run(task, folder, path.parent,
+                                               _hire(task, folder, path, judge, tell, agree), lenient)
             tell(f'{r.title}: {r.headline if r.headline is not None else "not scored here"}    {path}')
             for line in [*r.notes, *_extras(task, folder, path)]: tell(f'  {line}')
         except AlignGPTError as e:

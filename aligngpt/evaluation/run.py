@@ -30,7 +30,9 @@ def whole_lines(
     lines, rows = raw.split(b'\n'), []
     for i, line in enumerate(lines[:-1], 1):
         try: rows.append(json.loads(line))
-        except ValueError as e: raise AlignGPTError(f'{path}, line {i}: not valid JSON', 'remove this line: the question will be asked again') from e
+        except ValueError as e:
+            raise AlignGPTError(f'{path}, line {i}: not valid JSON',
+                                'remove this line: the question will be asked again') from e
     return rows, len(raw) - len(lines[-1])
 
 class AnswerFile:
@@ -68,7 +70,8 @@ def finish(
 )->Path: # answers.jsonl
     "Write the answers in the order of the questions."
     path = folder/'answers.jsonl'
-    with atomic_path(path) as p: p.write_text(''.join(json.dumps(known[q.key], ensure_ascii=False) + '\n' for q in qs), encoding='utf-8')
+    with atomic_path(path) as p:
+        p.write_text(''.join(json.dumps(known[q.key], ensure_ascii=False) + '\n' for q in qs), encoding='utf-8')
     shutil.rmtree(folder/'parts', ignore_errors=True)
     return path
 
@@ -95,15 +98,20 @@ def manifest(
 )->dict:
     "Hashes of prompts, preprocessing, weights and settings."
     def h(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    def clean(c): return {k: clean(v) if isinstance(v, dict) else v for k,v in c.items() if k not in ('_name_or_path', 'transformers_version')}
-    return dict(task=task.name, questions=len(qs), prompts=h([(q.id, q.user, q.picture) for q in qs]), processor=h(processor.to_dict()), template=processor.template,
-                model=weights or weights_hash(model), config=h(clean(model.config.to_dict())), settings=dict(settings, dtype=str(model.dtype)))
+    def clean(c):
+        return {k: clean(v) if isinstance(v, dict) else v for k,v in c.items()
+                if k not in ('_name_or_path', 'transformers_version')}
+    return dict(task=task.name, questions=len(qs), prompts=h([(q.id, q.user, q.picture) for q in qs]),
+                processor=h(processor.to_dict()), template=processor.template,
+                model=weights or weights_hash(model), config=h(clean(model.config.to_dict())),
+                settings=dict(settings, dtype=str(model.dtype)))
 
 def scorer_version()->str: # 16 hex digits
     "The identity of the code that scores."
     from aligngpt import evaluation
     h = hashlib.sha256()
-    for name in ('text', 'vqa', 'choice', 'yesno', 'judge', 'questions', 'benchmarks', 'tasks'): h.update((Path(evaluation.__file__).parent/f'{name}.py').read_bytes())
+    for name in ('text', 'vqa', 'choice', 'yesno', 'judge', 'questions', 'benchmarks', 'tasks'):
+        h.update((Path(evaluation.__file__).parent/f'{name}.py').read_bytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/evaluation/10_run.ipynb #4a2c852b
@@ -124,12 +132,15 @@ def readable(
     on_missing_image:str='error', # or 'skip'
 )->set: # keys of the questions that cannot be asked
     "Look for the images before anything is computed."
-    if on_missing_image not in ('error', 'skip'): raise AlignGPTError(f'Unknown --on-missing-image {on_missing_image!r}. Valid: error, skip')
+    if on_missing_image not in ('error', 'skip'):
+        raise AlignGPTError(f'Unknown --on-missing-image {on_missing_image!r}. Valid: error, skip')
     gone = broken_images(qs, folder, decode=on_missing_image == 'skip')
     if gone and on_missing_image == 'error':
         first = next(iter(gone.values()))
         raise AlignGPTError(f'{first.message} ({len(gone)} of {len(qs)} questions)', first.hint)
-    if qs and all(q.key in gone for q in qs): raise AlignGPTError(f'{folder or task.title}: not one image of the {len(qs)} questions can be read', 'unpack the images there')
+    if qs and all(q.key in gone for q in qs):
+        raise AlignGPTError(f'{folder or task.title}: not one image of the {len(qs)} questions can be read',
+                            'unpack the images there')
     return set(gone)
 
 # %% ../../nbs/evaluation/10_run.ipynb #87dda183
@@ -160,8 +171,10 @@ def ask_share(
     done, n = {i for i,q in enumerate(qs) if q.key in known}, window_size(asks, batch_size)
     mine = [i for k,w in enumerate(windows(asks, n)) if k % world == rank for i in w]
     file = AnswerFile(folder/'parts'/f'rank-{rank}.jsonl')
-    with progress(desc=task.title, total=len(mine), initial=len(done.intersection(mine)), unit='question', disable=quiet or rank > 0) as bar:
-        for part in answers(model, processor, asks, lambda name: load_image(by_name[name], images), task.max_new_tokens, batch_size, n, alignment, bar, done, (rank, world)):
+    with progress(desc=task.title, total=len(mine), initial=len(done.intersection(mine)), unit='question',
+                  disable=quiet or rank > 0) as bar:
+        for part in answers(model, processor, asks, lambda name: load_image(by_name[name], images),
+                            task.max_new_tokens, batch_size, n, alignment, bar, done, (rank, world)):
             file.add([qs[i].row(t, model_id) for i,t in part])
 
 # %% ../../nbs/evaluation/10_run.ipynb #9eb55157
@@ -186,13 +199,17 @@ def predict(
     check_release(task, data, lenient)
     gone = readable(task, qs, images, on_missing_image)
     if not task.pad: processor = processor.with_settings(image_aspect_ratio='square')
-    m = manifest(model, processor, task, qs, weights, max_new_tokens=task.max_new_tokens, alignment=alignment, skipped=len(gone))
-    about = dict(model_id=model_id, data=str(Path(data).absolute()), file=str(get_file(task) or ''), limit=limit, environment=environment())
+    m = manifest(model, processor, task, qs, weights, max_new_tokens=task.max_new_tokens, alignment=alignment,
+                 skipped=len(gone))
+    about = dict(model_id=model_id, data=str(Path(data).absolute()), file=str(get_file(task) or ''), limit=limit,
+                 environment=environment())
     with own_folder(folder if rank == 0 else folder/'.ranks'/str(rank)):
         m = _keep_manifest(folder/'manifest.json', m, about, rank)
-        empty = {q.key: q.row('', m['model_id']) | dict(metadata=dict(skipped='no image')) for q in qs if q.key in gone}
+        empty = {q.key: q.row('', m['model_id']) | dict(metadata=dict(skipped='no image')) for q in qs
+                 if q.key in gone}
         known = known_answers(folder)
-        ask_share(model, processor, task, [q for q in qs if q.key not in gone], images, folder, known, batch_size, alignment, m['model_id'], quiet)
+        ask_share(model, processor, task, [q for q in qs if q.key not in gone], images, folder, known, batch_size,
+                  alignment, m['model_id'], quiet)
         if rank: return None, m
         while any(q.key not in known and q.key not in gone for q in qs):
             known = known_answers(folder)
@@ -225,7 +242,9 @@ def _first_only(task, qs, report):
     "How a part of the questions went."
     known = task.points(report.to_dict()) if report.headline is not None else {}
     got = [known[k] for k in map(task.called, qs) if k in known]
-    return f'only the first {len(qs)} questions were asked' + (f', which won {sum(got)/len(got):.1%} of their points; the score takes the others as wrong' if got else '')
+    return (f'only the first {len(qs)} questions were asked'
+            + (f', which won {sum(got)/len(got):.1%} of their points; the score takes the others as wrong' if got
+               else ''))
 
 def score_run(
     task, # a task or its name
@@ -241,5 +260,7 @@ def score_run(
     note = [f'{n} of {total} questions had no image that can be read: their answers are empty, and count as such']*bool(n)
     if m.get('limit'): note.append(_first_only(task, questions(task, data)[:total], report))
     report = replace(report, notes=note + report.notes)
-    write_json(report.to_dict() | dict(scorer=scorer_version(), manifest={k:m[k] for k in ('prompts', 'processor', 'model', 'config', 'settings')}), folder/'score.json')
+    write_json(report.to_dict() | dict(scorer=scorer_version(),
+                                       manifest={k:m[k] for k in ('prompts', 'processor', 'model', 'config',
+        'settings')}), folder/'score.json')
     return report

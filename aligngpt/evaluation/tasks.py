@@ -15,7 +15,8 @@ from typing import Any
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from . import choice, vqa
-from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA, SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
+from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA,
+                                            SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
 from .questions import Files, Options, Question, Task, need, read_questions
 from .report import ScoreReport
 from .text import ID, check_rows, read_answers, read_jsonl
@@ -35,7 +36,8 @@ def score_plain(
     "Accuracy by exact match, overall and per category."
     correct = {str(r['question_id']): int(plain_match(answers.get(r['question_id'], ''), r['answer'])) for r in rows}
     means = vqa.group_means((r.get('category', 'all') for r in rows), correct.values())
-    return dict(accuracy=100*vqa.mean(correct.values()), categories={k: 100*v for k,v in means.items()}, correct=correct)
+    return dict(accuracy=100*vqa.mean(correct.values()), categories={k: 100*v for k,v in means.items()},
+                correct=correct)
 
 def _answers_of(rows):
     known = {r['question_id']: str(r['answer']) for r in rows if 'answer' in r}
@@ -50,13 +52,17 @@ def question_file_task(
     def score(files, answers_file, o):
         rows, answers = read_jsonl(files['questions'], dict(question_id=ID)), read_answers(answers_file)
         notes = answers.notes(r['question_id'] for r in rows)
-        if not any('answer' in r for r in rows): return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
-        return score_plain(check_rows(rows, dict(answer=(str, int, float)), path, 'line'), answers.texts()) | dict(notes=notes)
+        if not any('answer' in r for r in rows):
+            return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
+        return score_plain(check_rows(rows, dict(answer=(str, int, float)), path, 'line'),
+                           answers.texts()) | dict(notes=notes)
     def folder(files):
         first = next((q.image for q in read_questions(path) if q.image), '.')
         return next((d for d in (path.parent/images, files.folder) if (d/first).exists()), path.parent/images)
-    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path))), lambda f: read_questions(f['questions']), score,
-                lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None, lambda r: r.get('correct', {}), images=folder, truth=lambda f: _answers_of(read_jsonl(f['questions'])))
+    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path))),
+                lambda f: read_questions(f['questions']), score,
+                lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None, lambda r: r.get('correct', {}),
+                images=folder, truth=lambda f: _answers_of(read_jsonl(f['questions'])))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #6c4c0a73
 def easy_vqa_rows(
@@ -66,8 +72,10 @@ def easy_vqa_rows(
     "easy-VQA's questions as a question file; the images are in the package's folder."
     import easy_vqa
     questions, answers, ids = easy_vqa.get_test_questions() if test else easy_vqa.get_train_questions()
-    kind = lambda a: 'yes/no' if a in ('yes', 'no') else 'shape' if a in ('circle', 'rectangle', 'triangle') else 'color'
-    return [dict(question_id=n, image=f'{i}.png', text=q + suffix, answer=a, category=kind(a)) for n,(q,a,i) in enumerate(zip(questions, answers, ids))]
+    kind = (lambda a: 'yes/no' if a in ('yes', 'no') else 'shape'
+            if a in ('circle', 'rectangle', 'triangle') else 'color')
+    return [dict(question_id=n, image=f'{i}.png', text=q + suffix, answer=a, category=kind(a))
+            for n,(q,a,i) in enumerate(zip(questions, answers, ids))]
 
 def _easy_vqa_images(files):
     import easy_vqa
@@ -78,11 +86,14 @@ def _easy_vqa_score(files, path, o):
     return score_plain(rows, answers.texts()) | dict(notes=answers.notes(r['question_id'] for r in rows))
 
 EASY_VQA = Task('easy_vqa', 'easy-VQA', 'exact-match accuracy, percent', {},
-    lambda f: [Question(r['question_id'], r['text'], r['image'], category=r['category'], where=f'easy-VQA, question {r["question_id"]}') for r in easy_vqa_rows()],
-    _easy_vqa_score, lambda r: round(r['accuracy'], 2), lambda r: r['correct'], images=_easy_vqa_images, max_new_tokens=8, truth=lambda f: _answers_of(easy_vqa_rows()))
+    lambda f: [Question(r['question_id'], r['text'], r['image'], category=r['category'],
+                        where=f'easy-VQA, question {r["question_id"]}') for r in easy_vqa_rows()],
+    _easy_vqa_score, lambda r: round(r['accuracy'], 2), lambda r: r['correct'], images=_easy_vqa_images,
+    max_new_tokens=8, truth=lambda f: _answers_of(easy_vqa_rows()))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #6762ff0c
-TASKS = {t.name: t for t in (VQAV2, GQA, VIZWIZ, SCIENCEQA, TEXTVQA, POPE, MME, MMBENCH, MMBENCH_CN, SEED_BENCH, LLAVA_BENCH, MM_VET, EASY_VQA)}
+TASKS = {t.name: t for t in (VQAV2, GQA, VIZWIZ, SCIENCEQA, TEXTVQA, POPE, MME, MMBENCH, MMBENCH_CN, SEED_BENCH,
+                             LLAVA_BENCH, MM_VET, EASY_VQA)}
 
 def get_task(
     name:'str|Task|Path', # a name from `TASKS`, a question file, or a task
@@ -91,7 +102,8 @@ def get_task(
     if isinstance(name, Task): return name
     if str(name) in TASKS: return TASKS[str(name)]
     if str(name).endswith('.jsonl'): return question_file_task(name)
-    raise AlignGPTError(f'Unknown task {str(name)!r}. Valid: {", ".join(TASKS)}', "or the path of a question file ending in .jsonl")
+    raise AlignGPTError(f'Unknown task {str(name)!r}. Valid: {", ".join(TASKS)}',
+                        "or the path of a question file ending in .jsonl")
 
 def questions(
     task:'str|Task', # a task or its name
@@ -127,7 +139,8 @@ def score(
     except AlignGPTError as e:
         if str(predictions) in e.message or str(files.folder) in e.message: raise
         raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
-    return ScoreReport(task.name, task.title, task.metric, task.headline(results), {k:v for k,v in results.items() if k != 'notes'},
+    return ScoreReport(task.name, task.title, task.metric, task.headline(results),
+                       {k:v for k,v in results.items() if k != 'notes'},
                        results.get('notes', []), task.published, str(predictions))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #88bba9b4
@@ -140,9 +153,12 @@ def list_tasks(
     for n in names or TASKS:
         files = Files(get_task(n), folder, must_exist=False)
         needs, here = files.task.needs.items(), files.folder.is_dir()
-        found = [files.folder.name] if here and (p := [files.get(r).name for r,_ in needs if files.get(r) is not None]) else []
+        found = ([files.folder.name] if here
+                 and (p := [files.get(r).name for r,_ in needs if files.get(r) is not None]) else [])
         lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in needs if not w.optional and files.get(r) is None]
-        out[n] = {u: _can(files, u) for u in ('asking', 'scoring', 'judging')} | dict(found=f'{found[0]}: {", ".join(p)}' if found else '', missing='; '.join(lost))
+        out[n] = {u: _can(files, u)
+                  for u in ('asking', 'scoring', 'judging')} | dict(found=f'{found[0]}: {", ".join(p)}' if found
+            else '', missing='; '.join(lost))
     return out
 
 def _can(files, use):
@@ -150,7 +166,8 @@ def _can(files, use):
     t = files.task
     if use == ('scoring' if t.judged else 'judging'): return '-'
     if not files.ready(use): return 'no'
-    return 'server' if use == 'scoring' and (w := t.needs.get('annotations')) and w.optional and files.get('annotations') is None else 'yes'
+    return ('server' if use == 'scoring' and (w := t.needs.get('annotations')) and w.optional
+            and files.get('annotations') is None else 'yes')
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #447f0c6b
 def check_release(
@@ -162,11 +179,14 @@ def check_release(
     task = get_task(task)
     files = Files(task, folder)
     known = files.get('annotations') or files.get('references')
-    if known is None or 'questions' not in task.needs or not files.ready(use := 'judging' if task.judged else 'scoring'): return None
+    if known is None or 'questions' not in task.needs or not files.ready(use := 'judging' if task.judged
+        else 'scoring'):
+        return None
     qs, right = task.questions(files), task.truth(files)
     rows = [q.row(a) for q in qs if (a := _right(right, q)) is not None]
     lost = [q for q in qs if _right(right, q) is None]
-    if len(lost) == len(qs) and task.needs['annotations' if 'annotations' in task.needs else 'references'].optional: return None # those of another split
+    if len(lost) == len(qs) and task.needs['annotations' if 'annotations' in task.needs else 'references'].optional:
+        return None # those of another split
     if lost:
         raise AlignGPTError(f'{lost[0].where}: question {lost[0].id!r} is not in {known} ({len(lost)} of {len(qs)} questions)', 'take questions and annotations of one release')
     with TemporaryDirectory() as d:
@@ -196,12 +216,15 @@ def submit(
     "Write and check the file that a benchmark's server takes."
     task, out = get_task(task), Path(out)
     if task.submit is None: raise AlignGPTError(f'{task.name} has no upload', 'it is scored here: use score')
-    if out.suffix != task.suffix: raise AlignGPTError(f'{out}: the upload of {task.name} is a {task.suffix} file', 'change the name')
+    if out.suffix != task.suffix:
+        raise AlignGPTError(f'{out}: the upload of {task.name} is a {task.suffix} file', 'change the name')
     files = Files(task, folder)
     rows = task.submit(files, predictions, Options(lenient=lenient, columns=columns))
     if out.suffix == '.xlsx': choice.write_xlsx(rows, out)
     else:
-        with atomic_path(out) as p: p.write_text('\n'.join(json.dumps(r) for r in rows) + '\n' if out.suffix == '.jsonl' else json.dumps(rows), encoding='utf-8')
+        with atomic_path(out) as p:
+            p.write_text('\n'.join(json.dumps(r) for r in rows) + '\n' if out.suffix == '.jsonl'
+                         else json.dumps(rows), encoding='utf-8')
     if task.check: task.check(out, files)
     return out
 
@@ -213,5 +236,7 @@ def judge_calls(
 )->list: # `judge.Call`s, the first of each question
     "What a judge would be asked: for an estimate of the cost."
     task = get_task(task)
-    if not task.judged: raise AlignGPTError(f'{task.name} needs no judge', f'judged are: {", ".join(t.name for t in TASKS.values() if t.judged)}')
+    if not task.judged:
+        raise AlignGPTError(f'{task.name} needs no judge',
+                            f'judged are: {", ".join(t.name for t in TASKS.values() if t.judged)}')
     return task.calls(Files(task, folder), predictions)[0]

@@ -36,11 +36,14 @@ class Answers(list):
         "What is odd about this file but does not stop the scorer."
         n = Counter(r['question_id'] for r in self)
         out = [f'{len(self.broken)} broken lines skipped: {some(self.broken)}'] if self.broken else []
-        if twice := [i for i,c in n.items() if c > 1]: out.append(f'{len(twice)} questions answered more than once: {some(twice)}')
+        if twice := [i for i,c in n.items() if c > 1]:
+            out.append(f'{len(twice)} questions answered more than once: {some(twice)}')
         if known is not None:
             known = set(known)
-            if extra := [i for i in n if i not in known]: out.append(f'{len(extra)} answers to unknown questions ignored: {some(extra)}')
-            if missing := [i for i in known if i not in n]: out.append(f'{len(missing)} questions without an answer: {some(sorted(missing, key=str))}')
+            if extra := [i for i in n if i not in known]:
+                out.append(f'{len(extra)} answers to unknown questions ignored: {some(extra)}')
+            if missing := [i for i in known if i not in n]:
+                out.append(f'{len(missing)} questions without an answer: {some(sorted(missing, key=str))}')
         return out
 
 # %% ../../nbs/evaluation/01_text.ipynb #39455633
@@ -56,11 +59,18 @@ def some(
 def _answer(line, where):
     "One checked row; problems are errors that name file and line."
     row = json.loads(line)
-    if not isinstance(row, dict): raise AlignGPTError(f'{where}: a JSON object was expected, got {type(row).__name__}', 'each line is one answer: {"question_id": ..., "prompt": ..., "text": ...}')
+    if not isinstance(row, dict):
+        raise AlignGPTError(f'{where}: a JSON object was expected, got {type(row).__name__}',
+                            'each line is one answer: {"question_id": ..., "prompt": ..., "text": ...}')
     for k,types in (('question_id', (str, int)), ('text', str)):
-        if k not in row: raise AlignGPTError(f'{where}: no {k!r} in this row (keys: {some(row, 8)})', 'each answer needs question_id and text')
-        if not isinstance(row[k], types): raise AlignGPTError(f'{where}: {k} is {row[k]!r}', f'{k} must be ' + ('a string' if types is str else 'a string or an integer'))
-    if not isinstance(row.get('prompt', ''), str): raise AlignGPTError(f'{where}: prompt is {row["prompt"]!r}', 'prompt must be a string')
+        if k not in row:
+            raise AlignGPTError(f'{where}: no {k!r} in this row (keys: {some(row, 8)})',
+                                'each answer needs question_id and text')
+        if not isinstance(row[k], types):
+            raise AlignGPTError(f'{where}: {k} is {row[k]!r}',
+                                f'{k} must be ' + ('a string' if types is str else 'a string or an integer'))
+    if not isinstance(row.get('prompt', ''), str):
+        raise AlignGPTError(f'{where}: prompt is {row["prompt"]!r}', 'prompt must be a string')
     return row
 
 # %% ../../nbs/evaluation/01_text.ipynb #1eb6f077
@@ -76,14 +86,18 @@ def read_answers(
         where = f'{path}, line {i}'
         try: out.append(_answer(line, where))
         except ValueError as e:
-            if not skip_broken: raise AlignGPTError(f'{where}: not valid JSON: {e}', 'the run was probably cut off here: remove the line, or generate again') from e
+            if not skip_broken:
+                raise AlignGPTError(f'{where}: not valid JSON: {e}',
+                                    'the run was probably cut off here: remove the line, or generate again') from e
             out.broken.append(i)
     return out
 
 # %% ../../nbs/evaluation/01_text.ipynb #1e707af3
 ID = (str, int) # what an id may be
 
-def _names(t): return ' or '.join({str:'a string', int:'a whole number', list:'a list', dict:'an object', type(None):'null'}.get(x, x.__name__) for x in (t if isinstance(t, tuple) else (t,)))
+def _names(t):
+    return ' or '.join({str:'a string', int:'a whole number', list:'a list', dict:'an object',
+                        type(None):'null'}.get(x, x.__name__) for x in (t if isinstance(t, tuple) else (t,)))
 
 def check_rows(
     rows:Iterable[dict], # what was read
@@ -92,13 +106,18 @@ def check_rows(
     unit:str='entry', # what a row is called there
 )->list[dict]: # the same rows
     "Make sure that each row is an object with the keys that are needed."
-    if not isinstance(rows, list): raise AlignGPTError(f'{where}: a list was expected, got {type(rows).__name__}', 'is this the right file?')
+    if not isinstance(rows, list):
+        raise AlignGPTError(f'{where}: a list was expected, got {type(rows).__name__}', 'is this the right file?')
     for i,row in enumerate(rows, 1):
-        if not isinstance(row, dict): raise AlignGPTError(f'{where}, {unit} {i}: {str(row)[:80]!r}', 'an object was expected; is this the right file?')
+        if not isinstance(row, dict):
+            raise AlignGPTError(f'{where}, {unit} {i}: {str(row)[:80]!r}',
+                                'an object was expected; is this the right file?')
         if missing := [k for k in keys if k not in row]:
-            raise AlignGPTError(f'{where}, {unit} {i}: no {some(missing)}', f'each {unit} needs {", ".join(keys)}; is this the right file?')
+            raise AlignGPTError(f'{where}, {unit} {i}: no {some(missing)}',
+                                f'each {unit} needs {", ".join(keys)}; is this the right file?')
         if wrong := [k for k,t in keys.items() if not isinstance(row[k], t)]:
-            raise AlignGPTError(f'{where}, {unit} {i}: {wrong[0]} is {str(row[wrong[0]])[:80]!r}', f'expected: {_names(keys[wrong[0]])}')
+            raise AlignGPTError(f'{where}, {unit} {i}: {wrong[0]} is {str(row[wrong[0]])[:80]!r}',
+                                f'expected: {_names(keys[wrong[0]])}')
     return rows
 
 # %% ../../nbs/evaluation/01_text.ipynb #b4754e6e
@@ -112,12 +131,15 @@ def read_jsonl(
     for i,line in enumerate(lines, 1):
         if not line.strip(): continue
         try: out.append(json.loads(line))
-        except ValueError as e: raise AlignGPTError(f'{path}, line {i}: not valid JSON: {e}', 'a truncated download is the usual cause') from e
+        except ValueError as e:
+            raise AlignGPTError(f'{path}, line {i}: not valid JSON: {e}',
+                                'a truncated download is the usual cause') from e
     return check_rows(out, keys or {}, path, 'line')
 
 # %% ../../nbs/evaluation/01_text.ipynb #16a3d455
 SIGNS = frozenset(';/[]"{}()=+\\_-><@`,?!')
-NUMBERS = dict(zip('none zero one two three four five six seven eight nine ten'.split(), '0 0 1 2 3 4 5 6 7 8 9 10'.split()))
+NUMBERS = dict(zip('none zero one two three four five six seven eight nine ten'.split(),
+                   '0 0 1 2 3 4 5 6 7 8 9 10'.split()))
 ARTICLES = frozenset(('a', 'an', 'the'))
 
 # %% ../../nbs/evaluation/01_text.ipynb #95f3b8fe
@@ -135,7 +157,8 @@ def _contractions(spellings):
 CONTRACTIONS = _contractions(_SPELLINGS) | {"somebody'd":'somebodyd', "let's":"let's", "she's":"she's"}
 
 # %% ../../nbs/evaluation/01_text.ipynb #0e1b262b
-_DIGITS = {ascii: (re.compile(r'\d,\d', flag), re.compile(r'\.(?!\d)', flag)) for ascii,flag in ((False, 0), (True, re.ASCII))}
+_DIGITS = {ascii: (re.compile(r'\d,\d', flag), re.compile(r'\.(?!\d)', flag))
+           for ascii,flag in ((False, 0), (True, re.ASCII))}
 
 def vqa_normalise(
     text:str, # an answer

@@ -37,7 +37,8 @@ def submit_vqav2(
     answers:dict, # question id -> the model's text
 )->list[dict]: # rows for the server
     "The VQAv2 upload: every question once, its answer through the EvalAI processor, '' where there is none."
-    return [dict(question_id=q['question_id'], answer=evalai_process(answers.get(q['question_id'], ''))) for q in questions]
+    return [dict(question_id=q['question_id'], answer=evalai_process(answers.get(q['question_id'], '')))
+            for q in questions]
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #be7fd108
 def _clean(s): return s.replace('\n', ' ').replace('\t', ' ').strip()
@@ -61,8 +62,12 @@ def score_vqav2(
     "The official VQA v2 evaluation of a submission."
     given = {r['question_id']: r['answer'] for r in submission}
     ids = [a['question_id'] for a in annotations]
-    if lost := [i for i in ids if i not in given]: raise AlignGPTError(f'{len(lost)} of {len(ids)} questions have no row in the submission: {some(lost)}', 'a submission needs a row for every question')
-    if extra := sorted(set(given) - set(ids), key=str): raise AlignGPTError(f'{len(extra)} rows answer questions which the annotations do not have: {some(extra)}', 'questions and annotations are of different splits or releases')
+    if lost := [i for i in ids if i not in given]:
+        raise AlignGPTError(f'{len(lost)} of {len(ids)} questions have no row in the submission: {some(lost)}',
+                            'a submission needs a row for every question')
+    if extra := sorted(set(given) - set(ids), key=str):
+        raise AlignGPTError(f'{len(extra)} rows answer questions which the annotations do not have: {some(extra)}',
+                            'questions and annotations are of different splits or releases')
     accs = [vqav2_accuracy(given[a['question_id']], [h['answer'] for h in a['answers']]) for a in annotations]
     pct = lambda d: {k: round_half_up(100*v) for k,v in d.items()}
     overall = 100*mean(accs)
@@ -106,9 +111,12 @@ def score_gqa(
 )->dict: # percent, distribution, breakdowns with counts, per question
     "GQA's official accuracy on the balanced questions, with its breakdowns."
     qs = {i:q for i,q in questions.items() if q['isBalanced']}
-    if not qs: raise AlignGPTError('none of the questions is balanced', 'score testdev_balanced, not a list of raw questions')
+    if not qs:
+        raise AlignGPTError('none of the questions is balanced',
+                            'score testdev_balanced, not a list of raw questions')
     if (lost := [i for i in qs if i not in predictions]) and not lenient:
-        raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}', 'GQA needs all of them; note that its ids are strings')
+        raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}',
+                            'GQA needs all of them; note that its ids are strings')
     correct = {i: int(predictions.get(i) == q['answer']) for i,q in qs.items()}
     def table(key):
         groups = defaultdict(list)
@@ -116,9 +124,12 @@ def score_gqa(
         return {k: dict(accuracy=100*mean(v), count=len(v)) for k,v in groups.items()}
     kinds = defaultdict(list)
     for i,q in qs.items(): kinds['open' if q['types']['structural'] == 'query' else 'binary'].append(correct[i])
-    return dict(accuracy=100*mean(correct.values()), binary=100*(mean(kinds['binary']) or 0), open=100*(mean(kinds['open']) or 0),
-                distribution=gqa_distribution((q['groups']['global'], q['answer'], predictions.get(i)) for i,q in qs.items()),
-                per_structural_type=table(lambda q: q['types']['structural']), per_semantic_type=table(lambda q: q['types']['semantic']),
+    return dict(accuracy=100*mean(correct.values()), binary=100*(mean(kinds['binary']) or 0),
+                open=100*(mean(kinds['open']) or 0),
+                distribution=gqa_distribution((q['groups']['global'], q['answer'], predictions.get(i))
+                                              for i,q in qs.items()),
+                per_structural_type=table(lambda q: q['types']['structural']),
+                per_semantic_type=table(lambda q: q['types']['semantic']),
                 per_steps=table(gqa_steps), per_words=table(lambda q: len(q['question'].split())), correct=correct)
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #ae354fbc
@@ -129,14 +140,16 @@ def submit_vizwiz(
 )->list[dict]: # rows for the server
     "The VizWiz upload: image and processed answer, for every question."
     if (lost := [q['question_id'] for q in questions if q['question_id'] not in answers]) and not lenient:
-        raise AlignGPTError(f'{len(lost)} of {len(questions)} questions have no answer: {some(lost)}', 'VizWiz wants an answer to every question; let the evaluation finish')
+        raise AlignGPTError(f'{len(lost)} of {len(questions)} questions have no answer: {some(lost)}',
+                            'VizWiz wants an answer to every question; let the evaluation finish')
     return [dict(image=q['image'], answer=evalai_process(answers.get(q['question_id'], ''))) for q in questions]
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #6ce25196
 _STRAIGHT = frozenset("aint arent cant couldve couldnt weve wheres whove".split())
 def _curly(s): return s.replace("'", '’')
 
-VIZWIZ_CONTRACTIONS = {k if k in ("couldn'tve", "hadn'tve") else _curly(k): v if k in _STRAIGHT else _curly(v) for k,v in CONTRACTIONS.items()}
+VIZWIZ_CONTRACTIONS = {k if k in ("couldn'tve", "hadn'tve") else _curly(k): v if k in _STRAIGHT else _curly(v)
+                       for k,v in CONTRACTIONS.items()}
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #601894bf
 def vizwiz_accuracy(
@@ -156,11 +169,14 @@ def score_vizwiz(
     "VizWiz accuracy on a split with public answers."
     given = {r['image']: r['answer'] for r in submission}
     if lost := [a['image'] for a in annotations if a['image'] not in given]:
-        raise AlignGPTError(f'{len(lost)} of {len(annotations)} images have no row in the submission: {some(lost)}', 'are the questions and the annotations of the same split?')
-    accs = [vizwiz_accuracy(given[a['image']], [h['answer'] for h in a['answers']], leave_one_out) for a in annotations]
+        raise AlignGPTError(f'{len(lost)} of {len(annotations)} images have no row in the submission: {some(lost)}',
+                            'are the questions and the annotations of the same split?')
+    accs = [vizwiz_accuracy(given[a['image']], [h['answer'] for h in a['answers']], leave_one_out)
+            for a in annotations]
     overall = 100*mean(accs)
     return dict(overall=round(overall, 2), overall_6dp=round(overall, 6),
-                per_answer_type={k: round(100*v, 2) for k,v in group_means((a['answer_type'] for a in annotations), accs).items()},
+                per_answer_type={k: round(100*v, 2) for k,v in group_means((a['answer_type'] for a in annotations),
+        accs).items()},
                 per_image={a['image']: round(100*v, 2) for a,v in zip(annotations, accs)})
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e84159a4
@@ -172,9 +188,11 @@ def textvqa_question(
     if prompt.startswith('OCR tokens: '):
         start, end = prompt.find('Question: '), prompt.find(' Short answer:')
         if 0 <= start < end: return prompt[start+len('Question: '):end].lower()
-    elif 'Reference OCR token: ' in prompt and len(lines) == 3: return lines[prompt.startswith('Reference OCR token:')].lower()
+    elif 'Reference OCR token: ' in prompt and len(lines) == 3:
+        return lines[prompt.startswith('Reference OCR token:')].lower()
     elif len(lines) == 2: return lines[0].lower()
-    raise AlignGPTError(f'no question found in the prompt {prompt!r}', 'a TextVQA prompt has the question, a line "Reference OCR token: ..." (or none), and the instruction')
+    raise AlignGPTError(f'no question found in the prompt {prompt!r}',
+                        'a TextVQA prompt has the question, a line "Reference OCR token: ..." (or none), and the instruction')
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e6bbdde0
 def score_textvqa(
@@ -185,14 +203,19 @@ def score_textvqa(
     known = {(a['image_id'], a['question'].lower()): a for a in annotations}
     rows = []
     for i,r in enumerate(answers, 1):
-        if 'prompt' not in r: raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
+        if 'prompt' not in r:
+            raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
         key = r['question_id'], textvqa_question(r['prompt'])
-        if key not in known: raise AlignGPTError(f'row {i}: no annotation for image {key[0]!r} with the question {key[1]!r}', 'do the questions and the annotations belong together?')
+        if key not in known:
+            raise AlignGPTError(f'row {i}: no annotation for image {key[0]!r} with the question {key[1]!r}',
+                                'do the questions and the annotations belong together?')
         humans = known[key]['answers']
         if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
-            raise AlignGPTError(f'image {key[0]!r}, question {key[1]!r}: {len(humans)} answers in the annotations', '10 strings were expected; use TextVQA_0.5.1_val.json')
+            raise AlignGPTError(f'image {key[0]!r}, question {key[1]!r}: {len(humans)} answers in the annotations',
+                                '10 strings were expected; use TextVQA_0.5.1_val.json')
         pred = evalai_process(r['text'])
-        rows.append(dict(question_id=r['question_id'], question=key[1], processed=pred, score=vqa_accuracy(pred, [evalai_process(h) for h in humans])))
+        rows.append(dict(question_id=r['question_id'], question=key[1], processed=pred,
+                         score=vqa_accuracy(pred, [evalai_process(h) for h in humans])))
     if not rows: raise AlignGPTError('there are no answers to score')
     acc = 100*mean(r['score'] for r in rows)
     return dict(samples=len(rows), accuracy=round(acc, 2), accuracy_unrounded=acc, per_row=rows)

@@ -24,7 +24,8 @@ def pope_answer(
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #7e3f34cb
 def _ratio(a, b, what, lenient):
-    if not b and not lenient: raise AlignGPTError(f'{what} is undefined (0/0): the official script stops here', '--lenient counts it as 0')
+    if not b and not lenient:
+        raise AlignGPTError(f'{what} is undefined (0/0): the official script stops here', '--lenient counts it as 0')
     return a/b if b else 0.
 
 def pope_counts(
@@ -36,9 +37,12 @@ def pope_counts(
     pairs = [(p, l != 'no') for p,l in zip((p == 'yes' for p in preds), labels)]
     tp, fp, tn, fn = (pairs.count(x) for x in ((True, True), (True, False), (False, False), (False, True)))
     q = lambda a, b, what: _ratio(a, b, what, lenient)
-    precision, recall = q(tp, tp+fp, 'precision (no yes among the answers)'), q(tp, tp+fn, 'recall (no yes among the labels)')
-    return dict(samples=len(preds), TP=tp, FP=fp, TN=tn, FN=fn, accuracy=q(tp+tn, len(pairs), 'accuracy'), precision=precision, recall=recall,
-                f1=q(2*precision*recall, precision+recall, 'F1 (no right yes)'), yes_ratio=q(preds.count('yes'), len(preds), 'the ratio of yes (no answers)'))
+    precision, recall = q(tp, tp+fp, 'precision (no yes among the answers)'), q(tp, tp+fn,
+        'recall (no yes among the labels)')
+    return dict(samples=len(preds), TP=tp, FP=fp, TN=tn, FN=fn, accuracy=q(tp+tn, len(pairs), 'accuracy'),
+                precision=precision, recall=recall,
+                f1=q(2*precision*recall, precision+recall, 'F1 (no right yes)'),
+                yes_ratio=q(preds.count('yes'), len(preds), 'the ratio of yes (no answers)'))
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #d2257a66
 def _check_labels(labels, questions):
@@ -48,15 +52,20 @@ def _check_labels(labels, questions):
         if len(qs) != len(rows): raise AlignGPTError(f'coco_pope_{cat}.json has {len(rows)} labels, the question file {len(qs)} questions of this category',
                                                      'take questions and labels of one release; the August 2023 labels have 2,910 random rows')
         for i,(q,r) in enumerate(zip(qs, rows), 1):
-            if q.get('image') != r.get('image', q.get('image')): raise AlignGPTError(f'coco_pope_{cat}.json, row {i} is about {r["image"]!r}, the question there about {q.get("image")!r}', 'take questions and labels of one release')
-            if 'text' in r and 'text' in q and _plain(r['text']) != _plain(q['text']): raise AlignGPTError(f'coco_pope_{cat}.json, row {i} asks {r["text"]!r}, the question there is {q["text"]!r}', 'take questions and labels of one release')
+            if q.get('image') != r.get('image', q.get('image')):
+                raise AlignGPTError(f'coco_pope_{cat}.json, row {i} is about {r["image"]!r}, the question there about {q.get("image")!r}', 'take questions and labels of one release')
+            if 'text' in r and 'text' in q and _plain(r['text']) != _plain(q['text']):
+                raise AlignGPTError(f'coco_pope_{cat}.json, row {i} asks {r["text"]!r}, the question there is {q["text"]!r}', 'take questions and labels of one release')
 
-def _plain(text): return [w for w in text.split('\n')[0].lower().split() if w not in ('a', 'an')] # the articles were corrected at some time
+def _plain(text):
+    return [w for w in text.split('\n')[0].lower().split()
+            if w not in ('a', 'an')] # the articles were corrected at some time
 
 def _pope_notes(cat, rows, qs, labels):
     "What pairing by position gets wrong."
     if len(rows) != len(labels): yield f'{cat}: {len(rows)} answers and {len(labels)} labels'
-    if n := sum(r['question_id'] != q['question_id'] for r,q in zip(rows, qs)): yield f'{cat}: {n} answers are compared with the label of another question, because they are paired by position'
+    if n := sum(r['question_id'] != q['question_id'] for r,q in zip(rows, qs)):
+        yield f'{cat}: {n} answers are compared with the label of another question, because they are paired by position'
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #f5424ac9
 def score_pope(
@@ -68,7 +77,9 @@ def score_pope(
     "POPE: counts and ratios per category, and their mean."
     _check_labels(labels, questions)
     category = {q['question_id']: q['category'] for q in questions}
-    if odd := [r['question_id'] for r in answers if r['question_id'] not in category]: raise AlignGPTError(f'{len(odd)} answers to unknown questions: {some(odd)}', 'are these answers of another benchmark?')
+    if odd := [r['question_id'] for r in answers if r['question_id'] not in category]:
+        raise AlignGPTError(f'{len(odd)} answers to unknown questions: {some(odd)}',
+                            'are these answers of another benchmark?')
     mapped, correct, cats, notes = {r['question_id']: pope_answer(r['text']) for r in answers}, {}, {}, []
     for cat,rows in labels.items():
         mine = [r for r in answers if category[r['question_id']] == cat]
@@ -77,7 +88,8 @@ def score_pope(
         correct |= {str(r['question_id']): int(s == g) for r,s,g in zip(mine, said, gold)}
         try: cats[cat] = pope_counts(said, gold, lenient)
         except AlignGPTError as e: raise AlignGPTError(f'{cat}: {e.message}', e.hint) from None
-    return dict(mean_f1=mean(c['f1'] for c in cats.values()), mean_accuracy=mean(c['accuracy'] for c in cats.values()), categories=cats,
+    return dict(mean_f1=mean(c['f1'] for c in cats.values()),
+                mean_accuracy=mean(c['accuracy'] for c in cats.values()), categories=cats,
                 mapped={str(k): v for k,v in mapped.items()}, correct=correct, notes=notes)
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #dfd9efcb
@@ -87,23 +99,27 @@ COGNITION = 'commonsense_reasoning', 'numerical_calculation', 'text_translation'
 def _read_text(path):
     with os_errors(path):
         try: return path.read_text(encoding='utf-8')
-        except UnicodeDecodeError as e: raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'unpack the archive again') from e
+        except UnicodeDecodeError as e:
+            raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'unpack the archive again') from e
 
 def read_mme_labels(
     folder:str|Path, # MME_Benchmark_release_version
 )->dict: # (subtask, 'name.txt', question) -> 'Yes' or 'No'
     "Read MME's label files."
     out = {}
-    with os_errors(folder): subs = sorted(d for d in Path(folder).iterdir() if d.is_dir() and d.name in PERCEPTION+COGNITION)
+    with os_errors(folder):
+        subs = sorted(d for d in Path(folder).iterdir() if d.is_dir() and d.name in PERCEPTION+COGNITION)
     for sub in subs:
         texts = sub/'questions_answers_YN' if (sub/'questions_answers_YN').is_dir() else sub
         for f in sorted(texts.glob('*.txt')):
             for n,line in enumerate(_read_text(f).split('\n'), 1):
                 parts = line.strip().split('\t')
                 if parts == ['']: continue
-                if len(parts) != 2 or parts[1].lower() not in ('yes', 'no'): raise AlignGPTError(f'{f}, line {n}: {line!r}', 'a question, a tab, and Yes or No were expected')
+                if len(parts) != 2 or parts[1].lower() not in ('yes', 'no'):
+                    raise AlignGPTError(f'{f}, line {n}: {line!r}', 'a question, a tab, and Yes or No were expected')
                 out[sub.name, f.name, parts[0]] = parts[1]
-    if not out: raise AlignGPTError(f'{folder}: no label files', f'folders {some(PERCEPTION)} with .txt files were expected')
+    if not out:
+        raise AlignGPTError(f'{folder}: no label files', f'folders {some(PERCEPTION)} with .txt files were expected')
     return out
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #46ac140c
@@ -115,14 +131,16 @@ def mme_label(
     labels:dict, # from `read_mme_labels`
 )->tuple: # (subtask, file, question, 'Yes' or 'No')
     "The label that belongs to an answer."
-    if not isinstance(row['question_id'], str) or 'prompt' not in row: raise AlignGPTError(f'answer to {row["question_id"]!r}: MME needs a prompt, and a question_id such as color/0001.jpg', 'are these answers of another benchmark?')
+    if not isinstance(row['question_id'], str) or 'prompt' not in row:
+        raise AlignGPTError(f'answer to {row["question_id"]!r}: MME needs a prompt, and a question_id such as color/0001.jpg', 'are these answers of another benchmark?')
     parts = row['question_id'].split('/')
     sub, file, question = parts[0], parts[-1].split('.')[0] + '.txt', row['prompt']
     if SHORT in question: question = question.replace(SHORT, '').strip()
     options = [question] if _ASK in question else [f'{question} {_ASK}', f'{question}  {_ASK}']
     for q in options:
         if (sub, file, q) in labels: return sub, file, q, labels[sub, file, q]
-    raise AlignGPTError(f'no label for {row["question_id"]!r} with the question {question!r}', f'no such line in {sub}/{file}')
+    raise AlignGPTError(f'no label for {row["question_id"]!r} with the question {question!r}',
+                        f'no such line in {sub}/{file}')
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #0a128c8e
 def parse_mme(
@@ -140,7 +158,8 @@ def mme_subtask(
     parsed = [parse_mme(t) for _,_,t in rows]
     hits = [p == gold for p,(_,gold,_) in zip(parsed, rows)]
     acc, plus = 100*mean(hits), 100*mean(a and b for a,b in zip(hits[::2], hits[1::2]))
-    return dict(accuracy=acc, accuracy_plus=plus, images=len(rows)//2, other=parsed.count('other'), parsed=parsed, score=acc+plus)
+    return dict(accuracy=acc, accuracy_plus=plus, images=len(rows)//2, other=parsed.count('other'), parsed=parsed,
+                score=acc+plus)
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #bbcecc48
 def score_mme(
@@ -153,13 +172,19 @@ def score_mme(
     for r in answers:
         if lenient: r = r | dict(text=' '.join(r['text'].split()))
         sub, file, _, gold = mme_label(r, labels)
-        if re.search(r'[\t\n\r]', r['text']): raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}', 'MME\'s result files hold one answer per line; --lenient reads a space there')
+        if re.search(r'[\t\n\r]', r['text']):
+            raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}',
+                                'MME\'s result files hold one answer per line; --lenient reads a space there')
         tables.setdefault(sub, []).append((file, gold.lower(), r['text']))
         correct[f'{r["question_id"]} | {r["prompt"]}'] = int(parse_mme(r['text']) == gold.lower())
     for sub,rows in tables.items():
-        if len(rows) % 2: raise AlignGPTError(f'{sub}: {len(rows)} answers, an odd number', 'each image has two questions; is an answer missing or there twice?')
-        if n := sum(a[0] != b[0] for a,b in zip(rows[::2], rows[1::2])): notes.append(f'{sub}: {n} pairs of consecutive answers belong to two images')
+        if len(rows) % 2:
+            raise AlignGPTError(f'{sub}: {len(rows)} answers, an odd number',
+                                'each image has two questions; is an answer missing or there twice?')
+        if n := sum(a[0] != b[0] for a,b in zip(rows[::2], rows[1::2])):
+            notes.append(f'{sub}: {n} pairs of consecutive answers belong to two images')
     subs = {s: mme_subtask(tables[s]) for s in PERCEPTION+COGNITION if s in tables}
     if lost := sorted({k[0] for k in labels} - set(subs)): notes.append(f'no answers for {some(lost, 14)}')
     total = lambda names: sum(subs[s]['score'] for s in names if s in subs)
-    return dict(perception=total(PERCEPTION), cognition=total(COGNITION), categories=subs, correct=correct, notes=notes)
+    return dict(perception=total(PERCEPTION), cognition=total(COGNITION), categories=subs, correct=correct,
+                notes=notes)

@@ -40,11 +40,13 @@ class DualEncoder:
         tokenizer:Any, # a fast tokenizer
     ):
         self.model, self.image_processor, self.tokenizer = model.eval(), image_processor, tokenizer
-        window = getattr(model.config.get_text_config(), 'max_position_embeddings', None) or tokenizer.model_max_length
+        window = getattr(model.config.get_text_config(), 'max_position_embeddings',
+                         None) or tokenizer.model_max_length
         self.max_length = min(window, tokenizer.model_max_length)
         self.padding = 'max_length' if 'siglip' in model.config.model_type else True # SigLIP was trained on padded texts
         ip = image_processor
-        self.late = 'Siglip2' not in type(ip).__name__ and bool(getattr(ip, 'do_rescale', 0) and getattr(ip, 'do_normalize', 0)) # normalise on the device
+        self.late = 'Siglip2' not in type(ip).__name__ and bool(getattr(ip, 'do_rescale', 0)
+            and getattr(ip, 'do_normalize', 0)) # normalise on the device
 
     @classmethod
     def from_pretrained(cls,
@@ -58,9 +60,12 @@ class DualEncoder:
         try:
             model = AutoModel.from_pretrained(path, dtype=pick_dtype(device, dtype)[0]).to(device)
             parts = load_image_processor(path), AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP') from e
+        except (OSError, ValueError) as e:
+            raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}',
+                                'name a folder or model with a CLIP or SigLIP') from e
         if not (hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features')):
-            raise AlignGPTError(f'{path}: {type(model).__name__} is no dual encoder', 'CLIP, SigLIP, SigLIP 2 and their relatives are')
+            raise AlignGPTError(f'{path}: {type(model).__name__} is no dual encoder',
+                                'CLIP, SigLIP, SigLIP 2 and their relatives are')
         return cls(model, *parts)
 
 # %% ../../nbs/levels/01_alignment.ipynb #cb3bc90c
@@ -71,7 +76,8 @@ def prepare(self:DualEncoder,
 )->dict: # `images` and `texts`, inputs of the model's two halves; `cut` [n] bool: was the text too long?
     "Resize and tokenize a batch of pairs."
     raw = dict(do_rescale=False, do_normalize=False) if self.late else {}
-    t = self.tokenizer(list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors='pt')
+    t = self.tokenizer(list(texts), padding=self.padding, truncation=True, max_length=self.max_length,
+                       return_tensors='pt')
     cut = np.array([bool(e.overflowing) for e in t.encodings])
     return dict(images=dict(self.image_processor(list(images), return_tensors='pt', **raw)), texts=dict(t), cut=cut)
 
@@ -82,7 +88,8 @@ def score(self:DualEncoder,
     "Run the model on a batch of pairs."
     import torch
     with torch.inference_mode():
-        images, texts = ({k:v.to(self.model.device, non_blocking=True) for k,v in batch[side].items()} for side in ('images', 'texts'))
+        images, texts = ({k:v.to(self.model.device, non_blocking=True) for k,v in batch[side].items()}
+                         for side in ('images', 'texts'))
         x = images['pixel_values']
         if self.late:
             ip, to = self.image_processor, dict(device=x.device, dtype=torch.float32)
@@ -100,7 +107,8 @@ class FunctionScorer:
     def __init__(self,
         fn:Callable[[Any,str],float], # (PIL image, caption) -> score, higher is better
     ): self.fn = fn
-    def prepare(self, images, texts): return dict(scores=[float(self.fn(i, t)) for i,t in zip(images, texts)], cut=np.zeros(len(texts), bool))
+    def prepare(self, images, texts):
+        return dict(scores=[float(self.fn(i, t)) for i,t in zip(images, texts)], cut=np.zeros(len(texts), bool))
     def score(self, batch):
         import torch
         return torch.tensor(batch['scores'], dtype=torch.float32)
@@ -134,10 +142,13 @@ class Levels(NamedTuple):
         "Pairs per level."
         return np.bincount(self.levels[self.levels >= 0], minlength=len(self.edges)+1)
 
-    def __repr__(self): return f'Levels({len(self.levels):,} pairs, {len(self.edges)+1} levels, edges {np.round(self.edges, 4).tolist()})'
+    def __repr__(self):
+        return f'Levels({len(self.levels):,} pairs, {len(self.edges)+1} levels, edges {np.round(self.edges, 4).tolist()})'
     def _repr_markdown_(self):
         lo, hi = [-np.inf, *self.edges], [*self.edges, np.inf]
-        return '\n'.join(['| level | pairs | from score | to |', '|--:|--:|--:|--:|'] + [f'| {k} | {c:,} | {a:.4f} | {b:.4f} |' for k,(c,a,b) in enumerate(zip(self.counts(), lo, hi))])
+        return '\n'.join(['| level | pairs | from score | to |', '|--:|--:|--:|--:|']
+                         + [f'| {k} | {c:,} | {a:.4f} | {b:.4f} |'
+                            for k,(c,a,b) in enumerate(zip(self.counts(), lo, hi))])
 
 def place(
     scores:np.ndarray, # [n_pairs]
@@ -145,7 +156,8 @@ def place(
 )->np.ndarray: # [n_pairs] levels, -1 where the score is NaN
     "Place pairs among known edges."
     scores, edges = np.asarray(scores, np.float64), np.asarray(edges, np.float64)
-    if len(edges) < 1 or not (np.diff(edges) >= 0).all(): raise AlignGPTError(f'edges {edges.tolist()} do not ascend', 'N levels have N-1 edges, the lowest first')
+    if len(edges) < 1 or not (np.diff(edges) >= 0).all():
+        raise AlignGPTError(f'edges {edges.tolist()} do not ascend', 'N levels have N-1 edges, the lowest first')
     return np.where(np.isnan(scores), -1, np.searchsorted(edges, scores, side='right')).astype(np.int16)
 
 def levels_from_scores(
@@ -159,11 +171,13 @@ def levels_from_scores(
     ok = np.flatnonzero(~np.isnan(s))
     if np.isinf(s).any(): raise AlignGPTError('a score is infinite', 'check the scorer')
     if not isinstance(method, str): return Levels(place(s, edges := np.asarray(list(method), np.float64)), edges)
-    if n < 2 or len(ok) < n: raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
+    if n < 2 or len(ok) < n:
+        raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
     if method == 'uniform':
         edges = np.linspace(s[ok].min(), s[ok].max(), n+1, dtype=np.float64)[1:-1]
         return Levels(place(s, edges), edges)
-    if method != 'quantile': raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, or a list of edges')
+    if method != 'quantile':
+        raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, or a list of edges')
     order = ok[np.argsort(s[ok], kind='stable')]
     levels = np.full(len(s), -1, np.int16)
     levels[order] = np.arange(len(order), dtype=np.int64)*n//len(order)
@@ -175,7 +189,8 @@ def with_level(
     level:int, # its alignment level, -1 for none
 )->bytes: # on one line if `raw` was
     "Set or remove the field `similarity`."
-    if b'"similarity"' not in raw: return raw if level < 0 else raw.rstrip()[:-1].rstrip() + b', "similarity": %d}' % level
+    if b'"similarity"' not in raw:
+        return raw if level < 0 else raw.rstrip()[:-1].rstrip() + b', "similarity": %d}' % level
     record = {k:v for k,v in json.loads(raw).items() if k != 'similarity'}
     return json.dumps(record if level < 0 else {**record, 'similarity':level}, ensure_ascii=False).encode()
 
@@ -210,10 +225,13 @@ def write_scores(
     about = dict(about or {}, edges=levels.edges.tolist(), levels=len(levels.edges)+1, data=records.fingerprint)
     keep = np.flatnonzero(~np.isnan(scores))
     facts = records.table(['id', 'images']).take(keep)
-    if len(odd := np.flatnonzero(records.column('n_images')[keep] != 1)): raise AlignGPTError(f'{records.place(records.row(int(keep[odd[0]])))} has a score and is no pair')
+    if len(odd := np.flatnonzero(records.column('n_images')[keep] != 1)):
+        raise AlignGPTError(f'{records.place(records.row(int(keep[odd[0]])))} has a score and is no pair')
     rows = keep if records.rows is None else records.rows[keep]
-    cols = dict(row=rows, id=facts['id'], image=pc.list_flatten(facts['images']), score=np.asarray(scores, np.float32)[keep], level=levels.levels[keep].astype(np.int8))
-    with atomic_path(out) as tmp: pq.write_table(pa.table(cols).replace_schema_metadata({'aligngpt':json.dumps(about)}), tmp)
+    cols = dict(row=rows, id=facts['id'], image=pc.list_flatten(facts['images']),
+                score=np.asarray(scores, np.float32)[keep], level=levels.levels[keep].astype(np.int8))
+    with atomic_path(out) as tmp:
+        pq.write_table(pa.table(cols).replace_schema_metadata({'aligngpt':json.dumps(about)}), tmp)
     return Path(out)
 
 def read_scores(

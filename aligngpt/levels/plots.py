@@ -26,9 +26,11 @@ def plot_scores(
     fig, ax = plt.subplots(figsize=(8, 3))
     n, s = len(levels.edges) + 1, np.asarray(scores)[~np.isnan(scores)]
     cuts = np.histogram_bin_edges(s, bins)
-    ax.hist([s[place(s, levels.edges) == k] for k in range(n)], bins=cuts, stacked=True, color=plt.get_cmap('viridis')(np.linspace(0, 1, n)), label=[str(k) for k in range(n)])
+    ax.hist([s[place(s, levels.edges) == k] for k in range(n)], bins=cuts, stacked=True,
+            color=plt.get_cmap('viridis')(np.linspace(0, 1, n)), label=[str(k) for k in range(n)])
     for e in levels.edges: ax.axvline(e, color='k', lw=.8, ls='--')
-    ax.set(xlabel='score', ylabel='pairs', title=f'{len(s):,} pairs, {n} levels'); ax.legend(title='level', ncols=2, fontsize=8)
+    ax.set(xlabel='score', ylabel='pairs', title=f'{len(s):,} pairs, {n} levels')
+    ax.legend(title='level', ncols=2, fontsize=8)
     return fig
 
 # %% ../../nbs/levels/03_plots.ipynb #595a3021
@@ -68,7 +70,8 @@ def plot_lengths(
     ok = levels.levels >= 0
     k, y = levels.levels[ok], np.asarray(lengths)[ok]
     fig, ax = plt.subplots(figsize=(6, 3))
-    ax.boxplot([y[k == i] for i in range(len(levels.edges)+1)], tick_labels=range(len(levels.edges)+1), showfliers=False)
+    ax.boxplot([y[k == i] for i in range(len(levels.edges)+1)], tick_labels=range(len(levels.edges)+1),
+               showfliers=False)
     ax.set(xlabel='level', ylabel=unit, title=f'Spearman correlation {spearman(k, y):+.2f}')
     return fig
 
@@ -92,7 +95,8 @@ class Agreement:
     near:float # share that differ by at most one
     rank:float # Spearman's correlation
 
-    def __repr__(self): return f'{self.matrix.sum():,} pairs: {self.exact:.1%} equal, {self.near:.1%} within one level, rank correlation {self.rank:.3f}'
+    def __repr__(self):
+        return f'{self.matrix.sum():,} pairs: {self.exact:.1%} equal, {self.near:.1%} within one level, rank correlation {self.rank:.3f}'
     def plot(self,
         names:tuple[str,str]=('one', 'other'), # of the scorers
     ): # a matplotlib figure
@@ -101,7 +105,8 @@ class Agreement:
         fig, ax = plt.subplots(figsize=(4, 3.6))
         share = self.matrix/np.maximum(self.matrix.sum(1, keepdims=True), 1)
         im = ax.imshow(share, origin='lower', cmap='viridis', vmin=0, vmax=1)
-        ax.set(ylabel=f'level by {names[0]}', xlabel=f'level by {names[1]}', title=f'{self.exact:.0%} equal, rank correlation {self.rank:.2f}')
+        ax.set(ylabel=f'level by {names[0]}', xlabel=f'level by {names[1]}',
+               title=f'{self.exact:.0%} equal, rank correlation {self.rank:.2f}')
         fig.colorbar(im, label='share of the row')
         return fig
 
@@ -112,7 +117,8 @@ def agreement(
 )->Agreement:
     "Compare two sets of levels; pairs that either could not place are left out."
     a, b = np.asarray(a), np.asarray(b)
-    if len(a) != len(b): raise AlignGPTError(f'{len(a)} levels against {len(b)}', 'compare levels of the same pairs in the same order')
+    if len(a) != len(b):
+        raise AlignGPTError(f'{len(a)} levels against {len(b)}', 'compare levels of the same pairs in the same order')
     ok = (a >= 0) & (b >= 0)
     a, b = a[ok].astype(np.int64), b[ok].astype(np.int64)
     n = n or int(max(a.max(initial=0), b.max(initial=0))) + 1

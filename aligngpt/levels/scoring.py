@@ -60,8 +60,10 @@ def identity(
     scorer:Any, # a `DualEncoder`, or anything with `prepare` and `score`
 )->str: # hash of weights and preparation, or a name
     "What tells two scorers apart."
-    if not hasattr(scorer, 'model'): return getattr(getattr(scorer, 'fn', None), '__qualname__', type(scorer).__qualname__)
-    h = hashlib.sha256(json.dumps([scorer.image_processor.to_dict(), scorer.max_length, str(scorer.model.dtype)], sort_keys=True, default=str).encode())
+    if not hasattr(scorer, 'model'):
+        return getattr(getattr(scorer, 'fn', None), '__qualname__', type(scorer).__qualname__)
+    h = hashlib.sha256(json.dumps([scorer.image_processor.to_dict(), scorer.max_length, str(scorer.model.dtype)],
+                                  sort_keys=True, default=str).encode())
     for name, p in sorted(scorer.model.state_dict().items()):
         h.update(name.encode()); h.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return f'{type(scorer.model).__name__}-{h.hexdigest()[:16]}'
@@ -81,7 +83,8 @@ def score_pairs(
     "Score all pairs, resumably, in one or several processes."
     scorer, (rank, world) = as_scorer(scorer), process_rank()
     data, shards = PairBatches(records, images, scorer, batch_size), Shards(folder, rank)
-    _check_job(shards.folder, dict(data=records.fingerprint, scorer=identity(scorer), batch_size=batch_size, pairs=len(data.pairs)), rank)
+    _check_job(shards.folder, dict(data=records.fingerprint, scorer=identity(scorer), batch_size=batch_size,
+                                   pairs=len(data.pairs)), rank)
     every, done = data.todo, {e['batch'] for e in shards.read()}
     data.todo = [k for k in every if k % world == rank and k not in done]
     with own_folder(shards.folder/f'rank-{rank}'):
@@ -98,14 +101,17 @@ def collect_scores(
 )->dict: # as `score_pairs` returns it
     "Put the scores of all processes together."
     job, shards = read_json(Path(folder)/'job.json'), Shards(folder)
-    if job['data'] != records.fingerprint: raise AlignGPTError(f'{folder}: holds the scores of other data', 'score these pairs first')
+    if job['data'] != records.fingerprint:
+        raise AlignGPTError(f'{folder}: holds the scores of other data', 'score these pairs first')
     pairs, B = np.flatnonzero(records.column('n_images') == 1), job['batch_size']
     scores, cut, problems = np.full(len(records), np.nan, np.float32), {}, {}
     for e in shards.read():
         rows = pairs[e['batch']*B:(e['batch']+1)*B]
         scores[rows], cut[e['batch']] = np.array(e['scores'], np.float32), e['cut']
         problems.update({records.row(int(rows[int(at)])):tuple(p) for at,p in e['problems'].items()})
-    if missing := -(-len(pairs)//B) - len(cut): raise AlignGPTError(f'{folder}: {missing:,} batches are not scored yet', 'let the scoring finish: the same command continues it')
+    if missing := -(-len(pairs)//B) - len(cut):
+        raise AlignGPTError(f'{folder}: {missing:,} batches are not scored yet',
+                            'let the scoring finish: the same command continues it')
     return dict(scores=scores, cut=sum(cut.values()), problems=dict(sorted(problems.items())))
 
 # %% ../../nbs/levels/02_scoring.ipynb #97e7b5e8
@@ -125,21 +131,27 @@ class _Judge:
     def __call__(self, problems):
         for reason, message in problems.values():
             self.n += 1
-            if self.policy == 'error': raise BadRecord(reason, message, "repair the data, or leave such pairs out with policy 'skip'")
+            if self.policy == 'error':
+                raise BadRecord(reason, message, "repair the data, or leave such pairs out with policy 'skip'")
             print(f'skipped: {message}', file=sys.stderr)
-            if self.n > self.limit: raise BadRecord(reason, f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {message}', 'audit the data')
+            if self.n > self.limit:
+                raise BadRecord(reason,
+                                f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {message}', 'audit the data')
 
 def _run(data, scorer, shards, workers, judge, quiet):
     "Score the batches that are left."
     from torch.utils.data import DataLoader
-    loader = DataLoader(data, batch_size=None, num_workers=min(workers, len(data)), prefetch_factor=4 if workers and len(data) else None)
-    with progress(desc='score pairs', total=len(data.pairs), initial=len(data.pairs) - sum(data.size(k) for k in data.todo), unit='pair', disable=quiet) as bar:
+    loader = DataLoader(data, batch_size=None, num_workers=min(workers, len(data)),
+                        prefetch_factor=4 if workers and len(data) else None)
+    with progress(desc='score pairs', total=len(data.pairs),
+                  initial=len(data.pairs) - sum(data.size(k) for k in data.todo), unit='pair', disable=quiet) as bar:
         for k, n, problems, batch in loader:
             judge(problems)
             got = scorer.score(batch).tolist() if batch is not None else []
             it = iter(got)
             scores = [None if at in problems else next(it) for at in range(n)]
-            shards.append(dict(batch=k, scores=scores, cut=int(batch['cut'].sum()) if batch is not None else 0, problems={str(at):p for at,p in problems.items()}))
+            shards.append(dict(batch=k, scores=scores, cut=int(batch['cut'].sum()) if batch is not None else 0,
+                               problems={str(at):p for at,p in problems.items()}))
             bar.update(n)
 
 # %% ../../nbs/levels/02_scoring.ipynb #a2b8a34e
@@ -154,9 +166,11 @@ def bucket(
     records, out = data if isinstance(data, Records) else Records(data, policy='skip', cap=1, n_levels=2**31), Path(out)
     got, job = collect_scores(records, scores), read_json(Path(scores)/'job.json')
     lv = levels_from_scores(got['scores'], n, _edges(method, job['scorer']))
-    about = dict(scorer=job['scorer'], method=method, batch_size=job['batch_size'], cut=got['cut'], skipped=len(got['problems']))
+    about = dict(scorer=job['scorer'], method=method, batch_size=job['batch_size'], cut=got['cut'],
+                 skipped=len(got['problems']))
     write_levels(records, got['scores'], lv, out, about)
-    return dict(json=str(out), table=str(out.with_suffix('.parquet')), pairs=int((lv.levels >= 0).sum()), counts=lv.counts().tolist(), edges=lv.edges.tolist(), **about)
+    return dict(json=str(out), table=str(out.with_suffix('.parquet')), pairs=int((lv.levels >= 0).sum()),
+                counts=lv.counts().tolist(), edges=lv.edges.tolist(), **about)
 
 # %% ../../nbs/levels/02_scoring.ipynb #037be427
 def _edges(method, scorer):
@@ -164,10 +178,12 @@ def _edges(method, scorer):
     if method in ('quantile', 'uniform'): return method
     if method.endswith('.parquet'):
         about = read_scores(method)[1]
-        if about.get('scorer') != scorer: raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores are of {scorer}", 'scores of two scorers cannot be compared')
+        if about.get('scorer') != scorer:
+            raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores are of {scorer}", 'scores of two scorers cannot be compared')
         return about['edges']
     try: return [float(e) for e in method.split(',')]
-    except ValueError as e: raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, or a table of scores (.parquet)') from e
+    except ValueError as e:
+        raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, or a table of scores (.parquet)') from e
 
 # %% ../../nbs/levels/02_scoring.ipynb #dd1d2c65
 def levels(
@@ -186,7 +202,10 @@ def levels(
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31, quiet=quiet)
-    if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint: folder = Path(f'{folder}-{records.fingerprint}')
-    got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers, policy, cap, quiet)
+    folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31,
+                                                                quiet=quiet)
+    if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
+        folder = Path(f'{folder}-{records.fingerprint}')
+    got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers,
+                      policy, cap, quiet)
     return None if got is None else bucket(records, folder, out, n, method)

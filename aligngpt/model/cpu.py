@@ -38,13 +38,16 @@ class OneDNNLinear(nn.Linear):
         x:Tensor, # [..., in_features]
     )->Tensor: # [..., out_features]
         "`x @ weight.T + bias`."
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '') if self.pays(x) else super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [],
+                                                  '') if self.pays(x) else super().forward(x)
 
 # %% ../../nbs/model/05_cpu.ipynb #799a88b6
 def has_slow_mkl()->bool:
     "Is this a processor with AVX-512 that is not Intel's, and MKL in use?"
     if not torch.backends.mkl.is_available(): return False
-    try: return 'AVX512' in torch.backends.cpu.get_cpu_capability() and 'GenuineIntel' not in Path('/proc/cpuinfo').read_text()
+    try:
+        return ('AVX512' in torch.backends.cpu.get_cpu_capability()
+                and 'GenuineIntel' not in Path('/proc/cpuinfo').read_text())
     except OSError: return False # not Linux
 
 def use_onednn(
@@ -52,7 +55,8 @@ def use_onednn(
 )->nn.Module: # the same
     "Let plain float32 linear layers on the CPU be `OneDNNLinear`."
     for name, m in list(model.named_modules()):
-        if type(m) is not nn.Linear or hasattr(m, '_hf_hook') or m.weight.device.type != 'cpu' or m.weight.dtype != torch.float32: continue
+        if type(m) is not nn.Linear or hasattr(m, '_hf_hook') or m.weight.device.type != 'cpu' or m.weight.dtype != torch.float32:
+            continue
         new = OneDNNLinear(m.in_features, m.out_features, m.bias is not None, device='meta').train(m.training)
         new.weight, new.bias = m.weight, m.bias
         model.set_submodule(name, new)

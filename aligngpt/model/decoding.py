@@ -66,7 +66,8 @@ def windows(
 )->Iterator[list[int]]: # indices of the questions in each window
     "Cut questions into windows, keeping those about one picture together."
     by_image = {}
-    for i,a in enumerate(asks): by_image.setdefault(a.image if a.image is not None else ('no image', i//1000), []).append(i)
+    for i,a in enumerate(asks):
+        by_image.setdefault(a.image if a.image is not None else ('no image', i//1000), []).append(i)
     groups = list(by_image.values())
     for k in range(0, len(groups), n_images): yield [i for g in groups[k:k+n_images] for i in g]
 
@@ -78,7 +79,8 @@ def image_pixels(
     batch_size:int=32, # pictures at a time
 )->list: # prepared pictures, [<= batch_size, 3, height, width] each
     "Open and prepare pictures."
-    return [processor.prepare_images([load(n) for n in names[i:i+batch_size]]) for i in range(0, len(names), batch_size)]
+    return [processor.prepare_images([load(n) for n in names[i:i+batch_size]])
+            for i in range(0, len(names), batch_size)]
 
 @torch.inference_mode()
 def image_features(
@@ -100,11 +102,15 @@ def ask_batch(
     pad_id:int, # fills up `input_ids`
 )->dict: # left-padded input_ids, attention_mask, gate_mask [rows, length]; vision_features, image_index
     "A batch of prompts for `greedy`."
-    def pad(key, value): return pad_sequence([torch.as_tensor(r[key]) for r in rows], batch_first=True, padding_value=value, padding_side='left')
+    def pad(key, value):
+        return pad_sequence([torch.as_tensor(r[key]) for r in rows], batch_first=True, padding_value=value,
+                            padding_side='left')
     ids = pad('input_ids', pad_id)
     begin = ids.shape[1] - torch.tensor([len(r['input_ids']) for r in rows])
-    b = dict(input_ids=ids, gate_mask=pad('gate_mask', False), attention_mask=(torch.arange(ids.shape[1]) >= begin[:, None]).long())
-    if seen := [index[n] for n in images if n is not None]: b.update(vision_features=features, image_index=torch.tensor(seen))
+    b = dict(input_ids=ids, gate_mask=pad('gate_mask', False),
+             attention_mask=(torch.arange(ids.shape[1]) >= begin[:, None]).long())
+    if seen := [index[n] for n in images if n is not None]:
+        b.update(vision_features=features, image_index=torch.tensor(seen))
     return b
 
 # %% ../../nbs/model/04_decoding.ipynb #948709cd
@@ -139,7 +145,8 @@ def plan_windows(
     for k, window in enumerate(windows(asks, n_images)):
         if k % share[1] != share[0] or done.issuperset(window): continue
         kind = {i: (asks[i].text, asks[i].image is None) for i in window} # the same words make the same prompt
-        prompts = {words: {n: torch.tensor(v) for n,v in ask_row(processor, asks[i]).items()} for words,i in {w:i for i,w in kind.items()}.items()}
+        prompts = {words: {n: torch.tensor(v) for n,v in ask_row(processor, asks[i]).items()}
+                   for words,i in {w:i for i,w in kind.items()}.items()}
         rows = {i: prompts[words] for i,words in kind.items()}
         order = sorted(window, key=lambda i: (-len(rows[i]['input_ids']), i))
         batches = [b for k in range(0, len(order), batch_size) if not done.issuperset(b := order[k:k+batch_size])]
@@ -168,7 +175,8 @@ def answers(
         V = torch.cat([model.get_vision_features(x.to(model.device)) for x in pixels]) if pixels else None
         index = {n:i for i,n in enumerate(w.names)}
         for part in w.batches:
-            batch = ask_batch([w.rows[i] for i in part], [asks[i].image for i in part], index, V, tok.pad_token_id or 0)
+            batch = ask_batch([w.rows[i] for i in part], [asks[i].image for i in part], index, V,
+                              tok.pad_token_id or 0)
             batch = {k:v.to(model.device) for k,v in batch.items()}
             if alignment is not None: batch['alignment'] = alignment
             out = greedy(model, batch, max_new_tokens, stop)

@@ -41,7 +41,8 @@ class AlignGPTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _sub_config(self.vision_config, 'clip_vision_model', hidden_size=1024, intermediate_size=4096,
+        self.vision_config = _sub_config(self.vision_config, 'clip_vision_model', hidden_size=1024,
+                                         intermediate_size=4096,
             patch_size=14, image_size=336, num_hidden_layers=24, num_attention_heads=16, projection_dim=768)
         self.text_config = _sub_config(self.text_config, 'llama')
         self.tie_word_embeddings = bool(getattr(self.text_config, 'tie_word_embeddings', False))
@@ -78,11 +79,14 @@ def check_config(
     def need(ok, key, got, valid):
         if not ok: raise AlignGPTError(f'config: {key} is {got!r}. Valid: {valid}')
     need(c.gate_text in ('prompt', 'full'), 'gate_text', c.gate_text, "'prompt', 'full'")
-    need(c.vision_feature_select in ('patch', 'cls_patch'), 'vision_feature_select', c.vision_feature_select, "'patch', 'cls_patch'")
+    need(c.vision_feature_select in ('patch', 'cls_patch'), 'vision_feature_select', c.vision_feature_select,
+         "'patch', 'cls_patch'")
     need(c.num_levels >= 2, 'num_levels', c.num_levels, '2 or more')
-    need(c.align_token_id != c.image_token_id, 'align_token_id', c.align_token_id, 'an id of its own, not that of the image')
+    need(c.align_token_id != c.image_token_id, 'align_token_id', c.align_token_id,
+         'an id of its own, not that of the image')
     layers = c.vision_config.num_hidden_layers
-    need(-layers-1 <= c.vision_feature_layer <= layers, 'vision_feature_layer', c.vision_feature_layer, f'{-layers-1} to {layers}')
+    need(-layers-1 <= c.vision_feature_layer <= layers, 'vision_feature_layer', c.vision_feature_layer,
+         f'{-layers-1} to {layers}')
     projector_depth(c.projector_type)
 
 # %% ../../nbs/model/01_layers.ipynb #9a4c7ccd
@@ -105,7 +109,8 @@ def make_projector(
     depth = projector_depth(kind)
     layers = [nn.Linear(n_in, n_out)] if depth else []
     for _ in range(depth-1): layers += [nn.GELU(), nn.Linear(n_out, n_out)]
-    if not depth and n_in != n_out: raise AlignGPTError(f'projector identity needs equal widths, got tower {n_in} and language model {n_out}')
+    if not depth and n_in != n_out:
+        raise AlignGPTError(f'projector identity needs equal widths, got tower {n_in} and language model {n_out}')
     return nn.Sequential(*layers)
 
 # %% ../../nbs/model/01_layers.ipynb #c1fb3c3a
@@ -135,10 +140,12 @@ def level_weights(
     a = torch.as_tensor(alignment, device=device)
     if not a.is_floating_point():
         bad = a[(a < 0) | (a >= n_levels)]
-        if len(bad.view(-1)): raise AlignGPTError(f'Invalid level {bad.view(-1)[0].item()}. Valid range: 0-{n_levels-1}')
+        if len(bad.view(-1)):
+            raise AlignGPTError(f'Invalid level {bad.view(-1)[0].item()}. Valid range: 0-{n_levels-1}')
         a = F.one_hot(a.long(), n_levels).float()
     if a.shape[-1:] != (n_levels,) or a.dim() > 2 or (a.dim() == 2 and len(a) != n_samples):
-        raise AlignGPTError(f'alignment has shape {tuple(a.shape)}', f'give a level, {n_samples} levels, a mixture [{n_levels}], or mixtures [{n_samples}, {n_levels}]')
+        raise AlignGPTError(f'alignment has shape {tuple(a.shape)}',
+                            f'give a level, {n_samples} levels, a mixture [{n_levels}], or mixtures [{n_samples}, {n_levels}]')
     return a.expand(n_samples, n_levels)
 
 # %% ../../nbs/model/01_layers.ipynb #80a07280
@@ -213,7 +220,8 @@ def supervised_loss(
     def ce(h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
     n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
     again = n > 1 and torch.is_grad_enabled()
-    total = sum(checkpoint(ce, *p, use_reentrant=False) if again else ce(*p) for p in zip(h.tensor_split(n), t.tensor_split(n)))
+    total = sum(checkpoint(ce, *p, use_reentrant=False) if again else ce(*p)
+                for p in zip(h.tensor_split(n), t.tensor_split(n)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))
 
 # %% ../../nbs/model/01_layers.ipynb #9b6d5eab
@@ -223,7 +231,9 @@ def has_sparse_tail(
 )->bool:
     "Can the last layer be run at some positions alone?"
     c = lm.config
-    if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements') for p in lm.base_model.norm.parameters()): return False
+    if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements')
+                                                    for p in lm.base_model.norm.parameters()):
+        return False
     kind = c._attn_implementation
     fits = kind in ('sdpa', 'eager') or (plain and kind.startswith('flash_attention'))
     return fits and (torch.compiler.is_compiling() or knows_llama())
@@ -249,9 +259,11 @@ def sparse_layer(
     rows = torch.arange(B, device=x.device)[:,None]
     q = heads(attn.q_proj(n[rows, at]))
     q = q*cos[rows, at][:,None] + rotate_half(q)*sin[rows, at][:,None]
-    seen = (at[...,None] >= torch.arange(S, device=x.device))[:,None] if mask is None else mask.expand(B, -1, -1, -1)[rows, :, at].transpose(1, 2)
+    seen = ((at[...,None] >= torch.arange(S, device=x.device))[:,None]
+            if mask is None else mask.expand(B, -1, -1, -1)[rows, :, at].transpose(1, 2))
     dropout = attn.attention_dropout if layer.training else 0.
-    a = F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=attn.scaling, enable_gqa=q.shape[1] != k.shape[1])
+    a = F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=attn.scaling,
+                                       enable_gqa=q.shape[1] != k.shape[1])
     h = x[keep] + attn.o_proj(a.transpose(1, 2).flatten(2)[real])
     return h + layer.mlp(layer.post_attention_layernorm(h))
 
@@ -276,7 +288,8 @@ def states_at(
     base, x = lm.base_model, embeds
     if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
     filled = {CACHE: cache}
-    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, position_ids=position_ids, **filled)
+    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask,
+                              position_ids=position_ids, **filled)
     rope = base.rotary_emb(x, position_ids=position_ids)
     for layer in base.layers[:-1]:
         x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids, **filled)
@@ -287,7 +300,8 @@ def states_at(
 @once
 def knows_llama()->bool:
     "Does `states_at` compute what a Llama of this release of transformers computes? Tried once, with a tiny one."
-    config = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+    config = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                         num_attention_heads=4,
                          num_key_value_heads=2, attn_implementation='sdpa')
     outside = torch.device('cpu'), torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False), torch.no_grad()
     with outside[0], outside[1], outside[2], outside[3]:
@@ -296,4 +310,5 @@ def knows_llama()->bool:
         x, keep = torch.randn(2, 4, 16), torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]).bool()
         try: ours = states_at(lm, x, keep, cache=DynamicCache(config=config))
         except Exception: return False # whatever it is that changed
-        return torch.allclose(ours, lm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state[keep], atol=1e-5)
+        return torch.allclose(ours, lm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state[keep],
+                              atol=1e-5)

@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError
-from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail, level_weights, lm_head,
+from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail,
+                                   level_weights, lm_head,
                              make_projector, states_at, supervised_loss, targets)
 from ..core.versions import CACHE, named_cache
 
@@ -85,7 +86,8 @@ def get_vision_features(self:AlignGPTForConditionalGeneration,
 def get_image_features(self:AlignGPTForConditionalGeneration,
     pixel_values:Tensor|None=None, # [n_images, 3, height, width]
     vision_features:Tensor|None=None, # or what `get_vision_features` gave for them, [n_images, n, tower width]
-    image_index:Tensor|None=None, # which of them each image of the batch is, [n_images_in_batch]; default: all in order
+    image_index:Tensor
+    |None=None, # which of them each image of the batch is, [n_images_in_batch]; default: all in order
 )->Tensor: # projected image tokens I, [n_images_in_batch, n, H]
     "I = projector(V). An image that occurs several times goes through the tower once."
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
@@ -131,7 +133,8 @@ def check_images(self:AlignGPTForConditionalGeneration,
     n, per_row = self.config.num_image_tokens, (input_ids == self.config.image_token_id).sum(1).tolist()
     odd = [f'row {i} has {k}' for i,k in enumerate(per_row) if k % n]
     if odd or sum(per_row) != n_images*n:
-        raise AlignGPTError(f'{sum(per_row)} image placeholders for {n_images} images of {n} tokens' + (': ' + odd[0] if odd else f': images per row {[k//n for k in per_row]}'),
+        raise AlignGPTError(f'{sum(per_row)} image placeholders for {n_images} images of {n} tokens'
+                            + (': ' + odd[0] if odd else f': images per row {[k//n for k in per_row]}'),
                             "use this model's own processor, and give one image for each <image>")
 
 # %% ../../nbs/model/02_modeling.ipynb #1d050d33
@@ -147,7 +150,8 @@ def alignment_weights(self:AlignGPTForConditionalGeneration,
     N, n, s, r = self.config.num_levels, int(sample.max()) + 1, sample.flatten(), reads.flatten()
     if self.gate is None: return level_weights(N-1, n, N, embeds.device)
     first = (input_ids == self.config.image_token_id).flatten().nonzero()[::self.config.num_image_tokens, 0]
-    last = torch.zeros(n, dtype=torch.long, device=s.device).scatter_reduce(0, s, torch.arange(len(s), device=s.device)*r, 'amax')
+    last = torch.zeros(n, dtype=torch.long, device=s.device).scatter_reduce(0, s,
+        torch.arange(len(s), device=s.device)*r, 'amax')
     seen = first < last[s[first]]
     dots, complete = image_text_dots(image[seen], embeds.flatten(0, 1), s, r, s[first][seen], n)
     alpha = self.gate(dots)
@@ -176,11 +180,13 @@ def check_ids(self:AlignGPTForConditionalGeneration,
 )->None: # or `AlignGPTError`
     "Every id must be a token of the language model, or one of the two placeholders."
     c = self.config
-    known = ((input_ids >= 0) & (input_ids < c.text_config.vocab_size)) | (input_ids == c.align_token_id) | (input_ids == c.image_token_id)
+    known = (((input_ids >= 0) & (input_ids < c.text_config.vocab_size)) | (input_ids == c.align_token_id)
+             | (input_ids == c.image_token_id))
     if known.all(): return
     row, at = (~known).nonzero()[0].tolist()
     raise AlignGPTError(f'input_ids: row {row}, position {at}: token id {input_ids[row, at].item()} is out of range. Valid range: 0-{c.text_config.vocab_size-1}, '
-                        f'and the placeholders {c.align_token_id} (ALIGN) and {c.image_token_id} (image)', "use this model's own processor")
+                        f'and the placeholders {c.align_token_id} (ALIGN) and {c.image_token_id} (image)',
+                        "use this model's own processor")
 
 # %% ../../nbs/model/02_modeling.ipynb #46777725
 @patch
@@ -196,7 +202,8 @@ def embed_tokens(self:AlignGPTForConditionalGeneration,
 # %% ../../nbs/model/02_modeling.ipynb #5e211b2a
 def _is_idle(mask):
     "Padding on the right hides nothing from a token with a loss that a causal mask would not; without it, attention does half the work."
-    return mask is not None and mask.dim() == 2 and mask.device.type != 'meta' and bool((mask[:, 1:] <= mask[:, :-1]).all())
+    return (mask is not None and mask.dim() == 2 and mask.device.type != 'meta'
+            and bool((mask[:, 1:] <= mask[:, :-1]).all()))
 
 @patch
 def _hidden_states(self:AlignGPTForConditionalGeneration, labels, args, kwargs):
@@ -253,7 +260,8 @@ def forward(self:AlignGPTForConditionalGeneration,
         image = self.get_image_features(pixel_values, vision_features, image_index)
         self.check_images(input_ids, len(image))
         if alignment is None:
-            reads = self.gate_reads(input_ids, attention_mask, labels, sample_ids) if gate_mask is None else gate_mask.bool()
+            reads = self.gate_reads(input_ids, attention_mask, labels,
+                                    sample_ids) if gate_mask is None else gate_mask.bool()
             weights = self.alignment_weights(image, embeds, input_ids, reads, sample)
         else: weights = level_weights(alignment, int(sample.max()) + 1, self.config.num_levels, embeds.device)
         embeds = self.merge(input_ids, embeds, image, self.levels(weights), sample)
@@ -266,7 +274,8 @@ def forward(self:AlignGPTForConditionalGeneration,
         one = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
         out = self._next_logits(args, kwargs) if one else lm(**args, logits_to_keep=logits_to_keep, **kwargs)
         loss, logits = None, out.logits
-        if labels is not None: loss = lm.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        if labels is not None:
+            loss = lm.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
     return AlignGPTOutput(loss, logits, getattr(out, CACHE), out.hidden_states, out.attentions, image, weights)
 
 # %% ../../nbs/model/02_modeling.ipynb #210e29d5
@@ -307,7 +316,8 @@ class Prompt:
         if self.V is None: return res
         k = len(ids)//len(self.ids)
         first = self.is_image.nonzero()[::self.n, 1].split(self.per_row) # columns where pictures begin, for each row
-        seen = [i[(f >= start) & (f < start + ids.shape[1])].repeat(k) for i,f in zip(self.index.split(self.per_row), first)]
+        seen = [i[(f >= start) & (f < start + ids.shape[1])].repeat(k)
+                for i,f in zip(self.index.split(self.per_row), first)]
         index = torch.cat(seen)
         if not len(index): return res
         return res | dict(vision_features=self.V, image_index=index, alignment=self.weights.repeat_interleave(k, 0))
@@ -328,7 +338,8 @@ def generate(self:AlignGPTForConditionalGeneration,
     ids, kwargs = kwargs.pop('input_ids', inputs), named_cache(kwargs)
     if ids is None: return GenerationMixin.generate(self, None, **kwargs)
     self.check_ids(ids)
-    V = self.get_vision_features(pixel_values) if pixel_values is not None and vision_features is None else vision_features
+    V = (self.get_vision_features(pixel_values)
+         if pixel_values is not None and vision_features is None else vision_features)
     weights = None
     if V is not None:
         self.check_images(ids, len(V) if image_index is None else len(image_index))

@@ -51,10 +51,14 @@ def load_image_processor(
         if not config and (own := file('preprocessor_config.json')): config = read_json(own)
         if not config: return image_processor_for(transformers.AutoConfig.from_pretrained(path, **hub))
     except (OSError, ValueError) as e:
-        raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}', 'name a folder or model with a CLIP or SigLIP tower') from e
-    kind = config.get('image_processor_type') or config.get('feature_extractor_type', '').replace('FeatureExtractor', 'ImageProcessor')
+        raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}',
+                            'name a folder or model with a CLIP or SigLIP tower') from e
+    kind = (config.get('image_processor_type')
+            or config.get('feature_extractor_type', '').replace('FeatureExtractor', 'ImageProcessor'))
     cls = getattr(transformers, kind.removesuffix('Fast').removesuffix('Pil') + 'Pil', None)
-    if cls is None: raise AlignGPTError(f'{path}: image processor {kind!r} has no PIL implementation', 'use a CLIP or SigLIP tower')
+    if cls is None:
+        raise AlignGPTError(f'{path}: image processor {kind!r} has no PIL implementation',
+                            'use a CLIP or SigLIP tower')
     return cls.from_dict(config)
 
 # %% ../../nbs/model/03_processor.ipynb #c5798897
@@ -80,18 +84,21 @@ class AlignGPTProcessor(ProcessorMixin):
         template:str='v1', # key in `TEMPLATES`
         gate_text:str='prompt', # what the gate reads: 'prompt' (up to the first answer) or 'full' (all text)
     ):
-        for name,got,valid in (('image_aspect_ratio', image_aspect_ratio, ('pad','square')), ('gate_text', gate_text, ('prompt','full'))):
+        for name,got,valid in (('image_aspect_ratio', image_aspect_ratio, ('pad','square')),
+                               ('gate_text', gate_text, ('prompt','full'))):
             if got not in valid: raise AlignGPTError(f"Invalid {name} {got!r}. Valid: {', '.join(valid)}")
         self.num_image_tokens, self.image_aspect_ratio, self.template, self.gate_text = num_image_tokens, image_aspect_ratio, template, gate_text
         self._encoder, tokenizer.padding_side = None, 'left'
-        super().__init__(_on_pil(image_processor), add_placeholders(tokenizer), chat_template=chat_template or template_source(template))
+        super().__init__(_on_pil(image_processor), add_placeholders(tokenizer),
+                         chat_template=chat_template or template_source(template))
         self.align_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])
         self._check_control()
 
     def _check_control(self):
         "The template's control tokens must be tokens."
         t = get_template(self.template).fill(*self.ends)
-        need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer + t.answer_end)) - set(self.tokenizer.get_added_vocab())
+        need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer
+                              + t.answer_end)) - set(self.tokenizer.get_added_vocab())
         if need: raise AlignGPTError(f"Template {self.template!r} needs the control token {min(need)}, which the tokenizer does not have",
                                      'use the template that the language model was trained with, or add the tokens to its tokenizer')
 
@@ -126,7 +133,8 @@ def from_pretrained(cls:AlignGPTProcessor,
     "Load a saved processor: its settings, image processor and tokenizer."
     from transformers import AutoTokenizer
     path = pretrained_model_name_or_path
-    hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token','subfolder')}
+    hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token',
+                                                  'subfolder')}
     trust = {k:kwargs[k] for k in ('trust_remote_code',) if k in kwargs}
     saved, rest = cls.get_processor_dict(path, **kwargs)
     parts = [load_image_processor(path, **hub), AutoTokenizer.from_pretrained(path, **hub, **trust)]
@@ -139,7 +147,8 @@ def prepare_images(self:AlignGPTProcessor,
     where:str='', # what to call the pictures' owner in an error
 )->torch.Tensor: # [n_images, 3, height, width]
     "Open, pad or crop, resize and normalise pictures."
-    opened = [open_picture(im, '' if isinstance(im, (str, Path)) else f'{where} picture {i}'.strip()) for i,im in enumerate(images)]
+    opened = [open_picture(im, '' if isinstance(im, (str, Path)) else f'{where} picture {i}'.strip())
+              for i,im in enumerate(images)]
     if self.image_aspect_ratio == 'pad': opened = [pad_square(im, self.image_processor.image_mean) for im in opened]
     return self.image_processor(opened, return_tensors='pt').pixel_values
 
@@ -162,7 +171,8 @@ def layout(self:AlignGPTProcessor,
         out, start = xs[:begins] + [align]*pictures, int(begins)
         for k in places: out, start = out + xs[start:k] + [xs[k]]*self.num_image_tokens, k+1
         return out + xs[start:]
-    return dict(input_ids=expand(t.ids, self.align_token_id), labels=expand(labels, -100), gate_mask=expand(reads, False))
+    return dict(input_ids=expand(t.ids, self.align_token_id), labels=expand(labels, -100),
+                gate_mask=expand(reads, False))
 
 # %% ../../nbs/model/03_processor.ipynb #3b2e9322
 @patch
@@ -173,15 +183,18 @@ def encode(self:AlignGPTProcessor,
     where:str='', # what to call the sample in an error
 )->dict[str,torch.Tensor]: # input_ids, labels [length] long, gate_mask [length] bool, pixel_values [n_images, 3, height, width]
     "Encode one training sample."
-    messages = to_messages(conversation, where) if isinstance(conversation, dict) else check_messages(conversation, where)
+    messages = (to_messages(conversation, where)
+                if isinstance(conversation, dict) else check_messages(conversation, where))
     if images is None and not isinstance(conversation, dict): images = _pictures(messages)
     n = sum(len(images_of(m)) for m in messages)
     if images is not None and len(images) != n:
-        raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given', 'give each picture once, in order', where)
+        raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given',
+                        'give each picture once, in order', where)
     sample = self.layout(render(messages, self.template, False, *self.ends))
     if max_length: sample = _cut(sample, max_length, self.image_token_id, where)
     if max(sample['labels']) < 0:
-        raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens", 'allow a greater max_length, or drop the sample', where)
+        raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens",
+                        'allow a greater max_length, or drop the sample', where)
     out = {k:torch.tensor(v) for k,v in sample.items()}
     if images: out['pixel_values'] = self.prepare_images(images, where)
     return out
@@ -192,7 +205,8 @@ def _pictures(messages):
     found = [_source(p) for m in messages for p in images_of(m)]
     if all(f is None for f in found): return None
     if None not in found: return found
-    raise AlignGPTError(f'image part {found.index(None)} has no picture, others have', 'write {"type": "image", "path": ...} for each')
+    raise AlignGPTError(f'image part {found.index(None)} has no picture, others have',
+                        'write {"type": "image", "path": ...} for each')
 
 def _source(part):
     "Where the picture of an image part is."
@@ -206,7 +220,9 @@ def _cut(sample, max_length, image_id, where=''):
     "Cut a sample at its right end, but never into its pictures."
     ids = sample['input_ids']
     if image_id in ids[max_length:]:
-        raise BadRecord('image cut off', f'{len(ids)} tokens, of which {max_length} are kept, and a picture reaches beyond', 'allow a greater max_length', where)
+        raise BadRecord('image cut off',
+                        f'{len(ids)} tokens, of which {max_length} are kept, and a picture reaches beyond',
+                        'allow a greater max_length', where)
     return {k:v[:max_length] for k,v in sample.items()}
 
 # %% ../../nbs/model/03_processor.ipynb #cd647e05
@@ -229,7 +245,8 @@ class TokenView:
         css = 'color:#111;padding:1px 2px;margin:1px;border-radius:3px;white-space:pre'
         def box(t, r): return f'<span style="background:{ROLES[r][1]};{css}">{escape(t)}</span>'
         legend = ' '.join(box(ROLES[r][0], r) for r in ROLES if any(r == x for _,x in self.tokens))
-        return f'<div style="font:13px/1.8 monospace">{legend}<hr style="margin:4px 0">' + '<wbr>'.join(box(_visible(t), r) for t,r in self.runs()) + '</div>'
+        return (f'<div style="font:13px/1.8 monospace">{legend}<hr style="margin:4px 0">'
+                + '<wbr>'.join(box(_visible(t), r) for t,r in self.runs()) + '</div>')
 
     def __str__(self)->str: return ''.join(f'\x1b[{ROLES[r][2]};30m{_visible(t)}\x1b[0m' for t,r in self.runs())
     def __repr__(self)->str: return str(self)
@@ -278,16 +295,19 @@ def __call__(self:AlignGPTProcessor,
     **kwargs, # unknown ones are named in a warning
 )->BatchFeature: # input_ids, attention_mask, gate_mask [batch, length], pixel_values [n_images, 3, height, width]
     "Prepare rendered text and pictures."
-    if odd := sorted(k for k,v in kwargs.items() if v is not None): warnings.warn(f"AlignGPTProcessor ignores {', '.join(odd)}")
+    if odd := sorted(k for k,v in kwargs.items() if v is not None):
+        warnings.warn(f"AlignGPTProcessor ignores {', '.join(odd)}")
     if text is None:
         if images is None: raise AlignGPTError('neither text nor images given')
         return BatchFeature({'pixel_values': self.prepare_images(_nest(images, None))})
     text = [text] if isinstance(text, str) else list(text)
     if not all(isinstance(t, str) for t in text):
-        raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}', 'use apply_chat_template for messages')
+        raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}',
+                            'use apply_chat_template for messages')
     rows = [self.layout(t, add_special_tokens) for t in text]
     pictures = _nest(images, [r['input_ids'].count(self.image_token_id)//self.num_image_tokens for r in rows])
-    return self._batch(rows, pictures, padding, truncation, max_length, padding_side, pad_to_multiple_of, return_tensors)
+    return self._batch(rows, pictures, padding, truncation, max_length, padding_side, pad_to_multiple_of,
+                       return_tensors)
 
 # %% ../../nbs/model/03_processor.ipynb #542baaae
 def _nest(images, counts):
@@ -297,15 +317,19 @@ def _nest(images, counts):
     flat = [p for row in images for p in (row or [])] if nested else images
     if counts is None: return flat
     hint = f'write {IMAGE} once for each picture'
-    if nested and len(images) != len(counts): raise AlignGPTError(f'{len(images)} lists of pictures for {len(counts)} rows of text')
+    if nested and len(images) != len(counts):
+        raise AlignGPTError(f'{len(images)} lists of pictures for {len(counts)} rows of text')
     have = [len(row or []) for row in images] if nested else [len(flat)] if len(counts) == 1 else counts
     for i,(h,c) in enumerate(zip(have, counts)):
         if h != c: raise AlignGPTError(f'row {i}: {c} {IMAGE} in the text, {h} pictures given', hint)
-    if len(flat) != sum(counts): raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given', hint)
+    if len(flat) != sum(counts):
+        raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given',
+                            hint)
     return flat
 
 @patch
-def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=False, max_length=None, padding_side=None, pad_to_multiple_of=None,
+def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=False, max_length=None,
+           padding_side=None, pad_to_multiple_of=None,
            return_tensors=None, names=('input_ids','gate_mask')):
     "Cut, pad and stack rows."
     if truncation:
@@ -313,7 +337,8 @@ def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=Fal
         rows = [_cut(r, max_length, self.image_token_id, f'row {i}') for i,r in enumerate(rows)]
     lengths = [len(r['input_ids']) for r in rows]
     if not padding and return_tensors and len(set(lengths)) > 1:
-        raise AlignGPTError(f'rows of {min(lengths)} to {max(lengths)} tokens do not make a tensor', 'pass padding=True')
+        raise AlignGPTError(f'rows of {min(lengths)} to {max(lengths)} tokens do not make a tensor',
+                            'pass padding=True')
     length = max_length if padding == 'max_length' and max_length else max(lengths)
     if pad_to_multiple_of: length = -(-length//pad_to_multiple_of)*pad_to_multiple_of
     def pad(row, value):
@@ -343,14 +368,18 @@ def apply_chat_template(self:AlignGPTProcessor,
     if not ours or any(kwargs.get(k) for k in ('continue_final_message', 'tools', 'documents')):
         given = dict(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
         return ProcessorMixin.apply_chat_template(
-            self, conversation, chat_template, add_generation_prompt=add_generation_prompt, tokenize=tokenize, return_dict=return_dict,
-            return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs, **{k:v for k,v in given.items() if v})
+            self, conversation, chat_template, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
+            return_dict=return_dict,
+            return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs,
+            **{k:v for k,v in given.items() if v})
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
     rows = [self.layout(render(c, self.template, add_generation_prompt, *self.ends)) for c in chats]
     for r in rows: r['assistant_masks'] = [int(l >= 0) for l in r['labels']]
-    opts = {k:v for k,v in {**kwargs, **(processor_kwargs or {})}.items() if k in ('padding','truncation','max_length','padding_side','pad_to_multiple_of')}
+    opts = {k:v for k,v in {**kwargs, **(processor_kwargs or {})}.items()
+            if k in ('padding','truncation','max_length','padding_side','pad_to_multiple_of')}
     names = ('input_ids','gate_mask') + ('assistant_masks',)*return_assistant_tokens_mask
-    out = self._batch(rows, _pictures([m for c in chats for m in c]), **opts, return_tensors=return_tensors, names=names)
+    out = self._batch(rows, _pictures([m for c in chats for m in c]), **opts, return_tensors=return_tensors,
+                      names=names)
     return out if return_dict else out['input_ids']
 
 # %% ../../nbs/model/03_processor.ipynb #45102df5
@@ -378,7 +407,8 @@ def make_processor(
     from aligngpt.model.layers import num_patches
     image_processor, config = load_image_processor(tower), AutoConfig.from_pretrained(tower)
     config = getattr(config, 'vision_config', config)
-    made = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config), template=template,
+    made = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config),
+                             template=template,
                              image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)
     height, width = made.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
     if (height, width) != (config.image_size,)*2:
@@ -393,5 +423,6 @@ def with_settings(self:AlignGPTProcessor,
 )->AlignGPTProcessor: # shares tokenizer and image processor
     "The same processor with some settings changed."
     names = 'num_image_tokens', 'image_aspect_ratio', 'template', 'gate_text'
-    if odd := settings.keys() - set(names): raise AlignGPTError(f"Unknown setting {min(odd)!r}. Valid: {', '.join(names)}")
+    if odd := settings.keys() - set(names):
+        raise AlignGPTError(f"Unknown setting {min(odd)!r}. Valid: {', '.join(names)}")
     return type(self)(self.image_processor, self.tokenizer, **{k:getattr(self, k) for k in names} | settings)

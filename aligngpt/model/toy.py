@@ -19,7 +19,8 @@ from .processor import AlignGPTProcessor
 
 # %% ../../nbs/model/06_toy.ipynb #56435cb6
 COLOURS = dict(red=(220, 40, 40), green=(40, 180, 70), blue=(50, 80, 220), yellow=(240, 210, 50))
-LIKE = dict(red=('warm', 'a tomato'), green=('cool', 'a meadow'), blue=('cool', 'the sea'), yellow=('warm', 'a lemon'))
+LIKE = dict(red=('warm', 'a tomato'), green=('cool', 'a meadow'), blue=('cool', 'the sea'),
+            yellow=('warm', 'a lemon'))
 QUESTIONS = 'What colour is it?', 'Is it warm or cool?', 'Describe it.', 'Count to ten.'
 
 def swatch(
@@ -53,7 +54,8 @@ def toy_chat(
         if rng.random() < (.15 if i else .9):
             colour = rng.choice(list(COLOURS))
             pictures = [dict(type='image', image=swatch(colour, shade=rng.randint(-12, 12)))]
-        out += [dict(role='user', content=pictures + [dict(type='text', text=question)]), dict(role='assistant', content=toy_answer(question, colour))]
+        out += [dict(role='user', content=pictures + [dict(type='text', text=question)]),
+                dict(role='assistant', content=toy_answer(question, colour))]
     return out
 
 # %% ../../nbs/model/06_toy.ipynb #4f11854b
@@ -62,12 +64,17 @@ def toy_processor()->AlignGPTProcessor:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
     tok = Tokenizer(models.BPE(unk_token='<unk>'))
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(' ', 'merged_with_next'), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(' ', 'merged_with_next'),
+                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
-    texts = [TEMPLATES['v1'].system + ' USER: ', ' ASSISTANT:', *QUESTIONS, *(' ' + q for q in QUESTIONS), *(' ' + toy_answer(q, c) for q in QUESTIONS for c in COLOURS)]
-    tok.train_from_iterator(texts*4, trainers.BpeTrainer(vocab_size=800, show_progress=False, special_tokens=['<unk>', '<s>', '</s>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    texts = [TEMPLATES['v1'].system + ' USER: ', ' ASSISTANT:', *QUESTIONS, *(' ' + q for q in QUESTIONS),
+             *(' ' + toy_answer(q, c) for q in QUESTIONS for c in COLOURS)]
+    tok.train_from_iterator(texts*4, trainers.BpeTrainer(vocab_size=800, show_progress=False,
+                                                         special_tokens=['<unk>', '<s>', '</s>'],
+                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
-    return AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)), tokenizer, num_image_tokens=16)
+    return AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)),
+                             tokenizer, num_image_tokens=16)
 
 # %% ../../nbs/model/06_toy.ipynb #58d3028f
 def toy_model(
@@ -75,11 +82,14 @@ def toy_model(
 )->AlignGPTForConditionalGeneration: # with random weights, always the same
     "A CLIP tower and a Llama of two layers each."
     from transformers import CLIPVisionConfig, LlamaConfig
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
-    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                              image_size=32, patch_size=8)
+    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                       num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id))
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text,
+            align_token_id=processor.align_token_id, image_token_id=processor.image_token_id))
 
 # %% ../../nbs/model/06_toy.ipynb #2e84cf3c
 def toy_batch(

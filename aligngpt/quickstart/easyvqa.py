@@ -73,7 +73,8 @@ def caption(
     style:int=0, # one of four ways to put it
 )->str:
     "A caption that names colour, shape, both or neither."
-    return _STYLES[style].format(f'{color} {shape}' if color and shape else f'{color} shape' if color else shape or 'shape')
+    return _STYLES[style].format(f'{color} {shape}' if color and shape else f'{color} shape' if color else shape
+                                 or 'shape')
 
 def captions(
     fact:Facts, # about the picture
@@ -103,7 +104,9 @@ def caption_records(
         for d in sorted(range(4), key=lambda d: (count[d], rng.random())):
             if (text := captions(f, d, rng)) is not None: break
         count[d] += 1
-        out.append(dict(id=f'{len(out)}', image=f'{i}.png', degree=d, conversations=[{'from':'human', 'value':'<image>\nWhat is this?'}, {'from':'gpt', 'value':text}]))
+        out.append(dict(id=f'{len(out)}', image=f'{i}.png', degree=d,
+                        conversations=[{'from':'human', 'value':'<image>\nWhat is this?'},
+                                       {'from':'gpt', 'value':text}]))
     return out
 
 # %% ../../nbs/quickstart/02_easyvqa.ipynb #a47fe5fd
@@ -116,7 +119,8 @@ def tuning_records(
     for i, qa in questions().items():
         qa = rng.sample(qa, len(qa))
         for k in range(0, len(qa), turns or len(qa)):
-            talk = [{'from':who, 'value':v} for pair in qa[k:k+(turns or len(qa))] for who, v in zip(('human', 'gpt'), pair)]
+            talk = [{'from':who, 'value':v} for pair in qa[k:k+(turns or len(qa))]
+                    for who, v in zip(('human', 'gpt'), pair)]
             talk[0]['value'] = '<image>\n' + talk[0]['value']
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
@@ -138,15 +142,19 @@ def text_documents(
         truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
         return [truth + seen, f'{captions(f, d, rng)}\n'] # as after image tokens: no space between
     def list_document(f, seen):
-        words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES) for _ in range(rng.randint(2, 8))]
-        return [t for k, w in enumerate(words) for t in (('' if k else seen + '\n') + f' {w}', ' yes' if w in (f.color, f.shape) else ' no')]
+        words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES)
+                 for _ in range(rng.randint(2, 8))]
+        return [t for k, w in enumerate(words) for t in (('' if k else seen + '\n') + f' {w}',
+                                                         ' yes' if w in (f.color, f.shape) else ' no')]
     def question_document(f, seen, qa):
         turns = sorted(qa, key=lambda pair: -rng.random()**(1/(30 if _hit(f, *pair) else 1)))[:rng.randint(1, 6)]
         rng.shuffle(turns)
-        return [t for k, (q, a) in enumerate(turns) for t in (f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer}", f' {a}{end}')]
+        return [t for k, (q, a) in enumerate(turns)
+                for t in (f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer}", f' {a}{end}')]
     def document(early):
         f, qa = rng.choice(known)
-        seen = ' '.join(rng.choice((f.color, f.shape)) for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
+        seen = ' '.join(rng.choice((f.color, f.shape))
+                        for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
         kind = rng.random()
         if kind < .3: return caption_document(f, seen)
         if kind < .55: return list_document(f, seen)

@@ -80,7 +80,8 @@ def stage_data(
     images = dict(images=folder(), processor=processor, levels=levels)
     plain = SampleDataset(Records(file, quiet=True), **images)
     store = FeatureStore(run/'features', model, sorted(f'{i}.png' for i in questions()), 'quickstart')
-    store.fill(model.eval(), lambda names: processor.prepare_images([folder()/n for n in names]), quiet=not store.missing())
+    store.fill(model.eval(), lambda names: processor.prepare_images([folder()/n for n in names]),
+               quiet=not store.missing())
     return InMemory(SampleDataset(plain.records, **images, features=store)), Collator(processor.tokenizer.pad_token_id, store)
 
 # %% ../../nbs/quickstart/01_run.ipynb #38e98916
@@ -90,9 +91,11 @@ def pretrain(
 )->dict: # losses, seconds, steps
     "Train projector and levels; language model and tower are frozen (paper, section 3.2)."
     set_seed(recipe.seed)
-    model, processor = from_base(run/'llm'/'model', run/'clip'/'model', dtype='float32', device='cpu', image_aspect_ratio='pad')
+    model, processor = from_base(run/'llm'/'model', run/'clip'/'model', dtype='float32', device='cpu',
+                                 image_aspect_ratio='pad')
     data, collate = stage_data(run, run/'data'/'levels.json', model, processor, levels=True)
-    stage = override(PRETRAIN, learning_rate=5e-3, batch_size=32, accumulate=1, epochs=recipe.pretrain_epochs, precision='fp32', checkpointing=False,
+    stage = override(PRETRAIN, learning_rate=5e-3, batch_size=32, accumulate=1, epochs=recipe.pretrain_epochs,
+                     precision='fp32', checkpointing=False,
                      save_every=200, keep=1, log_every=10, image_aspect_ratio='pad', seed=recipe.seed)
     return run_stage(model, data, collate, stage, run/'pretrain', processor, device='cpu')
 
@@ -105,7 +108,8 @@ def tune(
     model, processor = load(run/'pretrain'/'model', dtype='float32', device='cpu')
     processor = processor.with_settings(template='v1', gate_text='prompt')
     data, collate = stage_data(run, run/'data'/'tuning.json', model, processor, levels=False)
-    stage = override(FINETUNE, learning_rate=2e-3, batch_size=16, epochs=recipe.tune_epochs, precision='fp32', checkpointing=False, save_every=100, keep=1, log_every=5, seed=recipe.seed)
+    stage = override(FINETUNE, learning_rate=2e-3, batch_size=16, epochs=recipe.tune_epochs, precision='fp32',
+                     checkpointing=False, save_every=100, keep=1, log_every=5, seed=recipe.seed)
     return run_stage(add_gate(model), data, collate, stage, run/'finetune', processor, device='cpu')
 
 # %% ../../nbs/quickstart/01_run.ipynb #6cb4f0a2
@@ -119,10 +123,12 @@ def turn_knob(
     asks = [Ask(i, '', f'{i}.png') for i in list(known)[:limit]]
     out = {}
     for level in range(model.config.num_levels):
-        said = dict(p for part in answers(model, processor, asks, lambda n: folder('test')/n, 12, 128, 1000, alignment=level) for p in part)
+        said = dict(p for part in answers(model, processor, asks, lambda n: folder('test')/n, 12, 128, 1000,
+                                          alignment=level) for p in part)
         words = {asks[i].key: set(t.split()) for i, t in said.items()}
         hit = np.array([[known[k].color in w, known[k].shape in w] for k, w in words.items()])
-        out[level] = dict(color=hit[:,0].mean(), shape=hit[:,1].mean(), both=hit.all(1).mean(), says=[said[i] for i in range(min(5, len(asks)))])
+        out[level] = dict(color=hit[:,0].mean(), shape=hit[:,1].mean(), both=hit.all(1).mean(),
+                          says=[said[i] for i in range(min(5, len(asks)))])
     return out
 
 # %% ../../nbs/quickstart/01_run.ipynb #9189d60b
@@ -135,11 +141,15 @@ def gate_by_kind(
     model, processor = load(run/'finetune'/'model', dtype='float32', device='cpu')
     rows = {}
     for i, qa in list(questions('test').items())[:n]:
-        for q, a in qa: rows.setdefault('colour' if a in COLORS else 'shape' if a in SHAPES else 'yes/no', []).append(Ask(0, q, f'{i}.png'))
+        for q, a in qa:
+            rows.setdefault('colour' if a in COLORS else 'shape' if a in SHAPES else 'yes/no',
+                            []).append(Ask(0, q, f'{i}.png'))
     out = {}
     for kind, asks in rows.items():
-        index, V = image_features(model, processor, list(dict.fromkeys(a.image for a in asks)), lambda n: folder('test')/n, 250)
-        batch = ask_batch([ask_row(processor, a) for a in asks], [a.image for a in asks], index, V, processor.tokenizer.pad_token_id)
+        index, V = image_features(model, processor, list(dict.fromkeys(a.image for a in asks)),
+                                  lambda n: folder('test')/n, 250)
+        batch = ask_batch([ask_row(processor, a) for a in asks], [a.image for a in asks], index, V,
+                          processor.tokenizer.pad_token_id)
         out[kind] = model(**batch, logits_to_keep=1).weights[:, :-1].mean(0).tolist()
     return out
 
@@ -155,9 +165,12 @@ def plot_scores(
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(2, 1))
     a.hist([scores[degrees == d] for d in range(4)], 60, stacked=True, label=DEGREES)
     for e in edges: a.axvline(e, color='k', lw=.6)
-    a.set(xlabel='cosine of picture and caption', ylabel='pairs', title='CLIP scores and the edges of the levels'); a.legend(title='hidden degree')
-    b.imshow(np.array([[((levels == l) & (degrees == d)).sum() for d in range(4)] for l in range(8)]), cmap='Blues', aspect='auto', origin='lower')
-    b.set(xticks=range(4), xticklabels=DEGREES, yticks=range(8), ylabel='level', title='pairs by level and degree'); fig.tight_layout()
+    a.set(xlabel='cosine of picture and caption', ylabel='pairs', title='CLIP scores and the edges of the levels')
+    a.legend(title='hidden degree')
+    b.imshow(np.array([[((levels == l) & (degrees == d)).sum() for d in range(4)] for l in range(8)]), cmap='Blues',
+             aspect='auto', origin='lower')
+    b.set(xticks=range(4), xticklabels=DEGREES, yticks=range(8), ylabel='level', title='pairs by level and degree')
+    fig.tight_layout()
     return fig
 
 def plot_pairs(
@@ -182,8 +195,12 @@ def plot_knob(
     "What captions name at each forced level."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3))
-    for key, style in (('both', 'o-'), ('color', 's:'), ('shape', '^:')): ax.plot([float(v[key]) for v in knob.values()], style, label={'color':'colour'}.get(key, key))
-    ax.set(xlabel='forced alignment level', ylabel='share of captions', ylim=(-.03, 1.03), xticks=range(8), title='Captions of unseen pictures that name the right ...'); ax.legend(); ax.grid(alpha=.3)
+    for key, style in (('both', 'o-'), ('color', 's:'), ('shape', '^:')):
+        ax.plot([float(v[key]) for v in knob.values()], style, label={'color':'colour'}.get(key, key))
+    ax.set(xlabel='forced alignment level', ylabel='share of captions', ylim=(-.03, 1.03), xticks=range(8),
+           title='Captions of unseen pictures that name the right ...')
+    ax.legend()
+    ax.grid(alpha=.3)
     return fig
 
 def plot_gate(
@@ -194,7 +211,9 @@ def plot_gate(
     fig, ax = plt.subplots(figsize=(6, 2.5))
     x, w = np.arange(7), .8/len(gate)
     for k, (kind, a) in enumerate(gate.items()): ax.bar(x + k*w, a, w, label=kind)
-    ax.set(xticks=x + .4 - w/2, xticklabels=x, xlabel='local level', ylabel='mean α', title='What the gate gives to questions about ...'); ax.legend()
+    ax.set(xticks=x + .4 - w/2, xticklabels=x, xlabel='local level', ylabel='mean α',
+           title='What the gate gives to questions about ...')
+    ax.legend()
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #8b3e0121
@@ -206,10 +225,15 @@ def write_report(
     "Write report.md, report.html and the figures as PNG files."
     import matplotlib.pyplot as plt
     (run/'figures').mkdir(exist_ok=True)
-    rows = {'test accuracy': f"{metrics['accuracy']:.2%}"} | {f'accuracy, {k}': f'{v:.2%}' for k, v in metrics['by_kind'].items()} | {
-        'Spearman of level and hidden degree': f"{metrics['spearman']:.3f}", 'CLIP, zero-shot over 24 captions': f"{metrics['zero_shot']['both']:.2%}",
-        'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}", 'seconds': f"{metrics['seconds']:.0f}"}
-    md, page = ['# Quickstart', '', '| | |', '|---|--:|', *(f'| {k} | {v} |' for k, v in rows.items())], [f'<tr><td>{html.escape(k)}<td>{v}' for k, v in rows.items()]
+    rows = {'test accuracy': f"{metrics['accuracy']:.2%}"} | {f'accuracy, {k}': f'{v:.2%}'
+                                                              for k, v in metrics['by_kind'].items()} | {
+        'Spearman of level and hidden degree': f"{metrics['spearman']:.3f}",
+        'CLIP, zero-shot over 24 captions': f"{metrics['zero_shot']['both']:.2%}",
+        'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}",
+        'seconds': f"{metrics['seconds']:.0f}"}
+    md, page = ['# Quickstart', '', '| | |', '|---|--:|',
+                *(f'| {k} | {v} |' for k, v in rows.items())], [f'<tr><td>{html.escape(k)}<td>{v}'
+                                                                for k, v in rows.items()]
     body = []
     for title, fig in figures.items():
         name, buf = title.lower().replace(' ', '-') + '.png', io.BytesIO()
@@ -219,7 +243,8 @@ def write_report(
         body.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">')
     (run/'report.md').write_text('\n'.join(md) + '\n')
     style = 'body{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}td{padding:.2rem 1rem;border-bottom:1px solid #ddd}'
-    with atomic_path(run/'report.html') as p: p.write_text(f'<!doctype html><meta charset=utf-8><title>AlignGPT quickstart</title><style>{style}</style><h1>Quickstart</h1><table>{"".join(page)}</table>{"".join(body)}')
+    with atomic_path(run/'report.html') as p:
+        p.write_text(f'<!doctype html><meta charset=utf-8><title>AlignGPT quickstart</title><style>{style}</style><h1>Quickstart</h1><table>{"".join(page)}</table>{"".join(body)}')
     return run/'report.html'
 
 # %% ../../nbs/quickstart/01_run.ipynb #1ff2bc7f
@@ -240,16 +265,22 @@ def quickstart(
             return s.run(name, timed, dataclasses.asdict(r))
         done = dict(
             data=step(1, 'captions of four degrees, conversations, tokenizer', 'data', lambda: _make_data(run, r)),
-            clip=step(2, 'a dual encoder from scratch', 'clip', lambda: train_clip(PreTrainedTokenizerFast.from_pretrained(run/'tokenizer'), run/'clip', r.clip_epochs, r.seed)),
+            clip=step(2, 'a dual encoder from scratch', 'clip',
+                      lambda: train_clip(PreTrainedTokenizerFast.from_pretrained(run/'tokenizer'), run/'clip',
+                                         r.clip_epochs, r.seed)),
             scores=step(3, 'scores of all pairs, and 8 alignment levels', 'scores', lambda: score_pairs(run)),
-            llm=step(4, 'a language model from scratch, then pre-training of projector and levels', 'llm', lambda: train_llm(PreTrainedTokenizerFast.from_pretrained(run/'tokenizer'), run/'llm', r.llm_steps, seed=r.seed)),
+            llm=step(4, 'a language model from scratch, then pre-training of projector and levels', 'llm',
+                     lambda: train_llm(PreTrainedTokenizerFast.from_pretrained(run/'tokenizer'), run/'llm',
+                                       r.llm_steps, seed=r.seed)),
             pretrain=step(4, 'pre-training', 'pretrain', lambda: pretrain(run, r)),
-            knob=step(4, 'captions of test pictures at every level', 'knob', lambda: turn_knob(run, r.test_questions)),
+            knob=step(4, 'captions of test pictures at every level', 'knob',
+                      lambda: turn_knob(run, r.test_questions)),
             tune=step(5, 'instruction tuning of language model, projector and gate', 'tune', lambda: tune(run, r)),
             test=step(6, 'all test questions', 'test', lambda: _test(run, r)),
             gate=step(6, 'gate weights by kind of question', 'gate', lambda: gate_by_kind(run)))
         tell('[7/7] figures and report')
-        return _finish(run, {k: v['result'] for k, v in done.items()}, {k: round(v['seconds'], 1) for k, v in done.items()})
+        return _finish(run, {k: v['result'] for k, v in done.items()},
+                       {k: round(v['seconds'], 1) for k, v in done.items()})
 
 # %% ../../nbs/quickstart/01_run.ipynb #65b5d86e
 def _same_recipe(run, r):
@@ -258,7 +289,8 @@ def _same_recipe(run, r):
     if not path.exists(): write_json(dict(recipe=now, environment=environment()), path)
     old = read_json(path)['recipe']
     if diff := [k for k in now if old.get(k) != now[k]]:
-        raise AlignGPTError(f'{run}: holds a run with {diff[0]} = {old.get(diff[0])}, not {now[diff[0]]}', 'name another folder with --out, or remove this one')
+        raise AlignGPTError(f'{run}: holds a run with {diff[0]} = {old.get(diff[0])}, not {now[diff[0]]}',
+                            'name another folder with --out, or remove this one')
 
 def _make_data(run, r):
     write_json(caption_records(r.seed, r.captions), run/'data'/'captions.json')
@@ -268,16 +300,22 @@ def _make_data(run, r):
 def _test(run, r):
     model, processor = load(run/'finetune'/'model', dtype='float32', device='cpu')
     with atomic_path(run/'model') as p: shutil.copytree(run/'finetune'/'model', p)
-    correct = evaluate(model, processor, 'easy_vqa', '.', run/'eval', batch_size=128, limit=r.test_questions).results['correct']
+    correct = evaluate(model, processor, 'easy_vqa', '.', run/'eval', batch_size=128,
+                       limit=r.test_questions).results['correct']
     kinds = {}
-    for row in easy_vqa_rows()[:r.test_questions]: kinds.setdefault(row['category'], []).append(correct[str(row['question_id'])])
-    return dict(accuracy=sum(map(sum, kinds.values()))/sum(map(len, kinds.values())), by_kind={k: sum(v)/len(v) for k, v in kinds.items()}, questions=sum(map(len, kinds.values())))
+    for row in easy_vqa_rows()[:r.test_questions]:
+        kinds.setdefault(row['category'], []).append(correct[str(row['question_id'])])
+    return dict(accuracy=sum(map(sum, kinds.values()))/sum(map(len, kinds.values())),
+                by_kind={k: sum(v)/len(v) for k, v in kinds.items()}, questions=sum(map(len, kinds.values())))
 
 def _finish(run, done, seconds):
     "Metrics, figures, report."
-    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'], seconds=sum(seconds.values()), seconds_by_step=seconds)
+    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'],
+                   seconds=sum(seconds.values()), seconds_by_step=seconds)
     write_json(metrics, run/'metrics.json')
-    losses = {'language model': done['llm']['losses'], 'pre-training': done['pretrain']['losses'], 'tuning': done['tune']['losses']}
-    write_report(run, metrics, {'Scores and levels': plot_scores(run), 'Pairs of each level': plot_pairs(run), 'The knob': plot_knob(done['knob']),
+    losses = {'language model': done['llm']['losses'], 'pre-training': done['pretrain']['losses'],
+              'tuning': done['tune']['losses']}
+    write_report(run, metrics, {'Scores and levels': plot_scores(run), 'Pairs of each level': plot_pairs(run),
+                                'The knob': plot_knob(done['knob']),
                                 'The gate': plot_gate(done['gate']), 'Losses': plot_losses(losses, 5)})
     return metrics

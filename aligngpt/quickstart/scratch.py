@@ -31,15 +31,20 @@ def train_tokenizer(
     special = ['<pad>', '<s>', '<unk>', '</s>'] # not 2 for the end: CLIP treats an end token of that number in an old way
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=special[0], bos_token=special[1], unk_token=special[2], eos_token=special[3], padding_side='right')
+    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                                       show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=special[0], bos_token=special[1],
+                                   unk_token=special[2], eos_token=special[3], padding_side='right')
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #6a48abd7
 def tokenizer_texts()->list[str]: # all kinds of text that occur, each a few times
     "What the tokenizer learns from: captions, conversations with their system message, documents."
-    talk = render([dict(role='user', content='what is this?'), dict(role='assistant', content='red')], 'v1', False, '', '').text
+    talk = render([dict(role='user', content='what is this?'), dict(role='assistant', content='red')], 'v1', False,
+                  '', '').text
     asked = sorted({q for qa in questions().values() for q, _ in qa})
-    return [talk]*200 + [piece for d in text_documents(4000) for piece in d] + [f'USER: {q} ASSISTANT:' for q in asked]*5
+    return [talk]*200 + [piece for d in text_documents(4000)
+                         for piece in d] + [f'USER: {q} ASSISTANT:' for q in asked]*5
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #16d16788
 class _Indices(torch.utils.data.Dataset):
@@ -65,17 +70,22 @@ def fit(
     with own_folder(folder):
         if (folder/'done.json').exists(): return read_json(folder/'done.json')
         set_seed(seed)
-        stage = StageConfig(desc, (), learning_rate=rate, weight_decay=weight_decay, warmup=0.1, batch_size=1, max_steps=steps, group='none', shuffle=False, checkpointing=False,
+        stage = StageConfig(desc, (), learning_rate=rate, weight_decay=weight_decay, warmup=0.1, batch_size=1,
+                            max_steps=steps, group='none', shuffle=False, checkpointing=False,
                             precision='fp32', save_every=save_every, keep=1, log_every=10, seed=seed)
         call = RunCallback(folder, '' if quiet else desc)
         args = training_arguments(stage, folder)
         args.include_num_input_tokens_seen = 'no' # the batches are not all of text
-        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=_Indices(steps), data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
+        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=_Indices(steps),
+                                  data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
         for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
         start = last_checkpoint(folder, clean=True)
         result = trainer.train(resume_from_checkpoint=str(start) if start else None)
-        if call.stop: raise Interrupted(f'{folder}: stopped by {call.stop} at step {trainer.state.global_step}', 'run the same command again to continue there')
-        done = dict(steps=steps, losses=[h['loss'] for h in trainer.state.log_history if 'loss' in h], seconds=round(result.metrics['train_runtime'], 1))
+        if call.stop:
+            raise Interrupted(f'{folder}: stopped by {call.stop} at step {trainer.state.global_step}',
+                              'run the same command again to continue there')
+        done = dict(steps=steps, losses=[h['loss'] for h in trainer.state.log_history if 'loss' in h],
+                    seconds=round(result.metrics['train_runtime'], 1))
         model.save_pretrained(folder/'model')
         return read_json(write_json(done, folder/'done.json'))
 
@@ -84,7 +94,8 @@ def load_pixels(
     split:str='train', # 'train' or 'test'
 )->Tensor: # [n_images, 3, 64, 64] uint8
     "All pictures of a split, in the order of their numbers."
-    return torch.from_numpy(np.stack([np.asarray(Image.open(folder(split)/f'{i}.png').convert('RGB')) for i in questions(split)])).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack([np.asarray(Image.open(folder(split)/f'{i}.png').convert('RGB'))
+                                      for i in questions(split)])).permute(0, 3, 1, 2).contiguous()
 
 def load_classes(
     split:str='train', # 'train' or 'test'
@@ -94,11 +105,13 @@ def load_classes(
     return torch.tensor([3*COLORS.index(f.color) + SHAPES.index(f.shape) if f.color and f.shape else -1 for f in fs])
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #d50bd4a5
-MEANINGS = [(c, s) for c in COLORS for s in SHAPES] + [(c, None) for c in COLORS] + [(None, s) for s in SHAPES] + [(None, None)]
+MEANINGS = ([(c, s) for c in COLORS for s in SHAPES] + [(c, None) for c in COLORS] + [(None, s) for s in SHAPES]
+            + [(None, None)])
 
 def truth_table()->Tensor: # [36 meanings, 24 classes] float
     "Which meanings are true of which (colour, shape)."
-    return torch.tensor([[c in (None, k) and s in (None, h) for k in COLORS for h in SHAPES] for c, s in MEANINGS]).float()
+    return torch.tensor([[c in (None, k) and s in (None, h) for k in COLORS for h in SHAPES]
+                         for c, s in MEANINGS]).float()
 
 def meaning_shares()->tuple[Tensor,Tensor]: # (p(t) over all pairs, p(t | i) where t is true of the picture), both [36]
     "A third of the captions exact, a third partial, a third vague."
@@ -119,7 +132,8 @@ class ContrastiveCLIP(CLIPModel):
         patches = self.vision_model.post_layernorm(seen.hidden_states[-2][:,1:].mean(1))
         text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         T = F.normalize(getattr(text, 'pooler_output', text), dim=-1)
-        return dict(loss=sum(self.contrast(F.normalize(self.visual_projection(x), dim=-1), T, truth) for x in (seen.pooler_output, patches))/2)
+        return dict(loss=sum(self.contrast(F.normalize(self.visual_projection(x), dim=-1), T, truth)
+                             for x in (seen.pooler_output, patches))/2)
 
     def contrast(self,
         I:Tensor, # unit vectors of the pictures, [batch, projection]
@@ -127,7 +141,8 @@ class ContrastiveCLIP(CLIPModel):
         truth:Tensor, # [batch, 36]
     )->Tensor: # scalar
         "The loss in both directions."
-        s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device) for x in meaning_shares()]
+        s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device)
+            for x in meaning_shares()]
         to_image = truth/truth.sum(0).clamp(min=1)
         i2t = -(truth*given * (s + p.log()).log_softmax(1)).sum(1).mean()
         t2i = -((to_image * s.log_softmax(0)).sum(0) * given).sum()/given.sum()
@@ -146,16 +161,20 @@ class ClipBatches:
         known = classes >= 0
         self.pixels, self.truth, self.b, self.seed = load_pixels()[known], truth_table().T[classes[known]], batch_size, seed
         self.mean, self.std = (torch.tensor(m)[:,None,None]*255 for m in (processor.image_mean, processor.image_std))
-        self.texts = [tokenizer([caption(*m, style) for m in MEANINGS], padding='max_length', max_length=12, return_tensors='pt') for style in range(4)]
+        self.texts = [tokenizer([caption(*m, style) for m in MEANINGS], padding='max_length', max_length=12,
+                                return_tensors='pt') for style in range(4)]
         self.epoch_steps = len(self.pixels)//self.b
 
     def __call__(self, step):
         g = torch.Generator().manual_seed(self.seed*1_000_003 + step)
-        order = torch.randperm(len(self.pixels), generator=torch.Generator().manual_seed(self.seed*7919 + step//self.epoch_steps))
+        order = torch.randperm(len(self.pixels),
+                               generator=torch.Generator().manual_seed(self.seed*7919 + step//self.epoch_steps))
         pick = order[step%self.epoch_steps*self.b:][:self.b]
         style = torch.randint(0, 4, (len(MEANINGS),), generator=g)
-        ids, mask = (torch.stack([self.texts[k][key][i] for i, k in enumerate(style.tolist())]) for key in ('input_ids', 'attention_mask'))
-        return dict(pixel_values=(shift(self.pixels[pick], g).float() - self.mean)/self.std, input_ids=ids, attention_mask=mask, truth=self.truth[pick])
+        ids, mask = (torch.stack([self.texts[k][key][i] for i, k in enumerate(style.tolist())])
+                     for key in ('input_ids', 'attention_mask'))
+        return dict(pixel_values=(shift(self.pixels[pick], g).float() - self.mean)/self.std, input_ids=ids,
+                    attention_mask=mask, truth=self.truth[pick])
 
 def shift(
     x:Tensor, # pictures, [batch, 3, side, side]
@@ -165,7 +184,8 @@ def shift(
     "Mirror half of the pictures, and move each by some pixels."
     n, side = len(x), x.shape[-1]
     x = torch.where((torch.rand(n, generator=g) < .5)[:,None,None,None], x.flip(3), x)
-    at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1) for _ in range(2)]
+    at = [(torch.arange(side)[None] + torch.randint(-most, most+1, (n, 1), generator=g)).clamp(0, side-1)
+          for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #794ece2a
@@ -179,11 +199,16 @@ def train_clip(
     "Train a dual encoder on pictures whose colour and shape the answers tell."
     set_seed(seed)
     mean = (load_pixels().float().mean((0, 2, 3))/255).tolist() # also the colour that pads a picture to a square
-    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=mean, image_std=[.5]*3)
-    text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=32,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, hidden_act='gelu')
-    model = ContrastiveCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, logit_scale_init_value=math.log(10)))
+    ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=mean,
+                               image_std=[.5]*3)
+    text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+                num_attention_heads=4, max_position_embeddings=32,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id)
+    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64,
+                  patch_size=8, hidden_act='gelu')
+    model = ContrastiveCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64,
+                                       logit_scale_init_value=math.log(10)))
     batches = ClipBatches(clip_tokenizer(tokenizer), ip, seed=seed)
     done = fit(model, batches, out, 'CLIP', epochs*batches.epoch_steps, 2e-3, seed=seed, **kwargs)
     ip.save_pretrained(out/'model'); clip_tokenizer(tokenizer).save_pretrained(out/'model')
@@ -196,8 +221,11 @@ def clip_tokenizer(
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.post_processor = TemplateProcessing(single='<s> $A </s>', special_tokens=[(t, tokenizer.convert_tokens_to_ids(t)) for t in ('<s>', '</s>')])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', bos_token='<s>', unk_token='<unk>', eos_token='</s>', model_max_length=32)
+    backend.post_processor = TemplateProcessing(single='<s> $A </s>',
+                                                special_tokens=[(t, tokenizer.convert_tokens_to_ids(t))
+                                                                for t in ('<s>', '</s>')])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', bos_token='<s>', unk_token='<unk>',
+                                   eos_token='</s>', model_max_length=32)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #2188792a
 @torch.inference_mode()
@@ -208,13 +236,16 @@ def zero_shot(
     "Zero-shot accuracy over the 24 exact captions."
     classes = load_classes(split)
     keep = (classes >= 0).nonzero()[:,0].tolist()
-    inputs = encoder.prepare([Image.open(folder(split)/f'{i}.png').convert('RGB') for i in keep], [caption(*m) for m in MEANINGS[:24]])
+    inputs = encoder.prepare([Image.open(folder(split)/f'{i}.png').convert('RGB') for i in keep],
+                             [caption(*m) for m in MEANINGS[:24]])
     x = inputs['images']['pixel_values']
-    if encoder.late: x = (x/255 - torch.tensor(encoder.image_processor.image_mean)[:,None,None])/torch.tensor(encoder.image_processor.image_std)[:,None,None]
+    if encoder.late:
+        x = (x/255 - torch.tensor(encoder.image_processor.image_mean)[:,None,None])/torch.tensor(encoder.image_processor.image_std)[:,None,None]
     def unit(out): return F.normalize(getattr(out, 'pooler_output', out).float(), dim=-1)
     best = (unit(encoder.model.get_image_features(pixel_values=x)) @ unit(encoder.model.get_text_features(**inputs['texts'])).T).argmax(1)
     right = classes[keep]
-    return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(), both=(best == right).float().mean().item())
+    return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(),
+                both=(best == right).float().mean().item())
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #341c6afd
 class TextBatches:
@@ -228,7 +259,8 @@ class TextBatches:
         self.b, self.pad = batch_size, tokenizer.pad_token_id
         texts = text_documents(n, seed)
         ids = dict(zip(pieces := sorted({t for d in texts for t in d}), tokenizer(pieces)['input_ids']))
-        self.docs = [([tokenizer.bos_token_id, *(i for t in d for i in ids[t])], [-100, *(i if k%2 else -100 for k, t in enumerate(d) for i in ids[t])]) for d in texts]
+        self.docs = [([tokenizer.bos_token_id, *(i for t in d for i in ids[t])],
+                      [-100, *(i if k%2 else -100 for k, t in enumerate(d) for i in ids[t])]) for d in texts]
 
     def __call__(self, step):
         return pack_documents(self.docs[step*self.b:(step+1)*self.b], self.pad)
@@ -243,8 +275,10 @@ def pack_documents(
     for d in docs:
         if sum(len(ids) for ids, _ in rows[-1]) + len(d[0]) > length: rows.append([])
         rows[-1].append(d)
-    def fill(of, v): return torch.tensor([(r := [x for d in row for x in of(d)]) + [v]*(length - len(r)) for row in rows])
-    return dict(input_ids=fill(lambda d: d[0], pad), position_ids=fill(lambda d: range(len(d[0])), 0), labels=fill(lambda d: d[1], -100), use_cache=False)
+    def fill(of, v):
+        return torch.tensor([(r := [x for d in row for x in of(d)]) + [v]*(length - len(r)) for row in rows])
+    return dict(input_ids=fill(lambda d: d[0], pad), position_ids=fill(lambda d: range(len(d[0])), 0),
+                labels=fill(lambda d: d[1], -100), use_cache=False)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #a6349e47
 def train_llm(
@@ -259,8 +293,10 @@ def train_llm(
     "Train a small Llama on texts made of the training split."
     set_seed(seed)
     ids = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden, num_hidden_layers=layers, num_attention_heads=4,
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden,
+                                         num_hidden_layers=layers, num_attention_heads=4,
                                          initializer_range=.06, max_position_embeddings=1024, **ids))
-    done = fit(model, TextBatches(tokenizer, steps*64, seed=seed), out, 'language model', steps, 3e-3, seed=seed, **kwargs)
+    done = fit(model, TextBatches(tokenizer, steps*64, seed=seed), out, 'language model', steps, 3e-3, seed=seed,
+               **kwargs)
     tokenizer.save_pretrained(out/'model')
     return done

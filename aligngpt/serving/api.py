@@ -60,7 +60,8 @@ class ChatRequest(_Strict):
     "A conversation to be continued."
     model:str # as `/v1/models` names it
     messages:list[Message] = Field(min_length=1)
-    alignment:Annotated[StrictInt, Field(ge=0)]|list[float]|None = Field(None, description='a level, or a weight for every level; null: the gate decides')
+    alignment:Annotated[StrictInt, Field(ge=0)]|list[float]|None = Field(None,
+        description='a level, or a weight for every level; null: the gate decides')
     stream:StrictBool|None = False
     stream_options:StreamOptions|None = None
     temperature:float|None = Field(None, ge=0)
@@ -88,8 +89,10 @@ class ChatRequest(_Strict):
     @property
     def settings(self)->dict: # for `Engine.prepare`
         "What shapes the answer, as far as it was said."
-        said = {k:getattr(self, k) for k in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed', 'alignment')}
-        return {k:v for k,v in dict(said, max_new_tokens=self.max_completion_tokens or self.max_tokens).items() if v is not None}
+        said = {k:getattr(self, k) for k in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed',
+                                             'alignment')}
+        return {k:v for k,v in dict(said, max_new_tokens=self.max_completion_tokens or self.max_tokens).items()
+                if v is not None}
 
 # %% ../../nbs/serving/03_api.ipynb #452296a3
 class ErrorDetail(BaseModel):
@@ -118,7 +121,8 @@ class ApiError(Exception):
     @property
     def body(self)->dict: # of the answer
         "The error in OpenAI's shape."
-        kind = {401:'authentication_error', 429:'rate_limit_error'}.get(self.status, 'server_error' if self.status >= 500 else 'invalid_request_error')
+        kind = {401:'authentication_error', 429:'rate_limit_error'}.get(self.status,
+            'server_error' if self.status >= 500 else 'invalid_request_error')
         return dict(error=dict(message=str(self), type=kind, param=self.param, code=self.code))
 
     @property
@@ -132,10 +136,15 @@ def as_api_error(
 )->ApiError:
     "What to tell the client."
     if isinstance(e, ApiError): return e
-    if isinstance(e, Busy): return ApiError(503 if e.closing else 429, str(e), 'shutting_down' if e.closing else 'rate_limit_exceeded', headers={'Retry-After':str(e.retry)})
+    if isinstance(e, Busy):
+        return ApiError(503 if e.closing else 429, str(e), 'shutting_down' if e.closing else 'rate_limit_exceeded',
+                        headers={'Retry-After':str(e.retry)})
     if isinstance(e, TooLong): return ApiError(400, str(e), 'context_length_exceeded', 'messages')
     if isinstance(e, AlignGPTError): return ApiError(400, str(e), 'invalid_value')
-    if isinstance(e, HTTPException): return ApiError(e.status_code, str(e.detail), {404:'not_found', 405:'method_not_allowed', 413:'too_large'}.get(e.status_code), headers=e.headers)
+    if isinstance(e, HTTPException):
+        return ApiError(e.status_code, str(e.detail),
+                        {404:'not_found', 405:'method_not_allowed', 413:'too_large'}.get(e.status_code),
+                        headers=e.headers)
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
         at = '.'.join(str(p) for p in first['loc'][1:]) if first['type'] != 'json_invalid' else ''
@@ -151,15 +160,22 @@ def to_turns(
     system, turns, left = [], [], iter(pictures)
     for i,m in enumerate(messages):
         parts = [TextPart(type='text', text=m.content)] if isinstance(m.content, str) else m.content
-        text, images = '\n'.join(p.text for p in parts if p.type == 'text'), [next(left) for p in parts if p.type == 'image_url']
-        if images and m.role != 'user': raise ApiError(400, 'only the user shows pictures', 'invalid_value', f'messages.{i}.content')
+        text, images = '\n'.join(p.text for p in parts if p.type == 'text'), [next(left) for p in parts
+            if p.type == 'image_url']
+        if images and m.role != 'user':
+            raise ApiError(400, 'only the user shows pictures', 'invalid_value', f'messages.{i}.content')
         if m.role in ('system', 'developer') and not turns: system.append(text)
-        elif m.role == 'user' and turns and turns[-1].answer is None: turns[-1].question += '\n' + text; turns[-1].images += images
+        elif m.role == 'user' and turns and turns[-1].answer is None:
+            turns[-1].question += '\n' + text; turns[-1].images += images
         elif m.role == 'user': turns.append(Turn(text, images))
         elif m.role == 'assistant' and turns and turns[-1].answer is None: turns[-1].answer = Answer(text)
-        else: raise ApiError(400, f'a message of the {m.role} cannot stand here: after the system, user and assistant speak in turn', 'invalid_value', f'messages.{i}.role')
-    if not turns or turns[-1].answer: raise ApiError(400, 'the last message must be the user\'s', 'invalid_value', 'messages')
-    if not turns[-1].question.strip() and not turns[-1].images: raise ApiError(400, 'the last message is empty', 'invalid_value', 'messages')
+        else:
+            raise ApiError(400,
+                           f'a message of the {m.role} cannot stand here: after the system, user and assistant speak in turn', 'invalid_value', f'messages.{i}.role')
+    if not turns or turns[-1].answer:
+        raise ApiError(400, 'the last message must be the user\'s', 'invalid_value', 'messages')
+    if not turns[-1].question.strip() and not turns[-1].images:
+        raise ApiError(400, 'the last message is empty', 'invalid_value', 'messages')
     return '\n'.join(system) if system else None, turns
 
 # %% ../../nbs/serving/03_api.ipynb #ffdf2d72
@@ -177,7 +193,8 @@ class Api:
         kw = dict(namespace='aligngpt', registry=self.registry)
         self.requests = Counter('requests', 'Requests answered.', ['path', 'status'], **kw)
         self.tokens = Counter('tokens', 'Tokens read and written.', ['kind'], **kw)
-        self.first, self.whole = Histogram('first_token_seconds', 'From the question to the first token.', **kw), Histogram('answer_seconds', 'From the question to the end.', **kw)
+        self.first, self.whole = Histogram('first_token_seconds', 'From the question to the first token.',
+                                           **kw), Histogram('answer_seconds', 'From the question to the end.', **kw)
         Gauge('running', 'Answers that are being written.', **kw).set_function(lambda: engine.running)
         Gauge('waiting', 'Questions that wait.', **kw).set_function(lambda: len(engine.waiting))
 
@@ -192,7 +209,8 @@ class Api:
         "Let in who has the key."
         kind, _, given = request.headers.get('authorization', '').partition(' ')
         if self.key is not None and not (kind.lower() == 'bearer' and self.allows(given.strip())):
-            raise ApiError(401, 'a valid API key is needed: Authorization: Bearer KEY', 'invalid_api_key', headers={'WWW-Authenticate':'Bearer'})
+            raise ApiError(401, 'a valid API key is needed: Authorization: Bearer KEY', 'invalid_api_key',
+                           headers={'WWW-Authenticate':'Bearer'})
 
 # %% ../../nbs/serving/03_api.ipynb #64ac51b8
 @patch
@@ -201,15 +219,20 @@ async def job(self:Api,
 )->Job: # queued
     "Queue a request."
     e, limits = self.engine, self.limits
-    if body.model != self.name: raise ApiError(404, f'no model {body.model[:100]!r}; there is {self.name!r}', 'model_not_found', 'model')
-    if (n := body.settings.get('max_new_tokens', 0)) > limits.tokens: raise ApiError(400, f'{n} tokens, the limit is {limits.tokens}', 'invalid_value', 'max_tokens')
-    urls = [p.image_url.url for m in body.messages if not isinstance(m.content, str) for p in m.content if p.type == 'image_url']
-    if len(urls) > limits.images: raise ApiError(400, f'{len(urls)} pictures, the limit is {limits.images}', 'invalid_value', 'messages')
+    if body.model != self.name:
+        raise ApiError(404, f'no model {body.model[:100]!r}; there is {self.name!r}', 'model_not_found', 'model')
+    if (n := body.settings.get('max_new_tokens', 0)) > limits.tokens:
+        raise ApiError(400, f'{n} tokens, the limit is {limits.tokens}', 'invalid_value', 'max_tokens')
+    urls = [p.image_url.url for m in body.messages if not isinstance(m.content, str) for p in m.content
+            if p.type == 'image_url']
+    if len(urls) > limits.images:
+        raise ApiError(400, f'{len(urls)} pictures, the limit is {limits.images}', 'invalid_value', 'messages')
     e.check_room()
     pictures = [await self.picture(u, f'picture {i}') for i,u in enumerate(urls)]
     system, turns = to_turns(body.messages, pictures)
     stop = [s for s in ([body.stop] if isinstance(body.stop, str) else body.stop or []) if s]
-    prepare = partial(e.prepare, turns, system, stop, limits.seconds, **{'max_new_tokens':min(e.settings.max_new_tokens, limits.tokens), **body.settings})
+    prepare = partial(e.prepare, turns, system, stop, limits.seconds,
+                      **{'max_new_tokens':min(e.settings.max_new_tokens, limits.tokens), **body.settings})
     return e.submit(await anyio.to_thread.run_sync(prepare, limiter=self.busy))
 
 @patch
@@ -220,13 +243,18 @@ async def picture(self:Api,
     "A stranger's picture."
     if url.startswith('data:'): data = data_url_bytes(url, self.limits)
     elif self.limits.remote: data = await fetch(url, self.limits)
-    else: raise ApiError(400, f'{name}: this server fetches nothing; send the picture itself, as a data URL', 'invalid_value', 'messages')
+    else:
+        raise ApiError(400, f'{name}: this server fetches nothing; send the picture itself, as a data URL',
+                       'invalid_value', 'messages')
     return await anyio.to_thread.run_sync(safe_picture, data, name, self.limits, limiter=self.busy)
 
 # %% ../../nbs/serving/03_api.ipynb #a5745dd4
 def _finish_reason(a): return 'stop' if a.finish == 'stop' else 'length'
-def _usage(a): return dict(prompt_tokens=a.prompt_tokens, completion_tokens=a.tokens, total_tokens=a.prompt_tokens + a.tokens)
-def _extra(a): return dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish, first_token=round(a.first_token, 4), seconds=round(a.seconds, 4))
+def _usage(a):
+    return dict(prompt_tokens=a.prompt_tokens, completion_tokens=a.tokens, total_tokens=a.prompt_tokens + a.tokens)
+def _extra(a):
+    return dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish,
+                first_token=round(a.first_token, 4), seconds=round(a.seconds, 4))
 
 async def _gone(request, job):
     "Wait until the client goes away, and cancel its job."
@@ -260,7 +288,8 @@ def _stream(self:Api, job, pieces, first, request, head, usage):
             self.log.error('%s %r', request.state.id, e, exc_info=e)
             yield 'data: ' + json.dumps(as_api_error(e).body) + '\n\n'
         finally: job.cancel(); self._over(job, request)
-    return StreamingResponse(events(), media_type='text/event-stream', headers={'Cache-Control':'no-cache', 'X-Accel-Buffering':'no'})
+    return StreamingResponse(events(), media_type='text/event-stream',
+                             headers={'Cache-Control':'no-cache', 'X-Accel-Buffering':'no'})
 
 # %% ../../nbs/serving/03_api.ipynb #088ea06d
 @patch
@@ -275,13 +304,18 @@ async def answer(self:Api,
     try:
         pieces = aiter(job)
         first, a = await anext(pieces, ''), job.answer
-        if a.finish == 'time' and not a.tokens: raise ApiError(503, f'the queue did not move within {self.limits.seconds:g} s', 'timeout', headers={'Retry-After':'10'})
-        if body.stream: return self._stream(job, pieces, first, request, head, body.stream_options and body.stream_options.include_usage)
+        if a.finish == 'time' and not a.tokens:
+            raise ApiError(503, f'the queue did not move within {self.limits.seconds:g} s', 'timeout',
+                           headers={'Retry-After':'10'})
+        if body.stream:
+            return self._stream(job, pieces, first, request, head,
+                                body.stream_options and body.stream_options.include_usage)
         text = first + ''.join([p async for p in pieces])
     finally:
         watch.cancel()
         if not body.stream: self._over(job, request)
-    choice = dict(index=0, message=dict(role='assistant', content=text, refusal=None), logprobs=None, finish_reason=_finish_reason(a))
+    choice = dict(index=0, message=dict(role='assistant', content=text, refusal=None), logprobs=None,
+                  finish_reason=_finish_reason(a))
     return JSONResponse(dict(head, object='chat.completion', choices=[choice], usage=_usage(a), aligngpt=_extra(a)))
 
 # %% ../../nbs/serving/03_api.ipynb #ac3b0baf
@@ -300,11 +334,15 @@ class Ring:
             nonlocal size
             m = await receive()
             size += len(m.get('body', b''))
-            if size > self.api.limits.body: raise HTTPException(413, f'the request has more than {self.api.limits.body:,} bytes')
+            if size > self.api.limits.body:
+                raise HTTPException(413, f'the request has more than {self.api.limits.body:,} bytes')
             return m
         async def named(m):
             nonlocal status
-            if m['type'] == 'http.response.start': status = m['status']; m['headers'] = [*m.get('headers', ()), (b'x-request-id', state['id'].encode()), (b'x-content-type-options', b'nosniff')]
+            if m['type'] == 'http.response.start':
+                status = m['status']
+                m['headers'] = [*m.get('headers', ()), (b'x-request-id', state['id'].encode()),
+                                (b'x-content-type-options', b'nosniff')]
             await send(m)
         try:
             if refusal := self._refuse(scope): await refusal.response(scope, receive, named)
@@ -314,14 +352,20 @@ class Ring:
     def _refuse(self, scope):
         "What is wrong with a request, from its headers."
         host, n, most = _header(scope, b'host'), _header(scope, b'content-length'), self.api.limits.body
-        if self.api.hosts is not None and re.sub(r':\d*$', '', host) not in self.api.hosts: return ApiError(421, 'this server does not go by that name', 'wrong_host')
-        if n.isdecimal() and int(n) > most: return ApiError(413, f'the request has {n[:20]} bytes, the limit is {most:,}', 'too_large')
+        if self.api.hosts is not None and re.sub(r':\d*$', '', host) not in self.api.hosts:
+            return ApiError(421, 'this server does not go by that name', 'wrong_host')
+        if n.isdecimal() and int(n) > most:
+            return ApiError(413, f'the request has {n[:20]} bytes, the limit is {most:,}', 'too_large')
 
     def _note(self, scope, state, status, seconds):
         "Count and log."
-        path = scope['path'] if scope['path'] in ('/v1/chat/completions', '/v1/models', '/health', '/metrics') else 'other'
+        path = scope['path'] if scope['path'] in ('/v1/chat/completions', '/v1/models', '/health',
+                                                  '/metrics') else 'other'
         self.api.requests.labels(path, str(status)).inc()
-        self.api.log.log(logging.DEBUG if path in ('/health', '/metrics', 'other') else logging.INFO, '%s %s %s %s %.3f s %s', state['id'], scope['method'], path if path != 'other' else repr(scope['path'][:100]), status or 'gone', seconds, state['note'])
+        self.api.log.log(logging.DEBUG if path in ('/health', '/metrics', 'other') else logging.INFO,
+                         '%s %s %s %s %.3f s %s', state['id'], scope['method'],
+                         path if path != 'other' else repr(scope['path'][:100]), status or 'gone', seconds,
+                         state['note'])
 
 def _header(scope, name): return next((v.decode('latin-1') for k,v in scope['headers'] if k == name), '')
 
@@ -334,14 +378,17 @@ def create_app(
     async def life(app):
         yield
         await anyio.to_thread.run_sync(api.engine.close)
-    app = FastAPI(title='AlignGPT', version='1', lifespan=life, docs_url=None, redoc_url=None) # the pages that are left out would load scripts from elsewhere
+    app = FastAPI(title='AlignGPT', version='1', lifespan=life, docs_url=None,
+                  redoc_url=None) # the pages that are left out would load scripts from elsewhere
     app.state.api = api
     async def tell(request, e):
         err = as_api_error(e)
         if err.status == 500: api.log.error('%s %r', getattr(request.state, 'id', '?'), e, exc_info=e)
         return err.response
-    for kind in (ApiError, AlignGPTError, HTTPException, RequestValidationError, Exception): app.exception_handler(kind)(tell)
-    v1 = dict(dependencies=[Depends(api.check_key)], responses={'4XX':dict(model=ErrorBody), '5XX':dict(model=ErrorBody)})
+    for kind in (ApiError, AlignGPTError, HTTPException, RequestValidationError, Exception):
+        app.exception_handler(kind)(tell)
+    v1 = dict(dependencies=[Depends(api.check_key)],
+              responses={'4XX':dict(model=ErrorBody), '5XX':dict(model=ErrorBody)})
 
     @app.post('/v1/chat/completions', response_model=None, **v1)
     async def chat_completions(body:ChatRequest, request:Request)->Response: return await api.answer(body, request)
@@ -354,9 +401,11 @@ def create_app(
         raise ApiError(404, f'no model {name[:100]!r}; there is {api.name!r}', 'model_not_found', 'model')
     @app.get('/health', responses={503:{}})
     async def health()->dict:
-        if not api.engine.thread.is_alive() or api.engine.closing: raise ApiError(503, 'shutting down', 'shutting_down')
+        if not api.engine.thread.is_alive() or api.engine.closing:
+            raise ApiError(503, 'shutting down', 'shutting_down')
         return dict(status='ok', model=api.name, running=api.engine.running, waiting=len(api.engine.waiting))
     @app.get('/metrics', include_in_schema=False)
-    async def metrics()->Response: return Response(generate_latest(api.registry), media_type='text/plain; version=0.0.4')
+    async def metrics()->Response:
+        return Response(generate_latest(api.registry), media_type='text/plain; version=0.0.4')
     app.add_middleware(Ring, api=api)
     return app

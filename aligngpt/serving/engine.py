@@ -37,10 +37,12 @@ class Rows:
     )->Tensor: # logits of the next token, [new, vocabulary]
         "Read prompts, and add them as new rows."
         mask, cache = batch['attention_mask'], DynamicCache()
-        out = self.model(**batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0), cache=cache, use_cache=True, logits_to_keep=1)
+        out = self.model(**batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0), cache=cache, use_cache=True,
+                         logits_to_keep=1)
         if not len(self): self.cache, self.mask = cache, mask
         else:
-            for old,new in zip(self.cache.layers, cache.layers): old.keys, old.values = _below(old.keys, new.keys), _below(old.values, new.values)
+            for old,new in zip(self.cache.layers, cache.layers):
+                old.keys, old.values = _below(old.keys, new.keys), _below(old.values, new.values)
             self.mask = _below(self.mask[..., None], mask[..., None])[..., 0]
         return out.logits[:, -1]
 
@@ -63,7 +65,8 @@ class Rows:
         self.mask = self.mask[index]
         cut = int(self.mask.argmax(1).min())
         self.mask = self.mask[:, cut:]
-        for layer in self.cache.layers: layer.keys, layer.values = layer.keys[index, :, cut:], layer.values[index, :, cut:]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[index, :, cut:], layer.values[index, :, cut:]
 
 # %% ../../nbs/serving/02_engine.ipynb #b87c9256
 def _below(a, b):
@@ -83,7 +86,9 @@ class Job:
     ):
         s = self.settings = settings
         self.engine, self.prompt, self.text = engine, prompt, TokenText(engine.processor.tokenizer, stop)
-        self.answer = Answer(alignment=s.alignment, seed=random.SystemRandom().getrandbits(31) if s.seed is None else s.seed, prompt_tokens=len(prompt['input_ids']))
+        self.answer = Answer(alignment=s.alignment,
+                             seed=random.SystemRandom().getrandbits(31) if s.seed is None else s.seed,
+                             prompt_tokens=len(prompt['input_ids']))
         self.limit = min(s.max_new_tokens, engine.limit - len(prompt['input_ids']))
         self.steps = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(s.repetition_penalty)]*(s.repetition_penalty != 1) + sampling(s, self.answer.seed))
         self.pieces, self.lock, self.done, self.error, self.wake = queue.SimpleQueue(), threading.Lock(), threading.Event(), None, None
@@ -132,7 +137,8 @@ def _take(self:Job, token, stops):
     over = 'stop' if token in stops else None
     if not over:
         self._put(self.text.add(token))
-        over = 'stop' if self.text.ended else None if a.tokens < self.limit else 'length' if self.limit == self.settings.max_new_tokens else 'context'
+        over = ('stop' if self.text.ended else None if a.tokens < self.limit else 'length'
+                if self.limit == self.settings.max_new_tokens else 'context')
     if not over and time.perf_counter() > self.deadline: over = 'time'
     if over: self._finish(over, rest=self.text.end())
     return bool(over)
@@ -191,7 +197,8 @@ class Engine:
         self.model, self.processor, self.settings = model.eval(), processor, setting_changes(Settings(), settings)
         self.max_batch, self.queue_size, self.read_tokens, self.keep_pictures = max_batch, queue_size, read_tokens, keep_pictures
         self.stops = frozenset(stop_ids(model, processor))
-        self.limit = int(min(model.config.text_config.max_position_embeddings, getattr(processor.tokenizer, 'model_max_length', 1e30)))
+        self.limit = int(min(model.config.text_config.max_position_embeddings,
+                             getattr(processor.tokenizer, 'model_max_length', 1e30)))
         self.waiting, self.jobs, self.rows, self.seen, self.pace = deque(), [], Rows(model), OrderedDict(), 1.
         self.changed, self.layout_lock, self.closing = threading.Condition(), threading.Lock(), False
         self.thread = threading.Thread(target=self._run, name='aligngpt engine', daemon=True)
@@ -220,10 +227,13 @@ def prepare(self:Engine,
     if s.alignment is not None: level_weights(s.alignment, 1, self.model.config.num_levels)
     with self.layout_lock: prompt = prompt_layout(self.processor, turns, system)
     n = len(prompt['input_ids'])
-    if n >= self.limit: raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}', 'shorten it, or show fewer pictures')
+    if n >= self.limit:
+        raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}',
+                      'shorten it, or show fewer pictures')
     pictures = [im for t in turns for im in t.images]
     pixels = self.processor.prepare_images(pictures) if pictures else []
-    return Job(self, dict(prompt, pictures=[(hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest(), x) for x in pixels]), s, stop, seconds)
+    return Job(self, dict(prompt, pictures=[(hashlib.blake2b(x.numpy().tobytes(), digest_size=16).digest(), x)
+                                            for x in pixels]), s, stop, seconds)
 
 @patch
 def check_room(self:Engine)->None: # or `Busy`
@@ -321,7 +331,8 @@ def _read(self:Engine, jobs):
         V = self._look(jobs)
         w = m.prompt_weights(batch['input_ids'], V, None, None, batch['gate_mask'], batch['attention_mask']).clone()
         for i,j in enumerate(jobs):
-            if j.settings.alignment is not None: w[i] = level_weights(j.settings.alignment, 1, m.config.num_levels, w.device)[0]
+            if j.settings.alignment is not None:
+                w[i] = level_weights(j.settings.alignment, 1, m.config.num_levels, w.device)[0]
             if j.prompt['pictures']: j.answer.weights = w[i].tolist()
         batch.update(vision_features=V, alignment=w)
     return self.rows.read(batch)
@@ -331,7 +342,9 @@ def _look(self:Engine, jobs):
     "Tower features of the jobs' pictures in order, [n_images, n, width]; only new pictures go through the tower."
     pictures = [p for j in jobs for p in j.prompt['pictures']]
     new = {k:x for k,x in pictures if k not in self.seen}
-    if new: self.seen.update(zip(new, self.model.get_vision_features(torch.stack(list(new.values())).to(self.model.device))))
+    if new:
+        self.seen.update(zip(new,
+                             self.model.get_vision_features(torch.stack(list(new.values())).to(self.model.device))))
     V = torch.stack([self.seen[k] for k,_ in pictures])
     for k,_ in pictures: self.seen.move_to_end(k)
     while len(self.seen) > self.keep_pictures: self.seen.popitem(last=False)

@@ -45,11 +45,15 @@ class Page:
         for m in history:
             parts = [m['content']] if isinstance(m['content'], (str, dict)) else m['content']
             text = ''.join(p if isinstance(p, str) else p.get('text', '') for p in parts)
-            images = [self.picture(p['file']['path']) for p in parts if isinstance(p, dict) and p.get('type') == 'file']
+            images = [self.picture(p['file']['path']) for p in parts if isinstance(p, dict)
+                      and p.get('type') == 'file']
             if m['role'] == 'assistant' and turns: turns[-1].answer = Answer(text)
-            elif turns and turns[-1].answer is None: turns[-1].question, turns[-1].images = f'{turns[-1].question}\n{text}'.strip(), turns[-1].images + images
+            elif turns and turns[-1].answer is None:
+                turns[-1].question, turns[-1].images = f'{turns[-1].question}\n{text}'.strip(), turns[-1].images + images
             else: turns.append(Turn(text, images))
-        return self.turns(dict(), [*history, dict(role='user', content=[*(dict(type='file', file=dict(path=f) if isinstance(f, str) else f) for f in message.get('files', ())), message.get('text', '')])]) if message else turns
+        return self.turns(dict(), [*history, dict(role='user',
+                                                  content=[*(dict(type='file', file=dict(path=f) if isinstance(f, str)
+            else f) for f in message.get('files', ())), message.get('text', '')])]) if message else turns
 
 # %% ../../nbs/serving/04_page.ipynb #d7d5fdb0
 async def page_answer(
@@ -64,9 +68,12 @@ async def page_answer(
     engine, limits = page.api.engine, page.api.limits
     def prepare():
         turns = page.turns(message, history)
-        if not turns[-1].question.strip() and not turns[-1].images: raise AlignGPTError('there is no question', 'write something, or show a picture')
-        if (n := sum(len(t.images) for t in turns)) > limits.images: raise AlignGPTError(f'{n} pictures, the limit is {limits.images}', 'begin anew')
-        return engine.prepare(turns, seconds=limits.seconds, alignment=None if level < 0 else int(level), temperature=temperature, max_new_tokens=min(int(max_tokens), limits.tokens))
+        if not turns[-1].question.strip() and not turns[-1].images:
+            raise AlignGPTError('there is no question', 'write something, or show a picture')
+        if (n := sum(len(t.images) for t in turns)) > limits.images:
+            raise AlignGPTError(f'{n} pictures, the limit is {limits.images}', 'begin anew')
+        return engine.prepare(turns, seconds=limits.seconds, alignment=None if level < 0 else int(level),
+                              temperature=temperature, max_new_tokens=min(int(max_tokens), limits.tokens))
     try:
         engine.check_room()
         job, text = engine.submit(await anyio.to_thread.run_sync(prepare, limiter=page.api.busy)), ''
@@ -105,16 +112,24 @@ def make_page(
     with gr.Blocks(title='AlignGPT', analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)) as demo:
         with gr.Sidebar(position='right', width=320):
             gr.Markdown('### Alignment')
-            level = gr.Slider(-1, n - 1, value=-1, step=1, label='Level', info=f'-1 is auto: the gate decides', elem_id='level')
+            level = gr.Slider(-1, n - 1, value=-1, step=1, label='Level', info=f'-1 is auto: the gate decides',
+                              elem_id='level')
             bars = gr.HTML(elem_id='weights')
             gr.Markdown('### Sampling')
             temperature = gr.Slider(0, 2, value=s.temperature, step=.05, label='Temperature')
-            tokens = gr.Slider(1, page.api.limits.tokens, value=min(s.max_new_tokens, page.api.limits.tokens), step=1, label='Most tokens')
+            tokens = gr.Slider(1, page.api.limits.tokens, value=min(s.max_new_tokens, page.api.limits.tokens), step=1,
+                               label='Most tokens')
         async def answer(message, history, level, temperature, tokens):
             async for x in page_answer(page, message, history, level, temperature, tokens): yield x
-        gr.ChatInterface(answer, multimodal=True, title=f'AlignGPT · {page.api.name}', additional_inputs=[level, temperature, tokens], additional_outputs=[bars], flagging_mode='never', analytics_enabled=False,
-                         chatbot=gr.Chatbot(height='76vh', buttons=['copy'], elem_id='conversation', show_label=False, placeholder='Show a picture, and ask about it.'), api_visibility='private',
-                         textbox=gr.MultimodalTextbox(file_types=['image'], file_count='multiple', placeholder='Ask something; drop or paste a picture', sources=['upload'], show_label=False, stop_btn=True),
+        gr.ChatInterface(answer, multimodal=True, title=f'AlignGPT · {page.api.name}',
+                         additional_inputs=[level, temperature, tokens], additional_outputs=[bars],
+                         flagging_mode='never', analytics_enabled=False,
+                         chatbot=gr.Chatbot(height='76vh', buttons=['copy'], elem_id='conversation', show_label=False,
+                                            placeholder='Show a picture, and ask about it.'),
+                                            api_visibility='private',
+                         textbox=gr.MultimodalTextbox(file_types=['image'], file_count='multiple',
+                                                      placeholder='Ask something; drop or paste a picture',
+                                                      sources=['upload'], show_label=False, stop_btn=True),
                          concurrency_limit=None, fill_height=True)
     demo.queue(max_size=page.api.engine.queue_size + page.api.engine.max_batch, api_open=False)
     return demo
@@ -134,16 +149,22 @@ class Door:
         ours = scope['type'] in ('http', 'websocket') and (scope['path'] + '/').startswith(self.path + '/')
         if not ours: return await self.app(scope, receive, send)
         async def strict(m):
-            if m['type'] == 'http.response.start': m['headers'] = [*m.get('headers', ()), (b'content-security-policy', POLICY.encode()), (b'referrer-policy', b'no-referrer')]
+            if m['type'] == 'http.response.start':
+                m['headers'] = [*m.get('headers', ()), (b'content-security-policy', POLICY.encode()),
+                                (b'referrer-policy', b'no-referrer')]
             await send(m)
-        if not self._knows(scope): return await ApiError(401, 'the password is the key of this server', 'invalid_api_key', headers={'WWW-Authenticate':'Basic realm="AlignGPT", charset="UTF-8"'}).response(scope, receive, strict)
+        if not self._knows(scope):
+            return await ApiError(401, 'the password is the key of this server', 'invalid_api_key',
+                                  headers={'WWW-Authenticate':'Basic realm="AlignGPT", charset="UTF-8"'}).response(scope, receive, strict)
         await self.app(scope, receive, strict)
 
     def _knows(self, scope):
         "Is there the key in the request?"
         if self.api.key is None: return True
         given = next((v.decode('latin-1') for k,v in scope['headers'] if k == b'authorization'), '')
-        try: return given[:6].lower() == 'basic ' and self.api.allows(base64.b64decode(given[6:]).decode().partition(':')[2])
+        try:
+            return (given[:6].lower() == 'basic '
+                    and self.api.allows(base64.b64decode(given[6:]).decode().partition(':')[2]))
         except ValueError: return False
 
 # %% ../../nbs/serving/04_page.ipynb #fbb38339
@@ -166,10 +187,15 @@ def mount_page(
     async def upload(request:Request):
         async with request.form(max_files=api.limits.images, max_fields=4) as form:
             files = [await f.read() for f in form.getlist('files') if not isinstance(f, str)]
-        try: return JSONResponse([str(await anyio.to_thread.run_sync(keep_upload, f, page, limiter=api.busy)) for f in files])
+        try:
+            return JSONResponse([str(await anyio.to_thread.run_sync(keep_upload, f, page, limiter=api.busy))
+                                 for f in files])
         except AlignGPTError as e: return PlainTextResponse(str(e), 400) # the page shows it as it is
-    theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
-    gr.mount_gradio_app(app, make_page(page), path, footer_links=[], run_history=False, show_error=True, max_file_size=api.limits.image_bytes, ssr_mode=False, mcp_server=False,
-                        enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK, app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))
+    theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'],
+                              font_mono=['ui-monospace', 'monospace'])
+    gr.mount_gradio_app(app, make_page(page), path, footer_links=[], run_history=False, show_error=True,
+                        max_file_size=api.limits.image_bytes, ssr_mode=False, mcp_server=False,
+                        enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK,
+                        app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))
     app.add_middleware(Door, api=api, path=path)
     return app

@@ -43,12 +43,15 @@ def safe_picture(
     limits:Limits=Limits(), # what is too much
 )->Any: # PIL image of mode RGB
     "Decode a stranger's picture, or raise `BadRecord`."
-    if len(data) > limits.image_bytes: raise BadRecord('too large', f'{name}: {len(data):,} bytes, the limit is {limits.image_bytes:,}', 'make it smaller')
+    if len(data) > limits.image_bytes:
+        raise BadRecord('too large', f'{name}: {len(data):,} bytes, the limit is {limits.image_bytes:,}',
+                        'make it smaller')
     rules = ImageRules(max_pixels=limits.pixels)
     im = open_image(data, name, rules)
     try: n = getattr(im, 'n_frames', 1)
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}') from e
-    if n > limits.frames: raise BadRecord('too large', f'{name}: {n} frames, the limit is {limits.frames}', 'send one of them')
+    if n > limits.frames:
+        raise BadRecord('too large', f'{name}: {n} frames, the limit is {limits.frames}', 'send one of them')
     return decode_image(data, name, rules)
 
 # %% ../../nbs/serving/01_remote.ipynb #0b47ffc2
@@ -58,10 +61,14 @@ def data_url_bytes(
 )->bytes: # of the file
     "What a `data:` URL holds."
     head, comma, data = url.partition(',')
-    if not (head.startswith('data:') and head.endswith(';base64') and comma): raise BadRecord('not an image', f'{url[:40]!r} is no base64 data URL', 'write data:image/png;base64,...')
-    if len(data)*3//4 > limits.image_bytes + 2: raise BadRecord('too large', f'{len(data)*3//4:,} bytes, the limit is {limits.image_bytes:,}', 'make it smaller')
+    if not (head.startswith('data:') and head.endswith(';base64') and comma):
+        raise BadRecord('not an image', f'{url[:40]!r} is no base64 data URL', 'write data:image/png;base64,...')
+    if len(data)*3//4 > limits.image_bytes + 2:
+        raise BadRecord('too large', f'{len(data)*3//4:,} bytes, the limit is {limits.image_bytes:,}',
+                        'make it smaller')
     try: return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as e: raise BadRecord('corrupt image', f'{head[:40]}: not base64 ({e})') from e
+    except (binascii.Error, ValueError) as e:
+        raise BadRecord('corrupt image', f'{head[:40]}: not base64 ({e})') from e
 
 # %% ../../nbs/serving/01_remote.ipynb #73e383b3
 def is_public(
@@ -83,7 +90,9 @@ def _checked_backend(allow):
             try: found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as e: raise httpcore.ConnectError(f'no such host: {host}') from e
             numbers = list(dict.fromkeys(a[4][0] for a in found))
-            if not numbers or not all(map(allow, numbers)): raise AlignGPTError(f'{host}: not an address of the public internet', 'send the picture itself, as a data URL')
+            if not numbers or not all(map(allow, numbers)):
+                raise AlignGPTError(f'{host}: not an address of the public internet',
+                                    'send the picture itself, as a data URL')
             return await super().connect_tcp(numbers[0], port, timeout, local_address, socket_options)
         async def connect_unix_socket(self, *args, **kwargs): raise AlignGPTError('no sockets')
     return Checked()
@@ -104,21 +113,29 @@ async def fetch(
                     where, data = await _get(pool, url, limits)
                     if where is None: return data
                     url = urljoin(url, where)
-    except TimeoutError as e: raise AlignGPTError(f'{url[:200]}: no answer within {limits.fetch_seconds:g} s', 'send the picture itself, as a data URL') from e
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, httpcore.TimeoutException, ValueError) as e: raise AlignGPTError(f'{url[:200]}: {why}', 'check the address') from e
+    except TimeoutError as e:
+        raise AlignGPTError(f'{url[:200]}: no answer within {limits.fetch_seconds:g} s',
+                            'send the picture itself, as a data URL') from e
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol, httpcore.TimeoutException,
+            ValueError) as e:
+        raise AlignGPTError(f'{url[:200]}: {why}', 'check the address') from e
     raise AlignGPTError(f'{url[:200]}: more than {limits.redirects} redirects', 'give the last address')
 
 # %% ../../nbs/serving/01_remote.ipynb #35337521
 async def _get(pool, url, limits):
     "(where to go next, None) or (None, the bytes)."
     to = urlsplit(url)
-    if to.scheme not in ('http', 'https') or not to.hostname or to.username is not None: raise AlignGPTError(f'{url[:200]!r}: not a plain http(s) address', 'check the address')
+    if to.scheme not in ('http', 'https') or not to.hostname or to.username is not None:
+        raise AlignGPTError(f'{url[:200]!r}: not a plain http(s) address', 'check the address')
     headers = {'Host': to.netloc, 'User-Agent': 'aligngpt', 'Accept': 'image/*', 'Accept-Encoding': 'identity'}
     async with pool.stream('GET', url.encode('ascii'), headers=headers) as r:
-        if r.status in (301, 302, 303, 307, 308): return next((v.decode('latin-1') for k,v in r.headers if k.lower() == b'location'), ''), None
+        if r.status in (301, 302, 303, 307, 308):
+            return next((v.decode('latin-1') for k,v in r.headers if k.lower() == b'location'), ''), None
         if r.status != 200: raise AlignGPTError(f'{url[:200]}: status {r.status}', 'check the address')
         data = bytearray()
         async for part in r.aiter_stream():
             data += part
-            if len(data) > limits.image_bytes: raise BadRecord('too large', f'{url[:200]}: more than {limits.image_bytes:,} bytes', 'make it smaller')
+            if len(data) > limits.image_bytes:
+                raise BadRecord('too large', f'{url[:200]}: more than {limits.image_bytes:,} bytes',
+                                'make it smaller')
         return None, bytes(data)

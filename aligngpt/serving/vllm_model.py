@@ -35,7 +35,8 @@ class DummyInputs(BaseDummyInputsBuilder[Info]):
 
     def get_dummy_mm_data(self, seq_len, mm_counts, mm_options):
         side = self.info.get_hf_config().vision_config.image_size
-        return {'image':self._get_dummy_images(width=side, height=side, num_images=mm_counts.get('image', 0), overrides=mm_options.get('image'))}
+        return {'image':self._get_dummy_images(width=side, height=side, num_images=mm_counts.get('image', 0),
+                                               overrides=mm_options.get('image'))}
 
 # %% ../../nbs/serving/06_vllm_model.ipynb #220f2244
 class Processor(BaseMultiModalProcessor[Info]):
@@ -53,7 +54,9 @@ class Processor(BaseMultiModalProcessor[Info]):
         "The items of a prompt."
         x = self.info.get_hf_processor().prepare_images(pictures)
         none, last = x[:0], len(x) - 1
-        data = dict(pixel_values=x, others=[x[1:seen], *[none]*last], gate_ids=[torch.tensor(text*(seen > 0), dtype=torch.long), *[torch.zeros(0, dtype=torch.long)]*last], leads=torch.arange(len(x)) == 0)
+        data = dict(pixel_values=x, others=[x[1:seen], *[none]*last],
+                    gate_ids=[torch.tensor(text*(seen > 0), dtype=torch.long),
+                              *[torch.zeros(0, dtype=torch.long)]*last], leads=torch.arange(len(x)) == 0)
         return MultiModalKwargsItems.from_hf_inputs(BatchFeature(data), self._get_mm_fields_config(data, {}))
 
     def apply(self, inputs, timing_ctx):
@@ -62,10 +65,14 @@ class Processor(BaseMultiModalProcessor[Info]):
         seq = relayout(p, inputs.prompt)
         text, seen = gate_inputs(seq, p.image_token_id, p.num_image_tokens)
         names = self._get_mm_hashes(inputs).get('image', [])
-        where = [PlaceholderRange(offset=b, length=l, is_embed=torch.tensor(m)) for b,l,m in ranges(seq['input_ids'], p.align_token_id, p.image_token_id, p.num_image_tokens)]
-        if len(where) != len(pictures): raise ValueError(f'{len(where)} <image> in the prompt, {len(pictures)} pictures given')
-        kwargs = self.items([im if isinstance(im, Image.Image) else im.media for im in pictures], text, seen) if pictures else MultiModalKwargsItems({})
-        return mm_input(prompt_token_ids=seq['input_ids'], mm_kwargs=kwargs, mm_hashes={'image':cache_keys(names, text, seen)}, mm_placeholders={'image':where})
+        where = [PlaceholderRange(offset=b, length=l, is_embed=torch.tensor(m))
+                 for b,l,m in ranges(seq['input_ids'], p.align_token_id, p.image_token_id, p.num_image_tokens)]
+        if len(where) != len(pictures):
+            raise ValueError(f'{len(where)} <image> in the prompt, {len(pictures)} pictures given')
+        kwargs = self.items([im if isinstance(im, Image.Image) else im.media for im in pictures], text,
+                            seen) if pictures else MultiModalKwargsItems({})
+        return mm_input(prompt_token_ids=seq['input_ids'], mm_kwargs=kwargs,
+                        mm_hashes={'image':cache_keys(names, text, seen)}, mm_placeholders={'image':where})
 
 # %% ../../nbs/serving/06_vllm_model.ipynb #c26b04f7
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
@@ -85,14 +92,16 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
         super().__init__()
         c = self.config = vllm_config.model_config.hf_config
         H = c.text_config.hidden_size
-        self.configure_mm_token_handling(vocab_size=c.text_config.vocab_size, mm_token_ids=[c.align_token_id, c.image_token_id])
+        self.configure_mm_token_handling(vocab_size=c.text_config.vocab_size,
+                                         mm_token_ids=[c.align_token_id, c.image_token_id])
         with self._mark_tower_model(vllm_config, 'image'):
             self.vision_tower = AutoModel.from_config(c.vision_config)
             self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
             self.levels = AlignmentLevels(c.num_levels, H)
             self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
         with self._mark_language_model(vllm_config):
-            self.language_model = init_vllm_registered_model(vllm_config=vllm_config, hf_config=c.text_config, prefix=maybe_prefix(prefix, 'language_model'))
+            self.language_model = init_vllm_registered_model(vllm_config=vllm_config, hf_config=c.text_config,
+                                                             prefix=maybe_prefix(prefix, 'language_model'))
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def align(self,

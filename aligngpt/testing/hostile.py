@@ -23,7 +23,8 @@ class Hostile(NamedTuple):
 def _line(image=None, question='<image>\nWhat?', answer='a shape', **fields):
     "A good record, but for what is asked for."
     fields = {**({'image': image} if image is not None else {}), **fields}
-    return json.dumps({'conversations': [{'from':'human', 'value':question}, {'from':'gpt', 'value':answer}], **fields}).encode()
+    return json.dumps({'conversations': [{'from':'human', 'value':question}, {'from':'gpt', 'value':answer}],
+                       **fields}).encode()
 
 def _picture(name, data, *reasons, ext='jpg'):
     file = name.replace(' ', '_') + '.' + ext
@@ -39,39 +40,61 @@ def _encoded(kind, im=None, **kwargs):
 
 def _png(width, height, pixels=b'', depth=8, color=2, extra=b'', end=True):
     "A PNG whose header says what we like."
-    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)) + extra + chunk(b'IDAT', zlib.compress(pixels)) + (chunk(b'IEND', b'') if end else b'')
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR',
+                                        struct.pack('>IIBBBBB', width, height, depth, color, 0, 0,
+                                                    0)) + extra + chunk(b'IDAT', zlib.compress(pixels)) + (chunk(b'IEND', b'') if end else b'')
 
 def no_pictures()->list[Hostile]:
     "Files that are no picture, or not one of ours."
-    junk = dict(empty=b'', one_byte=b'\xff', nulls=bytes(1000), text=b'404: Not Found', html=b'<!doctype html><html>', xml=b'<?xml version="1.0"?><svg/>', json=b'{"error": 404}', script=b'#!/bin/sh\nrm -rf /',
-                zip=b'PK\x03\x04' + bytes(100), gzip=b'\x1f\x8b\x08' + bytes(100), pdf=b'%PDF-1.4\n' + bytes(100), film=b'\x00\x00\x00\x20ftypisom' + bytes(100), elf=b'\x7fELF' + bytes(100), mp3=b'ID3\x03' + bytes(100),
-                eps=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run', random=bytes((i*i*7+i) % 251 for i in range(1000)), pickle=b'\x80\x04\x95' + bytes(100))
-    heads = dict(JPEG=b'\xff\xd8\xff\xe0', PNG=b'\x89PNG\r\n\x1a\n', GIF=b'GIF89a', WEBP=b'RIFF\x24\x00\x00\x00WEBPVP8 ', BMP=b'BM', TIFF=b'II*\x00')
+    junk = dict(empty=b'', one_byte=b'\xff', nulls=bytes(1000), text=b'404: Not Found', html=b'<!doctype html><html>',
+                xml=b'<?xml version="1.0"?><svg/>', json=b'{"error": 404}', script=b'#!/bin/sh\nrm -rf /',
+                zip=b'PK\x03\x04' + bytes(100), gzip=b'\x1f\x8b\x08' + bytes(100), pdf=b'%PDF-1.4\n' + bytes(100),
+                film=b'\x00\x00\x00\x20ftypisom' + bytes(100), elf=b'\x7fELF' + bytes(100),
+                mp3=b'ID3\x03' + bytes(100),
+                eps=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run',
+                random=bytes((i*i*7+i) % 251 for i in range(1000)), pickle=b'\x80\x04\x95' + bytes(100))
+    heads = dict(JPEG=b'\xff\xd8\xff\xe0', PNG=b'\x89PNG\r\n\x1a\n', GIF=b'GIF89a',
+                 WEBP=b'RIFF\x24\x00\x00\x00WEBPVP8 ', BMP=b'BM', TIFF=b'II*\x00')
     no = 'not an image', 'corrupt image'
-    out = [_picture(f'{k} as jpg', v, *no) for k,v in junk.items()] + [_picture(f'only the head of {k}', v, *no) for k,v in heads.items()]
-    return out + [_picture(f'{k} file', _encoded(k), *no) for k in ('ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'ICNS', 'JPEG2000')]
+    out = [_picture(f'{k} as jpg', v, *no) for k,v in junk.items()] + [_picture(f'only the head of {k}', v, *no)
+        for k,v in heads.items()]
+    return out + [_picture(f'{k} file', _encoded(k), *no)
+                  for k in ('ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'ICNS', 'JPEG2000')]
 
 def half_pictures()->list[Hostile]:
     "Downloads that broke off, and bits that flipped."
     cut = lambda data, share: data[:int(len(data)*share)]
-    out = [_picture(f'{int(s*100)}% of {k}', cut(_encoded(k), s), 'corrupt image', 'not an image', ext=k.lower()) for k in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF') for s in (.3, .7)]
+    out = [_picture(f'{int(s*100)}% of {k}', cut(_encoded(k), s), 'corrupt image', 'not an image', ext=k.lower())
+           for k in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF') for s in (.3, .7)]
     good = _encoded('PNG')
     at = good.index(b'IDAT') + 30
-    return out + [_picture('PNG with a flipped byte', good[:at] + bytes([good[at] ^ 255]) + good[at+1:], 'corrupt image', ext='png'), _picture('PNG with a wrong checksum', good[:29] + b'xxxx' + good[33:], 'corrupt image', 'not an image', ext='png'),
-                  _picture('PNG without an end', _png(8, 8, bytes(25*8), end=False), 'corrupt image', ext='png'), _picture('PNG with half its rows', _png(64, 64, bytes(64*3*30)), 'corrupt image', ext='png'), _picture('PNG of no width', _png(0, 64), 'corrupt image', 'not an image', 'too small', ext='png')]
+    return out + [_picture('PNG with a flipped byte', good[:at] + bytes([good[at] ^ 255]) + good[at+1:],
+                           'corrupt image', ext='png'), _picture('PNG with a wrong checksum',
+        good[:29] + b'xxxx' + good[33:], 'corrupt image', 'not an image', ext='png'),
+                  _picture('PNG without an end', _png(8, 8, bytes(25*8), end=False), 'corrupt image', ext='png'),
+                  _picture('PNG with half its rows', _png(64, 64, bytes(64*3*30)), 'corrupt image', ext='png'),
+                  _picture('PNG of no width', _png(0, 64), 'corrupt image', 'not an image', 'too small', ext='png')]
 
 def bombs()->list[Hostile]:
     "Small files of enormous pictures."
     too = 'too large', 'odd shape', 'corrupt image'
     squeezed = zlib.compress(bytes(10**7))
     text = struct.pack('>I', len(squeezed)+7) + b'zTXtbomb\0\0x' + squeezed + b'xxxx'
-    return [_picture('PNG of 30,000 x 30,000', _png(30000, 30000, bytes(10**6), color=0), *too, ext='png'), _picture('PNG of 2 billion a side', _png(2**31-1, 2**31-1), *too, ext='png'),
-            _picture('PNG strip', _png(80000, 1, bytes(240001)), *too, ext='png'), _picture('PNG column', _png(1, 80000, bytes(4*80000)), *too, ext='png'),
-            _picture('PNG with ten megabytes of note', _png(8, 8, bytes(200), extra=text), 'too large', 'corrupt image', 'not an image', ext='png'),
-            _picture('GIF of 65,535 a side', b'GIF89a' + struct.pack('<HH', 65535, 65535) + b'\0\0\0,' + struct.pack('<HHHH', 0, 0, 65535, 65535) + b'\0\2\2L\1\0;', *too, ext='gif'),
-            _picture('BMP of 100,000 a side', b'BM' + struct.pack('<IHHI', 54, 0, 0, 54) + struct.pack('<IiiHHIIiiII', 40, 100000, 100000, 1, 24, 0, 0, 0, 0, 0, 0), *too, ext='bmp'),
-            _picture('PPM of 99,999 a side', b'P6 99999 99999 255\n', *too, 'not an image'), _picture('JPEG of 65,500 a side', _encoded('JPEG').replace(struct.pack('>HH', 64, 96), struct.pack('>HH', 65500, 65500)), *too)]
+    return [_picture('PNG of 30,000 x 30,000', _png(30000, 30000, bytes(10**6), color=0), *too, ext='png'),
+            _picture('PNG of 2 billion a side', _png(2**31-1, 2**31-1), *too, ext='png'),
+            _picture('PNG strip', _png(80000, 1, bytes(240001)), *too, ext='png'),
+            _picture('PNG column', _png(1, 80000, bytes(4*80000)), *too, ext='png'),
+            _picture('PNG with ten megabytes of note', _png(8, 8, bytes(200), extra=text), 'too large',
+                     'corrupt image', 'not an image', ext='png'),
+            _picture('GIF of 65,535 a side', b'GIF89a' + struct.pack('<HH', 65535, 65535) + b'\0\0\0,'
+                     + struct.pack('<HHHH', 0, 0, 65535, 65535) + b'\0\2\2L\1\0;', *too, ext='gif'),
+            _picture('BMP of 100,000 a side', b'BM' + struct.pack('<IHHI', 54, 0, 0, 54)
+                     + struct.pack('<IiiHHIIiiII', 40, 100000, 100000, 1, 24, 0, 0, 0, 0, 0, 0), *too, ext='bmp'),
+            _picture('PPM of 99,999 a side', b'P6 99999 99999 255\n', *too, 'not an image'),
+            _picture('JPEG of 65,500 a side', _encoded('JPEG').replace(struct.pack('>HH', 64, 96),
+        struct.pack('>HH', 65500, 65500)), *too)]
 
 # %% ../../nbs/testing/02_hostile.ipynb #1b432c35
 def odd_pictures()->list[Hostile]:
@@ -80,52 +103,99 @@ def odd_pictures()->list[Hostile]:
     from PIL import Image
     im = Image.linear_gradient('L').resize((96, 64)).convert('RGB')
     def turned(o): e = Image.Exif(); e[0x0112] = o; return e
-    good = {'grey JPEG':('JPEG', im.convert('L')), 'CMYK JPEG':('JPEG', im.convert('CMYK')), 'black and white PNG':('PNG', im.convert('1')), 'palette PNG':('PNG', im.convert('P')), 'RGBA PNG':('PNG', im.convert('RGBA')),
-            'LA PNG':('PNG', im.convert('LA')), '16-bit PNG':('PNG', Image.fromarray(np.arange(6144, dtype='uint16').reshape(64, 96))), 'one pixel':('PNG', im.resize((1, 1))), 'WebP':('WEBP', im), 'GIF':('GIF', im), 'TIFF':('TIFF', im)}
+    good = {'grey JPEG':('JPEG', im.convert('L')), 'CMYK JPEG':('JPEG', im.convert('CMYK')),
+            'black and white PNG':('PNG', im.convert('1')), 'palette PNG':('PNG', im.convert('P')),
+            'RGBA PNG':('PNG', im.convert('RGBA')),
+            'LA PNG':('PNG', im.convert('LA')), '16-bit PNG':('PNG',
+        Image.fromarray(np.arange(6144, dtype='uint16').reshape(64, 96))), 'one pixel':('PNG', im.resize((1, 1))),
+        'WebP':('WEBP', im), 'GIF':('GIF', im), 'TIFF':('TIFF', im)}
     out = [_picture(k, _encoded(kind, p)) for k,(kind, p) in good.items()]
-    more = {'animated GIF':('GIF', dict(save_all=True, append_images=[im.rotate(90)])), 'animated WebP':('WEBP', dict(save_all=True, append_images=[im.rotate(90)])), 'turned JPEG':('JPEG', dict(exif=turned(6))),
-            'JPEG with a senseless EXIF':('JPEG', dict(exif=b'Exif\0\0MM\0*' + bytes(20))), 'progressive JPEG':('JPEG', dict(progressive=True)), 'transparent palette':('GIF', dict(transparency=0))}
+    more = {'animated GIF':('GIF', dict(save_all=True, append_images=[im.rotate(90)])),
+            'animated WebP':('WEBP', dict(save_all=True, append_images=[im.rotate(90)])),
+            'turned JPEG':('JPEG', dict(exif=turned(6))),
+            'JPEG with a senseless EXIF':('JPEG', dict(exif=b'Exif\0\0MM\0*' + bytes(20))),
+            'progressive JPEG':('JPEG', dict(progressive=True)), 'transparent palette':('GIF', dict(transparency=0))}
     out += [_picture(k, _encoded(kind, im, **kw)) for k,(kind, kw) in more.items()]
     return out + [_picture('JPEG and then more', _encoded('JPEG') + b'tail'*100),
-                  _picture('float TIFF', _encoded('TIFF', Image.fromarray(np.ones((64, 64), 'float32'))), 'odd pixels'), _picture('32-bit TIFF', _encoded('TIFF', Image.fromarray(np.full((64, 64), 10**6, 'int32'))), 'odd pixels')]
+                  _picture('float TIFF', _encoded('TIFF', Image.fromarray(np.ones((64, 64), 'float32'))),
+                           'odd pixels'), _picture('32-bit TIFF', _encoded('TIFF',
+        Image.fromarray(np.full((64, 64), 10**6, 'int32'))), 'odd pixels')]
 
 # %% ../../nbs/testing/02_hostile.ipynb #196bad65
 def bad_paths()->list[Hostile]:
     "Names that lead elsewhere, or to something that is no file."
-    names = {'parent':'../secret.png', 'deep parent':'a/../../secret.png', 'hidden parent':'./x/../../secret.png', 'absolute':'/etc/passwd', 'current':'.', 'empty':'', 'null byte':'a\0.png'}
-    out = [Hostile(f'path: {k}', _line(v), reasons=('path', 'missing image', 'not an image')) for k,v in names.items()]
-    gone = {'not there':'nowhere.png', 'address':'https://example.com/x.png', 'file address':'file:///etc/passwd', 'home':'~/.ssh/id_rsa', 'Windows':'C:\\x.png', 'backslash parent':'..\\secret.png', 'new line':'a\nb.png',
-            'very long':'x'*5000 + '.png', 'other case':'GOOD.PNG', 'spaces':' good.png ', 'shell':'$(id).png', 'wildcard':'*.png', 'unicode':'ｇood.png'}
+    names = {'parent':'../secret.png', 'deep parent':'a/../../secret.png', 'hidden parent':'./x/../../secret.png',
+             'absolute':'/etc/passwd', 'current':'.', 'empty':'', 'null byte':'a\0.png'}
+    out = [Hostile(f'path: {k}', _line(v), reasons=('path', 'missing image', 'not an image'))
+           for k,v in names.items()]
+    gone = {'not there':'nowhere.png', 'address':'https://example.com/x.png', 'file address':'file:///etc/passwd',
+            'home':'~/.ssh/id_rsa', 'Windows':'C:\\x.png', 'backslash parent':'..\\secret.png', 'new line':'a\nb.png',
+            'very long':'x'*5000 + '.png', 'other case':'GOOD.PNG', 'spaces':' good.png ', 'shell':'$(id).png',
+            'wildcard':'*.png', 'unicode':'ｇood.png'}
     out += [Hostile(f'path: {k}', _line(v), reasons=('missing image', 'path')) for k,v in gone.items()]
-    made = {'link out':('link', '../secret.png'), 'absolute link':('link', '/etc/passwd'), 'link to a device':('link', '/dev/zero'), 'link to itself':('link', 'link_to_itself.png'), 'dangling link':('link', 'nowhere.png'), 'folder':'folder', 'pipe':'pipe'}
-    return out + [Hostile(f'path: {k}', _line(f := k.replace(' ', '_') + '.png'), f, v, ('path', 'missing image', 'not an image')) for k,v in made.items()]
+    made = {'link out':('link', '../secret.png'), 'absolute link':('link', '/etc/passwd'),
+            'link to a device':('link', '/dev/zero'), 'link to itself':('link', 'link_to_itself.png'),
+            'dangling link':('link', 'nowhere.png'), 'folder':'folder', 'pipe':'pipe'}
+    return out + [Hostile(f'path: {k}', _line(f := k.replace(' ', '_') + '.png'), f, v,
+                          ('path', 'missing image', 'not an image')) for k,v in made.items()]
 
 # %% ../../nbs/testing/02_hostile.ipynb #1be6731e
 def bad_records()->list[Hostile]:
     "Records that are none."
     turn = [{'from':'human', 'value':'a'}, {'from':'gpt', 'value':'b'}]
-    odd = {'null':None, 'number':5, 'text':'record', 'list':[turn], 'true':True, 'empty':{}, 'no conversations':{'id':1}, 'conversations null':{'conversations':None}, 'conversations empty':{'conversations':[]}, 'conversations a text':{'conversations':'hi'},
-           'conversations an object':{'conversations':turn[0]}, 'turn a text':{'conversations':['hi', 'ho']}, 'turn null':{'conversations':[None, None]}, 'no value':{'conversations':[{'from':'human'}, turn[1]]}, 'value null':{'conversations':[{'from':'human', 'value':None}, turn[1]]},
-           'value a number':{'conversations':[turn[0], {'from':'gpt', 'value':5}]}, 'value a list':{'conversations':[turn[0], {'from':'gpt', 'value':['b']}]}, 'no from':{'conversations':[{'value':'a'}, turn[1]]}, 'from unknown':{'conversations':[{'from':'bard', 'value':'a'}, turn[1]]},
-           'from a list':{'conversations':[{'from':['human'], 'value':'a'}, turn[1]]}, 'two questions':{'conversations':[turn[0], turn[0], turn[1]]}, 'two answers':{'conversations':[*turn, turn[1]]}, 'only an answer':{'conversations':[turn[1]]}, 'empty answer':{'conversations':[turn[0], {'from':'gpt', 'value':''}]},
+    odd = {'null':None, 'number':5, 'text':'record', 'list':[turn], 'true':True, 'empty':{},
+           'no conversations':{'id':1}, 'conversations null':{'conversations':None},
+           'conversations empty':{'conversations':[]}, 'conversations a text':{'conversations':'hi'},
+           'conversations an object':{'conversations':turn[0]}, 'turn a text':{'conversations':['hi', 'ho']},
+           'turn null':{'conversations':[None, None]}, 'no value':{'conversations':[{'from':'human'}, turn[1]]},
+           'value null':{'conversations':[{'from':'human', 'value':None}, turn[1]]},
+           'value a number':{'conversations':[turn[0], {'from':'gpt', 'value':5}]},
+           'value a list':{'conversations':[turn[0], {'from':'gpt', 'value':['b']}]},
+           'no from':{'conversations':[{'value':'a'}, turn[1]]},
+           'from unknown':{'conversations':[{'from':'bard', 'value':'a'}, turn[1]]},
+           'from a list':{'conversations':[{'from':['human'], 'value':'a'}, turn[1]]},
+           'two questions':{'conversations':[turn[0], turn[0], turn[1]]},
+           'two answers':{'conversations':[*turn, turn[1]]}, 'only an answer':{'conversations':[turn[1]]},
+           'empty answer':{'conversations':[turn[0], {'from':'gpt', 'value':''}]},
            'blank answer':{'conversations':[turn[0], {'from':'gpt', 'value':' \n\t'}]}}
     reasons = 'no conversations', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
     out = [Hostile(f'record: {k}', json.dumps(v).encode(), reasons=reasons) for k,v in odd.items()]
-    fields = {'image a number':dict(image=5), 'image an object':dict(image={'path':'good.png'}), 'images numbers':dict(image=[1, 2]), 'image true':dict(image=True), 'picture without a place':dict(image='good.png', question='What?'), 'two places for one':dict(image='good.png', question='<image><image>'),
-              'two pictures for one place':dict(image=['good.png', 'good.png']), 'half a surrogate':dict(question='\ud83d'), 'half a surrogate in a name':dict(image='\udc00.png'),
+    fields = {'image a number':dict(image=5), 'image an object':dict(image={'path':'good.png'}),
+              'images numbers':dict(image=[1, 2]), 'image true':dict(image=True),
+              'picture without a place':dict(image='good.png', question='What?'),
+              'two places for one':dict(image='good.png', question='<image><image>'),
+              'two pictures for one place':dict(image=['good.png', 'good.png']),
+              'half a surrogate':dict(question='\ud83d'), 'half a surrogate in a name':dict(image='\udc00.png'),
               **{f'level {v!r}':dict(image='good.png', similarity=v) for v in ('7', 7.0, True, -1, 8, 10**30, [7])}}
-    return out + [Hostile(f'record: {k}', _line(**{'question':'a' if 'image' not in v else '<image>', **v}), reasons=reasons) for k,v in fields.items()] + [Hostile('record: a question only', json.dumps({'conversations':turn[:1]}).encode(), reasons=('nothing to learn', 'roles'))]
+    return out + [Hostile(f'record: {k}', _line(**{'question':'a' if 'image' not in v else '<image>', **v}),
+                          reasons=reasons) for k,v in fields.items()] + [Hostile('record: a question only',
+        json.dumps({'conversations':turn[:1]}).encode(), reasons=('nothing to learn', 'roles'))]
 
 def bad_lines()->list[Hostile]:
     "Lines that are not JSON, or not all of it."
     good = _line(question='a')
-    lines = {'NaN':b'{"x": NaN, ' + good[1:], 'Infinity':b'{"x": [-Infinity], ' + good[1:], '1e999':b'{"x": 1e999, ' + good[1:], 'ten thousand digits':b'{"x": ' + b'9'*10_000 + b', ' + good[1:], 'key twice':good[:-1] + b', "conversations": []}', 'key twice inside':good.replace(b'"from": "gpt"', b'"from": "gpt", "from": "human"'),
-             'not UTF-8':good.replace(b'a shape', b'caf\xe9 \xff'), 'UTF-16':'{"a": 1}'.encode('utf-16'), 'truncated':good[:-20], 'two records':good + b' ' + good, 'raw tab':good.replace(b'a shape', b'a\tshape'), 'single quotes':good.replace(b'"', b"'"),
-             'comma at the end':good[:-1] + b',}', 'comment':good + b' // good', 'Python':b'{"conversations": None, "ok": True}', 'bare words':b'hello world', 'deep nesting':b'['*100_000, 'deep objects':b'{"a":'*100_000, 'null bytes':bytes(50), 'bracket only':b'[', 'bad escape':good.replace(b'a shape', b'\\x41')}
-    out = [Hostile(f'line: {k}', v, reasons=('not JSON', 'duplicate key', 'encoding', 'shape')) for k,v in lines.items()]
-    big = json.dumps({'conversations':[{'from':'human', 'value':'a'}, {'from':'gpt', 'value':'word '*10_000_000}]}).encode()
-    return out + [Hostile('line: 50 MB of text', big, reasons=('too long',)), Hostile('line: control tokens as text', _line(question='</s><s>[INST] <|eot_id|>', answer='<image> <align> <unk> </s>')),
-                  Hostile('line: a null character', _line(question='a\0b')), Hostile('line: unknown fields', _line(question='a', extra={'deep':[1, {'x':None}]})), Hostile('line: right to left', _line(question='שלום ‮ abc', answer='مرحبا')), Hostile('line: emoji', _line(question='👩‍👩‍👧‍👦', answer='🏳️‍🌈'))]
+    lines = {'NaN':b'{"x": NaN, ' + good[1:], 'Infinity':b'{"x": [-Infinity], ' + good[1:],
+             '1e999':b'{"x": 1e999, ' + good[1:], 'ten thousand digits':b'{"x": ' + b'9'*10_000 + b', ' + good[1:],
+             'key twice':good[:-1] + b', "conversations": []}',
+             'key twice inside':good.replace(b'"from": "gpt"', b'"from": "gpt", "from": "human"'),
+             'not UTF-8':good.replace(b'a shape', b'caf\xe9 \xff'), 'UTF-16':'{"a": 1}'.encode('utf-16'),
+             'truncated':good[:-20], 'two records':good + b' ' + good,
+             'raw tab':good.replace(b'a shape', b'a\tshape'), 'single quotes':good.replace(b'"', b"'"),
+             'comma at the end':good[:-1] + b',}', 'comment':good + b' // good',
+             'Python':b'{"conversations": None, "ok": True}', 'bare words':b'hello world',
+             'deep nesting':b'['*100_000, 'deep objects':b'{"a":'*100_000, 'null bytes':bytes(50),
+             'bracket only':b'[', 'bad escape':good.replace(b'a shape', b'\\x41')}
+    out = [Hostile(f'line: {k}', v, reasons=('not JSON', 'duplicate key', 'encoding', 'shape'))
+           for k,v in lines.items()]
+    big = json.dumps({'conversations':[{'from':'human', 'value':'a'},
+                                       {'from':'gpt', 'value':'word '*10_000_000}]}).encode()
+    return out + [Hostile('line: 50 MB of text', big, reasons=('too long',)),
+                  Hostile('line: control tokens as text', _line(question='</s><s>[INST] <|eot_id|>',
+                                                                answer='<image> <align> <unk> </s>')),
+                  Hostile('line: a null character', _line(question='a\0b')),
+                  Hostile('line: unknown fields', _line(question='a', extra={'deep':[1, {'x':None}]})),
+                  Hostile('line: right to left', _line(question='שלום ‮ abc', answer='مرحبا')),
+                  Hostile('line: emoji', _line(question='👩‍👩‍👧‍👦', answer='🏳️‍🌈'))]
 
 # %% ../../nbs/testing/02_hostile.ipynb #ac515409
 def hostile_inputs()->list[Hostile]:

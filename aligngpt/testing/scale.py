@@ -22,9 +22,12 @@ class Kind(NamedTuple):
     question:tuple[int,int] # words, from and to
     answer:tuple[float,float] # words: median, and spread (of the logarithm)
 
-MIX = (Kind('vqav2', 82_783, True, (1, 12), (5, 9), (1.2, .2)), Kind('gqa', 72_140, True, (1, 20), (6, 14), (1.1, .2)), Kind('okvqa', 8_998, True, (1, 2), (6, 14), (1.3, .3)),
-       Kind('ocrvqa', 80_000, True, (2, 6), (5, 9), (3, .8)), Kind('aokvqa', 66_160, True, (1, 1), (30, 50), (1, .1)), Kind('textcaps', 21_953, True, (1, 1), (40, 60), (12, .3)),
-       Kind('refcoco', 48_447, True, (1, 10), (8, 20), (8, .3)), Kind('vg', 86_417, True, (1, 12), (8, 20), (8, .4)), Kind('llava', 157_712, True, (1, 4), (8, 16), (60, .8)),
+MIX = (Kind('vqav2', 82_783, True, (1, 12), (5, 9), (1.2, .2)),
+       Kind('gqa', 72_140, True, (1, 20), (6, 14), (1.1, .2)), Kind('okvqa', 8_998, True, (1, 2), (6, 14), (1.3, .3)),
+       Kind('ocrvqa', 80_000, True, (2, 6), (5, 9), (3, .8)), Kind('aokvqa', 66_160, True, (1, 1), (30, 50), (1, .1)),
+       Kind('textcaps', 21_953, True, (1, 1), (40, 60), (12, .3)),
+       Kind('refcoco', 48_447, True, (1, 10), (8, 20), (8, .3)), Kind('vg', 86_417, True, (1, 12), (8, 20), (8, .4)),
+       Kind('llava', 157_712, True, (1, 4), (8, 16), (60, .8)),
        Kind('sharegpt', 40_688, False, (1, 6), (5, 120), (180, .9)))
 
 def synthetic_records(
@@ -40,7 +43,8 @@ def synthetic_records(
     for i,k in enumerate(kinds):
         turns = []
         for r in range(rng.randint(*k.rounds)):
-            turns.append({'from':'human', 'value':('<image>\n' if k.image and r == 0 else '') + say(rng.randint(*k.question)) + '?'})
+            turns.append({'from':'human', 'value':('<image>\n' if k.image and r == 0 else '')
+                          + say(rng.randint(*k.question)) + '?'})
             turns.append({'from':'gpt', 'value':say(max(1, round(rng.lognormvariate(0, k.answer[1])*k.answer[0])))})
         yield {'id':f'{k.name}_{i}', **({'image':f'{k.name}/{i:012}.jpg'} if k.image else {}), 'conversations':turns}
 

@@ -20,7 +20,8 @@ WORDS = 'red', 'the dog', 'two', 'a man on the left', "it's", '3.5', 'coca-cola'
 def _answers(r, n, words=WORDS):
     "A right answer, what the model says, and what n people say."
     right = r.choice(words)
-    return right, right if r.random() < .5 else r.choice(words), [right if r.random() < .7 else r.choice(words) for _ in range(n)]
+    return (right, right if r.random() < .5
+            else r.choice(words), [right if r.random() < .7 else r.choice(words) for _ in range(n)])
 
 def _lines(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,8 @@ def _lines(path, rows):
 
 def _json(path, data): path.write_text(json.dumps(data), encoding='utf-8')
 
-def _row(i, prompt, text, **more): return dict(question_id=i, prompt=prompt, text=text, answer_id='', model_id='synthetic', metadata={}) | more
+def _row(i, prompt, text, **more):
+    return dict(question_id=i, prompt=prompt, text=text, answer_id='', model_id='synthetic', metadata={}) | more
 
 # %% ../../nbs/testing/04_synthetic.ipynb #ad856b8c
 def vqav2(
@@ -39,15 +41,20 @@ def vqav2(
     "Files of VQAv2."
     data = [_answers(r, 10) for _ in range(n)]
     kinds = 'yes/no', 'number', 'other'
-    _json(d/'annotations.json', dict(annotations=[dict(question_id=i, image_id=i, question_type=f'type {i%65}', answer_type=kinds[i%3], multiple_choice_answer=a,
-        answers=[dict(answer=h, answer_confidence='yes', answer_id=k) for k,h in enumerate(hs, 1)]) for i,(a,_,hs) in enumerate(data)]))
-    _lines(d/'llava_questions.jsonl', (dict(question_id=i, image=f'{i//5}.jpg', text=f'What is it?\n{SHORT}', category='default') for i in range(n)))
+    _json(d/'annotations.json', dict(annotations=[dict(question_id=i, image_id=i, question_type=f'type {i%65}',
+                                                       answer_type=kinds[i%3], multiple_choice_answer=a,
+        answers=[dict(answer=h, answer_confidence='yes', answer_id=k) for k,h in enumerate(hs, 1)])
+        for i,(a,_,hs) in enumerate(data)]))
+    _lines(d/'llava_questions.jsonl', (dict(question_id=i, image=f'{i//5}.jpg', text=f'What is it?\n{SHORT}',
+                                            category='default') for i in range(n)))
     return [_row(i, f'What is it?\n{SHORT}', said) for i,(_,said,_) in enumerate(data)]
 
 def vizwiz(d, n, r):
     "Files of VizWiz."
     data = [_answers(r, 10) for _ in range(n)]
-    _json(d/'annotations.json', [dict(image=f'{i}.jpg', question='What is it?', answers=[dict(answer=h, answer_confidence='yes') for h in hs], answer_type='other', answerable=1) for i,(_,_,hs) in enumerate(data)])
+    _json(d/'annotations.json', [dict(image=f'{i}.jpg', question='What is it?',
+                                      answers=[dict(answer=h, answer_confidence='yes') for h in hs],
+                                      answer_type='other', answerable=1) for i,(_,_,hs) in enumerate(data)])
     _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i}.jpg', text='What is it?') for i in range(n)))
     return [_row(i, 'What is it?', said) for i,(_,said,_) in enumerate(data)]
 
@@ -55,15 +62,20 @@ def gqa(d, n, r):
     "Files of GQA."
     data = [_answers(r, 0) for _ in range(n)]
     kinds = 'query', 'verify', 'logical', 'choose', 'compare'
-    _json(d/'annotations.json', {str(i): dict(question='What?', imageId=f'n{i}', answer=a, isBalanced=True, types=dict(structural=kinds[i%5], semantic='obj', detailed='x'), entailed=[],
-        groups={'global': f'group {i%50}', 'local': None}, semantic=[dict(operation='select', argument='x', dependencies=[])]*(1 + i%4)) for i,(a,_,_) in enumerate(data)})
+    _json(d/'annotations.json', {str(i): dict(question='What?', imageId=f'n{i}', answer=a, isBalanced=True,
+                                              types=dict(structural=kinds[i%5], semantic='obj', detailed='x'),
+                                              entailed=[],
+        groups={'global': f'group {i%50}', 'local': None},
+        semantic=[dict(operation='select', argument='x', dependencies=[])]*(1 + i%4))
+        for i,(a,_,_) in enumerate(data)})
     _lines(d/'questions.jsonl', (dict(question_id=str(i), image=f'{i}.jpg', text='What?') for i in range(n)))
     return [_row(str(i), 'What?', said) for i,(_,said,_) in enumerate(data)]
 
 def textvqa(d, n, r):
     "Files of TextVQA."
     data = [_answers(r, 10) for _ in range(n)]
-    _json(d/'annotations.json', dict(data=[dict(question_id=i, image_id=f'im{i}', question='What does it say?', answers=hs) for i,(_,_,hs) in enumerate(data)]))
+    _json(d/'annotations.json', dict(data=[dict(question_id=i, image_id=f'im{i}', question='What does it say?',
+                                                answers=hs) for i,(_,_,hs) in enumerate(data)]))
     prompt = f'What does it say?\nReference OCR token: a, b\n{SHORT}'
     _lines(d/'questions.jsonl', (dict(question_id=f'im{i}', image=f'{i}.jpg', text=prompt) for i in range(n)))
     return [_row(f'im{i}', prompt, said) for i,(_,said,_) in enumerate(data)]
@@ -71,19 +83,28 @@ def textvqa(d, n, r):
 # %% ../../nbs/testing/04_synthetic.ipynb #0ebd5693
 def scienceqa(d, n, r):
     "Files of ScienceQA."
-    _json(d/'annotations.json', {str(i): dict(question='Which?', choices=['x', 'y', 'z'], answer=i%3, hint='', image='image.png', split='test') for i in range(n)})
+    _json(d/'annotations.json', {str(i): dict(question='Which?', choices=['x', 'y', 'z'], answer=i%3, hint='',
+                                              image='image.png', split='test') for i in range(n)})
     _json(d/'pid_splits.json', dict(test=[str(i) for i in range(n)]))
-    _json(d/'questions.json', [dict(id=str(i), image=f'{i}/image.png', conversations=[{'from':'human', 'value':'<image>\nWhich?\nA. x\nB. y\nC. z'}]) for i in range(n)])
-    return [_row(str(i), f'<image>\nWhich?\nA. x\nB. y\nC. z\n{LETTER}', r.choice(['A', 'B. y', 'The answer is C.', 'c'])) for i in range(n)]
+    _json(d/'questions.json', [dict(id=str(i), image=f'{i}/image.png',
+                                    conversations=[{'from':'human', 'value':'<image>\nWhich?\nA. x\nB. y\nC. z'}])
+                                    for i in range(n)])
+    return [_row(str(i), f'<image>\nWhich?\nA. x\nB. y\nC. z\n{LETTER}',
+                 r.choice(['A', 'B. y', 'The answer is C.', 'c'])) for i in range(n)]
 
 def pope(d, n, r):
     "Files of POPE."
     (d/'annotations').mkdir(parents=True, exist_ok=True)
     cats = 'adversarial', 'popular', 'random'
-    rows = [dict(question_id=i, image=f'{i//18}.jpg', text='Is there a dog in the image?', category=cats[3*i//n]) for i in range(n)]
-    for c in cats: _lines(d/'annotations'/f'coco_pope_{c}.json', (dict(question_id=q['question_id'], image=q['image'], text=q['text'], label=r.choice(['yes', 'no'])) for q in rows if q['category'] == c))
+    rows = [dict(question_id=i, image=f'{i//18}.jpg', text='Is there a dog in the image?', category=cats[3*i//n])
+            for i in range(n)]
+    for c in cats:
+        _lines(d/'annotations'/f'coco_pope_{c}.json',
+               (dict(question_id=q['question_id'], image=q['image'], text=q['text'], label=r.choice(['yes', 'no']))
+                for q in rows if q['category'] == c))
     _lines(d/'questions.jsonl', rows)
-    return [_row(q['question_id'], q['text'], r.choice(['Yes', 'No', 'There is no dog.', 'yes, there is'])) for q in rows]
+    return [_row(q['question_id'], q['text'], r.choice(['Yes', 'No', 'There is no dog.', 'yes, there is']))
+            for q in rows]
 
 def mme(d, n, r):
     "Files of MME."
@@ -92,9 +113,11 @@ def mme(d, n, r):
     for i in range(n//2):
         c = names[i%len(names)]
         (d/'annotations'/c/f'{i:05d}.txt').write_text(f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
-        out += [_row(f'{c}/{i:05d}.jpg', f'Is it {k}?\n{SHORT}', r.choice(['Yes', 'No', 'yes.', 'maybe'])) for k in ('red', 'blue')]
+        out += [_row(f'{c}/{i:05d}.jpg', f'Is it {k}?\n{SHORT}', r.choice(['Yes', 'No', 'yes.', 'maybe']))
+                for k in ('red', 'blue')]
     out.sort(key=lambda x: x['question_id'].split('/')[0])
-    _lines(d/'questions.jsonl', (dict(question_id=x['question_id'], image=x['question_id'], text=x['prompt'], category=x['question_id'].split('/')[0]) for x in out))
+    _lines(d/'questions.jsonl', (dict(question_id=x['question_id'], image=x['question_id'], text=x['prompt'],
+                                      category=x['question_id'].split('/')[0]) for x in out))
     return out
 
 # %% ../../nbs/testing/04_synthetic.ipynb #d2d4a60e
@@ -102,42 +125,53 @@ def mmbench(d, n, r, language='en'):
     "Files of MMBench; four rotations of each question."
     cols = 'index question hint A B C D answer category image source l2-category comment split'.split()
     l2, png = ('logic_reasoning', 'attribute_reasoning', 'coarse_perception'), 'AAAA'
-    rows = [dict(zip(cols, [i//4 + i%4*1_000_000, 'Which?', '', *(f'option {"abcd"[(k+i)%4]}' for k in range(4)), 'ABCD'[i%4], f'kind {i//4%20}', png, '', l2[i//4%3], '', 'dev'])) for i in range(n)]
+    rows = [dict(zip(cols, [i//4 + i%4*1_000_000, 'Which?', '', *(f'option {"abcd"[(k+i)%4]}' for k in range(4)),
+                            'ABCD'[i%4], f'kind {i//4%20}', png, '', l2[i//4%3], '', 'dev'])) for i in range(n)]
     d.mkdir(parents=True, exist_ok=True)
-    (d/'annotations.tsv').write_text('\t'.join(cols) + '\n' + ''.join('\t'.join(map(str, x.values())) + '\n' for x in rows), encoding='utf-8')
-    return [_row(x['index'], 'Which?', x['answer'] if r.random() < .8 else r.choice(['A', 'B.', 'It is option c.', '选项A'])) for x in rows]
+    (d/'annotations.tsv').write_text('\t'.join(cols) + '\n'
+                                     + ''.join('\t'.join(map(str, x.values())) + '\n' for x in rows),
+                                     encoding='utf-8')
+    return [_row(x['index'], 'Which?', x['answer'] if r.random() < .8
+                 else r.choice(['A', 'B.', 'It is option c.', '选项A'])) for x in rows]
 
 def mmbench_cn(d, n, r): return mmbench(d, n, r)
 
 def seed_bench(d, n, r):
     "Files of SEED-Bench."
     kinds = {f'kind {k}': k for k in range(1, 13)}
-    qs = [dict(question_id=str(i), question_type_id=1 + i%12, data_type='image' if i%12 < 9 else 'video', data_id=f'{i}', question='Which?', choice_a='x', choice_b='y', choice_c='z', choice_d='w', answer='ABCD'[i%4]) for i in range(n)]
+    qs = [dict(question_id=str(i), question_type_id=1 + i%12, data_type='image' if i%12 < 9 else 'video',
+               data_id=f'{i}', question='Which?', choice_a='x', choice_b='y', choice_c='z', choice_d='w',
+               answer='ABCD'[i%4]) for i in range(n)]
     _json(d/'annotations.json', dict(questions=qs, question_type=kinds))
-    _lines(d/'questions.jsonl', (dict(question_id=int(q['question_id']), image=f'{q["data_id"]}.jpg', text='Which?') for q in qs))
+    _lines(d/'questions.jsonl', (dict(question_id=int(q['question_id']), image=f'{q["data_id"]}.jpg', text='Which?')
+                                 for q in qs))
     return [_row(i, 'Which?', r.choice('ABCD')) for i in range(n)]
 
 def llava_bench_wild(d, n, r):
     "Files of LLaVA-Bench, with a judge's replies."
     cats = 'conv', 'detail', 'complex'
-    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i//3}.jpg', text='What is it?', category=cats[i%3]) for i in range(n)))
+    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i//3}.jpg', text='What is it?', category=cats[i%3])
+                                 for i in range(n)))
     _lines(d/'context.jsonl', (dict(image=f'{i}.jpg', caption='A dog.') for i in range(n//3 + 1)))
     _lines(d/'answers_gpt4.jsonl', (dict(question_id=i, text='It is a dog.') for i in range(n)))
     _json(d/'rule.json', {f'llava_bench_{c}': dict(role='Assistant', prompt='Rate both.') for c in cats})
-    _lines(d/'judge_replies.jsonl', (dict(question_id=i, reply=f'{r.randint(5, 10)} {r.randint(1, 10)}\nGood.') for i in range(n)))
+    _lines(d/'judge_replies.jsonl', (dict(question_id=i, reply=f'{r.randint(5, 10)} {r.randint(1, 10)}\nGood.')
+                                     for i in range(n)))
     return [_row(i, 'What is it?', 'A dog.') for i in range(n)]
 
 def mm_vet(d, n, r):
     "Files of MM-Vet, with a judge's replies."
     caps = ['ocr', 'math'], ['rec'], ['rec', 'know', 'gen'], ['spat']
-    _json(d/'annotations.json', {f'v1_{i}': dict(imagename=f'{i}.jpg', question='What?', answer='a<AND>b<OR>c', capability=caps[i%4]) for i in range(n)})
+    _json(d/'annotations.json', {f'v1_{i}': dict(imagename=f'{i}.jpg', question='What?', answer='a<AND>b<OR>c',
+                                                 capability=caps[i%4]) for i in range(n)})
     _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i}.jpg', text='What?') for i in range(n)))
     (d/'judge_prompt.txt').write_text('Give a grade.\n')
     _json(d/'judge_replies.json', {f'v1_{i}': [f'{r.randint(0, 10)/10}'] for i in range(n)})
     return [_row(i, 'What?', 'a and b') for i in range(n)]
 
 # %% ../../nbs/testing/04_synthetic.ipynb #96764a42
-WRITERS = {f.__name__: f for f in (vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, mmbench_cn, seed_bench, llava_bench_wild, mm_vet)}
+WRITERS = {f.__name__: f for f in (vqav2, gqa, vizwiz, scienceqa, textvqa, pope, mme, mmbench, mmbench_cn, seed_bench,
+                                   llava_bench_wild, mm_vet)}
 
 def write_benchmark(
     name:str, # a task

@@ -39,14 +39,17 @@ def check_messages(
 )->list[dict]: # the same messages
     "Raise `BadRecord` unless `messages` are a system message (or none), then user and assistant in turn."
     def bad(reason, msg, hint=''): raise BadRecord(reason, msg, hint, where)
-    if not isinstance(messages, (list, tuple)) or not messages: bad('no conversations', f'expected a list of messages, got {_short(messages)}')
+    if not isinstance(messages, (list, tuple)) or not messages:
+        bad('no conversations', f'expected a list of messages, got {_short(messages)}')
     for i,m in enumerate(messages): _check_content(m, i, bad)
     turns = messages[1:] if messages[0]['role'] == 'system' else messages
     if not turns: bad('roles', 'there is a system message and nothing else', 'add a user message')
     for i,m in enumerate(turns):
         if m['role'] != ('user','assistant')[i%2]:
-            bad('roles', f"turn {i} is by {m['role']!r}, expected {('user','assistant')[i%2]!r}", 'user and assistant speak in turn, the user first')
-        if m['role'] == 'assistant' and not text_of(m).strip(): bad('empty answer', f'the answer in turn {i} is empty', 'drop the record, or its last turns')
+            bad('roles', f"turn {i} is by {m['role']!r}, expected {('user','assistant')[i%2]!r}",
+                'user and assistant speak in turn, the user first')
+        if m['role'] == 'assistant' and not text_of(m).strip():
+            bad('empty answer', f'the answer in turn {i} is empty', 'drop the record, or its last turns')
     return messages
 
 # %% ../../nbs/text/01_conversation.ipynb #b2a5638f
@@ -59,16 +62,22 @@ def _short(x, n=80):
 
 def _check_content(m, i, bad):
     "Check the shape of message `m`, the `i`th."
-    if not isinstance(m, dict) or not {'role','content'} <= m.keys(): bad('shape', f"message {i} needs 'role' and 'content', got {_short(m)}")
-    if m['role'] not in ('system','user','assistant'): bad('roles', f"message {i} has the role {m['role']!r}. Valid: system, user, assistant")
+    if not isinstance(m, dict) or not {'role','content'} <= m.keys():
+        bad('shape', f"message {i} needs 'role' and 'content', got {_short(m)}")
+    if m['role'] not in ('system','user','assistant'):
+        bad('roles', f"message {i} has the role {m['role']!r}. Valid: system, user, assistant")
     c = m['content']
     if isinstance(c, str): return
-    if not isinstance(c, (list, tuple)): bad('shape', f'message {i}: content must be a string or a list of parts, got {_short(c)}')
+    if not isinstance(c, (list, tuple)):
+        bad('shape', f'message {i}: content must be a string or a list of parts, got {_short(c)}')
     for p in c:
         kind = p.get('type') if isinstance(p, dict) else None
-        if kind not in ('text','image','image_url'): bad('shape', f'message {i} has the part {_short(p)}. Valid types: text, image, image_url')
-        if kind == 'text' and not isinstance(p.get('text'), str): bad('shape', f'message {i} has a text part without text: {_short(p)}')
-    if images_of(m) and m['role'] != 'user': bad('placeholders', f"message {i} by {m['role']!r} has a picture", 'only the user shows pictures')
+        if kind not in ('text','image','image_url'):
+            bad('shape', f'message {i} has the part {_short(p)}. Valid types: text, image, image_url')
+        if kind == 'text' and not isinstance(p.get('text'), str):
+            bad('shape', f'message {i} has a text part without text: {_short(p)}')
+    if images_of(m) and m['role'] != 'user':
+        bad('placeholders', f"message {i} by {m['role']!r} has a picture", 'only the user shows pictures')
 
 # %% ../../nbs/text/01_conversation.ipynb #c3da2374
 def record_images(
@@ -87,29 +96,36 @@ def to_messages(
     where = where or (f"record {record['id']!r}" if isinstance(record, dict) and 'id' in record else 'record')
     turns = record.get('conversations') if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
-        raise BadRecord('no conversations', f"no list of turns in 'conversations', got {_short(turns if isinstance(record, dict) else record)}",
+        raise BadRecord('no conversations',
+                        f"no list of turns in 'conversations', got {_short(turns if isinstance(record, dict) else record)}",
                         'a record looks like {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}', where)
     files = record_images(record)
     images = iter(files)
     messages = [_turn(t, i, images if files else None, where) for i,t in enumerate(turns)]
     if messages[0]['role'] == 'assistant': messages = messages[1:]
     n, left = sum(len(images_of(m)) for m in messages), len(list(images))
-    if left: raise BadRecord('placeholders', f'{n} {IMAGE} in the human turns for {len(files)} pictures', f'write {IMAGE} once for each picture', where)
+    if left:
+        raise BadRecord('placeholders', f'{n} {IMAGE} in the human turns for {len(files)} pictures',
+                        f'write {IMAGE} once for each picture', where)
     return check_messages(messages, where)
 
 # %% ../../nbs/text/01_conversation.ipynb #1c4f5498
 def _turn(t, i, images, where):
     "Turn `i` of a record as a message; `images` yields the files of its placeholders, and is None in a record without any."
     def bad(reason, msg, hint=''): raise BadRecord(reason, msg, hint, where)
-    if not isinstance(t, dict) or not isinstance(t.get('value'), str): bad('shape', f"turn {i} needs 'from' and 'value', got {_short(t)}")
+    if not isinstance(t, dict) or not isinstance(t.get('value'), str):
+        bad('shape', f"turn {i} needs 'from' and 'value', got {_short(t)}")
     role = ROLES.get(t.get('from'))
     if role is None: bad('roles', f"turn {i} is by {t.get('from')!r}. Valid: {', '.join(ROLES)}")
     text = t['value']
     n = text.count(IMAGE) if images is not None and role == 'user' else 0
     if not n: return dict(role=role, content=text)
     files = list(islice(images, n))
-    if len(files) < n: bad('placeholders', f'turn {i} has {n} {IMAGE}, and only {len(files)} pictures are left for it', f'write {IMAGE} once for each picture')
-    return dict(role=role, content=[dict(type='image', path=f) for f in files] + [dict(type='text', text=text.replace(IMAGE, '').strip())])
+    if len(files) < n:
+        bad('placeholders', f'turn {i} has {n} {IMAGE}, and only {len(files)} pictures are left for it',
+            f'write {IMAGE} once for each picture')
+    return dict(role=role, content=[dict(type='image', path=f) for f in files]
+                + [dict(type='text', text=text.replace(IMAGE, '').strip())])
 
 # %% ../../nbs/text/01_conversation.ipynb #125db4e8
 def to_record(
@@ -118,7 +134,8 @@ def to_record(
 )->dict: # LLaVA format
     "Turn messages into a LLaVA record."
     names = dict(user='human', assistant='gpt', system='system')
-    turns = [{'from': names[m['role']], 'value': '\n'.join([IMAGE]*len(images_of(m)) + ([text_of(m)] if text_of(m) else []))} for m in check_messages(messages)]
+    turns = [{'from': names[m['role']], 'value': '\n'.join([IMAGE]*len(images_of(m))
+        + ([text_of(m)] if text_of(m) else []))} for m in check_messages(messages)]
     files = [p.get('path') for m in messages for p in images_of(m)]
     return dict(fields, **({'image': files if len(files) > 1 else files[0]} if files else {}), conversations=turns)
 
@@ -148,7 +165,8 @@ class Template:
     )->'Template': # with the two in place
         "Replace `{bos}` and `{eos}`."
         keep = 'name','system'
-        new = {k:v.replace('{bos}', bos).replace('{eos}', eos) for k,v in vars(self).items() if isinstance(v, str) and k not in keep}
+        new = {k:v.replace('{bos}', bos).replace('{eos}', eos) for k,v in vars(self).items() if isinstance(v, str)
+               and k not in keep}
         return type(self)(**{**vars(self), **new})
 
 # %% ../../nbs/text/01_conversation.ipynb #34ff513a
@@ -159,15 +177,18 @@ _curious = ("A chat between a curious user and an artificial intelligence assist
 
 TEMPLATES = {t.name:t for t in (
     Template('plain', answer_end='\n', keep_question=False),
-    Template('v1', system=_curious, after_system=' ', before_user='USER: ', before_answer=' ASSISTANT:', answer_lead=' ', answer_end='{eos}'),
-    Template('llava_llama_2', system=_helpful, before_system='<<SYS>>\n', after_system='\n<</SYS>>\n\n', system_in_user=True,
+    Template('v1', system=_curious, after_system=' ', before_user='USER: ', before_answer=' ASSISTANT:',
+             answer_lead=' ', answer_end='{eos}'),
+    Template('llava_llama_2', system=_helpful, before_system='<<SYS>>\n', after_system='\n<</SYS>>\n\n',
+             system_in_user=True,
              before_user='{bos}[INST] ', before_answer=' [/INST]', answer_lead=' ', answer_end=' {eos}'),
     Template('llama_3', system=_helpful, start='{bos}', trim=True,
              before_system='<|start_header_id|>system<|end_header_id|>\n\n', after_system='<|eot_id|>',
              before_user='<|start_header_id|>user<|end_header_id|>\n\n', after_user='<|eot_id|>',
              before_answer='<|start_header_id|>assistant<|end_header_id|>\n\n', answer_end='<|eot_id|>'),
     Template('chatml', system='You are a helpful assistant.', trim=True,
-             before_system='<|im_start|>system\n', after_system='<|im_end|>\n', before_user='<|im_start|>user\n', after_user='<|im_end|>\n',
+             before_system='<|im_start|>system\n', after_system='<|im_end|>\n', before_user='<|im_start|>user\n',
+             after_user='<|im_end|>\n',
              before_answer='<|im_start|>assistant\n', answer_end='<|im_end|>', after_answer='\n'),
 )}
 
@@ -203,7 +224,8 @@ class Spans(list):
         if text: self.append(Span(text, supervised, literal))
 
     def _repr_html_(self)->str:
-        look = {(False,False):'color:#888', (False,True):'background:#dbeafe', (True,True):'background:#bbf7d0', (True,False):'background:#86efac'}
+        look = {(False,False):'color:#888', (False,True):'background:#dbeafe', (True,True):'background:#bbf7d0',
+                (True,False):'background:#86efac'}
         parts = (f'<span style="color:#111;{look[s[1:]]}">{escape(s.text)}</span>' for s in self)
         return f'<div style="white-space:pre-wrap;font:13px/1.7 monospace">{"".join(parts)}</div>'
 

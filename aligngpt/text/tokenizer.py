@@ -22,7 +22,8 @@ def _merges(
     pieces:dict[str,float], # the score of every ordinary piece
 )->list[tuple[str,str]]: # pairs to merge, first come first merged
     "The order in which sentencepiece's byte-pair encoding merges."
-    cuts = [(score, i, p) for p,score in pieces.items() for i in range(1, len(p)) if p[:i] in pieces and p[i:] in pieces]
+    cuts = [(score, i, p) for p,score in pieces.items() for i in range(1, len(p)) if p[:i] in pieces
+            and p[i:] in pieces]
     return [(p[:i], p[i:]) for _,i,p in sorted(cuts, key=lambda c: (c[0], c[1], len(c[2])), reverse=True)]
 
 # %% ../../nbs/text/02_tokenizer.ipynb #05f53bad
@@ -34,9 +35,11 @@ def sentencepiece_backend(
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     proto = SentencePieceExtractor(str(file)).proto
-    if proto.trainer_spec.model_type != 2: raise AlignGPTError(f'{file}: not a byte-pair model', 'let AutoTokenizer convert it')
+    if proto.trainer_spec.model_type != 2:
+        raise AlignGPTError(f'{file}: not a byte-pair model', 'let AutoTokenizer convert it')
     ordinary = {p.piece:p.score for p in proto.pieces if p.type in (1, 4)} # NORMAL, USER_DEFINED
-    tok = Tokenizer(models.BPE(vocab={p.piece:i for i,p in enumerate(proto.pieces)}, merges=_merges(ordinary), unk_token=proto.trainer_spec.unk_piece,
+    tok = Tokenizer(models.BPE(vocab={p.piece:i for i,p in enumerate(proto.pieces)}, merges=_merges(ordinary),
+                               unk_token=proto.trainer_spec.unk_piece,
                                fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback))
     spec, prefix = proto.normalizer_spec, proto.normalizer_spec.add_dummy_prefix
     norm = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -44,21 +47,26 @@ def sentencepiece_backend(
     norm += [normalizers.Prepend('▁')]*(prefix and legacy) + [normalizers.Replace(' ', '▁')]
     tok.normalizer = normalizers.Sequence(norm)
     if prefix and not legacy: tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()] + [decoders.Strip(' ', 1, 0)]*prefix)
-    added = [AddedToken(p.piece, normalized=False, special=p.type != 4) for p in proto.pieces if p.type in (2, 3, 4)] # UNKNOWN, CONTROL
+    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+                                    + [decoders.Strip(' ', 1, 0)]*prefix)
+    added = [AddedToken(p.piece, normalized=False, special=p.type != 4) for p in proto.pieces
+             if p.type in (2, 3, 4)] # UNKNOWN, CONTROL
     tok.add_special_tokens([a for a in added if a.special]); tok.add_tokens([a for a in added if not a.special])
     return tok
 
 # %% ../../nbs/text/02_tokenizer.ipynb #0c0d17b9
-LLAMA_3_CONTROL = ['<|begin_of_text|>', '<|end_of_text|>', *(f'<|reserved_special_token_{i}|>' for i in range(4)), '<|start_header_id|>', '<|end_header_id|>',
-                   '<|reserved_special_token_4|>', '<|eot_id|>', *(f'<|reserved_special_token_{i}|>' for i in range(5, 251))] # 256, from id 128000 on
+LLAMA_3_CONTROL = ['<|begin_of_text|>', '<|end_of_text|>', *(f'<|reserved_special_token_{i}|>' for i in range(4)),
+                   '<|start_header_id|>', '<|end_header_id|>',
+                   '<|reserved_special_token_4|>', '<|eot_id|>',
+                   *(f'<|reserved_special_token_{i}|>' for i in range(5, 251))] # 256, from id 128000 on
 
 # %% ../../nbs/text/02_tokenizer.ipynb #04224016
 def is_tiktoken(
     file:str|Path, # a file called tokenizer.model
 )->bool: # lines of base64 and rank?
     "Tell LLaMA-3's text file from a sentencepiece model."
-    with os_errors(file), open(file, 'rb') as f: return bool(re.fullmatch(rb'[A-Za-z0-9+/]+=* \d+', f.readline(200).strip()))
+    with os_errors(file), open(file, 'rb') as f:
+        return bool(re.fullmatch(rb'[A-Za-z0-9+/]+=* \d+', f.readline(200).strip()))
 
 # %% ../../nbs/text/02_tokenizer.ipynb #fbea1711
 def tiktoken_backend(
@@ -83,7 +91,8 @@ def add_placeholders(
     "Add `<align>` and `<image>`, and choose a padding token if there is none."
     from tokenizers import AddedToken
     have = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in (ALIGN, IMAGE) if t not in have], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in (ALIGN, IMAGE) if t not in have],
+                         special_tokens=True)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -96,23 +105,32 @@ def load_tokenizer(
     path = str(path)
     model, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer.json')
     config, about = (read_json(f) if (f := _file(path, n)) else {} for n in ('tokenizer_config.json', 'config.json'))
-    if not (ready or model or any(_file(path, n) for n in ('vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'))):
-        raise AlignGPTError(f'{path}: no tokenizer found', 'copy tokenizer.json or tokenizer.model from the language model')
-    kind = config.get('tokenizer_class') or ('LlamaTokenizer' if about.get('model_type', 'llama') in ('llama','llava','aligngpt') else '')
+    if not (ready or model or any(_file(path, n)
+                                  for n in ('vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'))):
+        raise AlignGPTError(f'{path}: no tokenizer found',
+                            'copy tokenizer.json or tokenizer.model from the language model')
+    kind = config.get('tokenizer_class') or ('LlamaTokenizer'
+                                             if about.get('model_type', 'llama') in ('llama','llava','aligngpt')
+                                             else '')
     llama, tiktoken = kind in ('LlamaTokenizer', 'LlamaTokenizerFast'), bool(model) and is_tiktoken(model)
-    if tiktoken and not ready: tok = _from_backend(tiktoken_backend(model), config, bos_token=LLAMA_3_CONTROL[0], eos_token=LLAMA_3_CONTROL[1])
+    if tiktoken and not ready:
+        tok = _from_backend(tiktoken_backend(model), config, bos_token=LLAMA_3_CONTROL[0],
+                            eos_token=LLAMA_3_CONTROL[1])
     elif model and llama and not tiktoken: tok = _exact_llama(path, model, config)
     else:
         try: tok = (PreTrainedTokenizerFast if llama and ready else AutoTokenizer).from_pretrained(path)
         except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
-    if not tok.is_fast: raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
+    if not tok.is_fast:
+        raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
     return add_placeholders(tok)
 
 # %% ../../nbs/text/02_tokenizer.ipynb #13330e61
 def _file(path, name):
     "The local path of a checkpoint's file, or None."
     from transformers.utils import cached_file
-    try: return cached_file(path, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    try:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False,
+                           _raise_exceptions_for_connection_errors=False)
     except OSError as e: raise AlignGPTError(f'{path}: no such folder or model', str(e).split('\n')[0]) from e
 
 def _from_backend(backend, config, **special):
@@ -121,12 +139,14 @@ def _from_backend(backend, config, **special):
     keep = 'bos_token','eos_token','unk_token','pad_token','add_bos_token','add_eos_token','model_max_length','padding_side','chat_template'
     given = {k:config[k] for k in keep if config.get(k) is not None}
     given = {k:v['content'] if isinstance(v, dict) else v for k,v in given.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **{'add_bos_token':True, 'clean_up_tokenization_spaces':False, **special, **given})
+    return PreTrainedTokenizerFast(tokenizer_object=backend,
+                                   **{'add_bos_token':True, 'clean_up_tokenization_spaces':False, **special, **given})
 
 def _exact_llama(path, model, config):
     "LLaMA's tokenizer around the exact conversion of sentencepiece file `model`."
     from transformers import LlamaTokenizer
-    tok = _from_backend(sentencepiece_backend(model, config.get('legacy', True)), config, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    tok = _from_backend(sentencepiece_backend(model, config.get('legacy', True)), config, bos_token='<s>',
+                        eos_token='</s>', unk_token='<unk>')
     added = LlamaTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # those of a fine-tuned checkpoint
     tok.add_tokens([t for i,t in sorted(added.items()) if i >= len(tok)])
     return tok
@@ -151,7 +171,9 @@ class TextEncoder:
         self.control = {t.content:i for i,t in added.items()}
         self.bos_id, self.image_id = tokenizer.bos_token_id, self.control[IMAGE]
         strip = lambda t: r'\s*'*t.lstrip + re.escape(t.content) + r'\s*'*t.rstrip
-        self.pattern = re.compile('(' + '|'.join(strip(t) for t in sorted(added.values(), key=lambda t: -len(t.content))) + ')')
+        self.pattern = re.compile('(' + '|'.join(strip(t)
+                                                 for t in sorted(added.values(), key=lambda t: -len(t.content)))
+                                                 + ')')
         source = tokenizer.backend_tokenizer.to_str()
         later = source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         self.first = _text_only(source)
@@ -187,7 +209,8 @@ class TextEncoder:
         spans = [Span(spans)] if isinstance(spans, str) else list(spans)
         learnt, out, begins = [s.supervised for s in spans for _ in s.text], Tokens(), True
         pieces = self.pieces(spans)
-        if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id): out.ids, out.chars = [self.bos_id], [-1]
+        if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id):
+            out.ids, out.chars = [self.bos_id], [-1]
         for text,at,control in pieces:
             if control is None:
                 ids, ends = self.read(text, begins)
@@ -224,12 +247,15 @@ class TokenText:
         (a, b), decode = self.window, self._decode
         old, new = decode(self.ids[a:b]), decode(self.ids[a:])
         if len(new) <= len(old) or new.endswith('\ufffd'): return ''
-        self.window, self.text = (b, len(self.ids)), (self.text + new[len(old):] if self.text else new[len(old):].lstrip())
+        self.window, self.text = (b, len(self.ids)), (self.text + new[len(old):] if self.text
+                                                      else new[len(old):].lstrip())
         return self._give(len(self.text.rstrip()) - self._held())
 
     def end(self)->str: # the rest
         "There are no more tokens."
-        if not self.ended: self.text = (self.text + self._decode(self.ids[self.window[0]:])[len(self._decode(self.ids[slice(*self.window)])):]).strip()
+        if not self.ended:
+            self.text = (self.text
+                         + self._decode(self.ids[self.window[0]:])[len(self._decode(self.ids[slice(*self.window)])):]).strip()
         return self._give(len(self.text))
 
     def _decode(self, ids): return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ''

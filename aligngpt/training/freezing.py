@@ -22,7 +22,9 @@ class FreezeTable(dict):
     def _rows(self): return [(p, t, n) for p,(t,n) in self.items()] + [('all', *map(sum, zip(*self.values())))]
     def __str__(self): return '\n'.join(f'{p:15}{t:>15,} of {n:>15,} trained' for p,t,n in self._rows())
     __repr__ = __str__
-    def _repr_markdown_(self): return '\n'.join(['| part | trained | all |', '|---|--:|--:|'] + [f'| {p} | {t:,} | {n:,} |' for p,t,n in self._rows()])
+    def _repr_markdown_(self):
+        return '\n'.join(['| part | trained | all |', '|---|--:|--:|']
+                         + [f'| {p} | {t:,} | {n:,} |' for p,t,n in self._rows()])
 
 # %% ../../nbs/training/02_freezing.ipynb #345ff3c4
 def _is_read(name, config):
@@ -40,8 +42,11 @@ def freeze(
 )->FreezeTable: # what is trained and what is frozen
     "Freeze everything except the parts named in `train`."
     have = [p for p in PARTS if getattr(model, p, None) is not None]
-    if bad := [p for p in train if p not in PARTS]: raise AlignGPTError(f"Unknown part {bad[0]!r}. Valid: {', '.join(PARTS)}")
-    if gone := [p for p in train if p not in have]: raise AlignGPTError(f'The model has no {gone[0]}, which this stage trains', 'add it first: `add_gate(model)`' if gone[0] == 'gate' else '')
+    if bad := [p for p in train if p not in PARTS]:
+        raise AlignGPTError(f"Unknown part {bad[0]!r}. Valid: {', '.join(PARTS)}")
+    if gone := [p for p in train if p not in have]:
+        raise AlignGPTError(f'The model has no {gone[0]}, which this stage trains',
+                            'add it first: `add_gate(model)`' if gone[0] == 'gate' else '')
     table = FreezeTable()
     for part in have:
         ps = list(getattr(model, part).named_parameters())
@@ -72,11 +77,13 @@ def param_groups(
 )->list[dict]: # optimizer groups that cover exactly the trained parameters
     "Group trained parameters by learning rate and weight decay; biases, norms and levels are not decayed."
     groups = {}
-    if bad := [p for p in stage.part_rates if p not in PARTS]: raise AlignGPTError(f"part_rates: unknown part {bad[0]!r}. Valid: {', '.join(PARTS)}")
+    if bad := [p for p in stage.part_rates if p not in PARTS]:
+        raise AlignGPTError(f"part_rates: unknown part {bad[0]!r}. Valid: {', '.join(PARTS)}")
     for n,p in model.named_parameters():
         if not p.requires_grad: continue
         part = next((k for k in PARTS if f'{k}.' in n), None)
         matrix = len(getattr(p, 'ds_shape', p.shape)) > 1 and part != 'levels'
         groups.setdefault((stage.part_rates.get(part, stage.learning_rate), stage.weight_decay*matrix), []).append(p)
-    if not groups: raise AlignGPTError('Nothing to train: every parameter is frozen', "name parts in the stage's `train`")
+    if not groups:
+        raise AlignGPTError('Nothing to train: every parameter is frozen', "name parts in the stage's `train`")
     return [dict(params=ps, lr=rate, weight_decay=decay) for (rate, decay),ps in groups.items()]

@@ -21,9 +21,11 @@ def part_sizes(
     "Count the parameters of each part."
     t, v, n = c.text_config, c.vision_config, c.num_image_tokens
     H, depth = t.hidden_size, projector_depth(c.projector_type)
-    return dict(vision_tower=_tower_size(v), projector=0 if not depth else (v.hidden_size + 1)*H + (depth-1)*(H + 1)*H, levels=c.num_levels*H,
+    return dict(vision_tower=_tower_size(v),
+                projector=0 if not depth else (v.hidden_size + 1)*H + (depth-1)*(H + 1)*H, levels=c.num_levels*H,
                 gate=(n + 1)*c.gate_hidden_size + (c.gate_hidden_size + 1)*(c.num_levels - 1) if c.use_gate else 0,
-                language_model=t.num_hidden_layers*layer_size(t) + t.vocab_size*H*(1 if t.tie_word_embeddings else 2) + H)
+                language_model=t.num_hidden_layers*layer_size(t) + t.vocab_size*H*(1 if t.tie_word_embeddings else 2)
+                + H)
 
 def layer_size(
     t, # configuration of a Llama
@@ -84,9 +86,12 @@ class Plan:
     def fits(self)->bool: return self.total <= self.gpu_memory
 
     def __str__(self):
-        rows = [f'{k:28}{v:8.1f} GB' for k,v in self.parts.items()] + [f"{'together':28}{self.total:8.1f} GB of {self.gpu_memory:g}: {'fits' if self.fits else 'does not fit'}"]
-        return '\n'.join([f'{self.name}, {self.gpus} GPUs, {self.sharding}', *rows, f'{self.steps:,} steps, {self.hours[0]:.1f} to {self.hours[1]:.1f} hours, '
-                          f'{self.tokens_per_second[0]:,.0f} to {self.tokens_per_second[1]:,.0f} tokens per second', *self.notes])
+        rows = [f'{k:28}{v:8.1f} GB'
+                for k,v in self.parts.items()] + [f"{'together':28}{self.total:8.1f} GB of {self.gpu_memory:g}: {'fits' if self.fits else 'does not fit'}"]
+        return '\n'.join([f'{self.name}, {self.gpus} GPUs, {self.sharding}', *rows,
+                          f'{self.steps:,} steps, {self.hours[0]:.1f} to {self.hours[1]:.1f} hours, '
+                          f'{self.tokens_per_second[0]:,.0f} to {self.tokens_per_second[1]:,.0f} tokens per second',
+                          *self.notes])
     __repr__ = __str__
     def _repr_markdown_(self): return '```\n' + str(self) + '\n```'
 
@@ -106,11 +111,13 @@ def static_memory(
     if sharding == 'fsdp': frozen, learnt, grad, adam = 4, 4, 4, 8
     whole = share('zero3', 'zero3-offload', 'fsdp')
     away = sharding == 'zero3-offload'
-    return dict(weights=0. if away else ((all_ - T)*frozen + T*learnt)/whole, gradients=0. if away else T*grad/share('zero2', 'zero3', 'fsdp'),
+    return dict(weights=0. if away else ((all_ - T)*frozen + T*learnt)/whole,
+                gradients=0. if away else T*grad/share('zero2', 'zero3', 'fsdp'),
                 optimizer=0. if away else T*adam/share('zero2', 'zero3', 'fsdp'))
 
 # %% ../../nbs/training/07_plan.ipynb #23eaeffa
-SPEEDS = dict(v100=125e12, a100=312e12, h100=989e12, l40s=362e12, rtx4090=165e12) # nominal operations per second in half precision
+SPEEDS = dict(v100=125e12, a100=312e12, h100=989e12, l40s=362e12,
+              rtx4090=165e12) # nominal operations per second in half precision
 
 def step_operations(
     c:AlignGPTConfig, # of the model
@@ -124,7 +131,8 @@ def step_operations(
     H, learns = t.hidden_size, 'language_model' in stage.train
     factor = 2 + 2 + 2*learns + 2*stage.checkpointing
     attention = 2*t.num_hidden_layers*H*length # two products of half the square
-    return length*factor*(t.num_hidden_layers*layer_size(t) + attention) + supervised*(6 if learns else 4)*t.vocab_size*H + images*(num_patches(c.vision_config)+1)*2*sizes['vision_tower']
+    return length*factor*(t.num_hidden_layers*layer_size(t)
+                          + attention) + supervised*(6 if learns else 4)*t.vocab_size*H + images*(num_patches(c.vision_config)+1)*2*sizes['vision_tower']
 
 def plan(
     config:AlignGPTConfig, # of the model
@@ -141,19 +149,23 @@ def plan(
     tuning, t = 'language_model' in stage.train, config.text_config
     samples = samples or (665_298 if tuning else 558_128)
     length = length or config.num_image_tokens + (180 if tuning else 25)
-    tokens = stage.batch_size*(longest or min(stage.max_length, int(config.num_image_tokens + (900 if tuning else 60))))
+    tokens = stage.batch_size*(longest or min(stage.max_length,
+                                              int(config.num_image_tokens + (900 if tuning else 60))))
     half, sharding = stage.precision != 'fp32', stage.sharding if gpus > 1 or stage.sharding.endswith('offload') else 'none'
     sizes = part_sizes(config) | ({'gate':0} if 'gate' not in stage.train else {})
     parts = static_memory(sizes, stage.train, sharding, gpus, half)
     parts['activations'] = activations(config, tokens, stage.train, stage.checkpointing, 2 if half else 4)
-    parts['logits in slices'] = 2**25*4*(3 if tuning else 2) + (t.vocab_size*t.hidden_size*2 if sharding != 'none' else 0)
+    parts['logits in slices'] = (2**25*4*(3 if tuning else 2)
+                                 + (t.vocab_size*t.hidden_size*2 if sharding != 'none' else 0))
     if sharding in ('zero3', 'zero3-offload', 'fsdp'): parts['parameters in use'] = 2*min(1e9, 3*layer_size(t))
     parts['CUDA and fragments'] = 1e9 + .05*sum(parts.values())
-    steps = math.ceil(samples/(stage.batch_size*stage.accumulate*gpus)*stage.epochs) if stage.max_steps < 0 else stage.max_steps
+    steps = (math.ceil(samples/(stage.batch_size*stage.accumulate*gpus)*stage.epochs)
+             if stage.max_steps < 0 else stage.max_steps)
     seen = steps*stage.batch_size*stage.accumulate*gpus
     seconds = [seen*step_operations(config, stage, length)/(gpus*SPEEDS[gpu]*use) for use in (.55, .25)]
     notes = [] if half or gpus == 1 else ['float32 throughout: bf16 would take about half the memory and a quarter of the time']
-    return Plan(stage.name, gpus, gpu_memory, {k:v/1e9 for k,v in parts.items()}, tuple(s/3600 for s in seconds), tuple(seen*length/s for s in reversed(seconds)), steps, sharding, notes)
+    return Plan(stage.name, gpus, gpu_memory, {k:v/1e9 for k,v in parts.items()}, tuple(s/3600 for s in seconds),
+                tuple(seen*length/s for s in reversed(seconds)), steps, sharding, notes)
 
 # %% ../../nbs/training/07_plan.ipynb #580d41f3
 def choose_sharding(
@@ -182,4 +194,5 @@ def predicted_peak(
     tokens, labels, learns = batch*length, batch*supervised, 'language_model' in train
     at_once = min(labels, 2**25//t.vocab_size)*t.vocab_size*4*3
     head = t.vocab_size*t.hidden_size*4 if learns else 0
-    return m['weights'] + m['optimizer'] + max(activations(config, tokens, train, checkpointing, size) + at_once + head, m['gradients'])
+    return m['weights'] + m['optimizer'] + max(activations(config, tokens, train, checkpointing, size) + at_once
+                                               + head, m['gradients'])

@@ -37,7 +37,8 @@ class Held(torch.utils.data.Dataset):
         self.lengths, self.has_image = ([getattr(data, k)[i] for i in rows] for k in ('lengths', 'has_image'))
 
     @property
-    def fingerprint(self)->str: return f'{self.data.fingerprint}/{len(self.rows)}/{sum(i*(n+1) for n,i in enumerate(self.rows)) % 2**32:08x}'
+    def fingerprint(self)->str:
+        return f'{self.data.fingerprint}/{len(self.rows)}/{sum(i*(n+1) for n,i in enumerate(self.rows)) % 2**32:08x}'
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.data[self.rows[i]]
 
@@ -62,10 +63,14 @@ def begin(
     quantize:str|None=None, # 'nf4' or 'int8': the frozen language model in 4 or 8 bits (QLoRA)
 )->tuple: # (model, processor)
     "Load what a stage begins with."
-    if model is None and None in (llm, tower): raise AlignGPTError('Nothing to begin with', 'name a checkpoint (model), or a language model and a vision tower (llm, tower)')
+    if model is None and None in (llm, tower):
+        raise AlignGPTError('Nothing to begin with',
+                            'name a checkpoint (model), or a language model and a vision tower (llm, tower)')
     real, several = pick_device(device)[0], int(os.environ.get('WORLD_SIZE', 1)) > 1
     at = 'cpu' if several and not quantize else real
-    how = dict(device=at, attention=pick_attention(real)[0], dtype='auto' if at == real else 'bfloat16' if real != 'cpu' else 'float32', **({'quantize':quantize} if quantize else {}))
+    how = dict(device=at, attention=pick_attention(real)[0],
+               dtype='auto' if at == real else 'bfloat16' if real != 'cpu' else 'float32',
+               **({'quantize':quantize} if quantize else {}))
     if model is None: return from_base(llm, tower, **how)
     model = Path(model)/'model' if (Path(model)/'model'/'config.json').exists() else model
     return load(model, llm=llm, tower=tower, **how)
@@ -78,14 +83,17 @@ def settings_of(
 )->StageConfig: # resolved
     "The settings of a stage for a model: what is said wins over the preset, the preset over the release."
     trackers = ('tensorboard',) if importlib.util.find_spec('tensorboard') else ()
-    return fill_in(override(stage, **changes), trackers=trackers, **(get_preset(preset).stage(stage.name) if preset else {}))
+    return fill_in(override(stage, **changes), trackers=trackers,
+                   **(get_preset(preset).stage(stage.name) if preset else {}))
 
 def settings_text(
     stage:StageConfig, # resolved
     preset:str|None=None, # that was filled in
 )->str: # a line for each origin
     "The settings and where each came from, to be printed."
-    def text(v): return ','.join(f'{k}={x}' for k,x in v.items()) if isinstance(v, dict) else ','.join(v) if isinstance(v, tuple) else str(v)
+    def text(v):
+        return (','.join(f'{k}={x}' for k,x in v.items()) if isinstance(v, dict) else ','.join(v)
+                if isinstance(v, tuple) else str(v))
     by_origin = {}
     for k,where in origins(stage, preset or '').items():
         if text(getattr(stage, k)): by_origin.setdefault(where, []).append(f'{k}={text(getattr(stage, k))}')
@@ -101,20 +109,26 @@ def _must_exist(*paths):
 # %% ../../nbs/training/06_recipes.ipynb #d729de9f
 def _run(model, processor, data, images, out, stage, valid, features, policy, cap, weights, device, quiet, about):
     "Train a stage on files."
-    processor = processor.with_settings(template=stage.template, image_aspect_ratio=stage.image_aspect_ratio, gate_text=model.config.gate_text)
+    processor = processor.with_settings(template=stage.template, image_aspect_ratio=stage.image_aspect_ratio,
+                                        gate_text=model.config.gate_text)
     def samples(files, weights=None):
         records = Records(files, weights, policy=policy, cap=cap, n_levels=model.config.num_levels, quiet=quiet)
         return SampleDataset(records, images, processor, stage.max_length, stage.use_levels, policy, cap)
     train = whole = samples(data, weights)
     if isinstance(valid, (str, Path)): held = samples(valid)
     else:
-        if valid and weights: raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch', 'name a file of validation records instead: valid=FILE')
+        if valid and weights:
+            raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch',
+                                'name a file of validation records instead: valid=FILE')
         train, held = hold_out(train, valid, stage.seed)
-    store = _fill(model, [d for d in (whole, held) if isinstance(d, SampleDataset)], features, stage, quiet) if features else None
+    store = _fill(model, [d for d in (whole, held) if isinstance(d, SampleDataset)], features, stage,
+                  quiet) if features else None
     if stage.pack: train = _pack(train, whole, stage, quiet)
     flatten = stage.pack and model.language_model.config._attn_implementation.startswith('flash')
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
-    record = dict(about, origins=origins(stage, about['preset'] or ''), sources=[dict(path=str(s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources], skipped=len(whole.records.problems))
+    record = dict(about, origins=origins(stage, about['preset'] or ''),
+                  sources=[dict(path=str(s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources],
+                  skipped=len(whole.records.problems))
     return run_stage(model, train, collate, stage, out, processor, held, device, quiet, record=record)
 
 def _pack(train, whole, stage, quiet):
@@ -126,12 +140,17 @@ def _pack(train, whole, stage, quiet):
 # %% ../../nbs/training/06_recipes.ipynb #10068abd
 def _fill(model, data, folder, stage, quiet):
     "The features of all pictures of the data sets, computed by the first process of each machine."
-    if 'vision_tower' in stage.train: raise AlignGPTError('The tower is trained, so its features change', 'leave the feature cache out (features)')
+    if 'vision_tower' in stage.train:
+        raise AlignGPTError('The tower is trained, so its features change', 'leave the feature cache out (features)')
     names, p = list(dict.fromkeys(k for d in data for k in d.image_keys())), data[0].processor
-    store = FeatureStore(folder, model, names, f'{p.image_processor.to_json_string()} {p.image_aspect_ratio} {data[0].rules}')
+    store = FeatureStore(folder, model, names,
+                         f'{p.image_processor.to_json_string()} {p.image_aspect_ratio} {data[0].rules}')
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
-    if several and len(store) < len(names): raise AlignGPTError(f'{folder}: {len(store):,} of {len(names):,} pictures fit into the feature cache; several processes need all', 'allow more bytes, or leave it out')
-    if several and store.missing(): raise AlignGPTError(f'{folder}: the feature cache lacks {len(store.missing()):,} pictures', 'fill it by a run of one process first (max_steps=1), or leave it out')
+    if several and len(store) < len(names):
+        raise AlignGPTError(f'{folder}: {len(store):,} of {len(names):,} pictures fit into the feature cache; several processes need all', 'allow more bytes, or leave it out')
+    if several and store.missing():
+        raise AlignGPTError(f'{folder}: the feature cache lacks {len(store.missing()):,} pictures',
+                            'fill it by a run of one process first (max_steps=1), or leave it out')
     store.fill(model, data[0].pixels, quiet=quiet)
     for d in data: d.features = store
     return store
@@ -165,7 +184,8 @@ def pretrain(
     if preset and model is None: llm, tower = llm or get_preset(preset).llm, tower or get_preset(preset).tower
     _must_exist(data, images, valid)
     net, processor = begin(model, llm, tower, device)
-    about = dict(command='pretrain', preset=preset, begins={k:_identity(v) for k,v in dict(model=model, llm=llm, tower=tower).items() if v})
+    about = dict(command='pretrain', preset=preset,
+                 begins={k:_identity(v) for k,v in dict(model=model, llm=llm, tower=tower).items() if v})
     return _run(net, processor, data, images, out, stage, valid, features, policy, cap, weights, device, quiet, about)
 
 # %% ../../nbs/training/06_recipes.ipynb #783b3018
@@ -191,16 +211,20 @@ def finetune(
     **changes, # fields of `stage` to replace
 )->dict: # losses, steps, seconds
     "Tune language model, projector and gate (paper, section 3.3)."
-    if quantize and not lora: raise AlignGPTError(f'quantize={quantize!r}: weights in few bits cannot be trained', 'add adapters, which can: lora=128')
+    if quantize and not lora:
+        raise AlignGPTError(f'quantize={quantize!r}: weights in few bits cannot be trained',
+                            'add adapters, which can: lora=128')
     stage = settings_of(stage, preset, **changes)
     if not quiet and os.environ.get('RANK', '0') == '0': print(settings_text(stage, preset))
-    if preset and model is None: model, llm = get_preset(preset).weights.get('pretrain'), llm or get_preset(preset).llm
+    if preset and model is None:
+        model, llm = get_preset(preset).weights.get('pretrain'), llm or get_preset(preset).llm
     if model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
     _must_exist(data, images, valid)
     net, processor = begin(model, llm, tower, device, quantize)
     if net.gate is None and 'gate' in stage.train: add_gate(net, gate_text)
     if lora: add_lora(net, lora, 2*lora)
-    about = dict(command='finetune', preset=preset, lora=lora, quantize=quantize, base=_base(model, out), begins={k:_identity(v) for k,v in dict(model=model, llm=llm, tower=tower).items() if v})
+    about = dict(command='finetune', preset=preset, lora=lora, quantize=quantize, base=_base(model, out),
+                 begins={k:_identity(v) for k,v in dict(model=model, llm=llm, tower=tower).items() if v})
     return _run(net, processor, data, images, out, stage, valid, features, policy, cap, weights, device, quiet, about)
 
 def _base(model, out):

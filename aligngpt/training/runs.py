@@ -59,7 +59,9 @@ def saving(
     "Turn what goes wrong while a checkpoint is written into an `AlignGPTError`, and remove the torso."
     try: yield
     except Exception as e:
-        full = getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(s in str(e) for s in ('No space left', 'quota exceeded', 'File too large', 'file write failed', 'PytorchStreamWriter', 'unexpected pos'))
+        full = (getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+                or any(s in str(e) for s in ('No space left', 'quota exceeded', 'File too large', 'file write failed',
+                                             'PytorchStreamWriter', 'unexpected pos')))
         if not full: raise
         shutil.rmtree(what, ignore_errors=True)
         last = last_checkpoint(folder)
@@ -95,7 +97,8 @@ class Stop:
 
     def listen(self):
         "Begin to listen; only the main thread can."
-        if threading.current_thread() is threading.main_thread(): self.old = {s:signal.signal(s, self._heard) for s in self.signals}
+        if threading.current_thread() is threading.main_thread():
+            self.old = {s:signal.signal(s, self._heard) for s in self.signals}
 
     def leave(self):
         "Give the signals back."
@@ -124,7 +127,8 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.since = time.perf_counter(), state.global_step, state.num_input_tokens_seen
-        if self.desc and state.is_world_process_zero: self.bar = progress(desc=self.desc, total=state.max_steps, initial=state.global_step, unit='step')
+        if self.desc and state.is_world_process_zero:
+            self.bar = progress(desc=self.desc, total=state.max_steps, initial=state.global_step, unit='step')
         self.stop.listen()
 
     def on_train_end(self, args, state, control, **kwargs): self.close()
@@ -145,16 +149,21 @@ class RunCallback(TrainerCallback):
         if state.is_world_process_zero: self._write(state, logs)
 
     def _write(self, state, logs):
-        row = dict(step=state.global_step, **{k:logs[k] for k in ('loss', 'eval_loss', 'learning_rate', 'grad_norm') if k in logs})
+        row = dict(step=state.global_step, **{k:logs[k] for k in ('loss', 'eval_loss', 'learning_rate', 'grad_norm')
+                                              if k in logs})
         if 'loss' in logs:
             now = time.perf_counter(), state.global_step, state.num_input_tokens_seen
             seconds, steps, tokens = (a-b for a,b in zip(now, self.since))
             self.since = now
-            row.update(ms=round(seconds*1000/max(steps, 1), 1), **({'tokens_per_second':round(tokens/seconds)} if tokens else {}))
-            if self.bar is not None: self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
-        with os_errors(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(row) + '\n')
+            row.update(ms=round(seconds*1000/max(steps, 1), 1),
+                       **({'tokens_per_second':round(tokens/seconds)} if tokens else {}))
+            if self.bar is not None:
+                self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
+        with os_errors(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:
+            f.write(json.dumps(row) + '\n')
 
     def on_save(self, args, state, control, **kwargs):
         if dist.is_available() and dist.is_initialized(): dist.barrier()
         p = self.folder/f'checkpoint-{state.global_step}'
-        if state.is_world_process_zero and p.exists(): seal(p, self.keep, step=state.global_step, processes=args.world_size)
+        if state.is_world_process_zero and p.exists():
+            seal(p, self.keep, step=state.global_step, processes=args.world_size)

@@ -49,9 +49,11 @@ class StageConfig:
     said: tuple[str,...] = field(default=(), compare=False, repr=False) # which fields `override` replaced; no setting itself
 
 # %% ../../nbs/training/01_settings.ipynb #6b4c1f59
-PRETRAIN = StageConfig('pretrain', train=('projector', 'levels'), use_levels=True, learning_rate=1e-3, batch_size=8, accumulate=4,
+PRETRAIN = StageConfig('pretrain', train=('projector', 'levels'), use_levels=True, learning_rate=1e-3, batch_size=8,
+                       accumulate=4,
                        template='plain', image_aspect_ratio='square', group='none', sharding='zero2')
-FINETUNE = StageConfig('finetune', train=('language_model', 'projector', 'gate'), learning_rate=2e-5, batch_size=16, sharding='zero3')
+FINETUNE = StageConfig('finetune', train=('language_model', 'projector', 'gate'), learning_rate=2e-5, batch_size=16,
+                       sharding='zero3')
 
 # %% ../../nbs/training/01_settings.ipynb #2a4c2dc1
 def override(
@@ -63,12 +65,15 @@ def override(
     changes = {k:tuple(v) if isinstance(v, list) else v for k,v in changes.items() if v is not None}
     for k,v in changes.items():
         if k not in known: raise AlignGPTError(f"Unknown training option {k!r}. Valid: {', '.join(known)}")
-        if not _fits(v, known[k]): raise AlignGPTError(f'training option {k}: got {v!r}, expected something like {known[k]!r}')
-        if k in CHOICES and v not in CHOICES[k]: raise AlignGPTError(f"training option {k}: got {v!r}. Valid: {', '.join(CHOICES[k])}")
+        if not _fits(v, known[k]):
+            raise AlignGPTError(f'training option {k}: got {v!r}, expected something like {known[k]!r}')
+        if k in CHOICES and v not in CHOICES[k]:
+            raise AlignGPTError(f"training option {k}: got {v!r}. Valid: {', '.join(CHOICES[k])}")
     return dataclasses.replace(stage, **changes, said=tuple(dict.fromkeys((*stage.said, *changes))))
 
 # %% ../../nbs/training/01_settings.ipynb #c63ab8ed
-CHOICES = dict(group=('modality', 'none'), precision=('auto', 'fp32', 'bf16', 'fp16'), image_aspect_ratio=('pad', 'square')) # fields with a few values only
+CHOICES = dict(group=('modality', 'none'), precision=('auto', 'fp32', 'bf16', 'fp16'),
+               image_aspect_ratio=('pad', 'square')) # fields with a few values only
 
 def _fits(new, old):
     "May `new` take the place of `old`?"
@@ -81,7 +86,8 @@ def given(
 )->set[str]: # names of fields
     "The fields that the user said: those that `override` replaced, and those that differ from the release."
     base = next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
-    return {*stage.said} | {f.name for f in dataclasses.fields(stage) if f.compare and getattr(stage, f.name) != getattr(base, f.name)}
+    return {*stage.said} | {f.name for f in dataclasses.fields(stage) if f.compare
+                            and getattr(stage, f.name) != getattr(base, f.name)}
 
 def fill_in(
     stage:StageConfig, # of a user
@@ -89,7 +95,8 @@ def fill_in(
 )->StageConfig: # with the values for all fields that the user did not say
     "Let a preset decide what the user left open."
     mine = given(stage)
-    return dataclasses.replace(override(stage, **{k:v for k,v in values.items() if k not in mine}), said=tuple(sorted(mine)))
+    return dataclasses.replace(override(stage, **{k:v for k,v in values.items() if k not in mine}),
+                               said=tuple(sorted(mine)))
 
 def origins(
     stage:StageConfig, # resolved
@@ -97,7 +104,9 @@ def origins(
 )->dict[str,str]: # field -> 'given', the preset's name, 'release', or 'installed' for trackers
     "Where each setting came from."
     base = next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
-    def origin(k): return 'given' if k in stage.said else 'release' if getattr(stage, k) == getattr(base, k) else 'installed' if k == 'trackers' else preset or 'default'
+    def origin(k):
+        return ('given' if k in stage.said else 'release' if getattr(stage, k) == getattr(base, k) else 'installed'
+                if k == 'trackers' else preset or 'default')
     return {f.name:origin(f.name) for f in dataclasses.fields(stage) if f.compare and f.name != 'name'}
 
 # %% ../../nbs/training/01_settings.ipynb #eaa40d7e
@@ -108,8 +117,11 @@ def read_settings(
     import yaml
     with os_errors(path): text = Path(path).read_text(encoding='utf-8')
     try: found = yaml.safe_load(text) or {}
-    except yaml.YAMLError as e: raise AlignGPTError(f'{path}: not valid YAML: {" ".join(str(e).split())}', 'indent with spaces, and put a space after each colon') from e
-    if not isinstance(found, dict): raise AlignGPTError(f'{path}: holds {type(found).__name__}, expected `key: value` lines')
+    except yaml.YAMLError as e:
+        raise AlignGPTError(f'{path}: not valid YAML: {" ".join(str(e).split())}',
+                            'indent with spaces, and put a space after each colon') from e
+    if not isinstance(found, dict):
+        raise AlignGPTError(f'{path}: holds {type(found).__name__}, expected `key: value` lines')
     return {str(k).replace('-', '_'):_number(v) for k,v in found.items()}
 
 def _number(v):
@@ -130,4 +142,5 @@ def from_flag(
         if isinstance(old, dict): return {k:float(v) for k,v in (x.split('=') for x in text.split(',') if x)}
         if isinstance(old, bool): return dict(true=True, false=False)[text.lower()]
         return type(old)(text)
-    except (ValueError, KeyError) as e: raise AlignGPTError(f'training option {name}: got {text!r}, expected something like {old!r}') from e
+    except (ValueError, KeyError) as e:
+        raise AlignGPTError(f'training option {name}: got {text!r}, expected something like {old!r}') from e

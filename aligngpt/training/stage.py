@@ -23,17 +23,23 @@ from .settings import FINETUNE, PRETRAIN, StageConfig, override
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
 # %% ../../nbs/training/05_stage.ipynb #9bcea047
-_all_ = ['FINETUNE', 'PRETRAIN', 'FreezeTable', 'StageConfig', 'add_gate', 'freeze', 'override', 'param_groups', 'AlignGPTTrainer', 'GroupedSampler',
-         'training_arguments', 'Interrupted', 'RunCallback', 'last_checkpoint'] # of the chapters before, to be found here too
+_all_ = ['FINETUNE', 'PRETRAIN', 'FreezeTable', 'StageConfig', 'add_gate', 'freeze', 'override', 'param_groups',
+         'AlignGPTTrainer', 'GroupedSampler',
+         'training_arguments', 'Interrupted', 'RunCallback',
+         'last_checkpoint'] # of the chapters before, to be found here too
 
 # %% ../../nbs/training/05_stage.ipynb #8bf5efd8
 FREE = 'batch_size', 'accumulate', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every', 'eval_every', 'show', 'workers', 'trackers' # may change on the way
 
 def _record(stage, args, model, data, extra):
     "What `stage.json` says."
-    engine = 'deepspeed' if args.deepspeed or getattr(args, 'deepspeed_plugin', None) else 'fsdp' if args.fsdp else 'plain'
-    record = dict(stage={k:v for k,v in dataclasses.asdict(stage).items() if k != 'said'}, global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size, engine=engine,
-                  data=getattr(data, 'fingerprint', None), samples=len(data), trained=freeze(model, stage.train), environment=environment(), **extra)
+    engine = ('deepspeed' if args.deepspeed or getattr(args, 'deepspeed_plugin', None) else 'fsdp'
+              if args.fsdp else 'plain')
+    record = dict(stage={k:v for k,v in dataclasses.asdict(stage).items() if k != 'said'},
+                  global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size,
+                  engine=engine,
+                  data=getattr(data, 'fingerprint', None), samples=len(data), trained=freeze(model, stage.train),
+                  environment=environment(), **extra)
     return json.loads(json.dumps(record, default=str))
 
 def _check_same(folder, new):
@@ -42,10 +48,12 @@ def _check_same(folder, new):
     if not (folder/'stage.json').exists() or not (finished or last_checkpoint(folder)): return
     old = read_json(folder/'stage.json')
     def need(what, before, now, hint):
-        if before != now: raise AlignGPTError(f"{folder}: {'holds a finished run with other settings' if finished else 'this run began with other settings'}: {what} was {before}, and is {now}", hint)
+        if before != now:
+            raise AlignGPTError(f"{folder}: {'holds a finished run with other settings' if finished else 'this run began with other settings'}: {what} was {before}, and is {now}", hint)
     for k in new['stage']:
         if k not in FREE: need(k, old['stage'].get(k), new['stage'][k], 'name another folder, or use the old setting')
-    for k in ('global_batch', 'data', 'samples', 'trained'): need(k.replace('_', ' '), old[k], new[k], 'name another folder')
+    for k in ('global_batch', 'data', 'samples', 'trained'):
+        need(k.replace('_', ' '), old[k], new[k], 'name another folder')
     if not finished: need('sharding', old['engine'], new['engine'], 'go on as it began')
 
 # %% ../../nbs/training/05_stage.ipynb #b3c1832d
@@ -66,8 +74,10 @@ def _recut(checkpoint, args):
         source = checkpoint/(checkpoint/'latest').read_text()
         out = source.with_name(source.name + '_universal')
         shutil.rmtree(out, ignore_errors=True)
-        done = subprocess.run([sys.executable, '-m', 'deepspeed.checkpoint.ds_to_universal', '--input_folder', source, '--output_folder', out, '--inject_missing_state'], capture_output=True, text=True)
-        if done.returncode: raise AlignGPTError(f'{source}: could not be converted for {args.world_size} processes: {done.stderr.strip().splitlines()[-1:]}', 'go on with as many processes as before')
+        done = subprocess.run([sys.executable, '-m', 'deepspeed.checkpoint.ds_to_universal', '--input_folder', source,
+                               '--output_folder', out, '--inject_missing_state'], capture_output=True, text=True)
+        if done.returncode:
+            raise AlignGPTError(f'{source}: could not be converted for {args.world_size} processes: {done.stderr.strip().splitlines()[-1:]}', 'go on with as many processes as before')
     torch.distributed.barrier()
 
 # %% ../../nbs/training/05_stage.ipynb #04690624
@@ -96,8 +106,10 @@ def run_stage(
         set_seed(stage.seed)
         types = _widen(model, args)
         call = RunCallback(folder, '' if quiet else stage.name, stage.keep)
-        shown = (AnswersCallback(folder, valid, collate, stage, processor),) if valid is not None and stage.show else ()
-        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=data, eval_dataset=valid, data_collator=collate, processing_class=processor,
+        shown = ((AnswersCallback(folder, valid, collate, stage, processor),)
+                 if valid is not None and stage.show else ())
+        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=data, eval_dataset=valid,
+                                  data_collator=collate, processing_class=processor,
                                   stage=stage, callbacks=[call, *shown, *callbacks])
         trainer.base = (record or {}).get('base', '')
         for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
@@ -110,7 +122,8 @@ def _train(trainer, call, start):
     "Train to the end or to a signal."
     result = trainer.train(resume_from_checkpoint=str(start) if start else None)
     if call.stop and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(f'{call.folder}: stopped by {call.stop} at step {trainer.state.global_step}', 'run the same command again to continue there', 128 + call.stop.number)
+        raise Interrupted(f'{call.folder}: stopped by {call.stop} at step {trainer.state.global_step}',
+                          'run the same command again to continue there', 128 + call.stop.number)
     return round(result.metrics['train_runtime'], 1)
 
 def _finish(trainer, folder, types, seconds):
@@ -119,7 +132,8 @@ def _finish(trainer, folder, types, seconds):
         with atomic_path(folder/'model') as tmp, _types(trainer, types): trainer.save_model(str(tmp))
     else: trainer.save_model(str(folder/'model'))
     history = trainer.state.log_history
-    done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h], eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h], seconds=seconds)
+    done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h],
+                eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h], seconds=seconds)
     if trainer.args.process_index == 0: write_json(done, folder/'done.json')
     trainer.accelerator.wait_for_everyone()
     return done
@@ -161,10 +175,12 @@ class AnswersCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         was_training = model.training
         model.eval()
-        rows = [dict(step=state.global_step, **self.answer(model, self.samples[i])) for i in range(min(self.stage.show, len(self.samples)))]
+        rows = [dict(step=state.global_step, **self.answer(model, self.samples[i]))
+                for i in range(min(self.stage.show, len(self.samples)))]
         model.train(was_training)
         if state.is_world_process_zero:
-            with os_errors(self.folder/'answers.jsonl'), open(self.folder/'answers.jsonl', 'a') as f: f.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+            with os_errors(self.folder/'answers.jsonl'), open(self.folder/'answers.jsonl', 'a') as f:
+                f.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
 
     @torch.no_grad()
     def answer(self,
@@ -176,9 +192,11 @@ class AnswersCallback(TrainerCallback):
         n = int((labels != -100).int().argmax())
         answer = labels[n:n+int(torch.cat([labels[n:] == -100, torch.tensor([True])]).int().argmax())]
         batch = self.collate([first_turn(sample, n, model.config)])
-        batch = {k:v.to(model.device) for k,v in batch.items() if k != 'labels'} | ({'alignment':model.config.num_levels-1} if self.stage.use_levels else {})
+        batch = {k:v.to(model.device) for k,v in batch.items()
+                 if k != 'labels'} | ({'alignment':model.config.num_levels-1} if self.stage.use_levels else {})
         out = model.generate(**batch, max_new_tokens=self.tokens, do_sample=False)[0, n:]
-        return dict(prompt=self.text(ids[:n], model.config), answer=self.text(out, model.config), expected=self.text(answer, model.config))
+        return dict(prompt=self.text(ids[:n], model.config), answer=self.text(out, model.config),
+                    expected=self.text(answer, model.config))
 
     def text(self, ids, config):
         "Ids as text, each picture as one placeholder; without a processor, ids."

@@ -36,7 +36,8 @@ class GroupedSampler(torch.utils.data.Sampler):
         seed:int=42,
         shuffle:bool=True,
     ):
-        if group not in ('modality', 'none'): raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
+        if group not in ('modality', 'none'):
+            raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
         self.lengths, self.has_image, self.chunk, self.group, self.seed, self.shuffle, self.epoch = lengths, has_image, chunk, group, seed, shuffle, 0
 
     def __len__(self): return len(self.lengths)
@@ -66,7 +67,8 @@ def blind_picture(
     "A picture that goes through the modules and that no row points at."
     device = batch['input_ids'].device
     n = int(batch['sample_ids'].max()) + 1 if 'sample_ids' in batch else len(batch['input_ids'])
-    out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device), image_index=torch.zeros(0, dtype=torch.long, device=device))
+    out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device),
+               image_index=torch.zeros(0, dtype=torch.long, device=device))
     return out | (dict(alignment=torch.zeros(n, dtype=torch.long, device=device)) if use_levels else {})
 
 # %% ../../nbs/training/04_trainer.ipynb #64a5e65b
@@ -85,13 +87,16 @@ class AlignGPTTrainer(Trainer):
         d, s = train_dataset if train_dataset is not None else self.train_dataset, self.stage
         chunk = s.batch_size * s.accumulate * self.args.world_size
         lengths, has_image = (getattr(d, k, None) for k in ('lengths', 'has_image'))
-        self.sampler = GroupedSampler(lengths or [1]*len(d), has_image or [True]*len(d), chunk, s.group, s.seed, s.shuffle)
+        self.sampler = GroupedSampler(lengths or [1]*len(d), has_image or [True]*len(d), chunk, s.group, s.seed,
+                                      s.shuffle)
         return self.sampler
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             groups = param_groups(self.model if model is None else model, self.stage)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, fused=self.args.device.type in ('cpu', 'cuda') and not self._is_offloaded())
+            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate,
+                                               fused=self.args.device.type in ('cpu', 'cuda')
+                                               and not self._is_offloaded())
             if not self.is_deepspeed_enabled: self.optimizer.register_step_pre_hook(_fill_gradients)
         return self.optimizer
 
@@ -111,7 +116,8 @@ class AlignGPTTrainer(Trainer):
 
     def _slices(self, labels, max_logits=2**25):
         "How many slices the loss needs in the process with the most supervised tokens."
-        n = torch.tensor(-(-int((labels != -100).sum())*self.model.config.text_config.vocab_size//max_logits), device=labels.device)
+        n = torch.tensor(-(-int((labels != -100).sum())*self.model.config.text_config.vocab_size//max_logits),
+                         device=labels.device)
         dist.all_reduce(n, dist.ReduceOp.MAX)
         return max(1, int(n))
 
@@ -175,16 +181,21 @@ def save_model(self:AlignGPTTrainer, output_dir=None, _internal_call=False):
     elif self.args.should_save:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled: self.model.config.save_pretrained(output_dir)
-        else: save_file({n:p.detach().contiguous() for n,p in self.model.named_parameters() if p.requires_grad}, Path(output_dir)/SAFE_WEIGHTS_NAME, metadata=dict(format='pt'))
+        else:
+            save_file({n:p.detach().contiguous() for n,p in self.model.named_parameters() if p.requires_grad},
+                      Path(output_dir)/SAFE_WEIGHTS_NAME, metadata=dict(format='pt'))
 
 @patch
 def _save_adapters(self:AlignGPTTrainer, folder):
     "Adapters, projector, levels and gate, without the base; ZeRO-3 has them in pieces."
-    if self.is_fsdp_enabled: raise AlignGPTError('FSDP holds adapters in pieces that are not gathered', 'use sharding zero2 or zero3 with adapters')
+    if self.is_fsdp_enabled:
+        raise AlignGPTError('FSDP holds adapters in pieces that are not gathered',
+                            'use sharding zero2 or zero3 with adapters')
     whole = contextlib.nullcontext()
     if self.is_deepspeed_enabled:
         import deepspeed
-        whole = deepspeed.zero.GatheredParameters([p for n,p in self.model.named_parameters() if p.requires_grad or n.startswith(('projector.', 'levels.', 'gate.'))])
+        whole = deepspeed.zero.GatheredParameters([p for n,p in self.model.named_parameters() if p.requires_grad
+                                                   or n.startswith(('projector.', 'levels.', 'gate.'))])
     with whole:
         if self.args.should_save: save_adapter(self.model, folder, self.base, self.processing_class)
 
@@ -193,7 +204,8 @@ def _issue_warnings_after_load(self:AlignGPTTrainer, load_result):
     "Frozen parameters are not in a checkpoint; trained ones must be."
     trained = {n for n,p in self.model.named_parameters() if p.requires_grad}
     if bad := sorted(trained & set(load_result.missing_keys)) or sorted(load_result.unexpected_keys):
-        raise AlignGPTError(f'{self.args.output_dir}: the checkpoint does not fit the model, first {bad[0]}', 'this run began with another model: name another folder')
+        raise AlignGPTError(f'{self.args.output_dir}: the checkpoint does not fit the model, first {bad[0]}',
+                            'this run began with another model: name another folder')
 
 # %% ../../nbs/training/04_trainer.ipynb #f019e0e0
 @patch
@@ -205,7 +217,8 @@ def evaluate(self:AlignGPTTrainer, eval_dataset=None, ignore_keys=None, metric_k
     total = torch.zeros(2, device=self.args.device, dtype=torch.float64)
     for batch in loader:
         batch = self._without_repeats(self.in_step(send_to_device(batch, self.args.device)), loader)
-        with torch.no_grad(), self.compute_loss_context_manager(): loss = model(**batch, return_logits=False, num_items_in_batch=1).loss
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**batch, return_logits=False, num_items_in_batch=1).loss
         total += torch.stack([loss, (batch['labels'][:, 1:] != -100).sum()]).double()
     if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
     model.train(was_training)
@@ -220,7 +233,9 @@ def _without_repeats(self:AlignGPTTrainer, batch, loader):
     n, whole = len(batch['labels']), len(loader.dataset) % (self.args.eval_batch_size*self.args.world_size)
     if not getattr(loader, 'end_of_dataloader', False) or not whole or self.args.world_size == 1: return batch
     mine = max(0, min(n, whole - self.args.process_index*self.args.eval_batch_size))
-    return {**batch, 'labels':batch['labels'].masked_fill(torch.arange(n, device=batch['labels'].device)[:,None] >= mine, -100)}
+    return {**batch,
+            'labels':batch['labels'].masked_fill(torch.arange(n, device=batch['labels'].device)[:,None] >= mine,
+                                                 -100)}
 
 # %% ../../nbs/training/04_trainer.ipynb #ac46da28
 SHARDINGS = 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp'
@@ -231,24 +246,33 @@ def deepspeed_config(
 )->dict: # for DeepSpeed
     "The DeepSpeed configuration behind a name."
     zero = dict(stage=int(kind[4]), overlap_comm=not cpu, contiguous_gradients=True, reduce_bucket_size='auto')
-    if zero['stage'] == 3: zero.update(stage3_prefetch_bucket_size='auto', stage3_param_persistence_threshold='auto', stage3_gather_16bit_weights_on_model_save=True)
-    if kind.endswith('offload'): zero.update({f'offload_{o}':dict(device='cpu', pin_memory=not cpu) for o in ('optimizer', 'param')})
+    if zero['stage'] == 3:
+        zero.update(stage3_prefetch_bucket_size='auto', stage3_param_persistence_threshold='auto',
+                    stage3_gather_16bit_weights_on_model_save=True)
+    if kind.endswith('offload'):
+        zero.update({f'offload_{o}':dict(device='cpu', pin_memory=not cpu) for o in ('optimizer', 'param')})
     auto = ('train_batch_size', 'train_micro_batch_size_per_gpu', 'gradient_accumulation_steps', 'gradient_clipping')
-    return dict(zero_optimization=zero, bf16=dict(enabled='auto'), fp16=dict(enabled='auto'), zero_allow_untested_optimizer=True,
+    return dict(zero_optimization=zero, bf16=dict(enabled='auto'), fp16=dict(enabled='auto'),
+                zero_allow_untested_optimizer=True,
                 zero_force_ds_cpu_optimizer=not cpu, **dict.fromkeys(auto, 'auto'))
 
 # %% ../../nbs/training/04_trainer.ipynb #3359e859
 def _sharding(stage, cpu):
     "Arguments for `TrainingArguments`. A single process has nobody to share with, unless it is with the CPU."
     kind, several = stage.sharding, int(os.environ.get('WORLD_SIZE', 1)) > 1
-    if kind not in SHARDINGS and not Path(kind).is_file(): raise AlignGPTError(f"sharding: got {kind!r}. Valid: {', '.join(SHARDINGS)}, or a DeepSpeed JSON file")
+    if kind not in SHARDINGS and not Path(kind).is_file():
+        raise AlignGPTError(f"sharding: got {kind!r}. Valid: {', '.join(SHARDINGS)}, or a DeepSpeed JSON file")
     if kind == 'none' or not (several or kind.endswith('offload')): return {}
-    if kind == 'fsdp': return dict(fsdp=True, fsdp_config=dict(version=2, state_dict_type='SHARDED_STATE_DICT', activation_checkpointing=stage.checkpointing))
+    if kind == 'fsdp':
+        return dict(fsdp=True, fsdp_config=dict(version=2, state_dict_type='SHARDED_STATE_DICT',
+                                                activation_checkpointing=stage.checkpointing))
     if not is_deepspeed_available():
-        raise AlignGPTError(f'sharding {kind!r} needs DeepSpeed, which is not installed', "pip install 'aligngpt[deepspeed]', or use sharding 'fsdp', or 'none' if a GPU holds everything")
+        raise AlignGPTError(f'sharding {kind!r} needs DeepSpeed, which is not installed',
+                            "pip install 'aligngpt[deepspeed]', or use sharding 'fsdp', or 'none' if a GPU holds everything")
     return dict(deepspeed=kind if Path(kind).is_file() else deepspeed_config(kind, cpu))
 
-_CHECKPOINTING = next(k for k in ('activation_checkpointing', 'gradient_checkpointing') if k in {f.name for f in dataclasses.fields(TrainingArguments)})
+_CHECKPOINTING = next(k for k in ('activation_checkpointing', 'gradient_checkpointing')
+                      if k in {f.name for f in dataclasses.fields(TrainingArguments)})
 
 # %% ../../nbs/training/04_trainer.ipynb #b9caf81b
 def training_arguments(
@@ -259,15 +283,23 @@ def training_arguments(
 )->TrainingArguments:
     "Translate a stage into transformers' `TrainingArguments`; under a launcher this starts the process group."
     s, cpu, fp16 = stage, pick_device(device)[0] == 'cpu', stage.precision == 'fp16'
-    bf16 = s.precision == 'bf16' or (s.precision == 'auto' and torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported())
+    bf16 = s.precision == 'bf16' or (s.precision == 'auto' and torch.cuda.is_available() and not cpu
+                                     and torch.cuda.is_bf16_supported())
     if fp16 and cpu: raise AlignGPTError('precision fp16 needs a GPU', "use 'bf16' or 'fp32' on a CPU")
     sharding = _sharding(s, cpu)
     return TrainingArguments(
-        output_dir=str(folder), num_train_epochs=s.epochs, max_steps=s.max_steps, per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.batch_size,
-        gradient_accumulation_steps=s.accumulate, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup,
-        weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm, optim='adamw_torch', bf16=bf16, fp16=fp16, tf32=None if cpu else True,
-        seed=s.seed, data_seed=s.seed, use_cpu=cpu, save_strategy='steps' if s.save_every else 'no', save_steps=s.save_every or 500, save_total_limit=None,
-        logging_steps=s.log_every, logging_nan_inf_filter=False, eval_strategy='steps' if evaluate and s.eval_every else 'no', eval_steps=s.eval_every or None,
-        remove_unused_columns=False, label_names=['labels'], prediction_loss_only=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
-        include_num_input_tokens_seen='non_padding', dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu, report_to=list(s.trackers) or 'none',
+        output_dir=str(folder), num_train_epochs=s.epochs, max_steps=s.max_steps,
+        per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.batch_size,
+        gradient_accumulation_steps=s.accumulate, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule,
+        warmup_steps=s.warmup,
+        weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm, optim='adamw_torch', bf16=bf16, fp16=fp16,
+        tf32=None if cpu else True,
+        seed=s.seed, data_seed=s.seed, use_cpu=cpu, save_strategy='steps' if s.save_every else 'no',
+        save_steps=s.save_every or 500, save_total_limit=None,
+        logging_steps=s.log_every, logging_nan_inf_filter=False,
+        eval_strategy='steps' if evaluate and s.eval_every else 'no', eval_steps=s.eval_every or None,
+        remove_unused_columns=False, label_names=['labels'], prediction_loss_only=True,
+        average_tokens_across_devices=True, ddp_find_unused_parameters=False,
+        include_num_input_tokens_seen='non_padding', dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu,
+        report_to=list(s.trackers) or 'none',
         disable_tqdm=True, use_cache=True, **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **sharding)

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).resolve().parents[2]
-notebooks = sorted(o.relative_to(root/'nbs').as_posix() for o in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
+notebooks = sorted(o.relative_to(root/'nbs').as_posix() for o in (root/'nbs').rglob('*.ipynb')
+                   if '.ipynb_checkpoints' not in o.parts)
 code = """
 import sys
 from pathlib import Path

@@ -26,7 +26,9 @@ def test_dir():
     # nbs/core/10_package.ipynb #d02144fe
     def run(code):
         "What a new interpreter prints."
-        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent), 'HF_HUB_OFFLINE':'1'})
+        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                             env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent),
+                                  'HF_HUB_OFFLINE':'1'})
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])
     quick = run("""
@@ -43,17 +45,26 @@ print(json.dumps(dict(seconds=round(t, 3), heavy=[m for m in ('torch', 'transfor
     tmp = Path(tempfile.mkdtemp())
     words = Tokenizer(models.BPE())
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    words.train_from_iterator(['USER: ASSISTANT: what colour is the bus? red'], trainers.BpeTrainer(vocab_size=280, special_tokens=['<s>', '</s>', '<unk>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    processor = aligngpt.AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)),
-                                           PreTrainedTokenizerFast(tokenizer_object=words, bos_token='<s>', eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
+    words.train_from_iterator(['USER: ASSISTANT: what colour is the bus? red'],
+                              trainers.BpeTrainer(vocab_size=280, special_tokens=['<s>', '</s>', '<unk>'],
+                                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    processor = aligngpt.AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32),
+                                                                 crop_size=dict(height=32, width=32)),
+                                           PreTrainedTokenizerFast(tokenizer_object=words, bos_token='<s>',
+        eos_token='</s>', unk_token='<unk>'), num_image_tokens=16)
     set_seed(0)
-    model = aligngpt.AlignGPTForConditionalGeneration(aligngpt.AlignGPTConfig(align_token_id=processor.align_token_id, image_token_id=processor.image_token_id,
-        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8),
-        text_config=LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=300))).eval()
+    model = aligngpt.AlignGPTForConditionalGeneration(aligngpt.AlignGPTConfig(align_token_id=processor.align_token_id,
+        image_token_id=processor.image_token_id,
+        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                       image_size=32, patch_size=8),
+        text_config=LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                num_key_value_heads=2, vocab_size=300))).eval()
     aligngpt.save(model, processor, tmp/'checkpoint', code=True)
     Image.new('RGB', (60, 40), 'crimson').save(tmp/'bus.png')
-    question = [dict(role='user', content=[dict(type='image', path=str(tmp/'bus.png')), dict(type='text', text='what colour is the bus?')])]
-    batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
+    question = [dict(role='user', content=[dict(type='image', path=str(tmp/'bus.png')),
+                                           dict(type='text', text='what colour is the bus?')])]
+    batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True,
+                                          return_tensors='pt')
     answer = model.generate(**batch, max_new_tokens=5, do_sample=False)[0, batch['input_ids'].shape[1]:].tolist()
 
     # nbs/core/10_package.ipynb #4bb981e2
@@ -74,7 +85,8 @@ print(json.dumps([ids, said, type(model).__module__.split('.')[0], 'aligngpt' in
     def run_bare(code):
         "What a new interpreter prints that cannot import this package."
         deny = "import sys\nclass No:\n    def find_spec(self, name, *a):\n        if name.split('.')[0] == 'aligngpt': raise ModuleNotFoundError(f'No module named {name!r}')\nsys.meta_path.insert(0, No())\nsys.argv.append('--remote')\n"
-        env = {k:v for k,v in os.environ.items() if k != 'PYTHONPATH'} | {'HF_HUB_OFFLINE':'1', 'HF_MODULES_CACHE':str(tmp/'modules')}
+        env = {k:v for k,v in os.environ.items() if k != 'PYTHONPATH'} | {'HF_HUB_OFFLINE':'1',
+            'HF_MODULES_CACHE':str(tmp/'modules')}
         out = subprocess.run([sys.executable, '-c', deny + code], capture_output=True, text=True, env=env, cwd=tmp)
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])

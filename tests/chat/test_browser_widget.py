@@ -19,7 +19,9 @@ brake = model.language_model.register_forward_pre_hook(brake)
 chat.clear(); chat.level.value = 'auto'"""
 
 
-def code(source): return dict(cell_type='code', id=f'c{abs(hash(source)):x}'[:16], metadata={}, execution_count=None, outputs=[], source=source)
+def code(source):
+    return dict(cell_type='code', id=f'c{abs(hash(source)):x}'[:16], metadata={}, execution_count=None, outputs=[],
+                source=source)
 
 
 def braked_notebook(folder):
@@ -31,9 +33,11 @@ def braked_notebook(folder):
 
 def short_notebook(folder):
     "A notebook that holds a chat and nothing else."
-    cells = map(code, ('from aligngpt.model.toy import COLOURS, swatch, toy\nfrom aligngpt.chat import Chat', 'chat = Chat(*toy(), temperature=0)\nchat'))
+    cells = map(code, ('from aligngpt.model.toy import COLOURS, swatch, toy\nfrom aligngpt.chat import Chat',
+                       'chat = Chat(*toy(), temperature=0)\nchat'))
     meta = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
-    (folder/'chat.ipynb').write_text(json.dumps(dict(cells=list(cells), metadata=meta, nbformat=4, nbformat_minor=5)), encoding='utf-8')
+    (folder/'chat.ipynb').write_text(json.dumps(dict(cells=list(cells), metadata=meta, nbformat=4, nbformat_minor=5)),
+                                     encoding='utf-8')
 
 
 @contextmanager
@@ -45,17 +49,20 @@ def serve(folder, *command, ready='/nowhere'):
     settings = folder/'settings'/'@jupyterlab'/'apputils-extension'
     settings.mkdir(parents=True, exist_ok=True)
     (settings/'notification.jupyterlab-settings').write_text('{"fetchNews": "false"}')
-    env = dict(os.environ, PYTHONPATH=str(root), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', JUPYTERLAB_SETTINGS_DIR=str(folder/'settings'), JUPYTER_RUNTIME_DIR=str(folder/'runtime'),
+    env = dict(os.environ, PYTHONPATH=str(root), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
+               JUPYTERLAB_SETTINGS_DIR=str(folder/'settings'), JUPYTER_RUNTIME_DIR=str(folder/'runtime'),
                JUPYTERLAB_WORKSPACES_DIR=str(folder/'workspaces'), IPYTHONDIR=str(folder/'ipython'))
     with open(folder/'server.log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', *command, f'--port={port}', '--no-browser'], cwd=folder, env=env, stdout=log, stderr=log)
+        server = subprocess.Popen([sys.executable, '-m', *command, f'--port={port}', '--no-browser'], cwd=folder,
+                                  env=env, stdout=log, stderr=log)
         try:
             url, end = f'http://127.0.0.1:{port}', time.monotonic() + 600
             while True:
                 try: urllib.request.urlopen(url + ready, timeout=60).close(); break
                 except urllib.error.HTTPError: break # it is there, and does not know the address
                 except OSError:
-                    if server.poll() is not None or time.monotonic() > end: pytest.fail((folder/'server.log').read_text()[-3000:])
+                    if server.poll() is not None or time.monotonic() > end:
+                        pytest.fail((folder/'server.log').read_text()[-3000:])
                     time.sleep(.1)
             yield url
         finally:
@@ -75,7 +82,9 @@ def run_all(page):
     for last in (False, False, True):
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
-        try: return page.locator('.jp-InputPrompt:visible', has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=300_000 if last else 30_000)
+        try:
+            return page.locator('.jp-InputPrompt:visible',
+                                has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=300_000 if last else 30_000)
         except playwright.TimeoutError:
             if last: raise
 
@@ -121,7 +130,8 @@ class ChatPage:
 def test_lab(tmp_path):
     "Run the notebook; upload, ask, stream, force a level, regenerate, stop, go on, make mistakes."
     braked_notebook(tmp_path)
-    lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root', ready='/api/status?token=T')
+    lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root',
+                ready='/api/status?token=T')
     with lab as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
         run_all(page)
@@ -167,7 +177,9 @@ def test_lab(tmp_path):
         cell.locator('.jp-OutputArea-output', has_text='other cell: 42').wait_for()
         assert chat.live.count() == 1
         cell.get_by_role('textbox').first.click()
-        page.keyboard.press('Control+End'); page.keyboard.type('\nwhile hold.exists(): time.sleep(.1)'); page.keyboard.press('Control+Enter')
+        page.keyboard.press('Control+End')
+        page.keyboard.type('\nwhile hold.exists(): time.sleep(.1)')
+        page.keyboard.press('Control+Enter')
         page.locator('.jp-Notebook-ExecutionIndicator[data-status="busy"]').wait_for()
         chat.press('Stop the answer')
         assert chat.whole(2) == 'one, two, three,', 'stopped although a cell keeps the kernel busy'
@@ -221,7 +233,8 @@ def test_notebook(tmp_path):
     "The same widget in Notebook 7."
     pytest.importorskip('notebook', reason='no Notebook 7: pip install notebook')
     short_notebook(tmp_path)
-    with serve(tmp_path, 'notebook', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root') as url, widget_page() as page:
+    with serve(tmp_path, 'notebook', '--ip=127.0.0.1', '--IdentityProvider.token=T',
+               '--allow-root') as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
         run_all(page)
         short_talk(page, tmp_path, 'notebook7')

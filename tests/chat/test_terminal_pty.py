@@ -31,9 +31,11 @@ def place(tmp_path_factory):
 
 def test_pty(place):
     "A person types."
-    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', TERM='xterm-256color', COLORTERM='truecolor', XDG_STATE_HOME=str(place))
+    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', TERM='xterm-256color', COLORTERM='truecolor',
+               XDG_STATE_HOME=str(place))
     env.pop('NO_COLOR', None)
-    term = pexpect.spawn(sys.executable, ['-c', BRAKED], env=env, cwd=place, encoding='utf-8', dimensions=(40, 120), timeout=PATIENCE,
+    term = pexpect.spawn(sys.executable, ['-c', BRAKED], env=env, cwd=place, encoding='utf-8', dimensions=(40, 120),
+                         timeout=PATIENCE,
                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background jobs are born deaf to Ctrl-C
     def see(*texts):
         for t in texts: term.expect_exact(t)
@@ -73,7 +75,9 @@ def test_pty(place):
 def piped(place, text, *args):
     "What `aligngpt chat` prints for `text` on its standard input."
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, '-m', 'aligngpt.cli', 'chat', 'run', '--temperature', '0', *args], input=text, capture_output=True, text=True, encoding='utf-8', env=env, cwd=place, timeout=PATIENCE)
+    return subprocess.run([sys.executable, '-m', 'aligngpt.cli', 'chat', 'run', '--temperature', '0', *args],
+                          input=text, capture_output=True, text=True, encoding='utf-8', env=env, cwd=place,
+                          timeout=PATIENCE)
 
 
 def test_pipe(place):

@@ -47,11 +47,14 @@ def broken(folders, tmp_path):
 def test_pictures_and_placeholders(model):
     p, one = processor(), picture('red')
     with refused('row 0', '2 <image>', '1 pictures'): p(text='USER: <image> <image>', images=[one])
-    with refused('row 1', '1 <image>', '2 pictures'): p(text=['USER: <image>', 'USER: <image>'], images=[[one], [one, one]])
+    with refused('row 1', '1 <image>', '2 pictures'):
+        p(text=['USER: <image>', 'USER: <image>'], images=[[one], [one, one]])
     with refused('1 <image>', '[1, 0]', '2 pictures'): p(text=['USER: <image>', 'USER: none'], images=[one, one])
-    with refused('sample 7', '1 pictures', '2 given'): p.encode([*CHATS[0], dict(role='assistant', content='red')], images=[one, one], where='sample 7')
+    with refused('sample 7', '1 pictures', '2 given'):
+        p.encode([*CHATS[0], dict(role='assistant', content='red')], images=[one, one], where='sample 7')
     with refused('data.json, record 3', '1 <image>', '2 pictures'):
-        p.encode({'image':['a.png', 'b.png'], 'conversations':[{'from':'human', 'value':'<image>\nwhat?'}, {'from':'gpt', 'value':'red'}]}, where='data.json, record 3')
+        p.encode({'image':['a.png', 'b.png'], 'conversations':[{'from':'human', 'value':'<image>\nwhat?'},
+            {'from':'gpt', 'value':'red'}]}, where='data.json, record 3')
     b = batch(CHATS)
     with refused('4 images', '[1, 0, 2, 2]'): model(**{**b, 'pixel_values':b['pixel_values'][:4]})
 
@@ -62,7 +65,8 @@ def test_a_row_with_half_a_picture(model):
     with refused('row 1 has 1'): model.generate(**b, max_new_tokens=1)
 
 def test_picture_size(model):
-    with refused('pixel_values', '[n_images, 3, 32, 32]', '(1, 3, 64, 64)'): model(**{**batch(CHATS[:1]), 'pixel_values':torch.zeros(1, 3, 64, 64)})
+    with refused('pixel_values', '[n_images, 3, 32, 32]', '(1, 3, 64, 64)'):
+        model(**{**batch(CHATS[:1]), 'pixel_values':torch.zeros(1, 3, 64, 64)})
 
 def test_processor_of_another_tower(broken):
     ours, _ = broken
@@ -127,7 +131,8 @@ def change(folder, **keys):
     about = {**json.loads(f.read_text()), **keys}
     f.write_text(json.dumps({k:v for k,v in about.items() if v is not None}))
 
-@pytest.mark.parametrize('key', ['model_type', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'mm_vision_tower'])
+@pytest.mark.parametrize('key', ['model_type', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
+                                 'num_attention_heads', 'mm_vision_tower'])
 def test_config_without_key(broken, key):
     change(broken[1], **{key:None})
     with refused(broken[1]/'config.json', key): load(broken[1], **CPU)

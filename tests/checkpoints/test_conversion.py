@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def child(code, *args, **kwargs):
     "Run Python code in a process of its own."
     env = {**os.environ, 'PYTHONPATH':str(ROOT), 'HF_HUB_OFFLINE':'1', 'OMP_NUM_THREADS':'1'}
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=env, **kwargs)
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env=env,
+                          **kwargs)
 
 def tensors(folder): return {k:t for f in find_weights(folder) for k,t in map_tensors(f).items()}
 
@@ -67,10 +68,14 @@ def big_release(folder, layers, shard=300<<20):
     save(build(), p, folder.parent/'small')
     convert(folder.parent/'small', folder, to='official', quiet=True)
     text = {**LLAMA_13B, 'num_hidden_layers':layers}
-    c = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8), text_config=text, gate_hidden_size=20)
-    with torch.device('meta'): shapes = {official_name(n):t.shape for n,t in AlignGPTForConditionalGeneration(c).state_dict().items()}
+    c = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                                                      num_attention_heads=2, image_size=32, patch_size=8),
+                                                      text_config=text, gate_hidden_size=20)
+    with torch.device('meta'):
+        shapes = {official_name(n):t.shape for n,t in AlignGPTForConditionalGeneration(c).state_dict().items()}
     about = {k:v for k,v in json.loads((folder/'config.json').read_text()).items() if k != 'head_dim'}
-    (folder/'config.json').write_text(json.dumps({**about, **{k:v for k,v in text.items() if k in about}, 'model_type':'aligngpt', 'mm_vision_tower':'vision_tower'}))
+    (folder/'config.json').write_text(json.dumps({**about, **{k:v for k,v in text.items() if k in about},
+                                                  'model_type':'aligngpt', 'mm_vision_tower':'vision_tower'}))
     for f in folder.glob('model*.safetensors*'): f.unlink()
     files, room, total = [{}], shard, 0
     for i,(n, s) in enumerate(shapes.items()):
@@ -78,8 +83,10 @@ def big_release(folder, layers, shard=300<<20):
         files[-1][n] = i
         room -= s.numel()*2; total += s.numel()*2
     names = [f'pytorch_model-{i+1:05}-of-{len(files):05}.bin' for i in range(len(files))]
-    for name,keys in zip(names, files): torch.save({n:torch.full(shapes[n], i/1024, dtype=torch.float16) for n,i in keys.items()}, folder/name)
-    (folder/'pytorch_model.bin.index.json').write_text(json.dumps(dict(metadata=dict(total_size=total), weight_map={n:f for f,keys in zip(names, files) for n in keys})))
+    for name,keys in zip(names, files):
+        torch.save({n:torch.full(shapes[n], i/1024, dtype=torch.float16) for n,i in keys.items()}, folder/name)
+    (folder/'pytorch_model.bin.index.json').write_text(json.dumps(dict(metadata=dict(total_size=total),
+        weight_map={n:f for f,keys in zip(names, files) for n in keys})))
     return total
 
 CAPPED = """

@@ -14,9 +14,12 @@ def place(tmp_path_factory):
     for part in toy(): part.save_pretrained(d/'run')
     tok = clip_tokenizer(train_tokenizer(['a red picture', 'a blue picture']*20))
     small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    text = dict(small, vocab_size=len(tok), max_position_embeddings=32, bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=dict(small, image_size=32, patch_size=8), projection_dim=16)).save_pretrained(d/'clip')
-    CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(d/'clip'); tok.save_pretrained(d/'clip')
+    text = dict(small, vocab_size=len(tok), max_position_embeddings=32, bos_token_id=tok.bos_token_id,
+                eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=dict(small, image_size=32, patch_size=8),
+                         projection_dim=16)).save_pretrained(d/'clip')
+    CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(d/'clip')
+    tok.save_pretrained(d/'clip')
     (d/'images').mkdir()
     for c in ('red', 'blue'): swatch(c).save(d/'images'/f'{c}.png')
     whole = (d/'images'/'red.png').read_bytes()
@@ -31,16 +34,20 @@ def command(capsys, *args):
     return stop.value.code or 0, capsys.readouterr().err
 
 def talk(say): return [{'from':'human', 'value':'<image>\nWhat is this?'}, {'from':'gpt', 'value':say}]
-GOOD = [dict(id=f'{i}', image=f'{c}.png', conversations=talk(f'a {c} picture')) for i, c in enumerate(['red', 'blue']*4)]
+GOOD = [dict(id=f'{i}', image=f'{c}.png', conversations=talk(f'a {c} picture'))
+        for i, c in enumerate(['red', 'blue']*4)]
 
 def levels(capsys, place, tmp_path, records):
     (tmp_path/'pairs.json').write_text(json.dumps(records))
-    return command(capsys, 'levels', tmp_path/'pairs.json', '--images', place/'images', '--clip', place/'clip', '--out', tmp_path/'levels.json', '--device', 'cpu')
+    return command(capsys, 'levels', tmp_path/'pairs.json', '--images', place/'images', '--clip', place/'clip',
+                   '--out', tmp_path/'levels.json', '--device', 'cpu')
 
 
 @pytest.mark.parametrize('record,says', [
-    (dict(id='x', image='gone.png', conversations=talk('a red picture')), ('pairs.json', 'row 8', 'gone.png', 'no such image')),
-    (dict(id='x', image='cut.png', conversations=talk('a red picture')), ('pairs.json', 'row 8', 'cut.png', 'damaged')),
+    (dict(id='x', image='gone.png', conversations=talk('a red picture')),
+     ('pairs.json', 'row 8', 'gone.png', 'no such image')),
+    (dict(id='x', image='cut.png', conversations=talk('a red picture')),
+     ('pairs.json', 'row 8', 'cut.png', 'damaged')),
     (dict(id='x', image='red.png'), ('pairs.json', 'row 8', 'conversations')),
 ])
 def test_records(capsys, place, tmp_path, record, says):
@@ -57,7 +64,8 @@ def test_level(capsys, place, tmp_path):
     "A level that the model does not have, in a chat and in training data."
     from aligngpt.core.errors import AlignGPTError
     from aligngpt.data.records import Records
-    code, err = command(capsys, 'chat', place/'run', '--question', 'Hm?', '--image', place/'images'/'red.png', '--level', 9)
+    code, err = command(capsys, 'chat', place/'run', '--question', 'Hm?', '--image', place/'images'/'red.png',
+                        '--level', 9)
     assert code == 1 and 'Invalid level 9. Valid range: 0-7' in err, err
     (tmp_path/'data.json').write_text(json.dumps([dict(GOOD[0], similarity=3), dict(GOOD[1], similarity=11)]))
     with pytest.raises(AlignGPTError) as e: Records(tmp_path/'data.json')
@@ -69,7 +77,8 @@ def test_template(place):
     from aligngpt.checkpoints.layouts import load
     from aligngpt.core.errors import AlignGPTError
     _, processor = load(place/'run', device='cpu')
-    with pytest.raises(AlignGPTError, match="Unknown template 'v2'. Valid: plain, v1"): processor.with_settings(template='v2')
+    with pytest.raises(AlignGPTError, match="Unknown template 'v2'. Valid: plain, v1"):
+        processor.with_settings(template='v2')
 
 
 def test_no_checkpoint(capsys, place):
@@ -84,10 +93,14 @@ def test_full_disk(capsys, place, tmp_path):
     "No space left while results are written: said in a line, and no half result lies about."
     disk = tmp_path/'disk'
     disk.mkdir()
-    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8k', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('needs the right to mount a small file system')
+    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8k', 'tmpfs', disk],
+                                     capture_output=True).returncode:
+        pytest.skip('needs the right to mount a small file system')
     try:
         (tmp_path/'pairs.json').write_text(json.dumps(GOOD*100))
-        code, err = command(capsys, 'levels', tmp_path/'pairs.json', '--images', place/'images', '--clip', place/'clip', '--out', disk/'levels.json', '--device', 'cpu')
+        code, err = command(capsys, 'levels', tmp_path/'pairs.json', '--images', place/'images', '--clip',
+                            place/'clip', '--out', disk/'levels.json', '--device', 'cpu')
         assert code == 1 and 'no space left' in err and 'Traceback' not in err, err
-        assert not [p for p in disk.rglob('*') if p.suffix in ('.json', '.parquet', '.tmp') and p.name != 'job.json'] # scores stay, to go on from
+        assert not [p for p in disk.rglob('*') if p.suffix in ('.json', '.parquet', '.tmp')
+                    and p.name != 'job.json'] # scores stay, to go on from
     finally: subprocess.run(['umount', disk], check=True)

@@ -19,7 +19,8 @@ ours = re.compile(r'^(note: .*|error: .*|  hint: .*|[^|]*\d+%\|.*|[^|]*\d+it \[.
 def run(*args, inp=None):
     "A command in a process of its own, where warnings about the future are errors."
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, input=inp, capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, input=inp, capture_output=True,
+                          text=True)
 
 
 def quiet(done):
@@ -32,10 +33,12 @@ def quiet(done):
 
 def test_chat(rehearsal, tmp_path):
     Image.new('RGB', (64, 64), 'red').save(tmp_path/'p.png')
-    assert quiet(run('chat', rehearsal, '--image', tmp_path/'p.png', '--temperature', 0, inp='what color is the shape?\n')).strip()
+    assert quiet(run('chat', rehearsal, '--image', tmp_path/'p.png', '--temperature', 0,
+                     inp='what color is the shape?\n')).strip()
 
 
-@pytest.mark.parametrize('args', [('zoo',), ('plan', '--preset', 'aligngpt-7b'), ('eval', '--list')], ids=lambda a: a[0])
+@pytest.mark.parametrize('args', [('zoo',), ('plan', '--preset', 'aligngpt-7b'), ('eval', '--list')],
+                         ids=lambda a: a[0])
 def test_tables(args): assert quiet(run(*args))
 
 
@@ -43,5 +46,6 @@ def test_training(rehearsal, tmp_path):
     "Two steps of tuning with adapters."
     pytest.importorskip('peft')
     from aligngpt.quickstart.easyvqa import folder
-    quiet(run('finetune', '--model', rehearsal/'model', '--data', rehearsal/'data'/'tuning.json', '--images', folder(), '--out', tmp_path/'run',
+    quiet(run('finetune', '--model', rehearsal/'model', '--data', rehearsal/'data'/'tuning.json', '--images',
+              folder(), '--out', tmp_path/'run',
               '--max-steps', 2, '--batch-size', 2, '--lora', 4, '--device', 'cpu', '--template', 'plain'))

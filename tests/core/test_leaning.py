@@ -15,7 +15,8 @@ home = Path(aligngpt.__file__).parent
 apart = 'vllm_model', 'vllm_plugin', 'lmms_eval', '_modidx' # plugins, tried beside their hosts
 files = [p for p in sorted(home.rglob('*.py')) if p.stem not in apart]
 listed = set(re.findall(r'\b_[a-z]\w*', ' '.join(l.name for l in LEANS)))
-protocols = {'_repr_html_', '_repr_markdown_', '_repr_png_', '_repr_mimebundle_', '_replace', '_asdict', '_fields'} # documented
+protocols = {'_repr_html_', '_repr_markdown_', '_repr_png_', '_repr_mimebundle_', '_replace', '_asdict',
+             '_fields'} # documented
 
 
 def private(name): return name.startswith('_') and not name.startswith('__') and name != '_'
@@ -43,7 +44,8 @@ def used_names(tree):
 
 def test_private_names_are_listed():
     known = own_names() | listed | protocols
-    odd = [f'{p.relative_to(home)}:{line} {name}' for p in files for line,name in used_names(ast.parse(p.read_text(encoding='utf-8')))
+    odd = [f'{p.relative_to(home)}:{line} {name}' for p in files
+           for line,name in used_names(ast.parse(p.read_text(encoding='utf-8')))
            if private(name) and name not in known]
     assert not odd, f'not in LEANS (nbs/core/08_versions.ipynb): {odd}'
 
@@ -52,19 +54,24 @@ def written(cls, name):
     "Is this attribute a function of ours, or one that the class sets in its body? Metaclasses of libraries set others."
     value = inspect.getattr_static(cls, name)
     module = getattr(getattr(value, '__func__', getattr(value, 'fget', value)), '__module__', None)
-    return (module or '').startswith('aligngpt') or bool(re.search(rf'^    (.*= *)?{name} *=', inspect.getsource(cls), re.M))
+    return ((module or '').startswith('aligngpt')
+            or bool(re.search(rf'^    (.*= *)?{name} *=', inspect.getsource(cls), re.M)))
 
 
 def test_private_overrides_are_listed():
     odd = []
     for p in files:
-        try: m = importlib.import_module('.'.join(('aligngpt', *p.relative_to(home).with_suffix('').parts)).removesuffix('.__init__'))
+        try:
+            m = importlib.import_module('.'.join(('aligngpt',
+                                                  *p.relative_to(home).with_suffix('').parts)).removesuffix('.__init__'))
         except ModuleNotFoundError as e:
             if (e.name or '').startswith('aligngpt'): raise
             continue # an extra that is not installed
         for c in (c for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__):
-            others = {n for b in c.__mro__[1:] if not b.__module__.startswith(('aligngpt', 'builtins')) for n in vars(b)}
-            odd += [f'{c.__name__}.{n}' for n in vars(c) if private(n) and written(c, n) and n in others - listed - protocols]
+            others = {n for b in c.__mro__[1:] if not b.__module__.startswith(('aligngpt', 'builtins'))
+                      for n in vars(b)}
+            odd += [f'{c.__name__}.{n}' for n in vars(c) if private(n) and written(c, n)
+                    and n in others - listed - protocols]
     assert not odd, f'not in LEANS (nbs/core/08_versions.ipynb): {odd}'
 
 

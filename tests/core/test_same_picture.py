@@ -64,7 +64,8 @@ def over_the_api(model, processor, data):
     url = 'data:image/png;base64,' + base64.b64encode(data).decode()
     parts = [dict(type='image_url', image_url=dict(url=url)), dict(type='text', text='What colour is it?')]
     with TestClient(create_app(Api(engine, 'toy'))) as http:
-        r = http.post('/v1/chat/completions', json=dict(model='toy', messages=[dict(role='user', content=parts)], max_tokens=2))
+        r = http.post('/v1/chat/completions', json=dict(model='toy', messages=[dict(role='user', content=parts)],
+                                                        max_tokens=2))
         assert r.status_code == 200, r.text
 
 def faces(file, model, processor):
@@ -73,11 +74,14 @@ def faces(file, model, processor):
     records = Records(folder/'data.json', quiet=True)
     samples = SampleDataset(records, folder, processor)
     prepare = lambda im: processor.prepare_images([im])
-    message = lambda source: [dict(role='user', content=[dict(type='image', **source), dict(type='text', text='What?')])]
-    template = lambda source: processor.apply_chat_template(message(source), tokenize=True, return_dict=True, return_tensors='pt', add_generation_prompt=True)
+    message = lambda source: [dict(role='user',
+                                   content=[dict(type='image', **source), dict(type='text', text='What?')])]
+    template = lambda source: processor.apply_chat_template(message(source), tokenize=True, return_dict=True,
+                                                            return_tensors='pt', add_generation_prompt=True)
     class Scorer: pass
     uploads = type('', (), dict(folder=folder/'uploads', api=type('', (), dict(limits=Limits()))))
-    chat = lambda source: ChatSession(model, processor, temperature=0, max_new_tokens=2).ask('What colour is it?', images=[source])
+    chat = lambda source: ChatSession(model, processor, temperature=0,
+                                      max_new_tokens=2).ask('What colour is it?', images=[source])
     return dict(
         training=lambda: samples[0]['pixel_values'],
         features=lambda: samples.pixels(samples.image_keys()),
@@ -106,9 +110,11 @@ def test_benchmarks_do_not_turn(file, talking):
     stored.getexif().clear(); stored.info.clear()
     want = processor.prepare_images([stored.convert('RGB')])
     inline = Question(1, '?', image_base64=base64.b64encode(file.read_bytes()).decode())
-    for q in (Question(1, '?', image=file.name), inline): assert torch.equal(processor.prepare_images([load_image(q, file.parent)]), want)
+    for q in (Question(1, '?', image=file.name), inline):
+        assert torch.equal(processor.prepare_images([load_image(q, file.parent)]), want)
 
 def test_sixteen_bits_are_grey(tmp_path):
     im, kind, how = deep()
     im.save(tmp_path/'deep.png')
-    for im in (open_picture(tmp_path/'deep.png'), load_image(Question(1, '?', image='deep.png'), tmp_path)): assert abs(np.asarray(im).mean() - 127) < 1
+    for im in (open_picture(tmp_path/'deep.png'), load_image(Question(1, '?', image='deep.png'), tmp_path)):
+        assert abs(np.asarray(im).mean() - 127) < 1

@@ -19,13 +19,16 @@ RUN = Path(os.environ.get('ALIGNGPT_QUICKSTART', 'runs/quickstart'))
 def alone(model, processor, text, image, tokens):
     "One question with transformers' own means."
     chat = [dict(role='user', content=[dict(type='image', image=image), dict(type='text', text=text)])]
-    batch = processor.apply_chat_template([chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
-    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=list(processor.stop_token_ids))
+    batch = processor.apply_chat_template([chat], add_generation_prompt=True, tokenize=True, return_dict=True,
+                                          return_tensors='pt')
+    ids = model.generate(**batch, max_new_tokens=tokens, do_sample=False, use_cache=True,
+                         eos_token_id=list(processor.stop_token_ids))
     return processor.tokenizer.decode(ids[0, batch['input_ids'].shape[1]:], skip_special_tokens=True).strip()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (RUN/'metrics.json').exists(), reason=f'no finished quickstart in {RUN}: name one with ALIGNGPT_QUICKSTART')
+@pytest.mark.skipif(not (RUN/'metrics.json').exists(),
+                    reason=f'no finished quickstart in {RUN}: name one with ALIGNGPT_QUICKSTART')
 def test_batches_pay():
     "In turn, an eighth of the pictures each time, since the load of a machine changes: medians."
     keep_freed_memory() # as `aligngpt eval` does
@@ -40,7 +43,9 @@ def test_batches_pay():
         for some in answers(model, processor, mine, load, task.max_new_tokens, 64, 125): got.update(some)
         middle = time.perf_counter()
         want = {i: alone(model, processor, a.text, load(a.image), task.max_new_tokens) for i,a in enumerate(mine)}
-        together.append((middle - start)/len(mine)); single.append((time.perf_counter() - middle)/len(mine)); n += len(mine)
+        together.append((middle - start)/len(mine))
+        single.append((time.perf_counter() - middle)/len(mine))
+        n += len(mine)
         assert got == want
     ratios = sorted(s/t for s,t in zip(single, together))
     print(f'\n{n:,} questions, the same answers: {1/statistics.median(together):.0f} a second in batches, {1/statistics.median(single):.0f} alone; {statistics.median(ratios):.1f} times as fast ({ratios[0]:.1f} to {ratios[-1]:.1f}), bar 10')

@@ -20,7 +20,8 @@ ROOT = Path(os.environ.get('ALIGNGPT_BENCHMARKS') or Path(__file__).resolve().pa
 FOLDERS = sorted(f.parent for f in ROOT.glob('*/expected.json') if f.parent.name in TASKS)
 DESCRIBES = {'file', 'route', 'note', 'error', 'official_error'} # keys that hold no result
 
-pytestmark = pytest.mark.skipif(not FOLDERS, reason=f'no golden benchmark cases in {ROOT}: set ALIGNGPT_BENCHMARKS to their folder')
+pytestmark = pytest.mark.skipif(not FOLDERS,
+                                reason=f'no golden benchmark cases in {ROOT}: set ALIGNGPT_BENCHMARKS to their folder')
 
 def rows(path): return [json.loads(l) for l in path.read_bytes().split(b'\n') if l.strip()]
 def expected(folder): return json.loads((folder/'expected.json').read_bytes())
@@ -36,11 +37,13 @@ def differences(want, got, path='', exact=False):
             if k not in got: yield f'{path}/{k}: missing'
             else: yield from differences(v, got[k], f'{path}/{k}', exact or str(k).endswith(('_6dp', '_unrounded')))
     elif isinstance(want, list):
-        if not isinstance(got, (list, tuple)) or len(want) != len(got): yield f'{path}: expected {len(want)} entries, got {got!r}'; return
+        if not isinstance(got, (list, tuple)) or len(want) != len(got):
+            yield f'{path}: expected {len(want)} entries, got {got!r}'; return
         for i,(w,g) in enumerate(zip(want, got)): yield from differences(w, g, f'{path}/{i}', exact)
     elif isinstance(want, (int, float)) and not isinstance(want, bool):
         number = isinstance(got, (int, float)) and not isinstance(got, bool)
-        if not number or abs(want-got) > (2e-6 if exact or abs(want) <= 1 else .006): yield f'{path}: expected {want!r}, got {got!r}'
+        if not number or abs(want-got) > (2e-6 if exact or abs(want) <= 1 else .006):
+            yield f'{path}: expected {want!r}, got {got!r}'
     elif want != got: yield f'{path}: expected {want!r}, got {got!r}'
 
 def check(want, got):
@@ -52,7 +55,8 @@ def recorded(folder):
     path = next(iter(sorted(folder.glob('judge_replies.*'))), None)
     return Replies.read(path) if path else None
 
-def run(folder, file=None, **kw): return score(folder.name, folder, folder/(file or expected(folder)['main']['file']), judge=recorded(folder), **kw)
+def run(folder, file=None, **kw):
+    return score(folder.name, folder, folder/(file or expected(folder)['main']['file']), judge=recorded(folder), **kw)
 
 @each(FOLDERS)
 def test_main(folder):
@@ -88,13 +92,15 @@ def test_prompts_are_those_of_the_answers(folder):
     asked, ids = {q.key: q for q in questions(folder.name, folder)}, {q.id for q in questions(folder.name, folder)}
     answered = [r for r in rows(folder/expected(folder)['main']['file']) if r['question_id'] in ids]
     assert {(r['question_id'], r['prompt']) for r in answered} == set(asked)
-    for r in answered: assert asked[r['question_id'], r['prompt']].row(r['text'], r.get('model_id', ''), r.get('answer_id', '')) == r
+    for r in answered:
+        assert asked[r['question_id'], r['prompt']].row(r['text'], r.get('model_id', ''), r.get('answer_id', '')) == r
 
 @each(with_file('expected_prompts.jsonl'))
 def test_model_input(folder):
     "The complete model input in the Vicuna v1 format, to the character."
     t = TEMPLATES['v1']
-    got = {q.id: t.system + t.after_system + t.before_user + q.user + t.before_answer for q in questions(folder.name, folder)}
+    got = {q.id: t.system + t.after_system + t.before_user + q.user + t.before_answer
+           for q in questions(folder.name, folder)}
     want = {r['question_id']: r['prompt'] for r in rows(folder/'expected_prompts.jsonl')}
     check(want, got)
     assert len(got) == len(want)
@@ -103,27 +109,32 @@ def test_model_input(folder):
 def test_upload(folder, tmp_path):
     "The file for the server holds what the official converter writes."
     want, task = expected(folder), TASKS[folder.name]
-    main, out = want['main'], submit(folder.name, folder, folder/want['main']['file'], tmp_path/f'upload{task.suffix}')
+    main, out = want['main'], submit(folder.name, folder, folder/want['main']['file'],
+                                     tmp_path/f'upload{task.suffix}')
     if task.suffix == '.xlsx':
         got, sub = read_xlsx(out), want['submission']
         assert list(got[0]) == sub['columns_aligngpt'] and len(got) == sub['rows']
-        check(sub['predictions'], {str(r['index']): None if r['prediction'] in EMPTY else r['prediction'] for r in got})
+        check(sub['predictions'], {str(r['index']): None if r['prediction'] in EMPTY else r['prediction']
+                                   for r in got})
     else:
         got = rows(out) if task.suffix == '.jsonl' else json.loads(out.read_text())
         pairs = got if isinstance(got, dict) else {str(k): v for k,v in (r.values() for r in got)}
-        check(next(main[k] for k in ('submission', 'converted', 'results_json_first', 'upload_first_rows') if k in main), got[:3] if 'upload_first_rows' in main else pairs)
+        check(next(main[k] for k in ('submission', 'converted', 'results_json_first', 'upload_first_rows')
+                   if k in main), got[:3] if 'upload_first_rows' in main else pairs)
 
 @each(with_file('normalization.jsonl'))
 def test_normalisers(folder):
     for r in rows(folder/'normalization.jsonl'):
         assert evalai_process(r['raw']) == r['evalai_processor'], r
-        assert vqa_normalise(r['raw'].replace('\n', ' ').replace('\t', ' ').strip(), ascii_digits=True) == r['vqa_official'], r
+        assert vqa_normalise(r['raw'].replace('\n', ' ').replace('\t', ' ').strip(),
+                             ascii_digits=True) == r['vqa_official'], r
 
 @each(with_file('option_extraction.jsonl'))
 def test_option_extraction(folder):
     for r in rows(folder/'option_extraction.jsonl'):
         old, new = sorted(k for k in r if k.startswith('extracted_'))
-        assert (mmbench_match(r['answer'], r['choices']), mmbench_match(r['answer'], r['choices'], newer=True)) == (r[old], r[new]), r
+        assert (mmbench_match(r['answer'], r['choices']),
+                mmbench_match(r['answer'], r['choices'], newer=True)) == (r[old], r[new]), r
 
 @each(with_file('expected_judge_prompts.jsonl') + with_file('expected_judge_calls.jsonl'))
 def test_judge_calls(folder):
@@ -133,7 +144,8 @@ def test_judge_calls(folder):
     if (f := folder/'expected_judge_prompts.jsonl').exists():
         assert [(c.id, c.content) for c in judge.log] == [(str(r['question_id']), r['user']) for r in rows(f)]
     if (f := folder/'expected_judge_calls.jsonl').exists():
-        assert [dict(id=c.id, temperature=c.temperature, max_tokens=c.max_tokens, content=c.content) for c in judge.log] == rows(f)
+        assert [dict(id=c.id, temperature=c.temperature, max_tokens=c.max_tokens, content=c.content)
+                for c in judge.log] == rows(f)
 
 @each(FOLDERS)
 def test_cut_off_answers(folder, tmp_path):
@@ -145,7 +157,8 @@ def test_cut_off_answers(folder, tmp_path):
         check(expected(folder)['headline'], score(folder.name, folder, cut).headline)
         assert read_answers(cut, skip_broken=True).broken == [n]
     else:
-        with pytest.raises(AlignGPTError, match=f'cut.jsonl, line {n}: not valid JSON'): score(folder.name, folder, cut, judge=recorded(folder))
+        with pytest.raises(AlignGPTError, match=f'cut.jsonl, line {n}: not valid JSON'):
+            score(folder.name, folder, cut, judge=recorded(folder))
 
 @each(FOLDERS)
 def test_points_and_right_answers(folder):

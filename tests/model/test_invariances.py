@@ -29,7 +29,8 @@ def rows(model, b, **kwargs):
 
 def answers(model, b, n=8, **kwargs):
     "Greedy ids and the logits behind them."
-    out = model.generate(**b, max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True, output_logits=True, **kwargs)
+    out = model.generate(**b, max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True,
+                         output_logits=True, **kwargs)
     return out.sequences[:, -n:], torch.stack(out.logits, 1), out['weights'] if 'weights' in out else None
 
 def same(a, b):
@@ -43,7 +44,8 @@ def test_logits_differ(model):
     b = batch(CHATS[:1])
     base = rows(model, b)[0]
     assert base.std() > .1
-    for other in (batch([[user('What colour is it?', picture('blue'))]]), batch([[user('What colour is ten', picture('red'))]])):
+    for other in (batch([[user('What colour is it?', picture('blue'))]]),
+                  batch([[user('What colour is ten', picture('red'))]])):
         assert (rows(model, other)[0][-1] - base[-1]).abs().max() > 100*EPS
     assert (rows(model, b, alignment=0)[0] - rows(model, b, alignment=3)[0]).abs().max() > 100*EPS
 
@@ -115,7 +117,8 @@ def test_saved_is_in_memory(model, tmp_path):
     b = batch(CHATS)
     for k,v in batch(CHATS, p=p).items(): assert torch.equal(v, b[k]), k
     for m in (again, auto):
-        for (n, x), y in zip(model.state_dict().items(), m.state_dict().values(), strict=True): assert torch.equal(x, y), n
+        for (n, x), y in zip(model.state_dict().items(), m.state_dict().values(), strict=True):
+            assert torch.equal(x, y), n
         assert all(torch.equal(x, y) for x,y in zip(rows(m.eval(), b), rows(model, b)))
 
 def test_merged_adapters(model):
@@ -143,13 +146,15 @@ def test_converted_there_and_back(model, tmp_path):
 
 # Nothing of the future leaks.
 
-LONG = [user('What colour is it?', picture('red')), says('It is **red**.'), user('Is it warm or cool?'), says('Warm, since it is **red**.'), user('Count to ten.'), says('one, two, three')]
+LONG = [user('What colour is it?', picture('red')), says('It is **red**.'), user('Is it warm or cool?'),
+        says('Warm, since it is **red**.'), user('Count to ten.'), says('one, two, three')]
 
 def changed(gate_text, where):
     "How much each logit before position `where` moves when the token there changes, [where, vocabulary]."
     m, p = build(gate_text), processor(gate_text)
     sample = p.encode(LONG)
-    b = dict(input_ids=sample['input_ids'][None], gate_mask=sample['gate_mask'][None], pixel_values=sample['pixel_values'], labels=sample['labels'][None])
+    b = dict(input_ids=sample['input_ids'][None], gate_mask=sample['gate_mask'][None],
+             pixel_values=sample['pixel_values'], labels=sample['labels'][None])
     ids = b['input_ids'].clone()
     ids[0, where] = (ids[0, where] + 7) % 200 + 10
     with torch.no_grad(): return (m(**{**b, 'input_ids':ids}).logits - m(**b).logits)[0, :where].abs()
@@ -175,7 +180,9 @@ def test_training_is_inference():
     "Logits in training equal those of each turn as it is asked, with a gate that was told nothing but the turn."
     m, p = build(), processor()
     sample = p.encode(LONG)
-    with torch.no_grad(): whole = m(input_ids=sample['input_ids'][None], labels=sample['labels'][None], pixel_values=sample['pixel_values'], return_logits=True)
+    with torch.no_grad():
+        whole = m(input_ids=sample['input_ids'][None], labels=sample['labels'][None],
+                  pixel_values=sample['pixel_values'], return_logits=True)
     for turn in (1, 3, 5):
         b = batch([LONG[:turn]])
         n = b['input_ids'].shape[1]

@@ -21,7 +21,8 @@ FOLDERS = sorted(p.parent for p in ROOT.glob('*/expected.json'))
 CPU = dict(dtype='float32', device='cpu')
 
 
-@pytest.fixture(scope='module', params=['seeded', *(FOLDERS or [None])], ids=lambda p: p if isinstance(p, str) else p.name if p else 'absent')
+@pytest.fixture(scope='module', params=['seeded', *(FOLDERS or [None])],
+                ids=lambda p: p if isinstance(p, str) else p.name if p else 'absent')
 def ref(request, tmp_path_factory):
     "A reference folder: its path, its numbers, its tensors."
     folder = request.param
@@ -36,9 +37,12 @@ def records(folder, name): return json.loads((folder/f'{name}.json').read_text()
 def encode(folder, data, processor):
     "Samples of a data file, and the batch of them."
     rows = [processor.encode(r, [folder/'images'/r['image']] if 'image' in r else []) for r in data]
-    def pad(k, value): return torch.nn.utils.rnn.pad_sequence([r[k] for r in rows], batch_first=True, padding_value=value)
-    batch = dict(input_ids=pad('input_ids', processor.tokenizer.pad_token_id), labels=pad('labels', -100), gate_mask=pad('gate_mask', False))
-    batch['attention_mask'] = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r['input_ids']) for r in rows], batch_first=True)
+    def pad(k, value):
+        return torch.nn.utils.rnn.pad_sequence([r[k] for r in rows], batch_first=True, padding_value=value)
+    batch = dict(input_ids=pad('input_ids', processor.tokenizer.pad_token_id), labels=pad('labels', -100),
+                 gate_mask=pad('gate_mask', False))
+    batch['attention_mask'] = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r['input_ids']) for r in rows],
+                                                              batch_first=True)
     batch['pixel_values'] = torch.cat([r['pixel_values'] for r in rows if 'pixel_values' in r])
     return rows, batch
 
@@ -82,7 +86,9 @@ def test_pretraining(ref):
     folder, expected, tensors = ref
     want, data = expected['pretrain'], records(folder, 'pretrain')
     about = json.loads((folder/'pretrain_out'/'config.json').read_text()) # the initial file has no configuration beside it
-    model, processor = load_pretrained_align(folder/'pretrain_init_mm_projector_align.bin', folder/'llm', folder/'clip', vision_feature_layer=about['mm_vision_select_layer'], **CPU)
+    model, processor = load_pretrained_align(folder/'pretrain_init_mm_projector_align.bin', folder/'llm',
+                                             folder/'clip', vision_feature_layer=about['mm_vision_select_layer'],
+                                             **CPU)
     assert (processor.template, processor.image_aspect_ratio) == ('plain', 'square')
     rows, batch = encode(folder, data, processor)
     check_ids(rows, want, processor)
@@ -113,7 +119,8 @@ def test_tuning(ref):
     folder, expected, tensors = ref
     want, data = expected['finetune'], records(folder, 'finetune')
     width = len(map_tensors(folder/'finetune_init_gate.bin')['gated_weight_layer.mlp.0.bias'])
-    model, processor = load_pretrained_align(folder/'pretrain_out', folder/'llm', template='v1', image_aspect_ratio='pad', gate_hidden_size=width, **CPU)
+    model, processor = load_pretrained_align(folder/'pretrain_out', folder/'llm', template='v1',
+                                             image_aspect_ratio='pad', gate_hidden_size=width, **CPU)
     add_gate(model, 'full'); load_parts(model, folder/'finetune_init_gate.bin')
     processor.gate_text = 'full'
     rows, batch = encode(folder, data, processor)
@@ -141,12 +148,17 @@ def test_inference(ref):
     assert model.config.gate_text == processor.gate_text == 'full'
     for want in expected['inference']:
         chat = [dict(role=role, content=text) for role,text in want['turns']]
-        if 'image' in want: chat[0]['content'] = [dict(type='image', path=str(folder/'images'/want['image'])), dict(type='text', text=chat[0]['content'])]
+        if 'image' in want:
+            chat[0]['content'] = [dict(type='image', path=str(folder/'images'/want['image'])),
+                                  dict(type='text', text=chat[0]['content'])]
         assert processor.apply_chat_template(chat, add_generation_prompt=True) == want['prompt']
-        batch = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
+        batch = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True,
+                                              return_tensors='pt')
         row = dict(input_ids=batch['input_ids'][0], labels=batch['input_ids'][0])
         assert collapse(row, processor)[0] == want['input_ids']
         n, new = len(row['input_ids']), len(want['generated'])
-        out = model.generate(**batch, max_new_tokens=new, do_sample=False, suppress_tokens=[processor.tokenizer.eos_token_id], return_dict_in_generate=True)
+        out = model.generate(**batch, max_new_tokens=new, do_sample=False,
+                             suppress_tokens=[processor.tokenizer.eos_token_id], return_dict_in_generate=True)
         assert out.sequences[0, n:].tolist() == want['generated']
-        if want.get('gate'): torch.testing.assert_close(out['weights'][:, :-1], torch.tensor(want['gate']), atol=1e-5, rtol=0)
+        if want.get('gate'):
+            torch.testing.assert_close(out['weights'][:, :-1], torch.tensor(want['gate']), atol=1e-5, rtol=0)

@@ -55,7 +55,8 @@ def test_half(stage):
 
 def test_slices():
     "The output layer never sees more positions at a time than allowed, and none without a label."
-    lm = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=50))
+    lm = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+                                      vocab_size=50))
     seen, labels = [], torch.full((1, 40), -100)
     labels[:, 15:] = 7
     lm.lm_head.register_forward_hook(lambda m, x, y: seen.append(len(y)))

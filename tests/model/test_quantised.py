@@ -33,7 +33,8 @@ def check_parts(model, whole, kind):
         assert issubclass(t, KIND[kind]) == inside, n
     kept = {n:p for n,p in model.state_dict().items() if not n.startswith('language_model.model.layers')}
     for n,p in whole.state_dict().items():
-        if not n.startswith('language_model.model.layers'): assert torch.equal(kept[n], p) and kept[n].dtype == torch.float32, n
+        if not n.startswith('language_model.model.layers'):
+            assert torch.equal(kept[n], p) and kept[n].dtype == torch.float32, n
 
 @pytest.mark.parametrize('kind', KIND)
 @pytest.mark.parametrize('layout', ['ours', 'official'])
@@ -44,7 +45,9 @@ def test_load(folder, kind, layout):
     b = batch(CHATS)
     with torch.no_grad(): got, want = model(**b), whole(**b)
     assert torch.equal(got.image_hidden_states, want.image_hidden_states)
-    if layout == 'ours': torch.testing.assert_close(got.weights, want.weights, atol=1e-6, rtol=0) # the gate reads embeddings and pictures, which are whole
+    if layout == 'ours':
+        torch.testing.assert_close(got.weights, want.weights, atol=1e-6,
+                                   rtol=0) # the gate reads embeddings and pictures, which are whole
     keep = b['attention_mask'].bool()
     near = torch.nn.functional.cosine_similarity(got.logits[keep], want.logits[keep]).mean()
     assert near > dict(nf4=.95, int8=.99)[kind], near

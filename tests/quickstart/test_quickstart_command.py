@@ -11,7 +11,8 @@ PATIENCE = 3600 # seconds; a busy machine takes its time
 
 def command(*args, patience=PATIENCE):
     "A command to its end."
-    return subprocess.run([sys.executable, *map(str, args)], env=ENV, capture_output=True, text=True, timeout=patience)
+    return subprocess.run([sys.executable, *map(str, args)], env=ENV, capture_output=True, text=True,
+                          timeout=patience)
 
 def metrics(run):
     "What was measured, without the times."

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.browser
 
 class WebPage:
     "What a person sees and can do."
-    def __init__(self, page): self.page, self.box, self.answers, self.bars = page, page.locator('textarea'), page.locator('#conversation .bot.message'), page.locator('#weights .agpt-bars')
+    def __init__(self, page):
+        self.page, self.box, self.answers, self.bars = page, page.locator('textarea'), page.locator('#conversation .bot.message'), page.locator('#weights .agpt-bars')
 
     def upload(self, folder, name, data):
         (folder/name).write_bytes(data)

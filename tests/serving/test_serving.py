@@ -5,7 +5,8 @@ from statistics import median, quantiles
 
 import pytest
 
-for name in ('openai', 'uvicorn', 'gradio'): pytest.importorskip(name, reason=f"no {name}: pip install 'aligngpt[dev]'")
+for name in ('openai', 'uvicorn', 'gradio'):
+    pytest.importorskip(name, reason=f"no {name}: pip install 'aligngpt[dev]'")
 import httpx, openai
 from aligngpt.chat.session import ChatSession
 from aligngpt.testing.hostile import bombs, half_pictures, no_pictures, odd_pictures
@@ -48,7 +49,8 @@ def png(colour):
 
 def user(text, *colours):
     "What the user says, with pictures."
-    return dict(role='user', content=[*(dict(type='image_url', image_url=dict(url=data_url(png(c)))) for c in colours if c), dict(type='text', text=text)])
+    return dict(role='user', content=[*(dict(type='image_url', image_url=dict(url=data_url(png(c)))) for c in colours
+                                        if c), dict(type='text', text=text)])
 
 
 def figures(**what):
@@ -59,26 +61,33 @@ def figures(**what):
 def test_openai(locked_server):
     "The official client, unchanged: chat, streaming, pictures, an alignment, errors, a key."
     client = openai.OpenAI(base_url=locked_server.url + '/v1', api_key='s3cret', max_retries=0)
-    def ask(*messages, **kw): return client.chat.completions.create(model='toy', messages=list(messages), **{'temperature':0, **kw})
+    def ask(*messages, **kw):
+        return client.chat.completions.create(model='toy', messages=list(messages), **{'temperature':0, **kw})
     assert [m.id for m in client.models.list()] == ['toy']
     blue = user(QUESTIONS[0], 'blue')
     whole = ask(blue)
     said = whole.choices[0].message
     assert (said.content, said.role, whole.choices[0].finish_reason) == ('It is **blue**.', 'assistant', 'stop')
-    chunks = list(ask(blue, dict(role='assistant', content=said.content), user(QUESTIONS[3]), stream=True, stream_options=dict(include_usage=True)))
+    chunks = list(ask(blue, dict(role='assistant', content=said.content), user(QUESTIONS[3]), stream=True,
+                      stream_options=dict(include_usage=True)))
     texts = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
     assert ''.join(texts) == toy_answer(QUESTIONS[3]) # in as many pieces as there was time for
     assert chunks[-1].usage.completion_tokens == 11 and chunks[-2].choices[0].finish_reason == 'stop'
-    assert ask(user(QUESTIONS[0], 'blue'), dict(role='assistant', content='It is **blue**.'), user(QUESTIONS[0], 'red')).choices[0].message.content == 'It is **red**.'
+    assert ask(user(QUESTIONS[0], 'blue'), dict(role='assistant', content='It is **blue**.'),
+               user(QUESTIONS[0], 'red')).choices[0].message.content == 'It is **red**.'
     want = ChatSession(*toy(), temperature=0).ask(QUESTIONS[2], [swatch('green'), swatch('red')])
     two = ask(user(QUESTIONS[2], 'green', 'red')) # in one message
     assert (two.choices[0].message.content, two.usage.prompt_tokens) == (want.text, want.prompt_tokens)
     assert ask(blue, extra_body=dict(alignment=2)).aligngpt['weights'] == [0, 0, 1, 0, 0, 0, 0, 0]
-    for kind,kw in ((openai.BadRequestError, dict(temperature=-1)), (openai.BadRequestError, dict(extra_body=dict(alignment=99))), (openai.NotFoundError, dict(model='gpt'))):
+    for kind,kw in ((openai.BadRequestError, dict(temperature=-1)),
+                    (openai.BadRequestError, dict(extra_body=dict(alignment=99))),
+                    (openai.NotFoundError, dict(model='gpt'))):
         with pytest.raises(kind) as e: client.chat.completions.create(**{**dict(model='toy', messages=[blue]), **kw})
         assert e.value.body['message'] and e.value.response.headers['x-request-id']
-    with pytest.raises(openai.BadRequestError, match='not an image'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(b'Dear Sir')))]))
-    with pytest.raises(openai.BadRequestError, match='fetches nothing'): ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url='http://127.0.0.1/a.png'))]))
+    with pytest.raises(openai.BadRequestError, match='not an image'):
+        ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(b'Dear Sir')))]))
+    with pytest.raises(openai.BadRequestError, match='fetches nothing'):
+        ask(dict(role='user', content=[dict(type='image_url', image_url=dict(url='http://127.0.0.1/a.png'))]))
     with pytest.raises(openai.BadRequestError) as e: ask(user('red '*600))
     assert e.value.code == 'context_length_exceeded'
     with pytest.raises(openai.AuthenticationError): client.with_options(api_key='s3cre').models.list()
@@ -88,8 +97,10 @@ def test_openai(locked_server):
 async def stream(client, question, colour, **kw):
     "(the answer, seconds to its first text)."
     start, first, text = time.perf_counter(), None, ''
-    async for c in await client.chat.completions.create(model='toy', messages=[user(question, colour)], stream=True, temperature=0, **kw):
-        if c.choices and (piece := c.choices[0].delta.content): first, text = first or time.perf_counter() - start, text + piece
+    async for c in await client.chat.completions.create(model='toy', messages=[user(question, colour)], stream=True,
+                                                        temperature=0, **kw):
+        if c.choices and (piece := c.choices[0].delta.content):
+            first, text = first or time.perf_counter() - start, text + piece
     return text, first
 
 
@@ -105,7 +116,8 @@ def test_many_streams(open_server):
     assert [text for text,_ in together.values()] == [alone[t][0] for _,t in together]
     assert alone[QUESTIONS[0], 'blue'][0] == 'It is **blue**.'
     first = quantiles([f for _,f in together.values()], n=20)
-    figures(first_token_alone_s=max(f for _,f in alone.values()), first_token_p50_s=first[9], first_token_p95_s=first[18], all_64_s=seconds)
+    figures(first_token_alone_s=max(f for _,f in alone.values()), first_token_p50_s=first[9],
+            first_token_p95_s=first[18], all_64_s=seconds)
 
 
 def test_flood(locked_server):
@@ -113,7 +125,8 @@ def test_flood(locked_server):
     bodies = [json.dumps(dict(model='toy', messages=[user(*t)], temperature=0)) for t in TALKS]
     headers = {'Authorization':'Bearer s3cret', 'Content-Type':'application/json'}
     async def main():
-        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=600, limits=httpx.Limits(max_connections=400)) as client:
+        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=600,
+                                     limits=httpx.Limits(max_connections=400)) as client:
             async def ask(i): return await client.post('/v1/chat/completions', content=bodies[i % len(bodies)])
             await asyncio.gather(*map(ask, range(400))) # so that caches are full
             memory = [locked_server.memory]
@@ -134,9 +147,12 @@ def test_long_flood(locked_server):
     "Eight thousand requests, a thousand at a time."
     headers = {'Authorization':'Bearer s3cret', 'Content-Type':'application/json'}
     bodies = [json.dumps(dict(model='toy', messages=[user(*t)], temperature=0)) for t in TALKS]
-    async def thousand(client): return await asyncio.gather(*[client.post('/v1/chat/completions', content=bodies[i % len(bodies)]) for i in range(1000)])
+    async def thousand(client):
+        return await asyncio.gather(*[client.post('/v1/chat/completions', content=bodies[i % len(bodies)])
+                                      for i in range(1000)])
     async def main():
-        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=600, limits=httpx.Limits(max_connections=400)) as client:
+        async with httpx.AsyncClient(base_url=locked_server.url, headers=headers, timeout=600,
+                                     limits=httpx.Limits(max_connections=400)) as client:
             return [({r.status_code for r in await thousand(client)}, locked_server.memory) for _ in range(8)]
     seen = asyncio.run(main())
     figures(memory_MB=[round(m) for _,m in seen])
@@ -149,12 +165,16 @@ def test_batching_pays(runs):
     "Tokens per second of sixteen clients at once and of sixteen who wait for each other; in turn, three times. Shown, not asserted."
     body = json.dumps(dict(model='babbler', messages=[user('Hm?', 'blue')], max_tokens=64, temperature=0))
     async def main(url):
-        async with httpx.AsyncClient(base_url=url, headers={'Content-Type':'application/json'}, timeout=600) as client:
-            async def ask(): return (await client.post('/v1/chat/completions', content=body)).json()['usage']['completion_tokens']
+        async with httpx.AsyncClient(base_url=url, headers={'Content-Type':'application/json'},
+                                     timeout=600) as client:
+            async def ask():
+                return (await client.post('/v1/chat/completions', content=body)).json()['usage']['completion_tokens']
             async def waiting(): return [await ask() for _ in range(16)]
-            async def speed(f): start = time.perf_counter(); n = sum(await f()); return n/(time.perf_counter() - start)
+            async def speed(f):
+                start = time.perf_counter(); n = sum(await f()); return n/(time.perf_counter() - start)
             await ask()
-            return zip(*[(await speed(waiting), await speed(lambda: asyncio.gather(*[ask() for _ in range(16)]))) for _ in range(3)])
+            return zip(*[(await speed(waiting), await speed(lambda: asyncio.gather(*[ask() for _ in range(16)])))
+                         for _ in range(3)])
     with serve(runs, 'babbler', '--no-page') as server: single, together = map(median, asyncio.run(main(server.url)))
     figures(tokens_per_second_in_turn=single, at_once=together, ratio=together/single, bar=4)
 
@@ -179,7 +199,8 @@ def test_gone(tmp_path):
             r.close(); c.close()
             free.append(until(lambda: not running()))
         counts = client.get('/metrics').text
-        tokens = float(next(l for l in counts.splitlines() if l.startswith('aligngpt_tokens_total{kind="completion"}')).split()[1])
+        tokens = float(next(l for l in counts.splitlines()
+                            if l.startswith('aligngpt_tokens_total{kind="completion"}')).split()[1])
         figures(free_after_s_median=median(free), free_after_s_most=max(free), tokens_written_for_each=tokens/100)
         assert tokens <= 100*4, tokens # of eleven
         hold.unlink()
@@ -189,7 +210,9 @@ def test_hostile_pictures(open_server):
     "Every picture of the hostile collection is answered or refused, by the API and by the page."
     with httpx.Client(base_url=open_server.url, timeout=600) as client:
         for h in no_pictures() + half_pictures() + bombs() + odd_pictures():
-            said = client.post('/v1/chat/completions', json=dict(model='toy', max_tokens=2, messages=[dict(role='user', content=[dict(type='image_url', image_url=dict(url=data_url(h.data)))])]))
+            said = client.post('/v1/chat/completions',
+                               json=dict(model='toy', max_tokens=2, messages=[dict(role='user',
+                content=[dict(type='image_url', image_url=dict(url=data_url(h.data)))])]))
             kept = client.post('/page/gradio_api/upload', files=[('files', (f'../../{h.name}', h.data))])
             assert said.status_code in (200, 400, 413) and kept.status_code in (200, 400, 413), (h.name, said.text, kept.text)
             assert (said.status_code == 200) == (kept.status_code == 200), h.name
@@ -203,10 +226,13 @@ def test_fuzz(phases, runs, open_server):
     pytest.importorskip('schemathesis', reason="no schemathesis: pip install 'aligngpt[dev]'")
     schema = httpx.get(open_server.url + '/openapi.json').json()
     schema['components']['schemas']['ChatRequest']['properties']['model']['enum'] = ['toy'] # most requests shall go further than to its name
-    schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')), data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
+    schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')),
+        data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
     (runs/'openapi.json').write_text(json.dumps(schema))
-    done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', 'openapi.json', '--url', open_server.url, '--seed', '1', '--max-examples', '60', '--workers', '2',
-                           '--phases', phases, '--exclude-checks', 'positive_data_acceptance', '--no-color'], cwd=runs, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([sys.executable, '-m', 'schemathesis.cli', 'run', 'openapi.json', '--url', open_server.url,
+                           '--seed', '1', '--max-examples', '60', '--workers', '2',
+                           '--phases', phases, '--exclude-checks', 'positive_data_acceptance', '--no-color'],
+                           cwd=runs, capture_output=True, text=True, timeout=1800)
     print(done.stdout[-1500:])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert ' ERROR ' not in open_server.log.read_text()

@@ -28,11 +28,13 @@ def big_toy(folder):
     from aligngpt.model.toy import toy_model, toy_processor
     processor = toy_processor()
     c = toy_model(processor).config
-    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=128, intermediate_size=256,
+                       num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
                        bos_token_id=1, eos_token_id=2, initializer_range=.2)
     torch.manual_seed(1)
     from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=c.vision_config, text_config=text,
+        align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
     with torch.no_grad():
         model.levels.weight.mul_(4)
         for p in model.gate.parameters(): p.mul_(8)
@@ -46,7 +48,9 @@ def talks():
     from aligngpt.model.toy import COLOURS, QUESTIONS, swatch
     red, blue = swatch('red'), swatch('blue')
     one = [[Turn(q, [swatch(c)])] for q in QUESTIONS for c in COLOURS]
-    return one + [[Turn('Describe it.', [red, blue])], [Turn('What colour is it?', [red]), Turn('Describe it.')], [Turn('What colour is it?', [red]), Turn('And now?', [blue])], [Turn('Count to ten.')]], Answer('It is **red**.')
+    return one + [[Turn('Describe it.', [red, blue])], [Turn('What colour is it?', [red]), Turn('Describe it.')],
+                  [Turn('What colour is it?', [red]), Turn('And now?', [blue])],
+                  [Turn('Count to ten.')]], Answer('It is **red**.')
 
 
 def compare(folder):
@@ -63,15 +67,22 @@ def compare(folder):
     def ours(chat, **kw):
         seq, pictures = prompt_layout(processor, chat), [im for t in chat for im in t.images]
         ids = torch.tensor([seq['input_ids']])
-        if pictures: kw.update(pixel_values=processor.prepare_images(pictures), gate_mask=torch.tensor([seq['gate_mask']]))
+        if pictures:
+            kw.update(pixel_values=processor.prepare_images(pictures), gate_mask=torch.tensor([seq['gate_mask']]))
         return model.generate(input_ids=ids, generation_config=greedy, **kw)[0, ids.shape[1]:].tolist()
-    want, forced = [ours(c) for c in chats], [ours(c, alignment=0) if any(t.images for t in c) else None for c in chats]
-    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, block_size=32, limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8, disable_log_stats=False)
-    prompts = [dict(prompt_token_ids=prompt_layout(processor, c)['input_ids']) | ({'multi_modal_data':{'image':ims}} if (ims := [im for t in c for im in t.images]) else {}) for c in chats]
+    want, forced = [ours(c) for c in chats], [ours(c, alignment=0) if any(t.images for t in c) else None
+                                              for c in chats]
+    llm = LLM(str(folder), dtype='float32', max_model_len=512, enable_prefix_caching=True, block_size=32,
+              limit_mm_per_prompt={'image':4}, enforce_eager=True, max_num_seqs=8, disable_log_stats=False)
+    prompts = [dict(prompt_token_ids=prompt_layout(processor, c)['input_ids'])
+               | ({'multi_modal_data':{'image':ims}} if (ims := [im for t in c for im in t.images]) else {})
+               for c in chats]
     params = SamplingParams(temperature=0, max_tokens=24, stop_token_ids=[2], detokenize=False)
-    for order in (range(20), reversed(range(20)), [0]*3 + list(range(20))): # the second and third time from the caches
+    for order in (range(20), reversed(range(20)),
+                  [0]*3 + list(range(20))): # the second and third time from the caches
         order = list(order)
-        got = [list(o.outputs[0].token_ids) for o in llm.generate([prompts[i] for i in order], params, use_tqdm=False)]
+        got = [list(o.outputs[0].token_ids) for o in llm.generate([prompts[i] for i in order], params,
+            use_tqdm=False)]
         wrong = [i for i,g in zip(order, got) if g != want[i]]
         assert not wrong, {i:(want[i], got[order.index(i)]) for i in wrong}
     hits = {m.name:m.value for m in llm.get_metrics() if 'prefix_cache' in m.name}
@@ -89,5 +100,6 @@ if __name__ == '__main__':
         from tempfile import TemporaryDirectory
         with TemporaryDirectory() as folder: compare(Path(folder))
     else:
-        env = dict(os.environ, HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', DO_NOT_TRACK='1', VLLM_CPU_KVCACHE_SPACE='1', VLLM_CPU_OMP_THREADS_BIND='nobind', OMP_NUM_THREADS='1')
+        env = dict(os.environ, HF_HUB_OFFLINE='1', VLLM_NO_USAGE_STATS='1', DO_NOT_TRACK='1',
+                   VLLM_CPU_KVCACHE_SPACE='1', VLLM_CPU_OMP_THREADS_BIND='nobind', OMP_NUM_THREADS='1')
         sys.exit(subprocess.run([make(args.env.resolve()), __file__, '--inside'], env=env).returncode)

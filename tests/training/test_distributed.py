@@ -52,12 +52,15 @@ def test_dead_process(sharding, one, tmp_path):
     print(f'{sharding}: losses after the restart differ by at most {difference:.1e}')
     assert len(b) == STEPS and difference < 1e-5
 
-@pytest.mark.parametrize('sharding,before,after', [('none', 1, 2), ('none', 2, 1), ('fsdp', 2, 4), ('zero2', 2, 4), ('zero3', 2, 4), ('zero3', 4, 2), ('zero3-offload', 2, 4)])
+@pytest.mark.parametrize('sharding,before,after',
+                         [('none', 1, 2), ('none', 2, 1), ('fsdp', 2, 4), ('zero2', 2, 4), ('zero3', 2, 4),
+                          ('zero3', 4, 2), ('zero3-offload', 2, 4)])
 def test_other_number(sharding, before, after, one, tmp_path):
     "A run that was killed goes on with another number of processes and the same global batch."
     need(sharding)
     def go(processes, *fields):
-        return launch(tmp_path, f'batch_size={4//processes}', f'max_steps={STEPS}', 'save_every=10', f'sharding={sharding}', *fields, processes=processes)
+        return launch(tmp_path, f'batch_size={4//processes}', f'max_steps={STEPS}', 'save_every=10',
+                      f'sharding={sharding}', *fields, processes=processes)
     assert go(before, 'at=25', f'signal={int(signal.SIGKILL)}').returncode != 0
     assert (tmp_path/'run'/'checkpoint-20'/'complete.json').exists() and not (tmp_path/'result.json').exists()
     done = go(after)
@@ -74,9 +77,11 @@ def test_adapters(sharding, tmp_path):
     pytest.importorskip('peft')
     def go(name, processes, *fields):
         (tmp_path/name).mkdir()
-        done = launch(tmp_path/name, f'batch_size={4//processes}', 'max_steps=20', 'lora=4', *fields, processes=processes)
+        done = launch(tmp_path/name, f'batch_size={4//processes}', 'max_steps=20', 'lora=4', *fields,
+                      processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
-        return result(tmp_path/name)['losses'], {f.name:load_file(f) for f in (tmp_path/name/'run'/'model').glob('*.safetensors')}
+        return result(tmp_path/name)['losses'], {f.name:load_file(f)
+                                                 for f in (tmp_path/name/'run'/'model').glob('*.safetensors')}
     (a, one), (b, two) = go('one', 1), go('two', 2, f'sharding={sharding}')
     difference = max(abs(x-y) for x, y in zip(a, b, strict=True))
     print(f'{sharding}: losses differ by at most {difference:.1e}')
@@ -90,6 +95,7 @@ def test_adapters(sharding, tmp_path):
 def test_bf16(stage, sharding, one, tmp_path):
     "Half the precision, as on GPUs: the losses of full precision to the digits that there are."
     need(sharding)
-    done = launch(tmp_path, f'stage={stage}', 'batch_size=2', f'max_steps={STEPS}', 'precision=bf16', f'sharding={sharding}')
+    done = launch(tmp_path, f'stage={stage}', 'batch_size=2', f'max_steps={STEPS}', 'precision=bf16',
+                  f'sharding={sharding}')
     assert done.returncode == 0, done.stderr[-2000:]
     assert result(tmp_path)['losses'][:20] == pytest.approx(result(one[stage])['losses'][:20], abs=.02)

@@ -19,7 +19,9 @@ def place(tmp_path_factory):
     for c in COLOURS: swatch(c).save(d/'images'/f'{c}.png')
     def record(i, c):
         seen = {} if i % 4 == 3 else dict(image=f'{c}.png')
-        return dict(id=str(i), **seen, conversations=[{'from':'human', 'value':'<image>\n'*bool(seen) + 'What colour is it?'}, {'from':'gpt', 'value':f'It is {c}.'*(1 + i%3)}])
+        return dict(id=str(i), **seen, conversations=[{'from':'human',
+                                                       'value':'<image>\n'*bool(seen) + 'What colour is it?'},
+                                                       {'from':'gpt', 'value':f'It is {c}.'*(1 + i%3)}])
     (d/'talks.json').write_text(json.dumps([record(i, list(COLOURS)[i % len(COLOURS)]) for i in range(16)]))
     return d
 
@@ -31,17 +33,24 @@ def port():
 
 def environment(**more):
     "This interpreter's commands first, one thread, no hub; nothing of a launcher around us."
-    clean = {k:v for k,v in os.environ.items() if k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')}
-    return clean | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', DS_ACCELERATOR='cpu') | more
+    clean = {k:v for k,v in os.environ.items()
+             if k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')}
+    return clean | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}',
+                        PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+                        OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', DS_ACCELERATOR='cpu') | more
 
-def arguments(place, out, *more): return ['finetune', '--model', place/'model', '--data', place/'talks.json', '--images', place/'images', '--out', out, *COMMON, *more]
+def arguments(place, out, *more):
+    return ['finetune', '--model', place/'model', '--data', place/'talks.json', '--images', place/'images', '--out',
+            out, *COMMON, *more]
 
 def run(command, place, out, *more):
-    done = subprocess.run([*map(str, command), *map(str, arguments(place, out, *more))], env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*map(str, command), *map(str, arguments(place, out, *more))], env=environment(),
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return losses(out)
 
-def losses(out): return [o['loss'] for o in map(json.loads, (out/'log.jsonl').read_text().splitlines()) if 'loss' in o]
+def losses(out):
+    return [o['loss'] for o in map(json.loads, (out/'log.jsonl').read_text().splitlines()) if 'loss' in o]
 
 PLAIN = [sys.executable, '-m', 'aligngpt.cli']
 
@@ -57,8 +66,11 @@ def same(found, alone): assert found == pytest.approx(alone, abs=1e-5)
 
 LAUNCHERS = dict(
     torchrun=lambda: ['torchrun', '--nproc_per_node', '2', '--master_port', port(), '-m', 'aligngpt.cli'],
-    accelerate=lambda: ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port(), '-m', 'aligngpt.cli'],
-    deepspeed=lambda: ['deepspeed', '--num_gpus', '2', '--no_local_rank', '--master_port', port(), '--module', 'aligngpt.cli.main'])
+    accelerate=lambda: ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
+                        '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port(), '-m',
+                        'aligngpt.cli'],
+    deepspeed=lambda: ['deepspeed', '--num_gpus', '2', '--no_local_rank', '--master_port', port(), '--module',
+                       'aligngpt.cli.main'])
 
 @pytest.mark.parametrize('name', LAUNCHERS)
 def test_launcher(name, place, alone, tmp_path):
@@ -69,8 +81,11 @@ def test_launcher(name, place, alone, tmp_path):
 def test_slurm(place, alone, tmp_path):
     "What the SLURM script does: a process per task, told by variables alone."
     def task(rank):
-        env = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=at)
-        return subprocess.Popen([*PLAIN, *map(str, arguments(place, tmp_path/'run', '--batch-size', '2', '--sharding', 'none'))], env=env, stderr=subprocess.PIPE, text=True)
+        env = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+                          MASTER_ADDR='127.0.0.1', MASTER_PORT=at)
+        return subprocess.Popen([*PLAIN, *map(str,
+                                              arguments(place, tmp_path/'run', '--batch-size', '2', '--sharding',
+                                                        'none'))], env=env, stderr=subprocess.PIPE, text=True)
     at = port()
     tasks = [task(0), task(1)]
     for t in tasks:
@@ -83,16 +98,20 @@ def test_features(place, alone, tmp_path):
     "A cache of the tower's features changes nothing: one process fills it, two read it."
     cache = '--features', tmp_path/'features'
     same(run(PLAIN, place, tmp_path/'one', '--batch-size', '4', '--sharding', 'none', *cache), alone)
-    same(run(LAUNCHERS['torchrun'](), place, tmp_path/'two', '--batch-size', '2', '--sharding', 'none', *cache), alone)
+    same(run(LAUNCHERS['torchrun'](), place, tmp_path/'two', '--batch-size', '2', '--sharding', 'none', *cache),
+         alone)
 
 
 @pytest.mark.parametrize('kind', ['nf4', 'int8'])
 def test_qlora(kind, place, tmp_path):
     "Adapters on a quantised language model learn, and the result chats."
     pytest.importorskip('bitsandbytes')
-    found = run(PLAIN, place, tmp_path/'run', '--batch-size', '4', '--sharding', 'none', '--lora', '4', '--quantize', kind, '--epochs', '6', '--learning-rate', '1e-2')
+    found = run(PLAIN, place, tmp_path/'run', '--batch-size', '4', '--sharding', 'none', '--lora', '4', '--quantize',
+                kind, '--epochs', '6', '--learning-rate', '1e-2')
     assert sum(found[-4:]) < .8*sum(found[:4])
-    done = subprocess.run([*PLAIN, 'chat', tmp_path/'run', '--image', place/'images'/'red.png', '--device', 'cpu'], input='What colour is it?\n', env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*PLAIN, 'chat', tmp_path/'run', '--image', place/'images'/'red.png', '--device', 'cpu'],
+                          input='What colour is it?\n', env=environment(), capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr[-2000:]
 
 
@@ -100,7 +119,9 @@ def test_tower_learns(place, tmp_path):
     "An unfrozen tower with a learning rate of its own: it moves, and little."
     from aligngpt.checkpoints.layouts import load
     parts = 'language_model', 'projector', 'gate', 'vision_tower'
-    run(PLAIN, place, tmp_path/'run', '--batch-size', '4', '--train', ','.join(parts), '--part-rates', 'vision_tower=1e-6')
+    run(PLAIN, place, tmp_path/'run', '--batch-size', '4', '--train', ','.join(parts), '--part-rates',
+        'vision_tower=1e-6')
     before, after = (dict(load(f)[0].named_parameters()) for f in (place/'model', tmp_path/'run'/'model'))
-    moved = {part: max((after[k] - before[k]).abs().max().item() for k in before if k.startswith(f'{part}.')) for part in ('vision_tower', 'projector')}
+    moved = {part: max((after[k] - before[k]).abs().max().item() for k in before if k.startswith(f'{part}.'))
+             for part in ('vision_tower', 'projector')}
     assert 0 < moved['vision_tower'] < 1e-5 < moved['projector']

@@ -30,13 +30,15 @@ def check(model, processor, stage, folder, tmp):
     want = json.loads((folder/'expected.json').read_text())[stage.name]
     own = shutil.copy(folder/f'{stage.name}.json', tmp) # an index will lie beside it
     data = SampleDataset(Records(own, quiet=True), folder/'images', processor, levels=stage.use_levels)
-    exact = dict(schedule='constant', warmup=0, max_grad_norm=0., batch_size=len(data), accumulate=1, shuffle=False, precision='fp32', log_every=1, save_every=0)
+    exact = dict(schedule='constant', warmup=0, max_grad_norm=0., batch_size=len(data), accumulate=1, shuffle=False,
+                 precision='fp32', log_every=1, save_every=0)
     keys = [k for k in want if re.fullmatch(r'(then_)?adamw_lr[\d.e-]+_losses', k)]
     assert keys
     for key in keys:
         rate = float(re.search(r'lr([\d.e-]+)_', key)[1])
         now = override(stage, learning_rate=rate, max_steps=len(want[key]), **exact)
-        done = run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, tmp/key, processor, device='cpu', quiet=True)
+        done = run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, tmp/key, processor,
+                         device='cpu', quiet=True)
         assert done['losses'] == pytest.approx(want[key], rel=1e-5), key
 
 def test_pretraining(ref, tmp_path):
@@ -44,7 +46,8 @@ def test_pretraining(ref, tmp_path):
     check(model, processor, PRETRAIN, ref, tmp_path)
 
 def test_tuning(ref, tmp_path):
-    model, processor = load_pretrained_align(ref/'pretrain_out', ref/'llm', template='v1', image_aspect_ratio='pad', **CPU)
+    model, processor = load_pretrained_align(ref/'pretrain_out', ref/'llm', template='v1', image_aspect_ratio='pad',
+                                             **CPU)
     load_parts(add_gate(model, 'full'), ref/'finetune_init_gate.bin')
     processor.gate_text = 'full'
     check(model, processor, FINETUNE, ref, tmp_path)

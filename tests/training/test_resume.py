@@ -80,4 +80,5 @@ def test_full_disk(start, whole, tmp_path):
 
 def test_keep(whole):
     "The last two checkpoints stay."
-    assert sorted(p.name for p in (whole('finetune')/'run').glob('checkpoint-*')) == ['checkpoint-18', 'checkpoint-20']
+    assert sorted(p.name
+                  for p in (whole('finetune')/'run').glob('checkpoint-*')) == ['checkpoint-18', 'checkpoint-20']

@@ -18,7 +18,8 @@ def test_bound_names(cell_7038d482):
     stmts = cell_7038d482
 
     # nbs/book/01_cells.ipynb #7038d482
-    test_eq(bound_names(*stmts('import os.path, re as r\nfor i in x: y = [j for j in i]\ndef f(): z = 1')), {'os', 'r', 'i', 'y', 'f'})
+    test_eq(bound_names(*stmts('import os.path, re as r\nfor i in x: y = [j for j in i]\ndef f(): z = 1')),
+            {'os', 'r', 'i', 'y', 'f'})
     sorted(bound_names(*stmts('for i in x: y = [j for j in i]')))
 
 
@@ -67,20 +68,24 @@ def test_BookError():
         return Path('nbs')/name
 
     # nbs/book/01_cells.ipynb #fa7a1cb5
-    ch = Chapter.read(save_nb('00_one.ipynb', '#| default_exp one', '#| export\nx = 1', '#| eval: false\n!rm -r', 'assert x'), tmp)
+    ch = Chapter.read(save_nb('00_one.ipynb', '#| default_exp one', '#| export\nx = 1', '#| eval: false\n!rm -r',
+                              'assert x'), tmp)
     test_eq((ch.module, [c.id for c in ch.cells]), ('one', ['a', 'b', 'd']))
-    test_fail(lambda: Chapter.read(save_nb('01_bad.ipynb', '%time 1'), tmp), contains='01_bad.ipynb cell a: invalid syntax')
+    test_fail(lambda: Chapter.read(save_nb('01_bad.ipynb', '%time 1'), tmp),
+              contains='01_bad.ipynb cell a: invalid syntax')
 
 
 def test_slice_parts():
     # nbs/book/01_cells.ipynb #d35de688
-    story = Chapter('', '', [Cell('', s) for s in ['import os, json', 'xs = []; ys = [1]', 'def push(): xs.append(len(ys))', 'push()', 'ys.append(2)',
+    story = Chapter('', '', [Cell('', s) for s in ['import os, json', 'xs = []; ys = [1]',
+                                                   'def push(): xs.append(len(ys))', 'push()', 'ys.append(2)',
         'assert ys', 'ys = json.loads("[3]")', 'test_eq(ys, [3])', 'test_eq(xs, [1])']]).parts
     test_eq(slice_parts(story, [7]), ([6, 7], {'json': {0}}))
     test_eq(slice_parts(story, [8]), ([1, 2, 3, 8], {}))
     slice_parts(story, [8])[0]
 
     # nbs/book/01_cells.ipynb #84fa7091
-    cells = [Cell('0', 'm = Model()'), Cell('1', 'loss = fit(m)'), Cell('2', 'loss = fit(m)', {'context':[]}), Cell('3', 'set_seed(1)'), Cell('4', 'assert m.fitted')]
+    cells = [Cell('0', 'm = Model()'), Cell('1', 'loss = fit(m)'), Cell('2', 'loss = fit(m)', {'context':[]}),
+             Cell('3', 'set_seed(1)'), Cell('4', 'assert m.fitted')]
     test_eq(slice_parts(Chapter('', '', cells).parts, [4])[0], [0, 2, 3, 4])
     slice_parts(Chapter('', '', cells).parts, [4])[0]

@@ -14,7 +14,8 @@ def cell_69c1f5a9():
     def chapter(*cells, module='one'):
         "A chapter in memory, its cells named a, b, c, ...; a cell may start with directives."
         split = [(re.findall(r'^#\| *(\S+)', s, flags=re.M), re.sub(r'^#\|.*\n', '', s, flags=re.M)) for s in cells]
-        return Chapter(Path('nbs/00_one.ipynb'), module, [Cell(chr(97+i), s, {d:[] for d in ds}) for i,(ds,s) in enumerate(split)])
+        return Chapter(Path('nbs/00_one.ipynb'), module,
+                       [Cell(chr(97+i), s, {d:[] for d in ds}) for i,(ds,s) in enumerate(split)])
     return chapter
 
 
@@ -22,7 +23,8 @@ def test_symbol_groups(cell_69c1f5a9):
     chapter = cell_69c1f5a9
 
     # nbs/book/02_celltests.ipynb #84bd78d2
-    two = chapter('#| export\nimport os\nfrom fastcore.basics import patch', '#| export\nclass A: n = 1', '#| exporti\n_k = 2', 'assert A.n == 1',
+    two = chapter('#| export\nimport os\nfrom fastcore.basics import patch', '#| export\nclass A: n = 1',
+                  '#| exporti\n_k = 2', 'assert A.n == 1',
         '#| export\n@patch\ndef m(self:A): return _k', 'A().m()', 'assert A().m() == _k')
     test_eq([(s, [c.id for c in g]) for s,g in symbol_groups(two)], [('A', ['d']), ('A.m', ['g'])])
 
@@ -33,7 +35,8 @@ def test_CellTest(cell_69c1f5a9):
     # nbs/book/02_celltests.ipynb #4c760330
     imp = chapter('import os.path, re as r\nfrom json import loads', '#| exporti\ndef _f(): 1')
     test_eq([_given_by(imp, 'os', 0), _given_by(imp, 'loads', 1)], [{('', 'os.path')}, {('json', 'loads')}])
-    test_eq(_import_lines(_given_by(imp, 'os', 0) | _given_by(imp, 'r', 0) | _given_by(imp, 'loads', 1) | _given_by(imp, '_f', 2)),
+    test_eq(_import_lines(_given_by(imp, 'os', 0) | _given_by(imp, 'r', 0) | _given_by(imp, 'loads', 1)
+                          | _given_by(imp, '_f', 2)),
             ['import os.path, re as r', 'from aligngpt.one import _f', 'from json import loads'])
 
 
@@ -48,8 +51,10 @@ def test_source_of_tests(cell_69c1f5a9):
     chapter = cell_69c1f5a9
 
     # nbs/book/02_celltests.ipynb #40e6c113
-    toy = chapter('#| export\nfrom math import pi', '#| export\ndef area(r): return pi*r*r', 'size = 2\nballs = []', 'def push():\n    balls.append(size)', 'n = len(balls)\npush()\nassert (n, balls) == (0, [2])',
-        '#| export\ndef roll(b): return b.pop()', 'assert roll(balls) == 2', '#| export\ndef _double(b): return b*2', 'assert _double(balls) == [2, 2]\nassert area(size) > 12')
+    toy = chapter('#| export\nfrom math import pi', '#| export\ndef area(r): return pi*r*r', 'size = 2\nballs = []',
+                  'def push():\n    balls.append(size)', 'n = len(balls)\npush()\nassert (n, balls) == (0, [2])',
+        '#| export\ndef roll(b): return b.pop()', 'assert roll(balls) == 2', '#| export\ndef _double(b): return b*2',
+        'assert _double(balls) == [2, 2]\nassert area(size) > 12')
     toy.package = 'toy'
     src = source_of_tests(toy)
 
@@ -58,13 +63,18 @@ def test_source_of_tests(cell_69c1f5a9):
     (tmp/'toy').mkdir()
     (tmp/'toy'/'one.py').write_text('\n'.join(c.source for c in toy.cells if c.exported))
     (tmp/'test_one.py').write_text(src)
-    res = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-c', os.devnull, '--rootdir', tmp, tmp/'test_one.py'], cwd=tmp, env={**os.environ, 'PYTHONPATH':str(tmp)}, capture_output=True, text=True)
+    res = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-c', os.devnull, '--rootdir', tmp,
+                          tmp/'test_one.py'], cwd=tmp, env={**os.environ, 'PYTHONPATH':str(tmp)}, capture_output=True,
+                          text=True)
     test_eq('3 passed' in res.stdout, True)
-    test_eq(re.findall('def (test_.*):', src), ['test_area(cell_c, cell_d)', 'test_roll(cell_c, cell_d, cell_e)', 'test_double(cell_c, cell_d, cell_e)'])
+    test_eq(re.findall('def (test_.*):', src),
+            ['test_area(cell_c, cell_d)', 'test_roll(cell_c, cell_d, cell_e)', 'test_double(cell_c, cell_d, cell_e)'])
 
     # nbs/book/02_celltests.ipynb #7def5f27
-    three = chapter('#| export\nimport json\nfrom pathlib import Path', 'from fastcore.test import *', '#| export\ndef level(i):\n    "A level."\n    return json.loads(str(i))',
-        'one = level(1)\none', '#| slow\nimport time\nassert time.time() > one', 'import math\nlevel = level(2)\ntest_eq(level, math.ceil(one+0.5))',
+    three = chapter('#| export\nimport json\nfrom pathlib import Path', 'from fastcore.test import *',
+                    '#| export\ndef level(i):\n    "A level."\n    return json.loads(str(i))',
+        'one = level(1)\none', '#| slow\nimport time\nassert time.time() > one',
+        'import math\nlevel = level(2)\ntest_eq(level, math.ceil(one+0.5))',
         '#| export\ndef _hidden(): return 3', 'assert _hidden() == one + 2\nassert Path', module='three')
     src = source_of_tests(three)
     compile(src, 'test_three.py', 'exec')

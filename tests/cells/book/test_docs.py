@@ -26,8 +26,10 @@ def test_DocRenderer():
 
 def test_Index():
     # nbs/book/04_docs.ipynb #2198c6fd
-    idx = Index({'syms':{'a.core':{'a.core.run':('core.html#run', ''), 'a.core.S.go':('core.html#s.go', '')}, 'a.ev.mme':{'a.ev.mme.run':('ev/mme.html#run', '')}}})
-    test_eq(idx.linkify('`run` and `S.go()`, `x`, [`run`](y)', 'core'), '[`run`](#run) and [`S.go()`](#s.go), `x`, [`run`](y)')
+    idx = Index({'syms':{'a.core':{'a.core.run':('core.html#run', ''), 'a.core.S.go':('core.html#s.go', '')},
+                         'a.ev.mme':{'a.ev.mme.run':('ev/mme.html#run', '')}}})
+    test_eq(idx.linkify('`run` and `S.go()`, `x`, [`run`](y)', 'core'),
+            '[`run`](#run) and [`S.go()`](#s.go), `x`, [`run`](y)')
     test_eq(idx.linkify('`run`, `a.core.run`', 'ev/mme'), '[`run`](#run), [`a.core.run`](../core.md#run)')
     test_eq(idx.linkify('## `run`\n```\n`run`\n```', 'core'), '## `run`\n```\n`run`\n```')
     idx.linkify('`run` and `S.go()`', 'core')
@@ -44,8 +46,10 @@ def test_output_markdown(cell_93d32e31):
 
     # nbs/book/04_docs.ipynb #93d32e31
     def out(**data): return output_markdown(dict(output_type='display_data', data=data), tmp/'images'/'c1')
-    test_eq(out(**{'text/plain':['1\n', '2']}), '<div class="output" markdown>\n\n``` { .text }\n1\n2\n```\n\n</div>'.replace('``` {', '```{'))
-    test_eq(out(**{'text/plain':['<div>'], 'text/html':['<b>x</b>\n\n<i>']}), '<div class="output">\n<b>x</b>\n<i>\n</div>')
+    test_eq(out(**{'text/plain':['1\n', '2']}),
+            '<div class="output" markdown>\n\n``` { .text }\n1\n2\n```\n\n</div>'.replace('``` {', '```{'))
+    test_eq(out(**{'text/plain':['<div>'], 'text/html':['<b>x</b>\n\n<i>']}),
+            '<div class="output">\n<b>x</b>\n<i>\n</div>')
     test_eq('![What the cell above shows](images/c1.png)' in out(**{'image/png':'aGk='}), True)
     test_eq((tmp/'images/c1.png').read_bytes(), b'hi')
     test_eq(output_markdown(dict(output_type='stream', name='stderr', text=['100%']), tmp), '')
@@ -54,7 +58,8 @@ def test_output_markdown(cell_93d32e31):
 def test_definitions():
     # nbs/book/04_docs.ipynb #c3178825
     test_eq(_definitions('class A:\n  "A."\n  def go(self): "Go."\n  def _x(self): "X."\n  def y(self): 1\n@patch\ndef m(self:A): 1\ndef _f(): 1'),
-            [('A', 'public'), ('A.go', 'method'), ('A._x', 'private'), ('A.y', 'private'), ('A.m', 'public'), ('_f', 'private')])
+            [('A', 'public'), ('A.go', 'method'), ('A._x', 'private'), ('A.y', 'private'), ('A.m', 'public'),
+             ('_f', 'private')])
 
 
 @pytest.fixture
@@ -72,14 +77,16 @@ def test_export_markdown(cell_3d36a725):
     test_eq('??? source "Source"\n\n    ```python\n    def fingerprint():\n        1\n    ```' in md, True)
     test_eq(export_markdown('import os', 'aligngpt.core', {}, cfg)[:20], '??? source "Imports"')
     test_eq(export_markdown('LEVELS = 8', 'aligngpt.core', {}, cfg), '```python\nLEVELS = 8\n```')
-    test_eq(export_markdown('@patch\ndef _m(self:A): 1', 'aligngpt.core', {}, cfg).split('\n')[0], '??? source "Source of A._m"')
+    test_eq(export_markdown('@patch\ndef _m(self:A): 1', 'aligngpt.core', {}, cfg).split('\n')[0],
+            '??? source "Source of A._m"')
 
 
 def test_page_name(cell_3d36a725):
     cfg = cell_3d36a725
 
     # nbs/book/04_docs.ipynb #8985d9dc
-    test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)', Path('evaluation/00_z.ipynb'), cfg),
+    test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)',
+                    Path('evaluation/00_z.ipynb'), cfg),
             f'[a](x.md#y) [b](../evaluation/mme.md) [c]({cfg.git_url}/blob/{cfg.branch}/LICENSE) [d](https://x/1_y.ipynb)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
     _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
@@ -87,10 +94,15 @@ def test_page_name(cell_3d36a725):
 
 def test_page_markdown():
     # nbs/book/04_docs.ipynb #275b2311
-    pages = [((), 'Home', 'index'), (('Evaluation',), None, 'evaluation/index'), (('Evaluation',), '01 MME', 'evaluation/mme'), (('About',), '01 Cells', 'book/cells')]
-    test_eq(_nav(pages), ['nav:', '  - "Home": index.md', '  - "Evaluation":', '    - evaluation/index.md', '    - "01 MME": evaluation/mme.md', '  - "About":', '    - "01 Cells": book/cells.md'])
-    paths = [Path(p) for p in ('book/01_cells.ipynb', 'core/index.ipynb', 'core/01_errors.ipynb', 'text/02_tokenizer.ipynb', 'text/index.ipynb', 'index.ipynb')]
-    test_eq([str(p) for p in sorted(paths, key=_order(['text', 'core']))], ['index.ipynb', 'text/index.ipynb', 'text/02_tokenizer.ipynb', 'core/index.ipynb', 'core/01_errors.ipynb', 'book/01_cells.ipynb'])
+    pages = [((), 'Home', 'index'), (('Evaluation',), None, 'evaluation/index'),
+             (('Evaluation',), '01 MME', 'evaluation/mme'), (('About',), '01 Cells', 'book/cells')]
+    test_eq(_nav(pages), ['nav:', '  - "Home": index.md', '  - "Evaluation":', '    - evaluation/index.md',
+                          '    - "01 MME": evaluation/mme.md', '  - "About":', '    - "01 Cells": book/cells.md'])
+    paths = [Path(p) for p in ('book/01_cells.ipynb', 'core/index.ipynb', 'core/01_errors.ipynb',
+                               'text/02_tokenizer.ipynb', 'text/index.ipynb', 'index.ipynb')]
+    test_eq([str(p) for p in sorted(paths, key=_order(['text', 'core']))],
+            ['index.ipynb', 'text/index.ipynb', 'text/02_tokenizer.ipynb', 'core/index.ipynb', 'core/01_errors.ipynb',
+             'book/01_cells.ipynb'])
 
 
 def test_build_docs(cell_93d32e31):
@@ -104,9 +116,12 @@ def test_build_docs(cell_93d32e31):
     (tmp/'docs_src'/'assets').mkdir(parents=True); (tmp/'nbs').mkdir()
     (tmp/'docs_src'/'mkdocs.yml').write_text('site_name: Toy\nuse_directory_urls: false\nmarkdown_extensions: [attr_list, md_in_html, pymdownx.superfences, pymdownx.details]\n'
         'validation: {links: {anchors: warn}}\n')
-    def write(name, *cells): write_nb(new_nb([mk_cell(s, 'markdown' if s[0] == '#' and s[1] != '|' else 'code', id=f'c{i}') for i,s in enumerate(cells)]), tmp/'nbs'/name)
+    def write(name, *cells):
+        write_nb(new_nb([mk_cell(s, 'markdown' if s[0] == '#' and s[1] != '|' else 'code', id=f'c{i}')
+                         for i,s in enumerate(cells)]), tmp/'nbs'/name)
     write('index.ipynb', '# Toy\n\n> To play with.\n\nSee `double` and `Ball.roll`, in [one](00_one.ipynb#double).')
-    write('00_one.ipynb', '# One\n\n> It.', '#| default_exp one', '#| export\ndef double(x): return 2*x', '#| export\nclass Ball:\n    def roll(self):\n        "Roll."', 'double(2)')
+    write('00_one.ipynb', '# One\n\n> It.', '#| default_exp one', '#| export\ndef double(x): return 2*x',
+          '#| export\nclass Ball:\n    def roll(self):\n        "Roll."', 'double(2)')
     export_book(tmp)
     test_eq(build_docs(tmp), 0)
 

@@ -14,7 +14,8 @@ def cell_4c3b9d96():
     def save_nb(name, *cells, title='# T'):
         "A small notebook in a project of its own."
         (tmp/'nbs').mkdir(exist_ok=True)
-        write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]), tmp/'nbs'/name)
+        write_nb(new_nb([mk_cell(title, 'markdown', id='top')] + [mk_cell(s, id=chr(97+i)) for i,s in enumerate(cells)]),
+                 tmp/'nbs'/name)
         return Path('nbs')/name
     return tmp, save_nb
 
@@ -22,8 +23,10 @@ def cell_4c3b9d96():
 @pytest.fixture
 def cell_6d5abbf3(cell_4c3b9d96):
     tmp, save_nb = cell_4c3b9d96
-    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1', title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
-    nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={}, execution_count=None)]
+    nb = read_nb(tmp/save_nb('index.ipynb', '#| hide\nsecret', '1+1',
+                             title='# Hello\n\nRead [one](00_one.ipynb), [two](../two.md).'))
+    nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={},
+                                execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
     return nb
 
@@ -32,7 +35,8 @@ def test_readme(cell_4c3b9d96, cell_6d5abbf3):
     tmp, save_nb = cell_4c3b9d96
 
     # nbs/book/03_export.ipynb #6d5abbf3
-    test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:], ['# Hello', 'Read [one](nbs/00_one.ipynb), [two](two.md).', '```python\n1+1\n```', '    2\n'])
+    test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:],
+            ['# Hello', 'Read [one](nbs/00_one.ipynb), [two](two.md).', '```python\n1+1\n```', '    2\n'])
     print(readme(tmp/'nbs/index.ipynb'))
 
 
@@ -53,14 +57,20 @@ def test_export_book(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
 
     # nbs/book/03_export.ipynb #6e145da5
     made = sorted(o.relative_to(tmp).as_posix() for o in tmp.rglob('*.*') if o.is_file())
-    test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'pyproject.toml', 'settings.ini', 'tests/cells/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
+    test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'pyproject.toml', 'settings.ini',
+                   'tests/cells/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
     print((tmp/'tests/cells/test_toy.py').read_text())
 
     # nbs/book/03_export.ipynb #bdea54e5
     nb = read_nb(tmp/'nbs/00_toy.ipynb')
-    nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
-    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
-                            dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json':{}, 'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
+    nb.cells[3].outputs = [dict(output_type='stream', name='stderr',
+                                text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n',
+                                      'https://a.org/site-packages/ and a/b\n'])]
+    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={},
+                                 data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
+                            dict(output_type='display_data', metadata={},
+                                 data={'application/vnd.jupyter.widget-view+json':{},
+                                       'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
     kept, path = read_nb(tmp/'nbs/00_toy.ipynb').cells[3].outputs
@@ -74,9 +84,14 @@ def cell_bdea54e5(cell_4c3b9d96, cell_6d5abbf3, cell_6e145da5):
     tmp, save_nb = cell_4c3b9d96
     nb = cell_6d5abbf3
     nb = read_nb(tmp/'nbs/00_toy.ipynb')
-    nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n', 'https://a.org/site-packages/ and a/b\n'])]
-    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
-                            dict(output_type='display_data', metadata={}, data={'application/vnd.jupyter.widget-view+json':{}, 'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
+    nb.cells[3].outputs = [dict(output_type='stream', name='stderr',
+                                text=['/home/me/venv/lib/python3.11/site-packages/PIL/Image.py:9: UserWarning: odd\n',
+                                      'https://a.org/site-packages/ and a/b\n'])]
+    nb.cells[3].outputs += [dict(output_type='execute_result', execution_count=None, metadata={},
+                                 data={'text/plain':"['/tmp/tmpab12_xyz/a.json', '/tmp/tmpab12_xyz', '/tmp/mine']"}),
+                            dict(output_type='display_data', metadata={},
+                                 data={'application/vnd.jupyter.widget-view+json':{},
+                                       'text/plain':'adding:   0%|          | 0/10 [00:00<?, ?it/s]'})]
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
     return nb

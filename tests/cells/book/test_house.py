@@ -12,7 +12,8 @@ def test_arrows():
     (tmp/'cellar').mkdir(parents=True)
     (tmp/'__init__.py').write_text('')
     (tmp/'till.py').write_text('from .cellar import wine\ndef late(): from shop.cellar.beer import keg')
-    for n in ('__init__', 'wine', 'beer'): (tmp/'cellar'/f'{n}.py').write_text('from . import beer' if n == 'wine' else '')
+    for n in ('__init__', 'wine', 'beer'):
+        (tmp/'cellar'/f'{n}.py').write_text('from . import beer' if n == 'wine' else '')
     test_eq(arrows(tmp), {('till', 'cellar.wine'), ('till', 'cellar.beer'), ('cellar.wine', 'cellar.beer')})
     sorted(arrows(tmp))
 
@@ -23,8 +24,10 @@ def test_part():
     found = arrows(home)
     test_eq(upward(found), [])
     test_eq(circles(found), [])
-    test_eq(upward({('core.files', 'cli.main'), ('cli.main', 'core.files'), ('book.cells', 'core.files')}), [('book.cells', 'core.files'), ('core.files', 'cli.main')])
+    test_eq(upward({('core.files', 'cli.main'), ('cli.main', 'core.files'), ('book.cells', 'core.files')}),
+            [('book.cells', 'core.files'), ('core.files', 'cli.main')])
     test_eq(circles({('a', 'b'), ('b', 'c'), ('c', 'a'), ('d', 'a')}), ['a', 'b', 'c'])
-    top = {p.stem for p in home.iterdir() if p.is_dir() and (p/'__init__.py').exists() or p.suffix == '.py' and p.stem[0] != '_'}
+    top = {p.stem for p in home.iterdir() if p.is_dir() and (p/'__init__.py').exists() or p.suffix == '.py'
+           and p.stem[0] != '_'}
     assert top <= set(FLOORS) and len(top) <= 14, top
     f'{len(found)} imports between modules, {len({(part(m), part(n)) for m,n in found if part(m) != part(n)})} arrows between parts'

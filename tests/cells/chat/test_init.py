@@ -8,4 +8,5 @@ def test_dir():
     # nbs/chat/index.ipynb #11248193
     names = 'Reader Settings ChatSession open_session Chat'.split()
     assert set(names) <= set(dir(aligngpt.chat))
-    assert all(getattr(aligngpt.chat, n).__module__.startswith('aligngpt.chat.') for n in names if hasattr(getattr(aligngpt.chat, n), '__module__'))
+    assert all(getattr(aligngpt.chat, n).__module__.startswith('aligngpt.chat.') for n in names
+               if hasattr(getattr(aligngpt.chat, n), '__module__'))

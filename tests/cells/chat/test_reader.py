@@ -26,8 +26,10 @@ def test_context(cell_633ecf02_2):
     blue, red = cell_633ecf02_2
 
     # nbs/chat/01_reader.ipynb #9b9058f8
-    said = [Turn('What is it?', [blue], Answer('Blue.')), Turn('And this?', [red]), Turn('Hello?', [], Answer('Red.')), Turn('Really?')]
-    test_eq([(t.question, t.images) for t in context(said)], [('What is it?', [blue]), ('Hello?', [red]), ('Really?', [])])
+    said = [Turn('What is it?', [blue], Answer('Blue.')), Turn('And this?', [red]), Turn('Hello?', [], Answer('Red.')),
+            Turn('Really?')]
+    test_eq([(t.question, t.images) for t in context(said)],
+            [('What is it?', [blue]), ('Hello?', [red]), ('Really?', [])])
     test_eq([(t.question, t.images) for t in context(said, drop=1)], [('Hello?', [blue, red]), ('Really?', [])])
     test_eq([(t.question, t.images) for t in context(said, drop=2)], [('Really?', [blue, red])])
 
@@ -106,7 +108,8 @@ def test_Reader_write(cell_633ecf02, cell_633ecf02_2):
 
     # nbs/chat/01_reader.ipynb #a489ca81
     whole = dict(input_ids=prompt2['input_ids'], gate_mask=prompt2['gate_mask'], vision_features=reader.vision(prompt2))
-    test_close(weights2, model.generate(**whole, max_new_tokens=1, return_dict_in_generate=True, pad_token_id=0).weights, 1e-5)
+    test_close(weights2, model.generate(**whole, max_new_tokens=1, return_dict_in_generate=True, pad_token_id=0).weights,
+               1e-5)
     early = copy.deepcopy(model); early.gate = None
     bare = Reader(early, processor)
     test_eq(bare.weigh(bare.encode([Turn('Describe it.', [blue])])), torch.eye(8)[-1:])

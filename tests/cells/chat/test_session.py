@@ -90,8 +90,10 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
     tmp = cell_687cd912_2
 
     # nbs/chat/02_session.ipynb #ce06a01e
-    for folder in (tmp/'run', tmp/'run'/'model'): test_eq(open_session(folder, temperature=0).ask('What colour is it?', red).text, 'It is **red**.')
-    test_eq(any(isinstance(m, OneDNNLinear) for m in open_session(tmp/'run').reader.model.modules()), has_slow_mkl()) # see the chapter on generation
+    for folder in (tmp/'run', tmp/'run'/'model'):
+        test_eq(open_session(folder, temperature=0).ask('What colour is it?', red).text, 'It is **red**.')
+    test_eq(any(isinstance(m, OneDNNLinear) for m in open_session(tmp/'run').reader.model.modules()),
+            has_slow_mkl()) # see the chapter on generation
     test_fail(lambda: open_session(tmp/'nothing'), contains='nothing: no such folder')
     test_fail(lambda: open_session(model), contains='no processor')
 
@@ -103,7 +105,8 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
         for i,_ in enumerate(c.stream('Count to ten.')):
             if i == 4: break
         c.turns[-1].answer.text = 'one, two' # where exactly a person stops is chance
-        return log, used + [note(c.ask('Is it warm or cool?', red)), note(c.regenerate().result()), note(c.ask('What colour is it?'))]
+        return log, used + [note(c.ask('Is it warm or cool?', red)), note(c.regenerate().result()),
+                            note(c.ask('What colour is it?'))]
     for kind in (dict(temperature=0), dict(temperature=2., top_p=1., max_new_tokens=20)):
         (same, used), (fresh, none) = talk(**kind), talk(**kind, reuse=False)
         test_eq(same, fresh)
@@ -111,11 +114,14 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
 
     # nbs/chat/02_session.ipynb #a76127de
     c = model.config
-    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
-    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id, image_token_id=c.image_token_id))
+    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
+    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id,
+                               image_token_id=c.image_token_id))
     def glance(reuse):
         s = ChatSession(near, processor, temperature=0, max_new_tokens=8, reuse=reuse)
-        answers = [s.ask('What colour is it?', blue), s.ask('Count to ten.'), s.regenerate().result(), s.ask('Describe it.')]
+        answers = [s.ask('What colour is it?', blue), s.ask('Count to ten.'), s.regenerate().result(),
+                   s.ask('Describe it.')]
         return [a.text for a in answers], [a.reused_tokens > 0 for a in answers]
     (words, known), (same_words, _) = glance(True), glance(False)
     test_eq(words, same_words)
@@ -129,7 +135,8 @@ def test_open_session(cell_687cd912, cell_687cd912_2, cell_ce06a01e):
     test_ne(one.weights, two.weights)
     test_eq(two.reused_tokens, 0)
     fig, ax = plt.subplots(figsize=(5, 1.8))
-    for i,a in enumerate((one, two)): ax.bar([k + .4*i - .2 for k in range(7)], a.weights[:-1], width=.4, label=f'turn {i+1}')
+    for i,a in enumerate((one, two)):
+        ax.bar([k + .4*i - .2 for k in range(7)], a.weights[:-1], width=.4, label=f'turn {i+1}')
     ax.set(xlabel="level: with gate_text='full' the weights move", ylabel='α'); ax.legend();
 
     # nbs/chat/02_session.ipynb #c163783f
@@ -157,11 +164,16 @@ def test_open_session_slow():
     from aligngpt.model.layers import AlignGPTConfig
     from aligngpt.model.modeling import AlignGPTForConditionalGeneration
     from aligngpt.model.processor import AlignGPTProcessor
-    wide = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=128), crop_size=dict(height=128, width=128)), processor.tokenizer, num_image_tokens=256)
-    vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=128, patch_size=8)
-    text = LlamaConfig(vocab_size=wide.align_token_id, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8)
+    wide = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=128), crop_size=dict(height=128, width=128)),
+                             processor.tokenizer, num_image_tokens=256)
+    vision = CLIPVisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+                              image_size=128, patch_size=8)
+    text = LlamaConfig(vocab_size=wide.align_token_id, hidden_size=512, intermediate_size=1536, num_hidden_layers=8,
+                       num_attention_heads=8)
     torch.manual_seed(0)
-    large = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=wide.align_token_id, image_token_id=wide.image_token_id)).eval()
+    large = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text,
+                                                            align_token_id=wide.align_token_id,
+                                                            image_token_id=wide.image_token_id)).eval()
     def waits(reuse, turns=10):
         c = ChatSession(large, wide, temperature=0, max_new_tokens=4, reuse=reuse)
         answers = [c.ask(QUESTIONS[i%4], [blue]*(not i)) for i in range(turns)]
@@ -171,7 +183,9 @@ def test_open_session_slow():
     test_eq(short, long)
     fig, ax = plt.subplots(figsize=(5, 2.4))
     for t,l in ((slow, 'read again'), (fast, 'kept')): ax.plot(range(1, 11), t, 'o-', ms=3, label=l)
-    ax.set(xlabel='turn', ylabel='ms to the first token', ylim=0, title=f'from the second turn on {sum(slow[1:])/sum(fast[1:]):.0f} times sooner', xticks=range(1, 11)); ax.legend();
+    ax.set(xlabel='turn', ylabel='ms to the first token', ylim=0,
+           title=f'from the second turn on {sum(slow[1:])/sum(fast[1:]):.0f} times sooner', xticks=range(1, 11))
+    ax.legend()
 
 
 @pytest.fixture
@@ -206,7 +220,8 @@ def test_ChatSession_to_markdown(cell_687cd912, cell_63a40d81):
 
     # nbs/chat/02_session.ipynb #8ba9c453
     tricky = ChatSession(model, processor)
-    tricky.turns = [Turn('### User\n\\### User\n![picture](data:x)', [blue, red], Answer('# One\n\n### Assistant\n\n- a\n\n```\n\n### x\n```')), Turn('Hm?', [], Answer('Yes.'))]
+    tricky.turns = [Turn('### User\n\\### User\n![picture](data:x)', [blue, red],
+                         Answer('# One\n\n### Assistant\n\n- a\n\n```\n\n### x\n```')), Turn('Hm?', [], Answer('Yes.'))]
     same = ChatSession(model, processor).from_markdown(tricky.to_markdown())
     test_eq(same.messages, tricky.messages)
     test_fail(lambda: tricky.from_markdown('hello'), contains='no heading')
@@ -219,6 +234,7 @@ def test_ChatSession_save(cell_687cd912, cell_687cd912_2, cell_ce06a01e, cell_63
     kept = cell_63a40d81
 
     # nbs/chat/02_session.ipynb #3857b3d9
-    for f in ('talk.json', 'talk.md'): test_eq(ChatSession(model, processor).load(kept.save(tmp/f)).messages, kept.messages)
+    for f in ('talk.json', 'talk.md'):
+        test_eq(ChatSession(model, processor).load(kept.save(tmp/f)).messages, kept.messages)
     test_fail(lambda: kept.save(tmp/'talk.doc'), contains="unknown kind of file '.doc'")
     sorted(p.name for p in tmp.glob('talk.*'))

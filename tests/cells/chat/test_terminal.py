@@ -91,8 +91,10 @@ def test_Terminal_line(cell_6d83f03b, cell_6251215d):
     test_eq("temperature: 'hot' is not a valid value" in typed('/set temperature=hot'), True)
     test_eq('temperature = 0.5' in typed('/set temperature=0.5', '/set'), True)
     test_eq('there is no question yet' in typed('/again'), True)
-    saved = typed(f'/image "{tmp/"a picture.png"}"', 'Is it warm or cool?', f'/save {tmp/"t.json"}', '/undo', '/reset', f'/load {tmp/"t.json"}')
-    test_eq(saved.splitlines()[1], 'Warm, since it is **red**.'); test_eq(saved.splitlines()[-3:], ['taken back: Is it warm or cool?', 'a new conversation', '1 turns'])
+    saved = typed(f'/image "{tmp/"a picture.png"}"', 'Is it warm or cool?', f'/save {tmp/"t.json"}', '/undo', '/reset',
+                  f'/load {tmp/"t.json"}')
+    test_eq(saved.splitlines()[1], 'Warm, since it is **red**.')
+    test_eq(saved.splitlines()[-3:], ['taken back: Is it warm or cool?', 'a new conversation', '1 turns'])
     print(typed('/help'))
 
 
@@ -132,7 +134,9 @@ def test_Terminal_run():
             if isinstance(k, str): term.say(f'{prompt}{k}'); return k
             raise k
         return read
-    term = Terminal(ChatSession(model, processor, temperature=0), out=io.StringIO(), read=at_keyboard(f'/image "{tmp/"a picture.png"}"', KeyboardInterrupt, 'What colour \\', 'is it?', '/quit', 'never read'))
+    term = Terminal(ChatSession(model, processor, temperature=0), out=io.StringIO(),
+                    read=at_keyboard(f'/image "{tmp/"a picture.png"}"', KeyboardInterrupt, 'What colour \\', 'is it?',
+                                     '/quit', 'never read'))
     term.run()
     test_eq(term.session.turns[0].question, 'What colour \nis it?')
     test_eq(len(term.session.turns), 1)
@@ -145,7 +149,9 @@ def test_chat_terminal(cell_6d83f03b, cell_6251215d):
 
     # nbs/chat/04_terminal.ipynb #a59023c4
     out = io.StringIO()
-    chat_terminal(ChatSession(model, processor, temperature=0), [tmp/'a picture.png'], inp=io.StringIO('What colour is it?\n'), out=out)
+    chat_terminal(ChatSession(model, processor, temperature=0), [tmp/'a picture.png'],
+                  inp=io.StringIO('What colour is it?\n'), out=out)
     test_eq(out.getvalue(), 'It is **red**.\n')
-    test_fail(lambda: chat_terminal(ChatSession(model, processor), inp=io.StringIO(' \n'), out=out), contains='there is no question')
+    test_fail(lambda: chat_terminal(ChatSession(model, processor), inp=io.StringIO(' \n'), out=out),
+              contains='there is no question')
     out.getvalue()

@@ -47,7 +47,8 @@ def test_Chat__repr_html():
     browser(dict(type='send', text='What colour is it?', pictures=['green.png']), png.getvalue())
     test_eq('<strong>green</strong>' in chat.view.log[-1], True)
     browser(dict(type='send', text='And this?', pictures=['letter.png']), b'no picture')
-    test_eq(('agpt-error' in chat.view.log[-1], 'letter.png: not an image' in chat.view.log[-1], len(chat.session.turns)), (True, True, 3))
+    test_eq(('agpt-error' in chat.view.log[-1], 'letter.png: not an image' in chat.view.log[-1], len(chat.session.turns)),
+            (True, True, 3))
     browser(dict(type='send', text='What colour is it?', pictures=[0]))
     test_eq('<strong>red</strong>' in chat.view.log[-1], True)
     browser(dict(type='again')); browser(dict(type='stop'))

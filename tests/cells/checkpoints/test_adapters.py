@@ -20,8 +20,10 @@ def cell_4f49a2c9():
 @pytest.fixture
 def cell_9ba01114(cell_4f49a2c9):
     parts = dict(align_token_id=100, image_token_id=101, gate_hidden_size=8,
-        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8),
-        text_config=LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=100))
+        vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                       image_size=32, patch_size=8),
+        text_config=LlamaConfig(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                num_key_value_heads=2, vocab_size=100))
     def tiny(**config):
         "A tiny model, the same each time."
         set_seed(0)
@@ -90,8 +92,10 @@ def test_save_adapter(cell_4f49a2c9, cell_9ba01114, cell_9ba01114_2, cell_8e8be6
     load_adapter(ungated, tmp/'lora')
     test_eq(ungated.config.use_gate, True)
     test_close(ungated(**batch).logits, after, 1e-6)
-    other = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, vocab_size=100)
-    test_fail(lambda: load_adapter(tiny(text_config=LlamaConfig(**other)), tmp/'lora'), contains='does not fit the base model')
+    other = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+                 vocab_size=100)
+    test_fail(lambda: load_adapter(tiny(text_config=LlamaConfig(**other)), tmp/'lora'),
+              contains='does not fit the base model')
     test_fail(lambda: save_adapter(tiny(), tmp/'x'), contains='has no adapter')
     test_fail(lambda: load_adapter(tiny(num_levels=4), tmp/'lora'), contains='does not fit the base model')
     test_eq(read_json(tmp/'lora'/'adapter_config.json')['base_model_name_or_path'], 'nlpzhaof/aligngpt-7b')

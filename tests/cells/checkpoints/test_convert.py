@@ -56,12 +56,19 @@ def cell_977652ac_2(cell_56d08190, cell_977652ac):
     def tiny(folder, **config):
         "A tiny model with everything that belongs to it, saved."
         words = folder/'words'; words.mkdir(parents=True)
-        spm.SentencePieceTrainer.train(sentence_iterator=iter(['A chat between USER: and ASSISTANT: about a red bus']*9), model_prefix=str(words/'tokenizer'), vocab_size=290, model_type='bpe', byte_fallback=True, minloglevel=2, num_threads=1, hard_vocab_limit=False)
-        write_json(dict(tokenizer_class='LlamaTokenizer', legacy=True, add_bos_token=True, bos_token='<s>', eos_token='</s>', unk_token='<unk>'), words/'tokenizer_config.json')
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(['A chat between USER: and ASSISTANT: about a red bus']*9),
+                                       model_prefix=str(words/'tokenizer'), vocab_size=290, model_type='bpe',
+                                       byte_fallback=True, minloglevel=2, num_threads=1, hard_vocab_limit=False)
+        write_json(dict(tokenizer_class='LlamaTokenizer', legacy=True, add_bos_token=True, bos_token='<s>',
+                        eos_token='</s>', unk_token='<unk>'), words/'tokenizer_config.json')
         set_seed(0)
-        c = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8),
-            text_config=LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5), gate_hidden_size=20, **config)
-        p = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)), load_tokenizer(words), num_image_tokens=16)
+        c = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+                                                          num_attention_heads=2, image_size=32, patch_size=8),
+            text_config=LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                                    num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5), gate_hidden_size=20,
+                                    **config)
+        p = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)),
+                              load_tokenizer(words), num_image_tokens=16)
         c.align_token_id, c.image_token_id = p.align_token_id, p.image_token_id
         AlignGPTForConditionalGeneration(c).save_pretrained(folder/'model'); p.save_pretrained(folder/'model')
         return folder/'model'
@@ -89,8 +96,11 @@ def test_write_weights(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a
         folder = tmp/f'shards{pickled}'; folder.mkdir()
         write_weights(folder, listing, shard='60KB', pickled=pickled, quiet=True)
         files = find_weights(folder)
-        test_eq(all(torch.equal(t, map_tensors(listing[k].file)[k]) for f in files for k,t in map_tensors(f).items()), True)
-        before = files[1].stat().st_mtime_ns; files[0].unlink(); write_weights(folder, listing, shard='60KB', pickled=pickled, quiet=True)
+        test_eq(all(torch.equal(t, map_tensors(listing[k].file)[k]) for f in files for k,t in map_tensors(f).items()),
+                True)
+        before = files[1].stat().st_mtime_ns
+        files[0].unlink()
+        write_weights(folder, listing, shard='60KB', pickled=pickled, quiet=True)
         test_eq(find_weights(folder)[1].stat().st_mtime_ns, before)
 
 
@@ -100,7 +110,8 @@ def test_flat_config(cell_56d08190, cell_977652ac, cell_977652ac_2):
     # nbs/checkpoints/04_convert.ipynb #bfdef1d0
     ck = open_checkpoint(ours)
     flat = flat_config(ck, 'vision_tower', torch.float32)
-    test_eq((flat['rope_theta'], flat['num_key_value_heads'], flat['gate_text'], flat['mm_hidden_size']), (5e5, 2, 'prompt', 24))
+    test_eq((flat['rope_theta'], flat['num_key_value_heads'], flat['gate_text'], flat['mm_hidden_size']),
+            (5e5, 2, 'prompt', 24))
     {k:v for k,v in flat.items() if k.startswith('mm_')}
 
 
@@ -123,7 +134,8 @@ def test_convert(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a777, c
     official = tmp/'release'; shutil.copytree(there, official)
     for f in ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'): (official/f).unlink(missing_ok=True)
     for f in (tmp/'a'/'words').iterdir(): shutil.copy(f, official)
-    config = {k:v for k,v in read_json(official/'config.json').items() if k not in ('gate_text', 'template')} | dict(tokenizer_model_max_length=512, pretraining_tp=1)
+    config = {k:v for k,v in read_json(official/'config.json').items()
+              if k not in ('gate_text', 'template')} | dict(tokenizer_model_max_length=512, pretraining_tp=1)
     write_json(config, official/'config.json')
     again = convert(convert(official, tmp/'ours2', quiet=True), tmp/'official2', quiet=True)
     assert same(tensors(official), tensors(again))
@@ -135,7 +147,8 @@ def test_convert(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a777, c
     # nbs/checkpoints/04_convert.ipynb #e0e0de85
     def logits(folder):
         model, p = load(folder, 'float32', 'cpu')
-        return model(**p(text='USER: <image>a red bus ASSISTANT:', images=Image.new('RGB', (40, 30), 'red'), return_tensors='pt')).logits
+        return model(**p(text='USER: <image>a red bus ASSISTANT:', images=Image.new('RGB', (40, 30), 'red'),
+                         return_tensors='pt')).logits
     test_eq(torch.equal(logits(ours), logits(there)), True)
     half = convert(ours, tmp/'half', to='hf', dtype=torch.float16, quiet=True)
     test_eq({t.dtype for t in tensors(half).values()}, {torch.float16})
@@ -148,4 +161,6 @@ def test_convert(cell_56d08190, cell_977652ac, cell_977652ac_2, cell_d975a777, c
     test_fail(lambda: convert(stage1, tmp/'x'), contains='has no gate yet')
     small = convert(stage1, tmp/'align', to='align', tower_name='openai/clip-vit-large-patch14-336')
     test_eq(layout(small), 'align')
-    test_eq(sorted(tensors(small) if find_weights(small) else map_tensors(small/ALIGN_FILE)), ['align_indicators.indicator_embs', 'mm_projector.0.bias', 'mm_projector.0.weight', 'mm_projector.2.bias', 'mm_projector.2.weight'])
+    test_eq(sorted(tensors(small) if find_weights(small) else map_tensors(small/ALIGN_FILE)),
+            ['align_indicators.indicator_embs', 'mm_projector.0.bias', 'mm_projector.0.weight', 'mm_projector.2.bias',
+             'mm_projector.2.weight'])

@@ -8,4 +8,5 @@ def test_dir():
     # nbs/checkpoints/index.ipynb #88e7c5f7
     names = 'entries add_lora load_adapter save_adapter from_base load load_pretrained_align open_model save PRESETS get_preset zoo_table'.split()
     assert set(names) <= set(dir(aligngpt.checkpoints))
-    assert all(getattr(aligngpt.checkpoints, n).__module__.startswith('aligngpt.checkpoints.') for n in names if hasattr(getattr(aligngpt.checkpoints, n), '__module__'))
+    assert all(getattr(aligngpt.checkpoints, n).__module__.startswith('aligngpt.checkpoints.') for n in names
+               if hasattr(getattr(aligngpt.checkpoints, n), '__module__'))

@@ -25,11 +25,14 @@ def cell_e7bdd4cb(cell_fa8df6ce):
         "A LLaMA-style tokenizer of 300 tokens."
         folder.mkdir(parents=True, exist_ok=True)
         text = ["A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.",
-                'USER: ASSISTANT: what colour is the bus? the red bus is parked on the street', 'a cat and a dog', 'Yes, it is.']*5
-        spm.SentencePieceTrainer.train(sentence_iterator=iter(text), model_prefix=str(folder/'tokenizer'), vocab_size=300, model_type='bpe', byte_fallback=True,
+                'USER: ASSISTANT: what colour is the bus? the red bus is parked on the street', 'a cat and a dog',
+                'Yes, it is.']*5
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(text), model_prefix=str(folder/'tokenizer'), vocab_size=300,
+                                       model_type='bpe', byte_fallback=True,
                                        character_coverage=1., minloglevel=2, num_threads=1, hard_vocab_limit=False)
         (folder/'tokenizer.vocab').unlink()
-        (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='LlamaTokenizer', legacy=True, add_bos_token=True, bos_token='<s>', eos_token='</s>', unk_token='<unk>', model_max_length=512)))
+        (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='LlamaTokenizer', legacy=True,
+            add_bos_token=True, bos_token='<s>', eos_token='</s>', unk_token='<unk>', model_max_length=512)))
     return tmp, tiny_tokenizer
 
 
@@ -41,9 +44,11 @@ def cell_e7bdd4cb_2(cell_fa8df6ce):
 @pytest.fixture
 def cell_e7bdd4cb_3(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2):
     tmp, tiny_tokenizer = cell_e7bdd4cb
-    llm = LlamaForCausalLM(LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5))
+    llm = LlamaForCausalLM(LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                                       num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5))
     llm.save_pretrained(tmp/'llm'); tiny_tokenizer(tmp/'llm')
-    clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8))
+    clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+                                            num_attention_heads=2, image_size=32, patch_size=8))
     clip.save_pretrained(tmp/'clip')
     return llm, clip
 
@@ -62,19 +67,25 @@ def cell_7feb5fc5(cell_fa8df6ce, cell_e7bdd4cb_2):
 @pytest.fixture
 def cell_7feb5fc5_2(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_7feb5fc5):
     llm, clip = cell_e7bdd4cb_3
-    align = {'mm_projector.0.weight':torch.randn(48, 24), 'mm_projector.0.bias':torch.randn(48), 'mm_projector.2.weight':torch.randn(48, 48), 'mm_projector.2.bias':torch.randn(48),
+    align = {'mm_projector.0.weight':torch.randn(48, 24), 'mm_projector.0.bias':torch.randn(48),
+             'mm_projector.2.weight':torch.randn(48, 48), 'mm_projector.2.bias':torch.randn(48),
              'align_indicators.indicator_embs':torch.randn(8, 48)}
-    gate = {'gated_weight_layer.mlp.0.weight':torch.randn(20, 16), 'gated_weight_layer.mlp.0.bias':torch.randn(20), 'gated_weight_layer.mlp.2.weight':torch.randn(7, 20), 'gated_weight_layer.mlp.2.bias':torch.randn(7)}
-    inside = {f"vision_tower.vision_tower.vision_model.{k.removeprefix('vision_model.')}":v for k,v in clip.state_dict().items()}
+    gate = {'gated_weight_layer.mlp.0.weight':torch.randn(20, 16), 'gated_weight_layer.mlp.0.bias':torch.randn(20),
+            'gated_weight_layer.mlp.2.weight':torch.randn(7, 20), 'gated_weight_layer.mlp.2.bias':torch.randn(7)}
+    inside = {f"vision_tower.vision_tower.vision_model.{k.removeprefix('vision_model.')}":v
+              for k,v in clip.state_dict().items()}
     whole = {**llm.state_dict(), 'model.layers.0.self_attn.rotary_emb.inv_freq':torch.ones(6), **inside, **align, **gate}
     return align, gate, inside, whole
 
 
 @pytest.fixture
 def cell_7feb5fc5_3(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5):
-    flat = dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5', vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2, image_aspect_ratio='pad', mm_vision_tower='../clip',
-                mm_vision_select_layer=-2, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu', mm_hidden_size=24, tokenizer_model_max_length=512)
+    flat = dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5',
+                vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5, rms_norm_eps=1e-6, bos_token_id=1,
+                eos_token_id=2, image_aspect_ratio='pad', mm_vision_tower='../clip',
+                mm_vision_select_layer=-2, mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu',
+                mm_hidden_size=24, tokenizer_model_max_length=512)
     return flat
 
 
@@ -86,12 +97,17 @@ def cell_7feb5fc5_4(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
     flat = cell_7feb5fc5_3
     def official(name, tensors, shards=1, **changes):
         "Write an official checkpoint."
-        folder = tmp/name; shutil.copytree(tmp/'llm', folder, ignore=shutil.ignore_patterns('*.safetensors', '*config.json')); shutil.copy(tmp/'llm'/'tokenizer_config.json', folder)
+        folder = tmp/name
+        shutil.copytree(tmp/'llm', folder, ignore=shutil.ignore_patterns('*.safetensors', '*config.json'))
+        shutil.copy(tmp/'llm'/'tokenizer_config.json', folder)
         (folder/'config.json').write_text(json.dumps({k:v for k,v in {**flat, **changes}.items() if v is not None}))
         names = sorted(tensors)
-        files = [f'pytorch_model-{i+1:05}-of-{shards:05}.bin' for i in range(shards)] if shards > 1 else ['pytorch_model.bin']
+        files = [f'pytorch_model-{i+1:05}-of-{shards:05}.bin'
+                 for i in range(shards)] if shards > 1 else ['pytorch_model.bin']
         for i,f in enumerate(files): torch.save({k:tensors[k] for k in names[i::shards]}, folder/f)
-        if shards > 1: (folder/WEIGHTS_INDEX_NAME).write_text(json.dumps(dict(weight_map={k:files[i % shards] for i,k in enumerate(names)})))
+        if shards > 1:
+            (folder/WEIGHTS_INDEX_NAME).write_text(json.dumps(dict(weight_map={k:files[i % shards]
+                for i,k in enumerate(names)})))
         return folder
     tuned = official('tuned', whole)
     return official, tuned
@@ -142,7 +158,8 @@ def test_our_name(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3
     test_eq({official_name(our_name(k)) for k in whole if our_name(k)}, {k for k in whole if 'inv_freq' not in k})
     test_eq(our_name('model.layers.0.self_attn.rotary_emb.inv_freq'), None)
     test_eq(our_name('model.mm_projector.2.bias'), 'projector.2.bias')
-    test_eq((our_name('mm_projector.bias'), official_name('projector.0.bias', linear=True)), ('projector.0.bias', 'mm_projector.bias'))
+    test_eq((our_name('mm_projector.bias'), official_name('projector.0.bias', linear=True)),
+            ('projector.0.bias', 'mm_projector.bias'))
     {k:our_name(k) for k in list(whole)[::12]}
 
 
@@ -160,9 +177,12 @@ def test_text_config(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5, cell_7feb5fc
     flat = cell_7feb5fc5_3
 
     # nbs/checkpoints/03_layouts.ipynb #0ed8a61b
-    test_eq((text_config(flat).num_key_value_heads, text_config(flat).rope_parameters), (2, {'rope_theta':5e5, 'rope_type':'default'}))
-    test_eq(text_config({**flat, 'rope_theta':None, 'rope_scaling':{'type':'linear', 'factor':2.}}).rope_parameters, {'rope_theta':10000., 'rope_type':'linear', 'factor':2.})
-    test_fail(lambda: text_config({k:v for k,v in flat.items() if k != 'hidden_size'}, 'tuned/config.json'), contains="tuned/config.json: needs the key 'hidden_size'")
+    test_eq((text_config(flat).num_key_value_heads, text_config(flat).rope_parameters),
+            (2, {'rope_theta':5e5, 'rope_type':'default'}))
+    test_eq(text_config({**flat, 'rope_theta':None, 'rope_scaling':{'type':'linear', 'factor':2.}}).rope_parameters,
+            {'rope_theta':10000., 'rope_type':'linear', 'factor':2.})
+    test_fail(lambda: text_config({k:v for k,v in flat.items() if k != 'hidden_size'}, 'tuned/config.json'),
+              contains="tuned/config.json: needs the key 'hidden_size'")
 
 
 def test_find_tower(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, cell_e7bdd4cb_4, cell_7feb5fc5, cell_7feb5fc5_2,
@@ -191,7 +211,8 @@ def test_tower_config(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4
 
     # nbs/checkpoints/03_layouts.ipynb #cf079eb0
     test_eq(tower_config(tmp/'clip')[0].to_dict(), clip.config.to_dict())
-    test_eq((tower_config('openai/clip-vit-large-patch14-336')[0].hidden_size, tower_config('openai/clip-vit-large-patch14-336')[1].size), (1024, {'shortest_edge':336}))
+    test_eq((tower_config('openai/clip-vit-large-patch14-336')[0].hidden_size,
+             tower_config('openai/clip-vit-large-patch14-336')[1].size), (1024, {'shortest_edge':336}))
     test_fail(lambda: tower_config(tmp/'odd'), contains='odd: no vision tower there')
     test_fail(lambda: tower_entries(stage1), contains='no weights of a vision tower')
     len(tower_entries(tmp/'clip'))
@@ -207,27 +228,38 @@ def test_Checkpoint(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
 
     # nbs/checkpoints/03_layouts.ipynb #71bfebdb
     ck = open_checkpoint(sharded)
-    test_eq((ck.layout, ck.config.gate_text, ck.processor.gate_text, ck.processor.template, ck.processor.num_image_tokens, ck.config.num_levels), ('official', 'full', 'full', 'v1', 16, 8))
+    test_eq((ck.layout, ck.config.gate_text, ck.processor.gate_text, ck.processor.template, ck.processor.num_image_tokens,
+             ck.config.num_levels), ('official', 'full', 'full', 'v1', 16, 8))
     test_eq({e.file.parent.name for n,e in ck.tensors.items() if n.startswith('vision_tower')}, {'clip'})
-    test_eq({e.file.parent.name for n,e in open_checkpoint(tuned).tensors.items() if n.startswith('vision_tower')}, {'tuned'})
+    test_eq({e.file.parent.name for n,e in open_checkpoint(tuned).tensors.items() if n.startswith('vision_tower')},
+            {'tuned'})
     ck.tensors['gate.mlp.0.weight']._replace(file=None)
 
     # nbs/checkpoints/03_layouts.ipynb #80c2d0a8
     no_gate = official('no_gate', {k:v for k,v in whole.items() if k not in gate})
     no_levels = official('no_levels', {k:v for k,v in whole.items() if 'indicator' not in k})
-    test_fail(lambda: open_checkpoint(no_gate), contains='no_gate: the checkpoint has no gate\n  hint: to go on with a new, untrained one, ask for it: fresh=(\'gate\',)')
+    test_fail(lambda: open_checkpoint(no_gate),
+              contains='no_gate: the checkpoint has no gate\n  hint: to go on with a new, untrained one, ask for it: fresh=(\'gate\',)')
     test_fail(lambda: open_checkpoint(no_levels), contains='no_levels: the checkpoint has no levels')
     test_eq('gate.mlp.0.weight' in open_checkpoint(no_gate, fresh=('gate',)).tensors, False)
     holes = official('holes', {k:v for k,v in whole.items() if k != 'model.norm.weight'})
-    test_fail(lambda: open_checkpoint(holes), contains='tensors are missing, first language_model.model.norm.weight (official name model.norm.weight)')
+    test_fail(lambda: open_checkpoint(holes),
+              contains='tensors are missing, first language_model.model.norm.weight (official name model.norm.weight)')
     wide = official('wide', whole, hidden_size=64)
     test_fail(lambda: open_checkpoint(wide), contains='has shape')
     keyless = official('keyless', whole, vocab_size=None)
     test_fail(lambda: open_checkpoint(keyless), contains="needs the key 'vocab_size'")
-    cut = tmp/'cut'; shutil.copytree(sharded, cut); f = cut/'pytorch_model-00002-of-00003.bin'; f.write_bytes(f.read_bytes()[:1000])
-    test_fail(lambda: open_checkpoint(cut), contains='pytorch_model-00002-of-00003.bin: damaged or cut short (1,000 bytes)')
-    f.unlink(); test_fail(lambda: open_checkpoint(cut), contains='shard pytorch_model-00002-of-00003.bin is missing (2 of 3 shards are there)')
-    test_fail(lambda: open_checkpoint(stage1), contains="holds projector and levels only\n  hint: name the language model that they belong to: llm='lmsys/vicuna-7b-v1.5'")
+    cut = tmp/'cut'
+    shutil.copytree(sharded, cut)
+    f = cut/'pytorch_model-00002-of-00003.bin'
+    f.write_bytes(f.read_bytes()[:1000])
+    test_fail(lambda: open_checkpoint(cut),
+              contains='pytorch_model-00002-of-00003.bin: damaged or cut short (1,000 bytes)')
+    f.unlink()
+    test_fail(lambda: open_checkpoint(cut),
+              contains='shard pytorch_model-00002-of-00003.bin is missing (2 of 3 shards are there)')
+    test_fail(lambda: open_checkpoint(stage1),
+              contains="holds projector and levels only\n  hint: name the language model that they belong to: llm='lmsys/vicuna-7b-v1.5'")
 
 
 @pytest.fixture
@@ -247,11 +279,14 @@ def cell_7d15cfca_2(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5):
 @pytest.fixture
 def cell_7d15cfca_3(cell_fa8df6ce, cell_e7bdd4cb_2, cell_7feb5fc5, cell_7d15cfca_2):
     picture = cell_7d15cfca_2
-    question = [dict(role='user', content=[dict(type='image', image=picture), dict(type='text', text='what colour is the bus?')])]
+    question = [dict(role='user', content=[dict(type='image', image=picture),
+                                           dict(type='text', text='what colour is the bus?')])]
     def ask(model, processor, **kwargs):
         "Token ids of a greedy answer."
-        batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
-        return model.generate(**batch, max_new_tokens=8, do_sample=False, **kwargs)[0, batch['input_ids'].shape[1]:].tolist()
+        batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True,
+                                              return_tensors='pt')
+        return model.generate(**batch, max_new_tokens=8, do_sample=False,
+                              **kwargs)[0, batch['input_ids'].shape[1]:].tolist()
     return ask
 
 
@@ -273,13 +308,16 @@ def test_load(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, ce
     sharded = cell_7feb5fc5_5
 
     # nbs/checkpoints/03_layouts.ipynb #80c2d0a8
-    cut = tmp/'cut'; shutil.copytree(sharded, cut); f = cut/'pytorch_model-00002-of-00003.bin'; f.write_bytes(f.read_bytes()[:1000])
+    cut = tmp/'cut'
+    shutil.copytree(sharded, cut)
     model, processor = cell_7d15cfca
     ask = cell_7d15cfca_3
     answer = cell_7d15cfca_4
 
     # nbs/checkpoints/03_layouts.ipynb #7d15cfca
-    test_eq({n.split('.')[0]:all(torch.equal(t, whole[official_name(n)]) for n,t in model.state_dict().items()) for n in model.state_dict()}, dict.fromkeys(('vision_tower', 'projector', 'levels', 'gate', 'language_model'), True))
+    test_eq({n.split('.')[0]:all(torch.equal(t, whole[official_name(n)]) for n,t in model.state_dict().items())
+             for n in model.state_dict()}, dict.fromkeys(('vision_tower', 'projector', 'levels', 'gate',
+                                                          'language_model'), True))
     test_eq(ask(*load(sharded, 'float32', 'cpu')), answer)
     test_fail(lambda: load(tuned, quantize='int2'), contains="Unknown quantization 'int2'. Valid: nf4, int8")
     answer, processor.decode(answer)
@@ -312,9 +350,12 @@ def test_save(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, ce
 
     # nbs/checkpoints/03_layouts.ipynb #125aae3f
     with_code = save(model, processor, tmp/'with_code', code=True)
-    test_eq(read_json(with_code/'config.json')['auto_map'], {'AutoConfig':'layers.AlignGPTConfig', 'AutoModelForImageTextToText':'modeling.AlignGPTForConditionalGeneration'})
+    test_eq(read_json(with_code/'config.json')['auto_map'],
+            {'AutoConfig':'layers.AlignGPTConfig',
+             'AutoModelForImageTextToText':'modeling.AlignGPTForConditionalGeneration'})
     test_eq(read_json(with_code/'processor_config.json')['auto_map']['AutoProcessor'], 'processor.AlignGPTProcessor')
-    assert not re.search(r'^ *(from|import) aligngpt', '\n'.join(f.read_text() for f in with_code.glob('*.py')), flags=re.M)
+    assert not re.search(r'^ *(from|import) aligngpt', '\n'.join(f.read_text() for f in with_code.glob('*.py')),
+                         flags=re.M)
     save(model, processor, ours)
     test_eq([k for k in ('config.json', 'processor_config.json') if 'auto' in (ours/k).read_text()], [])
     sorted(f.name for f in with_code.glob('*.py'))
@@ -325,7 +366,8 @@ def test_save(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_3, ce
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
     test_eq(layout(tmp/'lora'), 'adapter')
-    test_eq([ask(*load(tmp/'lora', 'float32', 'cpu')), ask(*load(ours, 'float32', 'cpu', adapter=tmp/'lora')), ask(merge_lora(lora), processor)], [melted]*3)
+    test_eq([ask(*load(tmp/'lora', 'float32', 'cpu')), ask(*load(ours, 'float32', 'cpu', adapter=tmp/'lora')),
+             ask(merge_lora(lora), processor)], [melted]*3)
     test_fail(lambda: load(tmp/'orphan'), contains='orphan: the adapter does not name its base')
 
 
@@ -395,9 +437,11 @@ def test_from_base(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb_
     base, plain = cell_7441670d
 
     # nbs/checkpoints/03_layouts.ipynb #7441670d
-    test_eq((base.gate, base.levels.weight.shape, plain.template, base.config.align_token_id), (None, (4, 48), 'plain', plain.align_token_id))
+    test_eq((base.gate, base.levels.weight.shape, plain.template, base.config.align_token_id),
+            (None, (4, 48), 'plain', plain.align_token_id))
     test_eq(torch.equal(base.language_model.lm_head.weight, llm.lm_head.weight), True)
-    test_eq(torch.isfinite(torch.cat([p.flatten() for p in (*base.projector.parameters(), base.levels.weight)])).all().item(), True)
+    test_eq(torch.isfinite(torch.cat([p.flatten()
+                                      for p in (*base.projector.parameters(), base.levels.weight)])).all().item(), True)
     test_fail(lambda: from_base(tmp/'llm', tmp/'odd'), contains='odd: no vision tower there')
     test_fail(lambda: from_base(tmp/'clip', tmp/'clip'), contains='clip')
     base(**plain(text='<image>a cat\n', images=picture, return_tensors='pt'), alignment=3).weights
@@ -418,8 +462,11 @@ def test_load_parts(cell_fa8df6ce, cell_e7bdd4cb, cell_e7bdd4cb_2, cell_e7bdd4cb
     test_eq((first.gate, plain.image_aspect_ratio, plain.template), (None, 'pad', 'plain'))
     torch.save(gate, tmp/'gate.bin')
     test_eq(load_parts(model, tmp/'gate.bin'), ['gate'])
-    test_fail(lambda: load_parts(first, tmp/'gate.bin'), contains='gate.bin: gated_weight_layer.mlp.0.weight has no place in this model')
-    test_fail(lambda: load_parts(base, stage1/ALIGN_FILE), contains='align_indicators.indicator_embs has shape [8, 48], the model [4, 48]')
-    test_fail(lambda: load_pretrained_align(stage1/ALIGN_FILE, tmp/'llm', tower='../gone'), contains="its vision tower '../gone' is not there")
+    test_fail(lambda: load_parts(first, tmp/'gate.bin'),
+              contains='gate.bin: gated_weight_layer.mlp.0.weight has no place in this model')
+    test_fail(lambda: load_parts(base, stage1/ALIGN_FILE),
+              contains='align_indicators.indicator_embs has shape [8, 48], the model [4, 48]')
+    test_fail(lambda: load_pretrained_align(stage1/ALIGN_FILE, tmp/'llm', tower='../gone'),
+              contains="its vision tower '../gone' is not there")
     same, _ = load(stage1, 'float32', 'cpu', llm=tmp/'llm')
     test_eq(all(torch.equal(a, b) for a,b in zip(first.state_dict().values(), same.state_dict().values())), True)

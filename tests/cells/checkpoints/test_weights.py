@@ -37,7 +37,8 @@ def test_map_tensors(cell_1f63bfc0):
     torch.save([1, 2], tmp/'list.bin')
     test_fail(lambda: map_tensors(tmp/'code.bin'), contains='not only tensors. It was not run.')
     assert not (tmp/'was_run').exists()
-    for f in ('cut_good.bin', 'cut_good.safetensors', 'page.safetensors'): test_fail(lambda: map_tensors(tmp/f), contains=f'{f}: damaged or cut short')
+    for f in ('cut_good.bin', 'cut_good.safetensors', 'page.safetensors'):
+        test_fail(lambda: map_tensors(tmp/f), contains=f'{f}: damaged or cut short')
     test_fail(lambda: map_tensors(tmp/'page.bin'), contains='page.bin: not a torch weight file')
     test_fail(lambda: map_tensors(tmp/'list.bin'), contains='list.bin: holds a list, expected a dictionary of tensors')
     test_fail(lambda: map_tensors(tmp/'none.bin'), contains='none.bin: no such file')
@@ -83,7 +84,8 @@ def test_find_weights(cell_1f63bfc0, cell_e7467464, cell_6d2273bb, cell_6d2273bb
 
     # nbs/checkpoints/01_weights.ipynb #3a4a6e36
     half = tmp/'half'; shutil.copytree(many, half); find_weights(half)[1].unlink()
-    test_fail(lambda: find_weights(half), contains='shard model-00002-of-00003.safetensors is missing (2 of 3 shards are there)')
+    test_fail(lambda: find_weights(half),
+              contains='shard model-00002-of-00003.safetensors is missing (2 of 3 shards are there)')
 
 
 @pytest.fixture
@@ -123,7 +125,8 @@ def test_write_safetensors(cell_1f63bfc0, cell_e7467464, cell_6d2273bb_2):
     write_safetensors(tmp/'copy.safetensors', entries(tmp/'good.bin'))
     copy = load_file(tmp/'copy.safetensors')
     test_eq({k:(v.dtype, v.tolist()) for k,v in copy.items()}, {k:(v.dtype, v.tolist()) for k,v in weights.items()})
-    write_safetensors(tmp/'small.safetensors', {k.upper():e for k,e in entries(tmp/'good.bin').items()}, dtype=torch.float16)
+    write_safetensors(tmp/'small.safetensors', {k.upper():e for k,e in entries(tmp/'good.bin').items()},
+                      dtype=torch.float16)
     small = load_file(tmp/'small.safetensors')
     test_eq(small['A.WEIGHT'], weights['a.weight'].half())
     {k:v.dtype for k,v in small.items()}

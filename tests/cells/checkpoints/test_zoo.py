@@ -11,7 +11,8 @@ def test_get_preset():
     # nbs/checkpoints/05_zoo.ipynb #00a36ebc
     p = get_preset('aligngpt-7b')
     test_eq((p.config().num_image_tokens, p.config(use_gate=False).use_gate, p.template), (576, False, 'v1'))
-    test_fail(lambda: get_preset('aligngpt-70b'), contains="Unknown model 'aligngpt-70b'. Valid: aligngpt-7b, aligngpt-13b,")
+    test_fail(lambda: get_preset('aligngpt-70b'),
+              contains="Unknown model 'aligngpt-70b'. Valid: aligngpt-7b, aligngpt-13b,")
     test_fail(lambda: p.stage('third'), contains="Unknown stage 'third'. Valid: pretrain, finetune")
     test_eq({p.template for p in PRESETS.values()} <= set(TEMPLATES), True)
     {n:(q.stage('pretrain'), q.stage('finetune')) for n,q in PRESETS.items()}
@@ -40,6 +41,7 @@ def test_ZooTable():
     assert 'nlpzhaof/aligngpt-7b ' in str(table) and '| tiny | 0.5M |' in table._repr_markdown_()
 
     # nbs/checkpoints/05_zoo.ipynb #62ce60ca
-    mine = dataclasses.replace(get_preset('aligngpt-qwen3'), name='mine', text={**QWEN3_4B, 'num_hidden_layers':2}, stage2=dict(learning_rate=1e-5))
+    mine = dataclasses.replace(get_preset('aligngpt-qwen3'), name='mine', text={**QWEN3_4B, 'num_hidden_layers':2},
+                               stage2=dict(learning_rate=1e-5))
     test_eq((mine.stage('finetune')['learning_rate'], mine.config().text_config.num_hidden_layers), (1e-5, 2))
     count_parameters(mine.config())['language_model']

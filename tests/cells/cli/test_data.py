@@ -13,7 +13,8 @@ def test_unpack_command():
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_data(app)
     run = CliRunner()
-    for name, flags in dict(levels=('--clip', '--levels', '--method', '--workers'), audit=('--processor', '--cap'), show=('--row', '--template'), unpack=('--md5', '--extract-to')).items():
+    for name, flags in dict(levels=('--clip', '--levels', '--method', '--workers'), audit=('--processor', '--cap'),
+                            show=('--row', '--template'), unpack=('--md5', '--extract-to')).items():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output
         for flag in flags: assert flag in text, (name, flag)
 
@@ -21,12 +22,15 @@ def test_unpack_command():
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     def records(n, **last):
         "A file of `n` pairs, the last of them changed."
-        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]) for i in range(n)]
+        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from':'human', 'value':'<image>'},
+                                                            {'from':'gpt', 'value':'a shape'}]) for i in range(n)]
         rows[-1] |= last
         path = Path(tempfile.mkdtemp())/'pairs.json'
         path.write_text(json.dumps(rows))
         return path
-    def audited(path): return run.invoke(app, ['audit', str(path), '--images', str(pictures), '--out', str(path.parent/'audit'), '--workers', '0'])
+    def audited(path):
+        return run.invoke(app, ['audit', str(path), '--images', str(pictures), '--out', str(path.parent/'audit'),
+                                '--workers', '0'])
     test_eq(audited(records(5)).exit_code, 0)
     bad = audited(records(5, image='nowhere.png'))
     test_eq(bad.exit_code, 1)
@@ -53,7 +57,8 @@ def test_unpack_command():
     done.output.replace(str(folder), 'FOLDER')
 
     # nbs/cli/02_data.ipynb #b1ede183
-    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.data'], capture_output=True, text=True).stderr
+    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.data'], capture_output=True,
+                            text=True).stderr
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])
 
 
@@ -63,7 +68,8 @@ def test_unpack_command_slow():
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     def records(n, **last):
         "A file of `n` pairs, the last of them changed."
-        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]) for i in range(n)]
+        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from':'human', 'value':'<image>'},
+                                                            {'from':'gpt', 'value':'a shape'}]) for i in range(n)]
         rows[-1] |= last
         path = Path(tempfile.mkdtemp())/'pairs.json'
         path.write_text(json.dumps(rows))
@@ -77,16 +83,21 @@ def test_unpack_command_slow():
         from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
         tok = Tokenizer(models.WordLevel({t:i for i,t in enumerate('<s> </s> <pad> <unk> a shape'.split())}, '<unk>'))
         tok.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>', model_max_length=16).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                unk_token='<unk>', model_max_length=16).save_pretrained(folder)
         size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
         torch.manual_seed(0)
-        CLIPModel(CLIPConfig(text_config=dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2), vision_config=dict(size, image_size=32, patch_size=16), projection_dim=16)).save_pretrained(folder)
+        CLIPModel(CLIPConfig(text_config=dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1,
+                                              bos_token_id=0, pad_token_id=2),
+                                              vision_config=dict(size, image_size=32, patch_size=16),
+                                              projection_dim=16)).save_pretrained(folder)
         CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(folder)
         return folder
     def derive(path, clip, name, *launcher):
         "Run `aligngpt levels`; -> both files."
         out = path.parent/name
-        subprocess.run([sys.executable, '-m', *launcher, 'aligngpt.cli.main', 'levels', path, '--images', pictures, '--clip', clip, '--out', out, '--device', 'cpu'], check=True, capture_output=True,
+        subprocess.run([sys.executable, '-m', *launcher, 'aligngpt.cli.main', 'levels', path, '--images', pictures,
+                        '--clip', clip, '--out', out, '--device', 'cpu'], check=True, capture_output=True,
                        env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1'})
         return out.read_bytes(), out.with_suffix('.parquet').read_bytes()
     pairs, clip = records(300), tiny_clip(tempfile.mkdtemp())

@@ -27,7 +27,8 @@ def test_folders_of(cell_6544c476):
     tmp = cell_6544c476
 
     # nbs/cli/04_evaluate.ipynb #6544c476
-    test_eq(folders_of('pope, my/birds.jsonl', tmp), {'pope': tmp, 'my/birds.jsonl': tmp}) # birds: the images lie beside the file, or there
+    test_eq(folders_of('pope, my/birds.jsonl', tmp),
+            {'pope': tmp, 'my/birds.jsonl': tmp}) # birds: the images lie beside the file, or there
     test_eq(folders_of('my/birds.jsonl', tmp/'nowhere'), {'my/birds.jsonl': Path('my')})
     folders_of('all', tmp)
 
@@ -50,7 +51,8 @@ def test_score_command(cell_6544c476):
     for part in toy(): part.save_pretrained(tmp/'toy')
     for c in ('red', 'blue'): swatch(c).save(tmp/f'{c}.png')
     for name, ask in (('colours', 'What colour is it?'), ('mood', 'Is it warm or cool?')):
-        (tmp/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image=f'{c}.png', text=ask, answer=a)) for i,(c,a) in enumerate((('red', 'warm'), ('blue', 'cool')))))
+        (tmp/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image=f'{c}.png', text=ask, answer=a))
+                                                   for i,(c,a) in enumerate((('red', 'warm'), ('blue', 'cool')))))
     def say(*args):
         "What a command prints."
         r = CliRunner().invoke(app, [str(a) for a in args])
@@ -74,11 +76,14 @@ def test_score_command(cell_6544c476):
     print(shown)
 
     # nbs/cli/04_evaluate.ipynb #8dc0bb41
-    r = say('score', tmp/'colours.jsonl', '--data', tmp, '--predictions', tmp/'a'/'colours'/'answers.jsonl', '--json', tmp/'s.json')
+    r = say('score', tmp/'colours.jsonl', '--data', tmp, '--predictions', tmp/'a'/'colours'/'answers.jsonl', '--json',
+            tmp/'s.json')
     test_eq(json.loads((tmp/'s.json').read_text())['headline'], 0)
     print(r)
 
     # nbs/cli/04_evaluate.ipynb #ad24acbe
-    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.evaluate'], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}).stderr
+    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.evaluate'],
+                            capture_output=True, text=True, env={**os.environ,
+                                                                 'PYTHONPATH':os.pathsep.join(sys.path)}).stderr
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])
     test_eq(CliRunner().invoke(app, ['eval']).exit_code, 2)

@@ -10,10 +10,12 @@ def test_zoo():
     # nbs/cli/01_main.ipynb #28e9b108
     def run(*args, inp=None):
         "Run `aligngpt` in another process."
-        return subprocess.run([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], capture_output=True, text=True, input=inp, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)})
+        return subprocess.run([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], capture_output=True, text=True,
+                              input=inp, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)})
     r = run('--help')
     test_eq(r.returncode, 0)
-    for name in ('quickstart', 'chat', 'levels', 'audit', 'unpack', 'convert', 'eval', 'score'): assert name in r.stdout, r
+    for name in ('quickstart', 'chat', 'levels', 'audit', 'unpack', 'convert', 'eval', 'score'):
+        assert name in r.stdout, r
     print(r.stdout)
 
     # nbs/cli/01_main.ipynb #4ab66ff8
@@ -31,19 +33,27 @@ def test_zoo():
 
     # nbs/cli/01_main.ipynb #8121e4a1
     table = run('zoo').stdout
-    test_eq([l.split()[0] for l in table.splitlines()], ['model', 'aligngpt-7b', 'aligngpt-13b', 'aligngpt-llama2', 'aligngpt-llama3', 'aligngpt-qwen3', 'tiny'])
+    test_eq([l.split()[0] for l in table.splitlines()],
+            ['model', 'aligngpt-7b', 'aligngpt-13b', 'aligngpt-llama2', 'aligngpt-llama3', 'aligngpt-qwen3', 'tiny'])
     one = json.loads(run('zoo', 'aligngpt-13b').stdout)
-    test_eq((one['llm'], one['template'], one['finetune']['learning_rate'], one['text']['hidden_size']), ('lmsys/vicuna-13b-v1.5', 'v1', 2e-5, 5120))
+    test_eq((one['llm'], one['template'], one['finetune']['learning_rate'], one['text']['hidden_size']),
+            ('lmsys/vicuna-13b-v1.5', 'v1', 2e-5, 5120))
     test_eq(run('zoo', 'aligngpt-70b').returncode, 1)
     table.splitlines()[:3]
 
     # nbs/cli/01_main.ipynb #ee2064e1
     def best_ms(*cmd):
-        def one(): t = time.perf_counter(); subprocess.run([sys.executable, *cmd], capture_output=True, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}); return time.perf_counter()-t
+        def one():
+            t = time.perf_counter()
+            subprocess.run([sys.executable, *cmd], capture_output=True,
+                           env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)})
+            return time.perf_counter()-t
         return min(one() for _ in range(5))*1000
     idle = best_ms('-c', 'pass')
-    times = {'aligngpt --help': best_ms('-m', 'aligngpt.cli', '--help'), 'import aligngpt': best_ms('-c', 'import aligngpt') - idle}
-    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'aligngpt.cli', '--help'], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}).stderr
+    times = {'aligngpt --help': best_ms('-m', 'aligngpt.cli', '--help'),
+             'import aligngpt': best_ms('-c', 'import aligngpt') - idle}
+    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'aligngpt.cli', '--help'], capture_output=True,
+                            text=True, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}).stderr
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])
     {k: f'{v:.0f} ms' for k, v in times.items()}
 

@@ -37,7 +37,8 @@ def test_read_key(cell_955b8a91, cell_e48f53a1):
 
     # nbs/cli/05_serve.ipynb #e48f53a1
     test_eq(read_key(tmp/'key'), 's3cret')
-    test_fail(lambda: read_key(tmp/'none'), contains='none: empty'); test_fail(lambda: read_key(tmp/'gone'), contains='no such file')
+    test_fail(lambda: read_key(tmp/'none'), contains='none: empty')
+    test_fail(lambda: read_key(tmp/'gone'), contains='no such file')
     with modified_env(ALIGNGPT_API_KEY='other'): test_eq(read_key(), 'other')
 
 
@@ -59,15 +60,19 @@ def test_vllm_line(cell_955b8a91, cell_e48f53a1):
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_serve(app)
     text = CliRunner().invoke(app, ['--help'], terminal_width=200).output
-    for flag in '--host --port --api-key-file --queue --max-batch --engine --remote-images --grace'.split(): assert flag in text, flag
+    for flag in '--host --port --api-key-file --queue --max-batch --engine --remote-images --grace'.split():
+        assert flag in text, flag
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
 
     # nbs/cli/05_serve.ipynb #20b9efae
-    server = subprocess.Popen([sys.executable, '-m', 'aligngpt.cli', 'serve', str(tmp/'run'), '--port', '0', '--no-page', '--temperature', '0'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    server = subprocess.Popen([sys.executable, '-m', 'aligngpt.cli', 'serve', str(tmp/'run'), '--port', '0', '--no-page',
+                               '--temperature', '0'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1'})
     hello = server.stdout.readline()
     at = hello.split('API ')[1].strip()
-    def post(path, body, headers={}): return urllib.request.urlopen(urllib.request.Request(at + path, json.dumps(body).encode(), {'Content-Type':'application/json', **headers}))
+    def post(path, body, headers={}):
+        return urllib.request.urlopen(urllib.request.Request(at + path, json.dumps(body).encode(),
+                                                             {'Content-Type':'application/json', **headers}))
     ask = dict(model='run', messages=[dict(role='user', content='Count to ten.')])
     answer = json.load(post('/chat/completions', ask))['choices'][0]['message']['content']
     test_eq(answer, 'one, two, three, four, five, six, seven, eight, nine, ten.')

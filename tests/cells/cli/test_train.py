@@ -27,7 +27,8 @@ def test_gather(cell_5ebe7faf):
     tmp = cell_5ebe7faf
 
     # nbs/cli/03_train.ipynb #5ebe7faf
-    test_eq(gather(dict(data=['b.json'], learning_rate=None, part_rates='gate=1e-3'), tmp/'c.yaml'), dict(data='b.json', learning_rate=1e-4, valid=.1, part_rates=dict(gate=1e-3)))
+    test_eq(gather(dict(data=['b.json'], learning_rate=None, part_rates='gate=1e-3'), tmp/'c.yaml'),
+            dict(data='b.json', learning_rate=1e-4, valid=.1, part_rates=dict(gate=1e-3)))
     test_eq(gather(dict(weights='1,.5', data=['a', 'b'])), dict(weights=[1., .5], data=['a', 'b']))
     test_fail(lambda: gather(dict(valid='gone.json')), contains="no file 'gone.json'")
 
@@ -40,7 +41,8 @@ def test_plan_command(cell_5ebe7faf):
     register(app)
     run = CliRunner()
     text = run.invoke(app, ['finetune', '--help']).output
-    for flag in ('--preset', '--lora', '--learning-rate', '--part-rates', '--pack', '--no-shuffle', '--config'): assert flag in text, flag
+    for flag in ('--preset', '--lora', '--learning-rate', '--part-rates', '--pack', '--no-shuffle', '--config'):
+        assert flag in text, flag
     assert '--lora' not in run.invoke(app, ['pretrain', '--help']).output
     r = run.invoke(app, ['plan', '--preset', 'aligngpt-13b', '--gpus', '8', '--gpu-memory', '80'])
     test_eq(r.exit_code, 0)
@@ -48,6 +50,7 @@ def test_plan_command(cell_5ebe7faf):
     print(r.output)
 
     # nbs/cli/03_train.ipynb #e52f186a
-    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.train'], capture_output=True, text=True).stderr
+    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.train'], capture_output=True,
+                            text=True).stderr
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])
     test_eq(run.invoke(app, ['pretrain', '--out', str(tmp)]).exit_code, 2)

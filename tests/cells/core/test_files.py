@@ -75,7 +75,8 @@ def test_write_json(cell_51721667, cell_a64554dd, cell_463136eb, cell_f62b2896):
 def cell_830d0dcb(cell_51721667, cell_a64554dd, cell_463136eb, cell_f62b2896):
     tmp = cell_51721667
     code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
-    def other_process(): return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
+    def other_process():
+        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
     with own_folder(tmp/'run'): busy = other_process()
     return other_process, busy
 

@@ -14,7 +14,8 @@ def test_lazy_names():
     (tmp/'shop'/'heavy.py').write_text("print('one moment ...')\nclass Lorry: pass")
     code = "import shop; print([n for n in dir(shop) if n[0] != '_']); from shop import Lorry; print(Lorry.__module__)"
     path = os.pathsep.join([str(tmp), *filter(None, sys.path)])
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':path})
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH':path})
     test_eq(done.stdout.splitlines(), ["['Lorry', 'lazy_names']", 'one moment ...', 'shop.heavy'])
     print(done.stdout)
 

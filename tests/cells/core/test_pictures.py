@@ -12,7 +12,8 @@ from pathlib import Path
 def cell_9e3b1e3f():
     root = Path(tempfile.mkdtemp())
     whole = Path(easy_vqa.get_train_image_paths()[0]).read_bytes()
-    (root/'0.png').write_bytes(whole); (root/'cut.png').write_bytes(whole[:len(whole)//2]); (root/'page.jpg').write_text('404: Not Found')
+    (root/'0.png').write_bytes(whole)
+    (root/'cut.png').write_bytes(whole[:len(whole)//2])
     return root, whole
 
 
@@ -33,15 +34,18 @@ def test_ImageRules(cell_9e3b1e3f, cell_f4d86a1a):
     # nbs/core/05_pictures.ipynb #f4d86a1a
     test_eq(open_image(whole, '0.png').size, (64, 64))
     test_fail(lambda: open_image(b'', 'x.jpg'), contains='x.jpg: an empty file')
-    test_fail(lambda: open_image(b'404: Not Found', 'x.jpg'), contains="x.jpg: not an image; it begins with b'404: Not Found'")
+    test_fail(lambda: open_image(b'404: Not Found', 'x.jpg'),
+              contains="x.jpg: not an image; it begins with b'404: Not Found'")
     test_fail(lambda: open_image(whole[:20], 'x.png'), contains='x.png')
-    test_fail(lambda: open_image(whole, 'x.png', ImageRules(max_pixels=1000)), contains='64 x 64 pixels, the limit is 1,000')
+    test_fail(lambda: open_image(whole, 'x.png', ImageRules(max_pixels=1000)),
+              contains='64 x 64 pixels, the limit is 1,000')
     test_fail(lambda: open_image(whole, 'x.png', ImageRules(min_side=65)), contains='64 x 64 pixels')
     test_fail(lambda: open_image(png(np.zeros((1, 300), 'uint8')), 'x.png'), contains='300 x 1 pixels, a strip')
 
     # nbs/core/05_pictures.ipynb #6645322c
     def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 30000, 30000, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(bytes(10**6))) + chunk(b'IEND', b'')
+    bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR',
+                                        struct.pack('>IIBBBBB', 30000, 30000, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(bytes(10**6))) + chunk(b'IEND', b'')
     test_fail(lambda: open_image(bomb, 'bomb.png'), contains='bomb.png')
     len(bomb)
 
@@ -50,6 +54,7 @@ def test_to_rgb(cell_9e3b1e3f, cell_f4d86a1a):
     root, whole = cell_9e3b1e3f
 
     # nbs/core/05_pictures.ipynb #9e3b1e3f
+    (root/'page.jpg').write_text('404: Not Found')
     Image.open(root/'0.png')
     png = cell_f4d86a1a
 
@@ -65,7 +70,8 @@ def test_to_rgb(cell_9e3b1e3f, cell_f4d86a1a):
     png_data = saved(im, 'PNG')
     at = png_data.index(b'IDAT') + 30
     test_fail(lambda: rgb(png_data[:at] + bytes([png_data[at] ^ 255]) + png_data[at+1:]), contains='x: damaged')
-    test_eq(np.asarray(rgb(saved(im.convert('CMYK'), 'JPEG', quality=100))).mean((0, 1)).round(-1), np.asarray(im).mean((0, 1)).round(-1))
+    test_eq(np.asarray(rgb(saved(im.convert('CMYK'), 'JPEG', quality=100))).mean((0, 1)).round(-1),
+            np.asarray(im).mean((0, 1)).round(-1))
     test_eq(np.asarray(rgb(saved(im, 'GIF', save_all=True, append_images=[im.rotate(90)]))).shape, (64, 64, 3))
 
     # nbs/core/05_pictures.ipynb #b123d203
@@ -84,7 +90,9 @@ def test_open_picture():
     # nbs/core/05_pictures.ipynb #9e3b1e3f
     root = Path(tempfile.mkdtemp())
     whole = Path(easy_vqa.get_train_image_paths()[0]).read_bytes()
-    (root/'0.png').write_bytes(whole); (root/'cut.png').write_bytes(whole[:len(whole)//2]); (root/'page.jpg').write_text('404: Not Found')
+    (root/'0.png').write_bytes(whole)
+    (root/'cut.png').write_bytes(whole[:len(whole)//2])
+    (root/'page.jpg').write_text('404: Not Found')
     Image.open(root/'0.png')
 
     # nbs/core/05_pictures.ipynb #f4d86a1a
@@ -109,8 +117,10 @@ def test_open_picture():
     url = 'data:image/png;base64,' + base64.b64encode(whole).decode()
     wrapped = 'data:image/png;base64,' + base64.encodebytes(whole).decode() # in lines, as in mail
     pixels = decode_image(whole, 'x')
-    for source in (root/'0.png', str(root/'0.png'), whole, url, wrapped, pixels, np.array(pixels)): test_eq(np.asarray(open_picture(source)), np.asarray(pixels))
-    for f,why in {'cut.png':'cut.png: damaged', 'page.jpg':'page.jpg: not an image', 'gone.png':'no such file'}.items(): test_fail(lambda: open_picture(root/f), contains=why)
+    for source in (root/'0.png', str(root/'0.png'), whole, url, wrapped, pixels, np.array(pixels)):
+        test_eq(np.asarray(open_picture(source)), np.asarray(pixels))
+    for f,why in {'cut.png':'cut.png: damaged', 'page.jpg':'page.jpg: not an image', 'gone.png':'no such file'}.items():
+        test_fail(lambda: open_picture(root/f), contains=why)
     test_fail(lambda: open_picture(b'hello'), contains='the picture: not an image')
     test_fail(lambda: open_picture('data:image/png;base64,%%'), contains='data:image/png;base64: not base64')
     test_fail(lambda: open_picture('http://127.0.0.1:9/x.png'), contains='check the address')

@@ -26,7 +26,8 @@ def test_at_least():
 
 def test_Lean():
     # nbs/core/08_versions.ipynb #9d38cc2f
-    gone = Lean('transformers', 'Trainer._no_such', 'training.trainer', 'to show a fault', 'nothing at all', lambda: import_module('transformers').Trainer._no_such)
+    gone = Lean('transformers', 'Trainer._no_such', 'training.trainer', 'to show a fault', 'nothing at all',
+                lambda: import_module('transformers').Trainer._no_such)
     assert 'changed Trainer._no_such, which aligngpt.training.trainer needs to show a fault (AttributeError' in gone.changed()
     gone.changed()
 

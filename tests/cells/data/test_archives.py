@@ -117,7 +117,8 @@ def test_unpack_in_place(cell_a78e63aa, cell_a78e63aa_2, cell_a78e63aa_3, cell_a
         done = unpack_in_place(film, **kwargs)
         return done.name, done.read_bytes() == archive, sorted(p.name for p in film.parent.iterdir())
     test_eq(in_place(put(disguise(archive)), md5=md5), ('images.tar', True, ['images.tar']))
-    test_fail(lambda: unpack_in_place(unpack_copy(film, film.parent/'images.tar').with_name('images.tar.mp4')), contains='images.tar: exists already')
+    test_fail(lambda: unpack_in_place(unpack_copy(film, film.parent/'images.tar').with_name('images.tar.mp4')),
+              contains='images.tar: exists already')
     damaged = put(disguise(archive)[:-1] + b'x')
     test_fail(lambda: unpack_in_place(damaged, md5=md5), contains='nothing was changed')
     test_eq(damaged.read_bytes(), disguise(archive)[:-1] + b'x')
@@ -160,7 +161,8 @@ u.unpack_in_place(sys.argv[1])
         film.write_bytes(archive[:n] + film.read_bytes()[n:])
         return film
     assert all(in_place(half_written(n))[1] for n in range(33))
-    test_fail(lambda: unpack_in_place((lambda f: (f.write_bytes(b'x'), f)[1])(half_written(3))), contains='has 1 bytes, expected')
+    test_fail(lambda: unpack_in_place((lambda f: (f.write_bytes(b'x'), f)[1])(half_written(3))),
+              contains='has 1 bytes, expected')
 
 
 def test_entries(cell_a78e63aa_2, cell_a78e63aa_3):
@@ -168,7 +170,8 @@ def test_entries(cell_a78e63aa_2, cell_a78e63aa_3):
     put, archive = cell_a78e63aa_3
 
     # nbs/data/09_archives.ipynb #16bd0f3f
-    test_eq([(parts, size, f.read()) for parts,size,f in entries(put(archive, 'a.tar'))], [(['a', '1'], 3, b'one'), (['a', '2'], 3, b'two')])
+    test_eq([(parts, size, f.read()) for parts,size,f in entries(put(archive, 'a.tar'))],
+            [(['a', '1'], 3, b'one'), (['a', '2'], 3, b'two')])
     def make_zip(mode=0o100644, **files):
         out = io.BytesIO()
         with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
@@ -211,7 +214,8 @@ def test_extract(cell_a78e63aa_2, cell_a78e63aa_3):
     # nbs/data/09_archives.ipynb #146f66ae
     place = Path(tempfile.mkdtemp())/'data'
     test_eq(extract(put(archive), place), 2)
-    test_eq({p.relative_to(place).as_posix():p.read_text() for p in place.rglob('*') if p.is_file()}, {'a/1':'one', 'a/2':'two'})
+    test_eq({p.relative_to(place).as_posix():p.read_text() for p in place.rglob('*') if p.is_file()},
+            {'a/1':'one', 'a/2':'two'})
     test_eq(extract(put(make_zip(a__1='one', a__3='more')), place), 2)
     test_fail(lambda: extract(put(make_tar(a__1='another')), place), contains='exists with another size')
     test_fail(lambda: extract(put(make_zip(a__9='0'*10**6)), place, max_bytes=10**5), contains='a bomb')
@@ -239,7 +243,8 @@ def test_unpack(cell_a78e63aa, cell_a78e63aa_2):
         return folder
     folder = published()
     done = unpack(sorted(folder.glob('*.mp4')), extract_to=folder/'data', quiet=True)
-    test_eq([(Path(d['archive']).name, d['checked'], d['files']) for d in done], [('one.tar', True, 1), ('two.tar', True, 1)])
+    test_eq([(Path(d['archive']).name, d['checked'], d['files']) for d in done],
+            [('one.tar', True, 1), ('two.tar', True, 1)])
     test_eq(sorted(p.name for p in folder.iterdir()), ['data', 'md5.json', 'one.tar', 'two.tar'])
     test_eq(unpack(folder/'one.tar', quiet=True)[0]['checked'], True)
     apart = published()

@@ -35,7 +35,8 @@ def test_image_notes(cell_74f7e968):
     test_eq(image_notes(saved(shape, 'GIF', save_all=True, append_images=[shape.rotate(90)]), 'x.gif'), ['animated'])
     test_eq(image_notes(saved(shape.convert('RGBA'), 'PNG'), 'x.png'), ['transparent'])
     test_eq(image_notes(saved(Image.new('RGB', (8, 8)), 'PNG'), 'x.png'), ['tiny', 'blank'])
-    test_eq(image_notes(saved(Image.fromarray(np.arange(4096, dtype='uint16').reshape(64, 64)), 'PNG'), 'x.png'), ['deep'])
+    test_eq(image_notes(saved(Image.fromarray(np.arange(4096, dtype='uint16').reshape(64, 64)), 'PNG'), 'x.png'),
+            ['deep'])
     test_fail(lambda: image_notes(saved(shape, 'JPEG')[:-200], 'x.jpg'), contains='x.jpg: damaged')
 
 
@@ -50,7 +51,9 @@ def cell_1b02ed24():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    def record(i, text='a shape', **kwargs): return {**dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}]), **kwargs}
+    def record(i, text='a shape', **kwargs):
+        return {**dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'},
+                                                              {'from': 'gpt', 'value': text}]), **kwargs}
     return processor, record
 
 
@@ -68,7 +71,8 @@ def test_Finding():
     # nbs/data/08_audit.ipynb #1dc373de
     clean = Report(['a.json'], 100, 90, 0, 0., [])
     test_eq((clean.safe, clean.exit_code), (True, 0))
-    some_bad = Report(['a.json'], 1000, 90, 5, .01, [Finding('missing image', True, 5, [dict(where='row 3', message='x.png: no such image')])])
+    some_bad = Report(['a.json'], 1000, 90, 5, .01,
+                      [Finding('missing image', True, 5, [dict(where='row 3', message='x.png: no such image')])])
     test_eq((some_bad.safe, Report(['a.json'], 1000, 90, 5, .001, []).exit_code), (True, 1))
 
 
@@ -87,14 +91,18 @@ def test_thumbnail(cell_74f7e968, cell_1b02ed24):
         put('40.png', (tmp/'images'/'40.png').read_bytes()[:200]); rows += [record(40), record('40b', image='40.png')]
         put('turned.jpg', saved(shape, 'JPEG', exif=exif)); rows.append(record('turned', image='turned.jpg'))
         put('page.jpg', b'<html>404</html>'); rows.append(record('page', image='page.jpg'))
-        put('moving.gif', saved(shape, 'GIF', save_all=True, append_images=[shape.rotate(90)])); rows.append(record('moving', image='moving.gif'))
-        rows += [record('gone', image='gone.png'), record('up', image='../up.png'), record(3), record(41, text=''), record(42, similarity=9), {'id':'none'}, record(43, image=['43.png', '42.png'])]
+        put('moving.gif', saved(shape, 'GIF', save_all=True, append_images=[shape.rotate(90)]))
+        rows.append(record('moving', image='moving.gif'))
+        rows += [record('gone', image='gone.png'), record('up', image='../up.png'), record(3), record(41, text=''),
+                 record(42, similarity=9), {'id':'none'}, record(43, image=['43.png', '42.png'])]
         (tmp/'data.json').write_text(json.dumps(rows))
         return tmp
     tmp = messy()
     report = audit(tmp/'data.json', tmp/'images', tmp/'audit', processor, max_length=60, workers=2, quiet=True)
     test_eq((report.records, report.bad, report.safe, report.exit_code), (52, 9, False, 1))
-    test_eq({f.reason:f.count for f in report.findings if f.error}, {'corrupt image':1, 'not an image':1, 'missing image':1, 'path':1, 'empty answer':1, 'level':1, 'no conversations':1, 'placeholders':1})
+    test_eq({f.reason:f.count for f in report.findings if f.error},
+            {'corrupt image':1, 'not an image':1, 'missing image':1, 'path':1, 'empty answer':1, 'level':1,
+             'no conversations':1, 'placeholders':1})
     test_eq({f.reason:f.count for f in report.findings if not f.error}, {'turned':1, 'animated':1, 'duplicate id':1})
 
     # nbs/data/08_audit.ipynb #187689bf

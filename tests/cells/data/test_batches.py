@@ -25,7 +25,10 @@ def cell_990025b3():
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
     vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     processor = AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='plain')
-    def pair(i, text, **kwargs): return dict(id=str(i), image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}], **kwargs)
+    def pair(i, text, **kwargs):
+        return dict(id=str(i), image=f'{i}.png',
+                    conversations=[{'from': 'human', 'value': '<image>\nWhat?'}, {'from': 'gpt', 'value': text}],
+                    **kwargs)
     rows = [pair(i, 'a shape' + '!'*i, similarity=i) for i in range(6)] + [pair(2, 'another', similarity=7)]
     rows.append(dict(id='t', conversations=[{'from': 'human', 'value': 'Hello?'}, {'from': 'gpt', 'value': 'Hello!'}]))
     def world(rows):
@@ -85,7 +88,8 @@ def test_SampleDataset_n_skipped(cell_990025b3, cell_a61cc7cb):
     loaded = [s['images'] for s in DataLoader(skipping, batch_size=None, num_workers=2, multiprocessing_context='fork')]
     test_eq(loaded[1], ['2.png'])
     test_eq(skipping.n_skipped, 1)
-    with ExceptionExpected(LoaderError, 'row 1'): list(DataLoader(broken('error'), batch_size=None, num_workers=1, multiprocessing_context='fork'))
+    with ExceptionExpected(LoaderError, 'row 1'):
+        list(DataLoader(broken('error'), batch_size=None, num_workers=1, multiprocessing_context='fork'))
     try: list(DataLoader(broken('error'), batch_size=None, num_workers=1, multiprocessing_context='fork'))
     except LoaderError as e: print(e)
 
@@ -154,8 +158,10 @@ def test_gather_images(cell_990025b3, cell_a61cc7cb):
 
     # nbs/data/04_batches.ipynb #2b74471b
     set_seed(0)
-    config = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8),
-                            text_config=LlamaConfig(vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
+    config = AlignGPTConfig(vision_config=CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                                           num_attention_heads=2, image_size=32, patch_size=8),
+                            text_config=LlamaConfig(vocab_size=120, hidden_size=32, intermediate_size=64,
+                                                    num_hidden_layers=2, num_attention_heads=4),
                             align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)
     model = AlignGPTForConditionalGeneration(config).eval()
     def loss(samples):

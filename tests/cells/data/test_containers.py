@@ -9,16 +9,19 @@ from pathlib import Path
 
 def test_Found():
     # nbs/data/01_containers.ipynb #5a8ed790
-    def array(text, size=1<<22): return list(array_records(io.BytesIO(text if isinstance(text, bytes) else text.encode()), 'x.json', size))
+    def array(text, size=1<<22):
+        return list(array_records(io.BytesIO(text if isinstance(text, bytes) else text.encode()), 'x.json', size))
     odd = [{'a': 'ä€😀"]}', 'b': [1.5e-3, None, True]}, {'c': -12}, {}, 'text', 17, {'\\': '\\"'}]
     for size in (1, 2, 3, 50, 1<<20): test_eq([f.record for f in array(json.dumps(odd, ensure_ascii=False), size)], odd)
     test_eq([f.record for f in array(' [ ] \n')], [])
-    test_eq(array('[{"a":1, "b":[{"c":1,"c":2}]}]')[0].doubts, [('duplicate key', "the key 'c' occurs twice in an object")])
+    test_eq(array('[{"a":1, "b":[{"c":1,"c":2}]}]')[0].doubts,
+            [('duplicate key', "the key 'c' occurs twice in an object")])
     test_eq(array('[{"a":NaN}, {"a":1}]')[0].doubts, [('not JSON', 'NaN is not JSON')])
     test_eq(array('[{"a":NaN}, {"a":1}]')[1].doubts, [])
     test_eq(array('[{"a":1e999}]')[0].doubts, [('not JSON', 'the number 1e999 is too large')])
     test_eq(array('[' + '9'*5000 + ', 17]')[0].doubts, [('not JSON', 'a number of 5,000 digits')])
-    for cut in (5, 20, 40, 60): test_fail(lambda: array(json.dumps(odd)[:cut], 7), contains='x.json: not valid JSON after')
+    for cut in (5, 20, 40, 60):
+        test_fail(lambda: array(json.dumps(odd)[:cut], 7), contains='x.json: not valid JSON after')
     test_fail(lambda: array('[{} {}]'), contains="after 1 records: expected a comma or ], got '{'")
     test_fail(lambda: array('[{}, ]'), contains='after 1 records: Expecting value')
     test_fail(lambda: array('[1] 2'), contains="'2' follows the end")
@@ -30,7 +33,9 @@ def test_line_records():
     def lines(b): return list(line_records(io.BytesIO(b)))
     got = lines(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n{"a": 3} {"b": 4}\n[5]')
     test_eq([f.record for f in got], [{'a': 1}, None, {'a': 3}, [5]])
-    test_eq([f.doubts[:1] for f in got[1:3]], [[('not JSON', 'line 3 is not valid JSON: Expecting value at character 5')], [('not JSON', 'line 4 holds more than one value')]])
+    test_eq([f.doubts[:1] for f in got[1:3]],
+            [[('not JSON', 'line 3 is not valid JSON: Expecting value at character 5')],
+             [('not JSON', 'line 4 holds more than one value')]])
 
 
 @pytest.fixture
@@ -40,13 +45,16 @@ def cell_3fb80605():
         "Write a file and return its path."
         (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
         return tmp/name
-    record = {'id': '000', 'image': '0.png', 'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
+    record = {'id': '000', 'image': '0.png',
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
+                                {'from': 'gpt', 'value': 'a red triangle'}]}
     return tmp, put, record
 
 
 @pytest.fixture
 def cell_3fb80605_2():
-    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'},
+                                                {'from': 'gpt', 'value': 'Hello!'}]}
     return text_only
 
 
@@ -54,7 +62,8 @@ def cell_3fb80605_2():
 def cell_35aa3f6d(cell_3fb80605, cell_3fb80605_2):
     tmp, put, record = cell_3fb80605
     text_only = cell_3fb80605_2
-    small, small_lines = put('small.json', json.dumps([record, text_only])), put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
+    small, small_lines = put('small.json', json.dumps([record, text_only])), put('small.jsonl',
+        json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
     return small, small_lines
 
 
@@ -94,9 +103,11 @@ def test_table_records(cell_3fb80605, cell_3fb80605_2, cell_2bee958b):
     # nbs/data/01_containers.ipynb #2bee958b
     for path in (as_parquet([record, text_only], 'a.parquet'), as_dataset([record, text_only], 'a')):
         test_eq([f.record for f in table_records(path)], [record, text_only])
-    pictured = as_parquet([dict(caption='a circle', image=dict(bytes=b'...', path='7.png')), dict(caption='a square', image=dict(bytes=b'...', path=None))], 'b.parquet')
+    pictured = as_parquet([dict(caption='a circle', image=dict(bytes=b'...', path='7.png')),
+                           dict(caption='a square', image=dict(bytes=b'...', path=None))], 'b.parquet')
     test_eq([f.record['image'] for f in table_records(pictured)], ['7.png', 'b.parquet/1'])
-    test_eq([f.doubts[0][0] for f in table_records(as_parquet([dict(text='a', score=float('nan'))], 'c.parquet'))], ['not JSON'])
+    test_eq([f.doubts[0][0] for f in table_records(as_parquet([dict(text='a', score=float('nan'))], 'c.parquet'))],
+            ['not JSON'])
     test_fail(lambda: list(table_records(put('d.parquet', b'PAR1...'))), contains='d.parquet: not a Parquet file')
     next(table_records(pictured)).record
 
@@ -112,7 +123,8 @@ def test_tar_members(cell_3fb80605):
                 info = tarfile.TarInfo(k.replace('__', '.')); info.size = len(data)
                 t.addfile(info, io.BytesIO(data))
         return tmp/name
-    shard = as_tar('s0.tar', a__jpg=b'...', a__json=json.dumps(record).encode(), b__txt=b'a caption', b__png=b'...', c__json=b'{"x": ')
+    shard = as_tar('s0.tar', a__jpg=b'...', a__json=json.dumps(record).encode(), b__txt=b'a caption', b__png=b'...',
+                   c__json=b'{"x": ')
     got = list(tar_records(shard))
     test_eq(got[0].record, {**record, 'image': 's0.tar/a.jpg'})
     test_eq(got[1].record['conversations'][1]['value'], 'a caption')
@@ -127,5 +139,6 @@ def test_read_records(cell_3fb80605, cell_3fb80605_2, cell_35aa3f6d, cell_2bee95
     as_parquet, as_dataset = cell_2bee958b
 
     # nbs/data/01_containers.ipynb #09a00c9a
-    for path in (small, small_lines, as_parquet([record, text_only], 'f.parquet'), as_dataset([record, text_only], 'g')): test_eq([f.record for f in read_records(path)], [record, text_only])
+    for path in (small, small_lines, as_parquet([record, text_only], 'f.parquet'), as_dataset([record, text_only], 'g')):
+        test_eq([f.record for f in read_records(path)], [record, text_only])
     test_fail(lambda: list(read_records(Path(tempfile.mkdtemp()))), contains='a folder without .parquet or .tar files')

@@ -14,9 +14,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 def cell_e990b8f0():
     def tiny(seed):
         set_seed(seed)
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60, image_token_id=61)).eval()
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  image_size=16, patch_size=8)
+        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                           num_attention_heads=4)
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60,
+                                                               image_token_id=61)).eval()
     model = tiny(0)
     return tiny, model
 

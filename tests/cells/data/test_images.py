@@ -21,7 +21,9 @@ def cell_83cdebc8():
         (root/'text.jpg').write_text('404: Not Found')
         (root/'empty.jpg').write_bytes(b'')
         (root.parent/'secret.png').write_bytes(whole)
-        (root/'out.png').symlink_to(root.parent/'secret.png'); (root/'in.png').symlink_to('0.png'); (root/'loop.png').symlink_to('loop.png')
+        (root/'out.png').symlink_to(root.parent/'secret.png')
+        (root/'in.png').symlink_to('0.png')
+        (root/'loop.png').symlink_to('loop.png')
         os.mkfifo(root/'pipe.png')
         return root
     root = playground()
@@ -73,7 +75,8 @@ def cell_fcaad360(cell_83cdebc8, cell_83cdebc8_2):
     def shards(): # two shards, with one path in both
         folder = Path(tempfile.mkdtemp())
         pictures = [(root/f'{i}.png').read_bytes() for i in range(4)]
-        as_tar(folder/'a.tar', x__0=pictures[0], x__1=pictures[1]); as_tar(folder/'b.tar', x__1=pictures[2], y=pictures[3])
+        as_tar(folder/'a.tar', x__0=pictures[0], x__1=pictures[1])
+        as_tar(folder/'b.tar', x__1=pictures[2], y=pictures[3])
         return folder, pictures
     folder_of_shards, pictures = shards()
     return pictures, folder_of_shards
@@ -85,7 +88,8 @@ def test_TarImages(cell_83cdebc8, cell_83cdebc8_2, cell_fcaad360):
 
     # nbs/data/03_images.ipynb #fcaad360
     tar = TarImages(folder_of_shards)
-    test_eq([tar.read(n) for n in ('x/0.png', 'y.png', 'a.tar/x/1.png', 'b.tar/x/1.png')], [pictures[0], pictures[3], pictures[1], pictures[2]])
+    test_eq([tar.read(n) for n in ('x/0.png', 'y.png', 'a.tar/x/1.png', 'b.tar/x/1.png')],
+            [pictures[0], pictures[3], pictures[1], pictures[2]])
     test_fail(lambda: tar.read('x/1.png'), contains="several images are called 'x/1.png'")
     test_fail(lambda: tar.read('../x'), contains="no image '../x'")
     test_eq(pickle.loads(pickle.dumps(tar)).read('y.png'), pictures[3])
@@ -94,7 +98,9 @@ def test_TarImages(cell_83cdebc8, cell_83cdebc8_2, cell_fcaad360):
     def table_of_pictures():
         "Five rows with pictures, in groups of two; one has no path, one has two pictures."
         pictures = [(root/f'{i}.png').read_bytes() for i in range(6)]
-        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)] for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None), dict(bytes=pictures[5], path='5.png')]]
+        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)]
+                  for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None),
+                                                          dict(bytes=pictures[5], path='5.png')]]
         folder, t = Path(tempfile.mkdtemp()), pa.table(dict(images=column, text=list('abcde')))
         pq.write_table(t, folder/'t.parquet', row_group_size=2)
         datasets.disable_progress_bars()
@@ -102,7 +108,8 @@ def test_TarImages(cell_83cdebc8, cell_83cdebc8_2, cell_fcaad360):
         return folder, pictures
     tables, pictures = table_of_pictures()
     for source, name in ((TableImages(tables/'t.parquet'), 't.parquet'), (TableImages(tables/'saved'), 'saved')):
-        test_eq([source.read(n) for n in ('0.png', '3.png', f'{name}/1', f'{name}/4-0', '5.png', '2.png')], [pictures[i] for i in (0, 3, 1, 4, 5, 2)])
+        test_eq([source.read(n) for n in ('0.png', '3.png', f'{name}/1', f'{name}/4-0', '5.png', '2.png')],
+                [pictures[i] for i in (0, 3, 1, 4, 5, 2)])
         test_fail(lambda: source.read('9.png'), contains="no image '9.png'")
 
 
@@ -114,7 +121,9 @@ def test_open_images(cell_83cdebc8, cell_83cdebc8_2, cell_fcaad360):
     def table_of_pictures():
         "Five rows with pictures, in groups of two; one has no path, one has two pictures."
         pictures = [(root/f'{i}.png').read_bytes() for i in range(6)]
-        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)] for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None), dict(bytes=pictures[5], path='5.png')]]
+        column = [[dict(bytes=b, path=f'{i}.png' if i != 1 else None)]
+                  for i,b in enumerate(pictures[:4])] + [[dict(bytes=pictures[4], path=None),
+                                                          dict(bytes=pictures[5], path='5.png')]]
         folder, t = Path(tempfile.mkdtemp()), pa.table(dict(images=column, text=list('abcde')))
         pq.write_table(t, folder/'t.parquet', row_group_size=2)
         datasets.disable_progress_bars()
@@ -126,7 +135,9 @@ def test_open_images(cell_83cdebc8, cell_83cdebc8_2, cell_fcaad360):
     one = image_sources(str(root), 2)
     assert one[0] is one[1] and one[0].root == root
     test_eq([s.root for s in image_sources([root, root.parent], 2)], [root, root.parent])
-    test_eq([type(open_images(p)).__name__ for p in (root, folder_of_shards, folder_of_shards/'a.tar', tables, tables/'saved')], ['ImageFolder', 'TarImages', 'TarImages', 'TableImages', 'TableImages'])
+    test_eq([type(open_images(p)).__name__ for p in (root, folder_of_shards, folder_of_shards/'a.tar', tables,
+                                                     tables/'saved')], ['ImageFolder', 'TarImages', 'TarImages',
+        'TableImages', 'TableImages'])
     test_eq(image_sources(None, 1), [None])
     test_fail(lambda: image_sources([root], 2), contains='1 image folders for 2 files')
     test_fail(lambda: open_images(root/'0.png'), contains='no such folder of images')

@@ -54,7 +54,8 @@ def test_pack():
     t = time.perf_counter()
     packed = pack(mix)
     seconds = time.perf_counter() - t
-    shares = {'random':batched(mix, rng.permutation(len(mix))), 'grouped by length':batched(mix, grouped(mix)), **{f'packed into {c}':padding(mix, pack(mix, c), c) for c in (2048, 3072, 4096, 8192)}}
+    shares = {'random':batched(mix, rng.permutation(len(mix))), 'grouped by length':batched(mix, grouped(mix)),
+              **{f'packed into {c}':padding(mix, pack(mix, c), c) for c in (2048, 3072, 4096, 8192)}}
     assert shares['packed into 4096'] <= .05
     {k:f'{v:.2%}' for k,v in shares.items()}, f'{len(mix)/seconds:,.0f} samples packed per second'
 
@@ -72,12 +73,18 @@ def cell_c9a8a687():
         "Twelve samples: pictures that occur once, twice, two in one sample, and text."
         tmp = Path(tempfile.mkdtemp())
         def turn(q, a): return [{'from': 'human', 'value': q}, {'from': 'gpt', 'value': a}]
-        rows = [dict(id=i, image=f'{i % 5}.png', similarity=i % 8, conversations=turn('<image>\nWhat?', 'a ' + 'very '*(i*2 % 9) + 'good shape') + turn('Sure?', 'yes')*(i % 3)) for i in range(9)]
-        rows += [dict(id='two', image=['0.png', '1.png'], similarity=4, conversations=turn('<image><image>\nBoth?', 'both')), dict(id='t', conversations=turn('Hello?', 'Hello!')), dict(id='u', conversations=turn('A?', 'B'))]
+        rows = [dict(id=i, image=f'{i % 5}.png', similarity=i % 8,
+                     conversations=turn('<image>\nWhat?', 'a ' + 'very '*(i*2 % 9) + 'good shape')
+                     + turn('Sure?', 'yes')*(i % 3)) for i in range(9)]
+        rows += [dict(id='two', image=['0.png', '1.png'], similarity=4,
+                      conversations=turn('<image><image>\nBoth?', 'both')),
+                      dict(id='t', conversations=turn('Hello?', 'Hello!')), dict(id='u', conversations=turn('A?', 'B'))]
         for i in range(5): shutil.copy(easy_vqa.get_train_image_paths()[i], tmp/f'{i}.png')
         (tmp/'data.json').write_text(json.dumps(rows))
         vision = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
-        return SampleDataset(Records(tmp/'data.json', quiet=True), tmp, AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='v1'), max_length=400, levels=True)
+        return SampleDataset(Records(tmp/'data.json', quiet=True), tmp,
+                             AlignGPTProcessor(vision, letters(), num_image_tokens=16, template='v1'), max_length=400,
+                             levels=True)
     data = world()
     exact = token_lengths(data, quiet=True)
     return data, exact
@@ -111,9 +118,12 @@ def test_PackedDataset(cell_c9a8a687):
     def tiny(processor, use_gate):
         "A small model for this processor."
         set_seed(0)
-        vision = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
-        text = LlamaConfig(vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, use_gate=use_gate, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).train()
+        vision = CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                  image_size=32, patch_size=8)
+        text = LlamaConfig(vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                           num_attention_heads=4)
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, use_gate=use_gate,
+            align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).train()
     def loss_and_gradients(model, batches, total):
         "Summed over `batches`, divided by `total` labels."
         model.zero_grad()
@@ -133,5 +143,6 @@ def test_PackedDataset(cell_c9a8a687):
         all_ = loss_and_gradients(model, [given(collate([packs[i] for i in range(len(packs))]))], total)
         test_eq(one[1].keys(), all_[1].keys())
         return abs(one[0] - all_[0]), max((one[1][n] - all_[1][n]).abs().max().item() for n in one[1])
-    found = {f'{gate=}, {flatten=}':differences(gate, PackedCollator(0, flatten=flatten)) for gate in (False, True) for flatten in (False, True)}
+    found = {f'{gate=}, {flatten=}':differences(gate, PackedCollator(0, flatten=flatten)) for gate in (False, True)
+             for flatten in (False, True)}
     assert all(max(d) < 1e-5 for d in found.values()), found

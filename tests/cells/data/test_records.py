@@ -11,8 +11,10 @@ from pathlib import Path
 @pytest.fixture
 def cell_81beea66():
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
-              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
-    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'}, {'from': 'gpt', 'value': 'Hello!'}]}
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
+                                {'from': 'gpt', 'value': 'a red triangle'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'},
+                                                {'from': 'gpt', 'value': 'Hello!'}]}
     return record, text_only
 
 
@@ -23,14 +25,21 @@ def test_RecordFacts(cell_81beea66):
     facts = check_record(record)
     test_eq(facts, RecordFacts('"000"', ['0.png'], 35, 2, 7))
     test_eq(check_record(text_only).images, [])
-    test_fail(lambda: check_record({**record, 'similarity': '7'}, 'row 3'), contains="row 3: the level 'similarity' is '7'")
+    test_fail(lambda: check_record({**record, 'similarity': '7'}, 'row 3'),
+              contains="row 3: the level 'similarity' is '7'")
     test_fail(lambda: check_record({**record, 'similarity': True}), contains='whole number')
-    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': ['human'], 'value': 'a'}]}), contains='a turn is not')
+    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': ['human'], 'value': 'a'}]}),
+              contains='a turn is not')
     test_fail(lambda: check_record({**record, 'image': 5}), contains="'image' is 5")
     test_fail(lambda: check_record({**record, 'similarity': -1}), contains="'similarity' is -1")
-    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'*2**24}]}), contains='16,777,217 bytes of text')
+    test_fail(lambda: check_record({**text_only,
+                                    'conversations': [{'from': 'human', 'value': 'a'},
+                                                      {'from': 'gpt', 'value': 'b'*2**24}]}),
+                                                      contains='16,777,217 bytes of text')
     test_fail(lambda: check_record({'id': 5}, 'row 3'), contains='row 3: no list of turns')
-    test_fail(lambda: check_record({**text_only, 'conversations': [{'from': 'human', 'value': 'a \ud83d'}, {'from': 'gpt', 'value': 'b'}]}), contains='not valid Unicode')
+    test_fail(lambda: check_record({**text_only,
+                                    'conversations': [{'from': 'human', 'value': 'a \ud83d'},
+                                                      {'from': 'gpt', 'value': 'b'}]}), contains='not valid Unicode')
 
 
 @pytest.fixture
@@ -41,7 +50,8 @@ def cell_81beea66_2():
 
 @pytest.fixture
 def cell_fac3ef3c():
-    bad = {'id': 2, 'image': '2.png', 'conversations': [{'from': 'human', 'value': 'no placeholder'}, {'from': 'gpt', 'value': 'a'}]}
+    bad = {'id': 2, 'image': '2.png', 'conversations': [{'from': 'human', 'value': 'no placeholder'},
+                                                        {'from': 'gpt', 'value': 'a'}]}
     return bad
 
 
@@ -88,7 +98,8 @@ def test_ensure_index(cell_81beea66_2, cell_81beea66_3):
 def cell_81beea66_4(cell_81beea66, cell_81beea66_2, cell_81beea66_3):
     record, text_only = cell_81beea66
     put = cell_81beea66_3
-    small, small_lines = put('small.json', json.dumps([record, text_only])), put('small.jsonl', json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
+    small, small_lines = put('small.json', json.dumps([record, text_only])), put('small.jsonl',
+        json.dumps(record) + '\n' + json.dumps(text_only) + '\n')
     return small, small_lines
 
 
@@ -128,7 +139,9 @@ def test_Records_row(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_fac3e
     records.place(1)
 
     # nbs/data/02_records.ipynb #e71565b0
-    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n' for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only]) + '{"broken": \n')
+    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n'
+                                       for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only])
+                                       + '{"broken": \n')
     test_fail(lambda: Records(mixed, quiet=True), contains='3 of 64 records cannot be used. The first')
     test_fail(lambda: Records(mixed, policy='skip'), contains='more than the 1.0% that may be skipped')
     some = Records(mixed, policy='skip', cap=.05)
@@ -151,13 +164,16 @@ def test_Records_column(cell_81beea66, cell_81beea66_2, cell_81beea66_3, cell_fa
     records = cell_c24e3b98
 
     # nbs/data/02_records.ipynb #e71565b0
-    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n' for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only]) + '{"broken": \n')
+    mixed = put('mixed.jsonl', ''.join(json.dumps(r) + '\n'
+                                       for r in [*[record]*60, bad, {**record, 'similarity': 8}, text_only])
+                                       + '{"broken": \n')
     some = Records(mixed, policy='skip', cap=.05)
 
     # nbs/data/02_records.ipynb #8f284ddf
     test_eq(some.column('level')[[0, -1]], [7, -1])
     test_eq(some.column('n_images')[[0, -1]], [1, 0])
-    test_eq(some.table(['id', 'images']).slice(59).to_pylist(), [dict(id='"000"', images=['0.png']), dict(id='"001"', images=[])])
+    test_eq(some.table(['id', 'images']).slice(59).to_pylist(),
+            [dict(id='"000"', images=['0.png']), dict(id='"001"', images=[])])
     test_eq(records.image_names(), ['0.png'])
     some.column('chars')[-3:]
 

@@ -27,11 +27,13 @@ def test_view_sample():
         tok = Tokenizer(models.WordLevel(vocab, '<unk>'))
         tok.pre_tokenizer = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated')
         return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-    processor = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64)), letters(), num_image_tokens=16, template='plain')
+    processor = AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64)),
+                                  letters(), num_image_tokens=16, template='plain')
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     def some_records():
         "Two records, one with a picture and a level."
-        rows = [dict(id='a', image='3.png', similarity=6, conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]),
+        rows = [dict(id='a', image='3.png', similarity=6,
+                     conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]),
                 dict(id='b', conversations=[{'from':'human', 'value':'Say hello.'}, {'from':'gpt', 'value':'Hello!'}])]
         path = Path(tempfile.mkdtemp())/'data.json'
         path.write_text(json.dumps(rows))

@@ -16,9 +16,12 @@ def test_published():
 def test_MM_VET():
     # nbs/evaluation/08_benchmarks.ipynb #6a49ccb4
     tmp = Path(tempfile.mkdtemp())
-    gqa = {i: dict(question='Is it red?', imageId='n1', answer=a, isBalanced=True, types=dict(structural='verify', semantic='attr'), groups={'global':None}, semantic=[]) for i,a in (('201', 'yes'), ('202', 'no'))}
+    gqa = {i: dict(question='Is it red?', imageId='n1', answer=a, isBalanced=True,
+                   types=dict(structural='verify', semantic='attr'), groups={'global':None}, semantic=[])
+                   for i,a in (('201', 'yes'), ('202', 'no'))}
     (tmp/'annotations.json').write_text(json.dumps(gqa))
-    (tmp/'questions.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image='n1.jpg', text=f'Is it red?\n{SHORT}')) for i in gqa))
+    (tmp/'questions.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image='n1.jpg',
+                                                                 text=f'Is it red?\n{SHORT}')) for i in gqa))
     files = Files(GQA, tmp)
     asked = GQA.questions(files)
     (tmp/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, ('Yes.', 'a yes'))))

@@ -19,18 +19,23 @@ def test_parse_scienceqa():
 def test_score_scienceqa():
     # nbs/evaluation/03_choice.ipynb #8aec83b0
     problems = {str(i): dict(choices=['cat', 'dog', 'horse'], answer=1) for i in range(4)}
-    sqa = [dict(question_id='0', prompt='<image>\nWhich?', text='B'), dict(question_id='1', prompt='<image>\nWhich?', text='D. x'), dict(question_id='2', prompt='Which?', text='B')]
+    sqa = [dict(question_id='0', prompt='<image>\nWhich?', text='B'),
+           dict(question_id='1', prompt='<image>\nWhich?', text='D. x'), dict(question_id='2', prompt='Which?', text='B')]
     res = score_scienceqa(problems, list(problems), sqa)
-    test_eq((res['accuracy'], res['img_accuracy'], res['img_total'], res['per_question']['1']), (50, 50, 2, dict(parsed='D', index=-1, correct=0)))
+    test_eq((res['accuracy'], res['img_accuracy'], res['img_total'], res['per_question']['1']),
+            (50, 50, 2, dict(parsed='D', index=-1, correct=0)))
 
     # nbs/evaluation/03_choice.ipynb #75f7241b
-    with expect_fail(AlignGPTError, 'no answer has an <image>'): score_scienceqa(problems, list(problems), [dict(question_id=0, prompt='<image>', text='B')])
-    with expect_fail(AlignGPTError, "question '0': 1 choices, and the answer is number 1"): score_scienceqa({'0':dict(choices=['x'], answer=1)}, ['0'], sqa)
+    with expect_fail(AlignGPTError, 'no answer has an <image>'):
+        score_scienceqa(problems, list(problems), [dict(question_id=0, prompt='<image>', text='B')])
+    with expect_fail(AlignGPTError, "question '0': 1 choices, and the answer is number 1"):
+        score_scienceqa({'0':dict(choices=['x'], answer=1)}, ['0'], sqa)
 
 
 def test_options_shown():
     # nbs/evaluation/03_choice.ipynb #2247534b
-    test_eq([options_shown(p) for p in ('Which?\nA. x\nB. y\nAnswer!', 'Context: Plan B.\nWhich?\nA. x\nB. y\nC. z', 'Which?\nA. two\nlines\nB. y', 'Which?')], [2, 3, 0, 0])
+    test_eq([options_shown(p) for p in ('Which?\nA. x\nB. y\nAnswer!', 'Context: Plan B.\nWhich?\nA. x\nB. y\nC. z',
+                                        'Which?\nA. two\nlines\nB. y', 'Which?')], [2, 3, 0, 0])
     options_shown('Which?\nA. x\nB. y\nAnswer with the letter.')
 
 
@@ -38,8 +43,10 @@ def test_options_shown():
 def cell_81a81daa():
     tsv = Path(tempfile.mkdtemp())/'mmb.tsv'
     table = [(i, 'What is it?', h, a, b, c, g, cat, l2, 'dev') for i,h,a,b,c,g,cat,l2 in (
-        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'), (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
-        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'), (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
+        (7, '', 'cat', 'dog', 'NA', 'B', 'identity', 'attribute_reasoning'),
+        (1_000_007, '', 'dog', 'cat', 'NA', 'A', 'identity', 'attribute_reasoning'),
+        (8, '"At night.\nIn May."', 'red', 'dark red', 'blue', 'C', 'style', 'coarse_perception'),
+        (1_000_008, '"At night.\nIn May."', 'dark red', 'blue', 'red', 'B', 'style', 'coarse_perception'))]
     columns = 'index question hint A B C answer category l2-category split'.split()
     tsv.write_text('\n'.join('\t'.join(map(str, r)) for r in [columns, *table]) + '\n')
     mmb = read_mmbench(tsv)
@@ -65,9 +72,12 @@ def test_ROTATION(cell_81a81daa):
         bad.write_text('\n'.join(['index\tquestion\tA\tB\tC\tanswer', *('\t'.join(map(str, r)) for r in rows)]) + '\n')
         return bad
     with expect_fail(AlignGPTError, 'row 1: 1 options'): read_mmbench(damaged((1, '?', 'a', '', '', 'A')))
-    with expect_fail(AlignGPTError, "row 1: the answer is 'C', the options are A, B"): read_mmbench(damaged((1, '?', 'a', 'b', '', 'C')))
-    with expect_fail(AlignGPTError, 'row 2: 2 options, the same question in row 1 has 3'): read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1_000_001, '?', 'b', 'c', '', 'B')))
-    with expect_fail(AlignGPTError, 'row 2: index 1 is that of row 1, too'): read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1, '?', 'a', 'b', 'c', 'C')))
+    with expect_fail(AlignGPTError, "row 1: the answer is 'C', the options are A, B"):
+        read_mmbench(damaged((1, '?', 'a', 'b', '', 'C')))
+    with expect_fail(AlignGPTError, 'row 2: 2 options, the same question in row 1 has 3'):
+        read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1_000_001, '?', 'b', 'c', '', 'B')))
+    with expect_fail(AlignGPTError, 'row 2: index 1 is that of row 1, too'):
+        read_mmbench(damaged((1, '?', 'a', 'b', 'c', 'C'), (1, '?', 'a', 'b', 'c', 'C')))
 
 
 def test_mmbench_options(cell_81a81daa):
@@ -81,7 +91,9 @@ def test_mmbench_options(cell_81a81daa):
 def test_mmbench_match():
     # nbs/evaluation/03_choice.ipynb #66b8e89c
     colors = dict(A='red', B='blue', C='green', D='white')
-    heard = ['A', '(B)', 'Option C;', 'b', 'B。', 'A or B', 'It is Red!', 'blue or green', 'Z', "I can't process this file.", 'B is right, the color is blue, and nothing else matches here', 'The correct answer is **B**. Here is a long text that says why.']
+    heard = ['A', '(B)', 'Option C;', 'b', 'B。', 'A or B', 'It is Red!', 'blue or green', 'Z',
+             "I can't process this file.", 'B is right, the color is blue, and nothing else matches here',
+             'The correct answer is **B**. Here is a long text that says why.']
     test_eq([mmbench_match(t, colors) for t in heard], ['A', 'B', 'C', None, None, None, 'A', None, 'Z', 'Z', 'B', 'B'])
     test_eq([mmbench_match(t, colors, newer=True) for t in heard[-2:]], [None, 'B'])
     {t: mmbench_match(t, colors) for t in heard}
@@ -148,7 +160,8 @@ def test_check_mmbench_submission(cell_81a81daa, cell_25515e01, cell_b29cde98, c
 @pytest.fixture
 def cell_9adbeead():
     seed = dict(question_type={'Scene Understanding':1, 'Action Recognition':10}, questions=[
-        dict(question_id='101', question_type_id=1, data_type='image', answer='A'), dict(question_id='102', question_type_id=1, data_type='image', answer='B'),
+        dict(question_id='101', question_type_id=1, data_type='image', answer='A'),
+        dict(question_id='102', question_type_id=1, data_type='image', answer='B'),
         dict(question_id='v0', question_type_id=10, data_type='video', answer='C')])
     return seed
 
@@ -162,8 +175,10 @@ def test_seed_id(cell_9adbeead):
     test_eq(score_seed_bench(seed, {101:'A', 102:'b', 'v0':'C'}, first_letter=True)['image_accuracy'], 100)
 
     # nbs/evaluation/03_choice.ipynb #922092e9
-    with expect_fail(AlignGPTError, "no right answer in 'Action Recognition'"): score_seed_bench(seed, {101:'A', 'v0':'A'})
-    test_eq(score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type'], {'Scene Understanding':50, 'Action Recognition':0})
+    with expect_fail(AlignGPTError, "no right answer in 'Action Recognition'"):
+        score_seed_bench(seed, {101:'A', 'v0':'A'})
+    test_eq(score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type'],
+            {'Scene Understanding':50, 'Action Recognition':0})
     score_seed_bench(seed, {101:'A', 'v0':'A'}, lenient=True)['per_type']
 
 
@@ -171,5 +186,6 @@ def test_submit_seed_bench(cell_9adbeead):
     seed = cell_9adbeead
 
     # nbs/evaluation/03_choice.ipynb #e0874e62
-    with expect_fail(AlignGPTError, "1 of 3 questions have no answer: '102'"): submit_seed_bench(seed, {101:'A', 'v0':'C'})
+    with expect_fail(AlignGPTError, "1 of 3 questions have no answer: '102'"):
+        submit_seed_bench(seed, {101:'A', 'v0':'C'})
     submit_seed_bench(seed, {101:'A', 102:'b', 'v0':'C'})

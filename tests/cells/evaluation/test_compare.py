@@ -24,14 +24,17 @@ def cell_06576c3f():
     tmp = Path(tempfile.mkdtemp())
     data = tmp/'shapes'; data.mkdir()
     for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue') for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     asked = questions(data/'q.jsonl', data)
     def answer(folder, texts, model_id, dtype='float32'):
         "A run with these answers."
         (folder/'q').mkdir(parents=True)
         (folder/'q'/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
-        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p', processor='p', model='m', config='c', settings=dict(skipped=0, dtype=dtype)), folder/'q'/'manifest.json')
+        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
+                        processor='p', model='m', config='c', settings=dict(skipped=0, dtype=dtype)),
+                        folder/'q'/'manifest.json')
         score_run(data/'q.jsonl', data, folder/'q')
     answer(tmp/'one', ['red', 'yes', 'red', 'yes', 'blue', 'yes'], 'one')
     answer(tmp/'two', ['Red', 'yes', 'green', 'no', 'teal', 'no'], 'two', 'bfloat16')
@@ -52,7 +55,8 @@ def test_comparison_page(cell_06576c3f):
 
     # nbs/evaluation/12_compare.ipynb #84a1f9ce
     page = comparison_page([c], tmp/'compare.html').read_text()
-    test_eq((page.count('data:image/jpeg'), 'worse: 1' in page, 'better: 3' in page, 'other words: 1' in page, '+33.33' in page), (5, True, True, True, True))
+    test_eq((page.count('data:image/jpeg'), 'worse: 1' in page, 'better: 3' in page, 'other words: 1' in page,
+             '+33.33' in page), (5, True, True, True, True))
     with expect_fail(AlignGPTError, 'no finished evaluation'): compare(tmp/'one', data)
     answer(tmp/'three', ['x']*6, 'three'); (tmp/'three'/'q').rename(tmp/'three'/'other')
     with expect_fail(AlignGPTError, 'have no task in common (q; other)'): compare(tmp/'one', tmp/'three')

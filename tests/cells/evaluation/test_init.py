@@ -8,4 +8,5 @@ def test_dir():
     # nbs/evaluation/index.ipynb #3bf3fddc
     names = 'TASKS get_task evaluate evaluate_all'.split()
     assert set(names) <= set(dir(aligngpt.evaluation))
-    assert all(getattr(aligngpt.evaluation, n).__module__.startswith('aligngpt.evaluation.') for n in names if hasattr(getattr(aligngpt.evaluation, n), '__module__'))
+    assert all(getattr(aligngpt.evaluation, n).__module__.startswith('aligngpt.evaluation.') for n in names
+               if hasattr(getattr(aligngpt.evaluation, n), '__module__'))

@@ -30,7 +30,8 @@ def cell_c609d22a():
     rules = {'llava_bench_conv': dict(role='Assistant', prompt='Rate both from 1 to 10.')}
     lb_q = [dict(question_id=i, image='001.jpg', text=f'Question {i}?', category='conv') for i in range(3)]
     lb_context = [dict(image='001.jpg', caption=['A cat on a mat.', 'It is noon.'])]
-    lb_ref, lb_ans = ([dict(question_id=i, text=f'{who} answer {i}', answer_id='x') for i in range(3)] for who in ('Reference', 'Our'))
+    lb_ref, lb_ans = ([dict(question_id=i, text=f'{who} answer {i}', answer_id='x') for i in range(3)]
+                      for who in ('Reference', 'Our'))
     return rules, lb_q, lb_context, lb_ref, lb_ans
 
 
@@ -47,8 +48,11 @@ def test_llava_bench_calls(cell_c609d22a, cell_905d9742):
 
     # nbs/evaluation/05_judge.ipynb #905d9742
     test_eq((len(calls), notes), (3, []))
-    test_eq(llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans[1:], rules)[1], ['2 answers and 3 questions, paired by line', '2 questions are paired with the line of another question: 0, 1'])
-    with expect_fail(AlignGPTError, "no rule for 'llava_bench_poem'"): llava_bench_calls([lb_q[0] | {'category':'poem'}], lb_context, lb_ref, lb_ans, rules)
+    test_eq(llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans[1:], rules)[1],
+            ['2 answers and 3 questions, paired by line',
+             '2 questions are paired with the line of another question: 0, 1'])
+    with expect_fail(AlignGPTError, "no rule for 'llava_bench_poem'"):
+        llava_bench_calls([lb_q[0] | {'category':'poem'}], lb_context, lb_ref, lb_ans, rules)
 
 
 def test_parse_review():
@@ -60,7 +64,8 @@ def test_parse_review():
 
 def test_relative_scores():
     # nbs/evaluation/05_judge.ipynb #1e6519fe
-    test_eq(relative_scores([[8, 7], [9, 9], [-1, -1]]), dict(relative_score=93.8, reference_score=53.3, model_score=50.0))
+    test_eq(relative_scores([[8, 7], [9, 9], [-1, -1]]),
+            dict(relative_score=93.8, reference_score=53.3, model_score=50.0))
     relative_scores([[8, 7], [9, 9]]), relative_scores([[8, 7], [9, 9], [-1, -1]])
 
 
@@ -81,7 +86,8 @@ def cell_3bbaddb0():
 @pytest.fixture
 def cell_3bbaddb0_2(cell_3bbaddb0):
     header = cell_3bbaddb0
-    mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']), 'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
+    mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
+          'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
     return mv, mv_calls
 
@@ -99,7 +105,8 @@ def test_parse_grade(cell_3bbaddb0, cell_3bbaddb0_2):
     mv, mv_calls = cell_3bbaddb0_2
 
     # nbs/evaluation/05_judge.ipynb #b8521a68
-    test_eq([parse_grade(r) for r in ('0.7 ', '.5', '1', '0.4\n', '1e-1', '0.5.', '1.5', '-0.1', 'Correctness: 0.5', ' 0.5', '', 'nan')], [.7, .5, 1, .4, .1] + [None]*7)
+    test_eq([parse_grade(r) for r in ('0.7 ', '.5', '1', '0.4\n', '1e-1', '0.5.', '1.5', '-0.1', 'Correctness: 0.5',
+                                      ' 0.5', '', 'nan')], [.7, .5, 1, .4, .1] + [None]*7)
     judge = Replies({'v1_0': ['x', '1.5', '0.5'], 'v1_1': ['x']*5 + ['1.0']})
     test_eq([mm_vet_grade(c, judge) for c in mv_calls], [(.5, 3), (0, 6)])
     [(c.id, c.temperature, c.content.endswith(AGAIN)) for c in judge.log]
@@ -110,7 +117,8 @@ def test_score_mm_vet(cell_3bbaddb0, cell_3bbaddb0_2):
 
     # nbs/evaluation/05_judge.ipynb #9b506684
     res = score_mm_vet(mv, mv_calls, Replies({'v1_0': ['0.5'], 'v1_1': ['?', '0.8']}))
-    test_eq((res['capabilities'], res['integrations_sorted_names'], res['calls']), (dict(math=50, ocr=50, rec=80, total=65), dict(math_ocr=50, rec=80, total=65), {'v1_0':1, 'v1_1':2}))
+    test_eq((res['capabilities'], res['integrations_sorted_names'], res['calls']),
+            (dict(math=50, ocr=50, rec=80, total=65), dict(math_ocr=50, rec=80, total=65), {'v1_0':1, 'v1_1':2}))
 
 
 def test_read_mm_vet_header(cell_3bbaddb0):
@@ -118,7 +126,9 @@ def test_read_mm_vet_header(cell_3bbaddb0):
 
     # nbs/evaluation/05_judge.ipynb #c81c96b9
     nb = Path(tempfile.mkdtemp())/'mm-vet_evaluator.ipynb'
-    nb.write_text(json.dumps(dict(cells=[dict(source=['import os\n']), dict(source=['gpt_model = "g"\n', 'prompt = """', header.replace('\n', '\n'), '"""\n'])])))
+    nb.write_text(json.dumps(dict(cells=[dict(source=['import os\n']),
+                                         dict(source=['gpt_model = "g"\n', 'prompt = """', header.replace('\n', '\n'),
+                                                      '"""\n'])])))
     test_eq(read_mm_vet_header(nb), header)
     read_mm_vet_header(nb)
 
@@ -143,11 +153,16 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
             if mood == 'stall': self.server.over.wait()
             if mood == 'meet': self.server.meeting.wait()
             if mood == 'hang up': self.close_connection = True; return
-            code, head, text = {'busy': (429, {'Retry-After':'0.01'}, 'slow down'), 'broken': (500, {}, 'oops'), 'locked': (401, {}, f'bad key {self.headers.get("Authorization")}'),
-                'moved': (302, {'Location':'http://127.0.0.1:9/v1/chat/completions'}, ''), 'poor': (429, {}, '{"error": {"code": "insufficient_quota"}}'),
-                'html': (200, {}, '<html>'), 'empty': (200, {}, '{"choices": []}'), 'odd': (200, {}, '{"choices": [{"message": {"content": [1]}}]}'),
-                'echo': (200, {}, json.dumps(dict(choices=[dict(message=dict(content=f'0.5 {self.headers.get("Authorization")}'))]))),
-                'mute': (200, {}, '{"choices": [{"message": {"content": null}}]}')}.get(mood, (200, {}, json.dumps(dict(choices=[dict(message=dict(content='0.5'))]))))
+            code, head, text = {'busy': (429, {'Retry-After':'0.01'}, 'slow down'), 'broken': (500, {}, 'oops'),
+                                'locked': (401, {}, f'bad key {self.headers.get("Authorization")}'),
+                'moved': (302, {'Location':'http://127.0.0.1:9/v1/chat/completions'}, ''),
+                'poor': (429, {}, '{"error": {"code": "insufficient_quota"}}'),
+                'html': (200, {}, '<html>'), 'empty': (200, {}, '{"choices": []}'),
+                'odd': (200, {}, '{"choices": [{"message": {"content": [1]}}]}'),
+                'echo': (200, {},
+                         json.dumps(dict(choices=[dict(message=dict(content=f'0.5 {self.headers.get("Authorization")}'))]))),
+                'mute': (200, {}, '{"choices": [{"message": {"content": null}}]}')}.get(mood,
+                (200, {}, json.dumps(dict(choices=[dict(message=dict(content='0.5'))]))))
             self.send_response(code)
             for k,v in head.items(): self.send_header(k, v)
             self.send_header('Content-Length', str(len(text))); self.end_headers()
@@ -176,7 +191,8 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
     # nbs/evaluation/05_judge.ipynb #e5e20e30
     os.environ['STUB_KEY'] = 'sk-very-secret'
     with Stub(*['broken']*3) as s:
-        with expect_fail(AlignGPTError, "no usable reply for question 'q1' after 3 tries; the last: HTTP 500: oops"): Judge('stub', s.url, retries=2, backoff=.001)(hello)
+        with expect_fail(AlignGPTError, "no usable reply for question 'q1' after 3 tries; the last: HTTP 500: oops"):
+            Judge('stub', s.url, retries=2, backoff=.001)(hello)
     with Stub('locked', 'moved', 'poor') as s:
         j = Judge('stub', s.url, key_env='STUB_KEY', backoff=.001)
         errors = []
@@ -214,7 +230,8 @@ def test_Estimate(cell_58bac966, cell_c609d22a, cell_905d9742, cell_3bbaddb0, ce
         test_eq(score_mm_vet(mv, mv_calls, second), res)
         test_eq((first.asked, second.asked, len(s.seen)), (2, 0, 2))
         test_eq(Judge('stub', s.url, cache, run=1).estimate(mv_calls).calls, 2)
-    with Stub('echo') as s: test_eq(Judge('stub', s.url, cache, key_env='STUB_KEY')(hello), '0.5 Bearer ***') # a server that talks too much
+    with Stub('echo') as s:
+        test_eq(Judge('stub', s.url, cache, key_env='STUB_KEY')(hello), '0.5 Bearer ***') # a server that talks too much
     assert 'secret' not in cache.read_text()
 
     # nbs/evaluation/05_judge.ipynb #ad20b2f4

@@ -39,7 +39,8 @@ def test_pictures_of():
     test_eq(pictures_of(None), [])
     test_eq(pictures_of([['a.png'], ['b.jpg', None]]), ['a.png', 'b.jpg'])
     test_eq(pictures_of([swatch('red')])[0].size, (32, 32))
-    with expect_fail(AlignGPTError, contains="egoschema/test, question 7: not a picture: 'walk.mp4'"): pictures_of(['walk.mp4'], 'egoschema/test, question 7')
+    with expect_fail(AlignGPTError, contains="egoschema/test, question 7: not a picture: 'walk.mp4'"):
+        pictures_of(['walk.mp4'], 'egoschema/test, question 7')
 
 
 def test_picture_key():
@@ -55,7 +56,8 @@ def cell_8ac06ba3():
     docs = [dict(question=q, image=swatch(c), answer=toy_answer(q, c)) for c in COLOURS for q in QUESTIONS[:2]]
     data = dict(colours=dict(test=docs))
     def visual(doc): return [doc['image'].convert('RGB')]
-    def request(i, task='colours', visual=visual, **kwargs): return SimpleNamespace(args=(docs[i]['question'], kwargs, visual, i, task, 'test'))
+    def request(i, task='colours', visual=visual, **kwargs):
+        return SimpleNamespace(args=(docs[i]['question'], kwargs, visual, i, task, 'test'))
     requests = [request(i, max_new_tokens=16) for i in range(len(docs))]
     return docs, data, visual, request, requests
 
@@ -96,8 +98,13 @@ def test_losses(cell_e5fb2389):
     got = losses(model, processor, choices)
     test_eq(min(range(4), key=lambda i: got[i]), list(COLOURS).index('red'))
     test_eq([g for _,g in got], [True, False, False, False])
-    sample = processor.encode([dict(role='user', content=[dict(type='image', image=swatch('red')), dict(type='text', text=QUESTIONS[0])]), dict(role='assistant', content=choices[2].target)])
-    with torch.no_grad(): test_close(got[2][0], model(**{k:v if k == 'pixel_values' else v[None] for k,v in sample.items()}).loss.item(), 1e-4)
+    sample = processor.encode([dict(role='user',
+                                    content=[dict(type='image', image=swatch('red')),
+                                             dict(type='text', text=QUESTIONS[0])]), dict(role='assistant',
+        content=choices[2].target)])
+    with torch.no_grad():
+        test_close(got[2][0], model(**{k:v if k == 'pixel_values' else v[None] for k,v in sample.items()}).loss.item(),
+                   1e-4)
     {c:round(l, 3) for c,(l,_) in zip(COLOURS, got)}
 
 
@@ -110,18 +117,22 @@ def test_Examinee(cell_8ac06ba3, cell_e5fb2389):
     pupil.task_dict = data
     got = pupil.generate_until(requests)
     asks = [Ask(i, d['question'], str(i)) for i,d in enumerate(docs)]
-    test_eq(got, [t for _,t in sorted(x for part in answers(model, processor, asks, lambda k: docs[int(k)]['image'], 16) for x in part)])
+    test_eq(got, [t for _,t in sorted(x for part in answers(model, processor, asks, lambda k: docs[int(k)]['image'], 16)
+                                      for x in part)])
     test_eq(got[0], docs[0]['answer'])
 
     # nbs/evaluation/14_lmms_eval.ipynb #ccc9cc16
-    mixed = [request(0, max_new_tokens=16, until=['red']), request(1, max_new_tokens=16, visual=lambda doc: None), request(2, max_new_tokens=16, visual=lambda doc: [doc['image']]*2), request(3, max_new_tokens=2)]
+    mixed = [request(0, max_new_tokens=16, until=['red']), request(1, max_new_tokens=16, visual=lambda doc: None),
+             request(2, max_new_tokens=16, visual=lambda doc: [doc['image']]*2), request(3, max_new_tokens=2)]
     some = pupil.generate_until(mixed)
     test_eq(some[0], 'It is **')
     test_eq(some[1], 'I see no picture.')
     test_eq(got[3].startswith(some[3]) and len(some[3]) < len(got[3]), True)
 
     # nbs/evaluation/14_lmms_eval.ipynb #105fecf9
-    def choose(i): return [SimpleNamespace(args=(docs[i]['question'], f' {toy_answer(docs[i]["question"], c)}', visual, i, 'colours', 'test')) for c in COLOURS]
+    def choose(i):
+        return [SimpleNamespace(args=(docs[i]['question'], f' {toy_answer(docs[i]["question"], c)}', visual, i, 'colours',
+                                      'test')) for c in COLOURS]
     lls = pupil.loglikelihood(choose(0) + choose(2))
     test_eq([g for _,g in lls], [True, False, False, False, False, True, False, False])
     test_eq([min(range(4), key=lambda k: lls[o + k]) for o in (0, 4)], [0, 1])

@@ -18,14 +18,16 @@ def cell_e52dbe92():
     data, run = tmp/'shapes', tmp/'out'/'q'
     data.mkdir(); run.mkdir(parents=True)
     for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue') for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     asked = questions(data/'q.jsonl', data)
     def answer(folder, texts, model_id):
         "A run with these answers."
         folder.mkdir(parents=True, exist_ok=True)
         (folder/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
-        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p', processor='p', model='m', config='c', settings=dict(skipped=0)), folder/'manifest.json')
+        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
+                        processor='p', model='m', config='c', settings=dict(skipped=0)), folder/'manifest.json')
         score_run(data/'q.jsonl', data, folder)
     answer(run, ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes'], 'demo')
     r = Run(run)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 @pytest.fixture
 def cell_f9931379():
-    q = Question('color/0001.jpg', 'Is it red?\nAnswer the question using a single word or phrase.', image='color/0001.jpg')
+    q = Question('color/0001.jpg', 'Is it red?\nAnswer the question using a single word or phrase.',
+                 image='color/0001.jpg')
     return q
 
 
@@ -31,12 +32,15 @@ def test_broken_images(cell_f9931379):
     # nbs/evaluation/07_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
     test_eq(load_image(Question(1, '?', image_base64=png)).size, (1, 1))
-    with expect_fail(AlignGPTError, 'mmb.tsv, row 3: the image is not valid base64'): load_image(Question(1, '?', image_base64='a$', where='mmb.tsv, row 3'))
-    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64: not an image'): load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
+    with expect_fail(AlignGPTError, 'mmb.tsv, row 3: the image is not valid base64'):
+        load_image(Question(1, '?', image_base64='a$', where='mmb.tsv, row 3'))
+    with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64: not an image'):
+        load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
     with expect_fail(AlignGPTError, 'the image color/0001.jpg is missing from nowhere'): load_image(q, 'nowhere')
 
     # nbs/evaluation/07_questions.ipynb #1511556f
-    broken = broken_images([q, Question(2, 'text only'), Question(3, '?', image_base64=png), Question(4, '?', image_base64='AAAA', where='mmb.tsv, row 4')], 'nowhere')
+    broken = broken_images([q, Question(2, 'text only'), Question(3, '?', image_base64=png),
+                            Question(4, '?', image_base64='AAAA', where='mmb.tsv, row 4')], 'nowhere')
     test_eq(list(broken), [q.key, (4, '?')])
 
 
@@ -44,9 +48,13 @@ def test_Files():
     # nbs/evaluation/07_questions.ipynb #a3d2fce4
     root = Path(tempfile.mkdtemp())
     (root/'Birds').mkdir()
-    (root/'Birds'/'llava_birds.jsonl').write_text(json.dumps(dict(question_id=0, image='a.jpg', text='Which bird is it?', category='small')) + '\n')
-    birds = Task('birds', 'Birds', 'accuracy', dict(questions=need('asking', 'questions.jsonl', 'llava_birds.jsonl'), labels=need('scoring', 'labels.json'), images=need('asking', 'images', optional=True)),
-                 questions=lambda f: read_questions(f['questions']), score=lambda f,p,o: {}, headline=lambda r: None, points=lambda r: {}, folders=('Birds',))
+    (root/'Birds'/'llava_birds.jsonl').write_text(json.dumps(dict(question_id=0, image='a.jpg', text='Which bird is it?',
+                                                                  category='small')) + '\n')
+    birds = Task('birds', 'Birds', 'accuracy',
+                 dict(questions=need('asking', 'questions.jsonl', 'llava_birds.jsonl'),
+                      labels=need('scoring', 'labels.json'), images=need('asking', 'images', optional=True)),
+                 questions=lambda f: read_questions(f['questions']), score=lambda f,p,o: {}, headline=lambda r: None,
+                 points=lambda r: {}, folders=('Birds',))
     files = Files(birds, root)
     test_eq((files.get('labels'), files.ready('asking'), files.ready('scoring')), (None, True, False))
     with expect_fail(AlignGPTError, 'no labels for birds\n  hint: expected: labels.json'): files['labels']

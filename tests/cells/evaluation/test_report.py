@@ -10,8 +10,12 @@ from pathlib import Path
 
 @pytest.fixture
 def cell_1b34cc48():
-    report = ScoreReport('pope', 'POPE', 'mean F1, percent', 84.3, dict(mean_f1=.8431, categories={c: dict(samples=9, f1=f, accuracy=.8) for c,f in (('random', .88), ('popular', .85), ('adversarial', .80))},
-                         mapped={str(i): 'yes' for i in range(99)}), ['2 questions answered more than once: 1, 2'], {'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2})
+    report = ScoreReport('pope', 'POPE', 'mean F1, percent', 84.3,
+                         dict(mean_f1=.8431, categories={c: dict(samples=9, f1=f, accuracy=.8)
+                                                         for c,f in (('random', .88), ('popular', .85),
+        ('adversarial', .80))},
+                         mapped={str(i): 'yes' for i in range(99)}), ['2 questions answered more than once: 1, 2'],
+                         {'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2})
     return report
 
 

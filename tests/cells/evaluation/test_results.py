@@ -60,11 +60,13 @@ def test_write_table(cell_f36e2ea1):
     model, processor = toy()
     data = tmp/'data'; data.mkdir()
     for c in ('red', 'blue'): swatch(c).save(data/f'{c}.png')
-    (data/'colours.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image=f'{c}.png', text='What colour is it?', answer=c)) for i,c in enumerate(('red', 'blue'))))
+    (data/'colours.jsonl').write_text('\n'.join(json.dumps(dict(question_id=i, image=f'{c}.png',
+        text='What colour is it?', answer=c)) for i,c in enumerate(('red', 'blue'))))
     (data/'broken.jsonl').write_text('{"question_id": 1, "text": "What?", "image": "gone.png", "answer": "x"}\n')
     said = []
     with expect_fail(AlignGPTError, 'broken.jsonl, line 1: the image gone.png is missing'):
-        evaluate_all(model, processor, {data/f'{n}.jsonl': data for n in ('broken', 'colours')}, tmp/'run', tell=said.append, name='toy', quiet=True)
+        evaluate_all(model, processor, {data/f'{n}.jsonl': data for n in ('broken', 'colours')}, tmp/'run',
+                     tell=said.append, name='toy', quiet=True)
     test_eq(sorted(p.name for p in (tmp/'run').glob('*')), ['colours', 'results.json', 'results.md'])
     test_eq((tmp/'run'/'colours'/'report.html').exists(), True)
     [s.replace(str(tmp), '...') for s in said]

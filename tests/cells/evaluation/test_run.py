@@ -63,17 +63,24 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
 
     # nbs/evaluation/10_run.ipynb #1c39634f
     words = '<unk> <s> </s> USER: ASSISTANT: what is this red blue yes no'.split()
-    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-    text = LlamaConfig(vocab_size=len(words), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
+    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>'))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>',
+                                  pad_token='<unk>')
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                              image_size=16, patch_size=8)
+    text = LlamaConfig(vocab_size=len(words), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                       num_attention_heads=4, initializer_range=0.3)
     processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
     set_seed(0)
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text,
+                                                            align_token_id=processor.align_token_id,
+                                                            image_token_id=processor.image_token_id)).eval()
     data = tmp/'mine'; data.mkdir()
     rng = np.random.default_rng(0)
     for i in range(3): Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(data/f'{i}.png')
-    rows = [dict(question_id=i, text='what is this', image=f'{i%3}.png', answer='red', category='color') for i in range(10)] + [dict(question_id=10, text='yes no', answer='no', category='text')]
+    rows = [dict(question_id=i, text='what is this', image=f'{i%3}.png', answer='red', category='color')
+            for i in range(10)] + [dict(question_id=10, text='yes no', answer='no', category='text')]
     (data/'q.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
     report = evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
     whole = (tmp/'out'/'q'/'answers.jsonl').read_bytes()
@@ -86,18 +93,21 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
     (tmp/'out'/'q'/'parts'/'rank-0.jsonl').write_bytes(b'\n'.join([lines[4], lines[7], lines[0][:20]]))
     evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
     test_eq((tmp/'out'/'q'/'answers.jsonl').read_bytes(), whole)
-    with expect_fail(AlignGPTError, 'holds answers of another run (settings'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True)
+    with expect_fail(AlignGPTError, 'holds answers of another run (settings'):
+        evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True)
     read_json(tmp/'out'/'q'/'manifest.json')['settings']
 
     # nbs/evaluation/10_run.ipynb #bf6693b0
     first = evaluate(model, processor, data/'q.jsonl', data, tmp/'first', batch_size=2, limit=5, quiet=True)
     points = [r['answer'] == json.loads(l)['text'] for r,l in zip(rows, whole.splitlines())][:5]
-    test_eq(first.notes[0].split(';')[0], f'only the first 5 questions were asked, which won {sum(points)/5:.1%} of their points')
+    test_eq(first.notes[0].split(';')[0],
+            f'only the first 5 questions were asked, which won {sum(points)/5:.1%} of their points')
 
     # nbs/evaluation/10_run.ipynb #8a9a5f06
     (tmp/'two'/'q').mkdir(parents=True); shutil.copy(tmp/'out'/'q'/'manifest.json', tmp/'two'/'q')
     def as_process(rank, world):
-        with modified_env(RANK=str(rank), WORLD_SIZE=str(world)): return evaluate(model, processor, data/'q.jsonl', data, tmp/'two', batch_size=2, quiet=True)
+        with modified_env(RANK=str(rank), WORLD_SIZE=str(world)):
+            return evaluate(model, processor, data/'q.jsonl', data, tmp/'two', batch_size=2, quiet=True)
     test_eq(as_process(1, 2), None)
     share = [r['question_id'] for r in whole_lines(tmp/'two'/'q'/'parts'/'rank-1.jsonl')[0]]
     test_eq(as_process(0, 2).headline, report.headline)
@@ -106,9 +116,13 @@ def test_evaluate(cell_e9d34643, cell_e9d34643_2):
 
     # nbs/evaluation/10_run.ipynb #46ce9181
     (data/'1.png').unlink()
-    with expect_fail(AlignGPTError, 'q.jsonl, line 2: the image 1.png is missing'): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', quiet=True)
-    with expect_fail(AlignGPTError, "Unknown --on-missing-image 'ignore'"): evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='ignore', quiet=True)
+    with expect_fail(AlignGPTError, 'q.jsonl, line 2: the image 1.png is missing'):
+        evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', quiet=True)
+    with expect_fail(AlignGPTError, "Unknown --on-missing-image 'ignore'"):
+        evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='ignore', quiet=True)
     (data/'1.png').write_bytes((data/'0.png').read_bytes()[:40]) # or there, but cut off
     skipped = evaluate(model, processor, data/'q.jsonl', data, tmp/'out2', on_missing_image='skip', quiet=True)
-    test_eq([r['text'] == '' for r in whole_lines(tmp/'out2'/'q'/'answers.jsonl')[0]], [i%3 == 1 and i < 10 for i in range(11)])
-    test_eq(skipped.notes[0], '3 of 11 questions had no image that can be read: their answers are empty, and count as such')
+    test_eq([r['text'] == '' for r in whole_lines(tmp/'out2'/'q'/'answers.jsonl')[0]],
+            [i%3 == 1 and i < 10 for i in range(11)])
+    test_eq(skipped.notes[0],
+            '3 of 11 questions had no image that can be read: their answers are empty, and count as such')

@@ -28,12 +28,16 @@ def test_score(cell_5798eaff):
     work, write_lines = cell_5798eaff
 
     # nbs/evaluation/09_tasks.ipynb #5798eaff
-    mine = write_lines('birds.jsonl', [dict(question_id=i, image='a.jpg', text=f'Which bird is it?\n{SHORT}', answer=a, category=c) for i,(a,c) in enumerate((('robin', 'small'), ('wren', 'small'), ('swan', 'large')))])
-    said = write_lines('said.jsonl', [dict(question_id=0, prompt='', text='Robin.'), dict(question_id=2, prompt='', text='a swan')])
+    mine = write_lines('birds.jsonl', [dict(question_id=i, image='a.jpg', text=f'Which bird is it?\n{SHORT}', answer=a,
+                                            category=c) for i,(a,c) in enumerate((('robin', 'small'), ('wren', 'small'),
+        ('swan', 'large')))])
+    said = write_lines('said.jsonl', [dict(question_id=0, prompt='', text='Robin.'),
+                                      dict(question_id=2, prompt='', text='a swan')])
 
     # nbs/evaluation/09_tasks.ipynb #55344b3b
     report = score(mine, work, said)
-    test_eq((report.headline, report.results['categories'], report.notes), (33.33, {'small':50, 'large':0}, ['1 questions without an answer: 1']))
+    test_eq((report.headline, report.results['categories'], report.notes),
+            (33.33, {'small':50, 'large':0}, ['1 questions without an answer: 1']))
 
     # nbs/evaluation/09_tasks.ipynb #6ca8084c
     with expect_fail(AlignGPTError, 'Valid: vqav2, gqa'): get_task('vqa3')
@@ -54,7 +58,8 @@ def cell_af6abd91(cell_5798eaff):
 @pytest.fixture
 def cell_af6abd91_2(cell_5798eaff):
     work, write_lines = cell_5798eaff
-    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color') for c in ('red', 'blue')]
+    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color')
+                for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
     return mme_rows
 
@@ -64,8 +69,11 @@ def cell_af6abd91_3(cell_5798eaff, cell_af6abd91):
     play = cell_af6abd91
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
     cols = 'index question hint A B C D answer category image source l2-category comment split'.split()
-    table = [[7, 'What is it?', 'At night.', 'cat', 'dog', '', '', 'B', 'object', png, 's', 'coarse_perception', '', 'dev'], [1000007, 'What is it?', 'At night.', 'dog', 'cat', '', '', 'A', 'object', '7', 's', 'coarse_perception', '', 'dev']]
-    (play/'mmbench'/'mmbench_dev_20230712.tsv').write_text('\n'.join('\t'.join(map(str, r)) for r in [cols, *table]) + '\n')
+    table = [[7, 'What is it?', 'At night.', 'cat', 'dog', '', '', 'B', 'object', png, 's', 'coarse_perception', '',
+              'dev'], [1000007, 'What is it?', 'At night.', 'dog', 'cat', '', '', 'A', 'object', '7', 's',
+                       'coarse_perception', '', 'dev']]
+    (play/'mmbench'/'mmbench_dev_20230712.tsv').write_text('\n'.join('\t'.join(map(str, r)) for r in [cols, *table])
+                                                           + '\n')
 
 
 def test_list_tasks(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3):
@@ -74,7 +82,8 @@ def test_list_tasks(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91
 
     # nbs/evaluation/09_tasks.ipynb #af6abd91
     listed = list_tasks(play, ['mme', 'mmbench', 'pope'])
-    test_eq([list(r.values())[:3] for r in listed.values()], [['yes', 'yes', '-'], ['yes', 'yes', '-'], ['no', 'no', '-']])
+    test_eq([list(r.values())[:3] for r in listed.values()],
+            [['yes', 'yes', '-'], ['yes', 'yes', '-'], ['no', 'no', '-']])
     test_eq(list(list_tasks(play, ['vqav2', 'mm_vet'])['mm_vet'].values())[:3], ['no', '-', 'no'])
     Markdown(markdown_table(listed, 'task'))
 
@@ -83,7 +92,8 @@ def test_list_tasks(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91
 
     # nbs/evaluation/09_tasks.ipynb #aec42ed7
     qs = questions('mmbench', play)
-    test_eq(qs[0].user, "<image>\nAt night.\nWhat is it?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly.")
+    test_eq(qs[0].user,
+            "<image>\nAt night.\nWhat is it?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly.")
     test_eq([load_image(q).size for q in qs], [(1, 1)]*2)
     qs[1].row('A')
 
@@ -115,9 +125,11 @@ def test_check_release(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6ab
     (play/'vizwiz').mkdir(); write_json(val, play/'vizwiz'/'val.json') # beside the questions of the test split
     write_lines('eval/vizwiz/llava_test.jsonl', [dict(question_id=0, image='test.jpg', text='What?')])
     test_eq(check_release('vizwiz', play), None)
-    test_eq(score('vizwiz', play, write_lines('vw.jsonl', [dict(question_id=0, text='a cat')])).notes, ['val.json is about other questions: the score comes from the server'])
+    test_eq(score('vizwiz', play, write_lines('vw.jsonl', [dict(question_id=0, text='a cat')])).notes,
+            ['val.json is about other questions: the score comes from the server'])
     (play/'gqa').mkdir()
-    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
+    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'),
+                 groups={'global':None}, semantic=[])
     write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
     write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
     with expect_fail(AlignGPTError, "questions.jsonl, line 2: question '3' is not in"): check_release('gqa', play)
@@ -125,7 +137,8 @@ def test_check_release(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6ab
     with expect_fail(AlignGPTError, "annotations.json does not fit"): check_release('gqa', play)
 
     # nbs/evaluation/09_tasks.ipynb #ddabbb57
-    broken = write_lines('broken.jsonl', [mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}])
+    broken = write_lines('broken.jsonl', [mme_rows[0]
+                                          | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}])
     with expect_fail(AlignGPTError, "broken.jsonl: no label for 'color/0002.jpg'"): score('mme', play, broken)
     with expect_fail(AlignGPTError, 'no questions for pope'): questions('pope', play)
     with expect_fail(AlignGPTError, 'nowhere: no such folder'): questions('pope', 'nowhere')
@@ -147,23 +160,29 @@ def test_submit(cell_5798eaff, cell_af6abd91, cell_af6abd91_2, cell_af6abd91_3, 
     (play/'vizwiz').mkdir(); write_json(val, play/'vizwiz'/'val.json') # beside the questions of the test split
     write_lines('eval/vizwiz/llava_test.jsonl', [dict(question_id=0, image='test.jpg', text='What?')])
     (play/'gqa').mkdir()
-    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'), groups={'global':None}, semantic=[])
+    facts = dict(question='What?', answer='cat', isBalanced=True, types=dict(structural='query', semantic='obj'),
+                 groups={'global':None}, semantic=[])
     write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
     write_lines('eval/gqa/questions.jsonl', [dict(question_id=i, image='a.jpg', text='What?') for i in ('1', '3')])
     write_lines('eval/gqa/questions.jsonl', [dict(question_id='1', image='a.jpg', text='What?')])
 
     # nbs/evaluation/09_tasks.ipynb #c0473e81
-    llava = submit('mmbench', play, write_lines('mmb.jsonl', [q.row('A') for q in qs]), work/'llava.xlsx', columns='llava')
+    llava = submit('mmbench', play, write_lines('mmb.jsonl', [q.row('A') for q in qs]), work/'llava.xlsx',
+                   columns='llava')
     test_eq(list(choice.read_xlsx(llava)[0]), ['index', 'question', 'A', 'B', 'C', 'D', 'prediction', 'answer', 'split'])
     up = submit('mmbench', play, write_lines('mmb.jsonl', [q.row(t) for q,t in zip(qs, ('B', 'A'))]), work/'upload.xlsx')
     test_eq([r['prediction'] for r in choice.read_xlsx(up)], ['B', 'A'])
-    test_eq(list(choice.read_xlsx(up)[0]), ['index', 'question', 'A', 'B', 'C', 'D', 'prediction', 'answer', 'category', 'l2-category', 'split'])
-    with expect_fail(AlignGPTError, 'the upload of mmbench is a .xlsx file'): submit('mmbench', play, up, work/'upload.json')
+    test_eq(list(choice.read_xlsx(up)[0]), ['index', 'question', 'A', 'B', 'C', 'D', 'prediction', 'answer', 'category',
+                                            'l2-category', 'split'])
+    with expect_fail(AlignGPTError, 'the upload of mmbench is a .xlsx file'):
+        submit('mmbench', play, up, work/'upload.json')
     with expect_fail(AlignGPTError, 'mme has no upload'): submit('mme', play, answers, work/'upload.json')
 
     # nbs/evaluation/09_tasks.ipynb #6b64c0e2
-    write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl', [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
-    vq = write_lines('vq.jsonl', [dict(question_id=1, prompt='', text='A cat.'), dict(question_id=9, prompt='', text='x')])
+    write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl',
+                [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
+    vq = write_lines('vq.jsonl', [dict(question_id=1, prompt='', text='A cat.'),
+                                  dict(question_id=9, prompt='', text='x')])
     up = submit('vqav2', work, vq, work/'vqav2.json')
     report = score('vqav2', work, vq)
     test_eq((report.headline, report.notes[-1]), (None, 'no annotations here: the score comes from the server'))
@@ -186,14 +205,16 @@ def test_judge_calls(cell_5798eaff, cell_af6abd91_2, cell_b0f42761, cell_b0f4276
     work, write_lines = cell_5798eaff
 
     # nbs/evaluation/09_tasks.ipynb #6b64c0e2
-    write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl', [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
+    write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl',
+                [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
 
     # nbs/evaluation/09_tasks.ipynb #e2d45483
     lb = work/'llava-bench-in-the-wild'
     lb_rows = [dict(question_id=i, image='1.jpg', text='What is it?', category='conv') for i in range(2)]
     write_lines('llava-bench-in-the-wild/questions.jsonl', lb_rows)
     write_lines('llava-bench-in-the-wild/context.jsonl', [dict(image='1.jpg', caption='A cat.')])
-    write_lines('llava-bench-in-the-wild/answers_gpt4.jsonl', [dict(question_id=i, text='It is a cat.') for i in range(2)])
+    write_lines('llava-bench-in-the-wild/answers_gpt4.jsonl',
+                [dict(question_id=i, text='It is a cat.') for i in range(2)])
     write_json({'llava_bench_conv': dict(role='Assistant', prompt='Rate both from 1 to 10.')}, lb/'rule.json')
     lb_answers = write_lines('lb.jsonl', [dict(question_id=i, prompt='', text='A cat') for i in range(2)])
     test_eq(score('llava_bench_wild', work, lb_answers, judge='none').headline, None)

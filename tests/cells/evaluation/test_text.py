@@ -10,8 +10,10 @@ from pathlib import Path
 
 @pytest.fixture
 def cell_1883d32a():
-    rows = [dict(question_id=7, prompt='What is it?\nAnswer the question using a single word or phrase.', text='Cat', answer_id='x', model_id='m', metadata={}),
-            dict(question_id=8, prompt='Is it red?\nAnswer the question using a single word or phrase.', text='No', answer_id='y', model_id='m', metadata={})]
+    rows = [dict(question_id=7, prompt='What is it?\nAnswer the question using a single word or phrase.', text='Cat',
+                 answer_id='x', model_id='m', metadata={}),
+            dict(question_id=8, prompt='Is it red?\nAnswer the question using a single word or phrase.', text='No',
+                 answer_id='y', model_id='m', metadata={})]
     folder = Path(tempfile.mkdtemp())
     good = folder/'answers.jsonl'
     good.write_text('\n'.join(map(json.dumps, rows)) + '\n')
@@ -47,7 +49,8 @@ def test_read_answers(cell_1883d32a):
 
     # nbs/evaluation/01_text.ipynb #b5a7f9bd
     bad = folder/'bad.jsonl'
-    for row, message in (({'text':'x'}, "no 'question_id' in this row"), ({'question_id':1, 'text':None}, 'text is None'), ([1], 'a JSON object was expected, got list')):
+    for row, message in (({'text':'x'}, "no 'question_id' in this row"), ({'question_id':1, 'text':None}, 'text is None'),
+                         ([1], 'a JSON object was expected, got list')):
         bad.write_text(json.dumps(row) + '\n')
         with expect_fail(AlignGPTError, message): read_answers(bad, skip_broken=True)
     with expect_fail(AlignGPTError, 'no such file'): read_answers(folder/'none.jsonl')
@@ -62,7 +65,8 @@ def test_read_jsonl(cell_1883d32a):
 
     # nbs/evaluation/01_text.ipynb #efa2224a
     with expect_fail(AlignGPTError, "line 1: no 'image'"): read_jsonl(good, dict(question_id=ID, image=str))
-    with expect_fail(AlignGPTError, "line 1: question_id is '7'\n  hint: expected: a string"): read_jsonl(good, dict(question_id=str))
+    with expect_fail(AlignGPTError, "line 1: question_id is '7'\n  hint: expected: a string"):
+        read_jsonl(good, dict(question_id=str))
     with expect_fail(AlignGPTError, 'a list was expected, got dict'): check_rows({}, {}, good)
     read_jsonl(good, dict(question_id=ID))[0]
 
@@ -73,17 +77,20 @@ def test_CONTRACTIONS():
     {k:v for k,v in CONTRACTIONS.items() if 'y' in k[:1]}
 
     # nbs/evaluation/01_text.ipynb #bc7a2c9c
-    test_eq([CONTRACTIONS.get(k) for k in ("couldnt've", "couldn'tve", 'couldntve')], ["couldn't've", "couldn't've", None])
+    test_eq([CONTRACTIONS.get(k) for k in ("couldnt've", "couldn'tve", 'couldntve')],
+            ["couldn't've", "couldn't've", None])
     {k: CONTRACTIONS.get(k) for k in ("couldnt've", "couldn'tve", 'couldntve')}
 
 
 def test_vqa_normalise():
     # nbs/evaluation/01_text.ipynb #7a578d84
-    examples = ['The two cats', 'a-b', 'a -b', 'red,blue', '1,000 - 2', "dont walk", 'U.S.A.', '3.5', 'no. 7', '50%', '10:30 a.m.', 'None', 'don’t', '.'*40 + 'cat']
+    examples = ['The two cats', 'a-b', 'a -b', 'red,blue', '1,000 - 2', "dont walk", 'U.S.A.', '3.5', 'no. 7', '50%',
+                '10:30 a.m.', 'None', 'don’t', '.'*40 + 'cat']
 
     # nbs/evaluation/01_text.ipynb #b630ab0d
     test_eq([vqa_normalise(e) for e in examples],
-            ['2 cats', 'b', 'b', 'red blue', '1000 2', "don't walk", 'usa', '3.5', 'no 7', '50%', '10:30 am', '0', 'don’t', '.'*8 + 'cat'])
+            ['2 cats', 'b', 'b', 'red blue', '1000 2', "don't walk", 'usa', '3.5', 'no 7', '50%', '10:30 am', '0',
+             'don’t', '.'*8 + 'cat'])
     test_eq(vqa_normalise('٣.٥'), '٣.٥')
     test_eq(vqa_normalise('٣.٥', ascii_digits=True), '٣٥')
 
@@ -96,7 +103,8 @@ def test_evalai_process():
     pairs = ['red,blue', 'red, blue', "man's hat", "let's", 'one,two', 'Coca-Cola', 'yes.\n']
 
     # nbs/evaluation/01_text.ipynb #e2d61cb5
-    test_eq([evalai_process(p) for p in pairs], ['redblue', 'red blue', "man 's hat", "let 's", 'onetwo', 'coca cola', 'yes'])
+    test_eq([evalai_process(p) for p in pairs],
+            ['redblue', 'red blue', "man 's hat", "let 's", 'onetwo', 'coca cola', 'yes'])
     test_eq([vqa_normalise(p) for p in pairs][:3], ['red blue', 'red blue', "man's hat"])
     [p for p in pairs if evalai_process(p) != vqa_normalise(p)]
 

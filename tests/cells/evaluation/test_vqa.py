@@ -36,7 +36,8 @@ def test_vqav2_accuracy():
 
 @pytest.fixture
 def cell_fdb4babc():
-    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1) for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
+    people = lambda *pairs: [dict(answer=a, answer_confidence='yes', answer_id=i+1)
+                             for i,a in enumerate(sum(([a]*n for a,n in pairs), []))]
     return people
 
 
@@ -45,29 +46,36 @@ def test_score_vqav2(cell_95e0e504, cell_fdb4babc):
     people = cell_fdb4babc
 
     # nbs/evaluation/02_vqa.ipynb #fdb4babc
-    annotations = [dict(question_id=1, image_id=1, question_type='what is the', answer_type='other', multiple_choice_answer='hat', answers=people(("man's hat", 4), ('hat', 6))),
-                   dict(question_id=2, image_id=1, question_type='is the', answer_type='yes/no', multiple_choice_answer='yes', answers=people(('yes', 10))),
-                   dict(question_id=3, image_id=2, question_type='how many', answer_type='number', multiple_choice_answer='2', answers=people(('2', 2), ('two', 1), ('3', 7)))]
+    annotations = [dict(question_id=1, image_id=1, question_type='what is the', answer_type='other',
+                        multiple_choice_answer='hat', answers=people(("man's hat", 4), ('hat', 6))),
+                   dict(question_id=2, image_id=1, question_type='is the', answer_type='yes/no',
+                        multiple_choice_answer='yes', answers=people(('yes', 10))),
+                   dict(question_id=3, image_id=2, question_type='how many', answer_type='number',
+                        multiple_choice_answer='2', answers=people(('2', 2), ('two', 1), ('3', 7)))]
     score_vqav2(annotations, upload)
 
     # nbs/evaluation/02_vqa.ipynb #07dacad7
     test_eq(score_vqav2(annotations, upload)['per_question'], {'1':0, '2':0, '3':90})
     raw = [dict(question_id=i, answer=a) for i,a in ((1, "A man's hat."), (2, 'yes'), (3, 'two'))]
     test_eq(score_vqav2(annotations, raw)['per_question'], {'1':100, '2':100, '3':90})
-    with expect_fail(AlignGPTError, '1 of 3 questions have no row in the submission: 1'): score_vqav2(annotations, raw[1:])
-    with expect_fail(AlignGPTError, 'which the annotations do not have: 9'): score_vqav2(annotations, raw + [dict(question_id=9, answer='')])
+    with expect_fail(AlignGPTError, '1 of 3 questions have no row in the submission: 1'):
+        score_vqav2(annotations, raw[1:])
+    with expect_fail(AlignGPTError, 'which the annotations do not have: 9'):
+        score_vqav2(annotations, raw + [dict(question_id=9, answer='')])
     score_vqav2(annotations, raw)['per_answer_type']
 
 
 def test_gqa_answer():
     # nbs/evaluation/02_vqa.ipynb #5cc510f0
-    test_eq([gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')], ['yes', 'yes', 'yes. ', 'yes!', 'a cat'])
+    test_eq([gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')],
+            ['yes', 'yes', 'yes. ', 'yes!', 'a cat'])
     {t: gqa_answer(t) for t in ('Yes.', 'yes...', 'yes. .', 'Yes!', 'A cat')}
 
 
 @pytest.fixture
 def cell_850d7d46():
-    program = [dict(operation='select', argument='dog (1)'), dict(operation='relate', argument='_,left of,s'), dict(operation='query', argument='name')]
+    program = [dict(operation='select', argument='dog (1)'), dict(operation='relate', argument='_,left of,s'),
+               dict(operation='query', argument='name')]
     return program
 
 
@@ -89,13 +97,17 @@ def test_score_gqa(cell_850d7d46):
     program = cell_850d7d46
 
     # nbs/evaluation/02_vqa.ipynb #7399ae5e
-    gqa_q = lambda text, answer, kind, balanced=True: dict(question=text, answer=answer, isBalanced=balanced, types=dict(structural=kind, semantic='obj'), groups={'global':None}, semantic=program)
-    gqa = {'1': gqa_q('What is on the table?', 'cup', 'query'), '2': gqa_q('Is there a cat?', 'no', 'verify'), '3': gqa_q('Is it red?', 'yes', 'verify', balanced=False)}
+    gqa_q = lambda text, answer, kind, balanced=True: dict(question=text, answer=answer, isBalanced=balanced,
+                                                           types=dict(structural=kind, semantic='obj'),
+                                                           groups={'global':None}, semantic=program)
+    gqa = {'1': gqa_q('What is on the table?', 'cup', 'query'), '2': gqa_q('Is there a cat?', 'no', 'verify'),
+           '3': gqa_q('Is it red?', 'yes', 'verify', balanced=False)}
     res = score_gqa(gqa, {'1':gqa_answer('Cup.'), '2':gqa_answer('No!')})
     test_eq((res['accuracy'], res['binary'], res['open'], res['correct']), (50, 0, 100, {'1':1, '2':0}))
 
     # nbs/evaluation/02_vqa.ipynb #2e5221cf
-    with expect_fail(AlignGPTError, "2 of 2 balanced questions have no prediction: '1', '2'"): score_gqa(gqa, {1:'cup', 2:'no'})
+    with expect_fail(AlignGPTError, "2 of 2 balanced questions have no prediction: '1', '2'"):
+        score_gqa(gqa, {1:'cup', 2:'no'})
     test_eq(score_gqa(gqa, {'1':'cup'}, lenient=True)['accuracy'], 50)
 
 
@@ -129,10 +141,12 @@ def test_score_vizwiz(cell_fdb4babc, cell_a822851c):
     vw_q, vw_up = cell_a822851c
 
     # nbs/evaluation/02_vqa.ipynb #f0e45d5a
-    vw_ann = [dict(image='a.jpg', answer_type='other', answers=people(('coca cola', 3), ('coke', 7))), dict(image='b.jpg', answer_type='unanswerable', answers=people(('unanswerable', 10)))]
+    vw_ann = [dict(image='a.jpg', answer_type='other', answers=people(('coca cola', 3), ('coke', 7))),
+              dict(image='b.jpg', answer_type='unanswerable', answers=people(('unanswerable', 10)))]
     res = score_vizwiz(vw_ann, vw_up)
     test_eq(res['per_image'], {'a.jpg':90, 'b.jpg':100})
-    with expect_fail(AlignGPTError, "1 of 2 images have no row in the submission: 'a.jpg'"): score_vizwiz(vw_ann, vw_up[1:])
+    with expect_fail(AlignGPTError, "1 of 2 images have no row in the submission: 'a.jpg'"):
+        score_vizwiz(vw_ann, vw_up[1:])
 
 
 @pytest.fixture
@@ -155,7 +169,9 @@ def test_score_textvqa(cell_ee91916b):
 
     # nbs/evaluation/02_vqa.ipynb #7cf7dc35
     tv_ann = [dict(image_id='ab', question='What brand is it?', answers=['Dell']*4 + ['dell.']*4 + ['hp']*2)]
-    tv = Answers([dict(question_id='ab', prompt=p, text='DELL') for p in prompts] + [dict(question_id='ab', prompt=prompts[0], text='HP?')])
+    tv = Answers([dict(question_id='ab', prompt=p, text='DELL') for p in prompts]
+                 + [dict(question_id='ab', prompt=prompts[0], text='HP?')])
     res = score_textvqa(tv_ann, tv)
     test_eq((res['samples'], res['accuracy']), (5, 92))
-    with expect_fail(AlignGPTError, "row 1: no annotation for image 'zz'"): score_textvqa(tv_ann, Answers([dict(question_id='zz', prompt=prompts[0], text='')]))
+    with expect_fail(AlignGPTError, "row 1: no annotation for image 'zz'"):
+        score_textvqa(tv_ann, Answers([dict(question_id='zz', prompt=prompts[0], text='')]))

@@ -25,9 +25,12 @@ def test_pope_counts():
 
 def test_score_pope():
     # nbs/evaluation/04_yesno.ipynb #e6f2cf79
-    labels = {c: [dict(question_id=i, image=f'{i}.jpg', label='yes' if (i+k)%2 else 'no') for i in range(6)] for k,c in enumerate(('random', 'popular', 'adversarial'))}
-    questions = [dict(question_id=i+10_000_000*k, image=f'{i}.jpg', category=c) for k,c in enumerate(labels) for i in range(6)]
-    right = [dict(question_id=q['question_id'], text='Yes' if l['label'] == 'yes' else 'No.') for q,l in zip(questions, sum(labels.values(), []))]
+    labels = {c: [dict(question_id=i, image=f'{i}.jpg', label='yes' if (i+k)%2 else 'no') for i in range(6)]
+              for k,c in enumerate(('random', 'popular', 'adversarial'))}
+    questions = [dict(question_id=i+10_000_000*k, image=f'{i}.jpg', category=c) for k,c in enumerate(labels)
+                 for i in range(6)]
+    right = [dict(question_id=q['question_id'], text='Yes' if l['label'] == 'yes' else 'No.')
+             for q,l in zip(questions, sum(labels.values(), []))]
     res = score_pope(labels, questions, right)
     test_eq((res['mean_f1'], res['notes']), (1, []))
 
@@ -38,16 +41,21 @@ def test_score_pope():
     test_eq([c['f1'] for c in res['categories'].values()][0], 1)
 
     # nbs/evaluation/04_yesno.ipynb #f9f73d43
-    with expect_fail(AlignGPTError, 'answers to unknown questions: 77'): score_pope(labels, questions, right + [dict(question_id=77, text='No')])
-    with expect_fail(AlignGPTError, 'coco_pope_random.json has 7 labels, the question file 6'): score_pope(labels | {'random':labels['random'] + [dict(label='no')]}, questions, right)
-    with expect_fail(AlignGPTError, "random: precision"): score_pope(labels, questions, [r | {'text':'No'} for r in right])
+    with expect_fail(AlignGPTError, 'answers to unknown questions: 77'):
+        score_pope(labels, questions, right + [dict(question_id=77, text='No')])
+    with expect_fail(AlignGPTError, 'coco_pope_random.json has 7 labels, the question file 6'):
+        score_pope(labels | {'random':labels['random'] + [dict(label='no')]}, questions, right)
+    with expect_fail(AlignGPTError, "random: precision"):
+        score_pope(labels, questions, [r | {'text':'No'} for r in right])
 
 
 @pytest.fixture
 def cell_9ab37c2e():
     ask = 'Please answer yes or no.'
     root = Path(tempfile.mkdtemp())
-    for sub,name,lines in (('color', '0001', f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n'), ('scene/questions_answers_YN', 'ab', f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n')):
+    for sub,name,lines in (('color', '0001', f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n'),
+                           ('scene/questions_answers_YN', 'ab',
+                            f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n')):
         (root/sub).mkdir(parents=True); (root/sub/f'{name}.txt').write_text(lines)
     mme_labels = read_mme_labels(root)
     return ask, root, mme_labels
@@ -64,8 +72,10 @@ def test_mme_label(cell_9ab37c2e):
     ask, root, mme_labels = cell_9ab37c2e
 
     # nbs/evaluation/04_yesno.ipynb #f6f369e5
-    test_eq(mme_label(dict(question_id='color/0001.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels), ('color', '0001.txt', f'Is it blue?  {ask}', 'No'))
-    with expect_fail(AlignGPTError, 'no such line in color/0002.txt'): mme_label(dict(question_id='color/0002.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels)
+    test_eq(mme_label(dict(question_id='color/0001.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels),
+            ('color', '0001.txt', f'Is it blue?  {ask}', 'No'))
+    with expect_fail(AlignGPTError, 'no such line in color/0002.txt'):
+        mme_label(dict(question_id='color/0002.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels)
     mme_label(dict(question_id='scene/images/ab.jpg', prompt=f'Is it a park?\n{SHORT}'), mme_labels)
 
 
@@ -83,13 +93,15 @@ def test_score_mme(cell_9ab37c2e):
     mme_label(dict(question_id='scene/images/ab.jpg', prompt=f'Is it a park?\n{SHORT}'), mme_labels)
 
     # nbs/evaluation/04_yesno.ipynb #b7190f74
-    answers = [dict(question_id=q, prompt=f'{p}\n{SHORT}', text=t) for q,p,t in (('color/0001.jpg', 'Is it red?', 'Yes'), ('scene/images/ab.jpg', 'Is it a park?', 'Snow'),
+    answers = [dict(question_id=q, prompt=f'{p}\n{SHORT}', text=t)
+               for q,p,t in (('color/0001.jpg', 'Is it red?', 'Yes'), ('scene/images/ab.jpg', 'Is it a park?', 'Snow'),
                ('color/0001.jpg', 'Is it blue?', 'eyes'), ('scene/images/ab.jpg', 'Is it a street?', 'Yes.'))]
     res = score_mme(mme_labels, answers)
     test_eq((res['perception'], res['categories']['color']['score'], res['categories']['scene']['score']), (250, 50, 200))
 
     # nbs/evaluation/04_yesno.ipynb #330aed7d
     with expect_fail(AlignGPTError, 'color: 1 answers, an odd number'): score_mme(mme_labels, answers[:2])
-    with expect_fail(AlignGPTError, 'has a tab or a line break'): score_mme(mme_labels, [answers[0] | {'text':'Yes\nIt is'}])
+    with expect_fail(AlignGPTError, 'has a tab or a line break'):
+        score_mme(mme_labels, [answers[0] | {'text':'Yes\nIt is'}])
     test_eq(score_mme(mme_labels, answers[::2])['notes'], ["no answers for 'scene'"])
     score_mme(mme_labels, answers[::2])['notes']

@@ -12,7 +12,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 def test_pair_of():
     # nbs/levels/01_alignment.ipynb #17c58d2b
-    record = {'image': '0.png', 'conversations': [{'from': 'human', 'value': '<image>\nBriefly?'}, {'from': 'gpt', 'value': 'a red triangle'}]}
+    record = {'image': '0.png', 'conversations': [{'from': 'human', 'value': '<image>\nBriefly?'},
+                                                  {'from': 'gpt', 'value': 'a red triangle'}]}
     test_eq(pair_of(record), ('0.png', 'a red triangle'))
     test_eq(pair_of({**record, 'image': ['0.png', '1.png']}), None)
     test_eq(pair_of({'conversations': record['conversations']}), None)
@@ -23,17 +24,22 @@ def cell_4d3d2139():
     def words(n, *special, **kwargs):
         "A tokenizer of single words that ends each text with </s>, as CLIP's does."
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
-        vocab = {t:i for i,t in enumerate(['<s>', '</s>', '<pad>', '<unk>', *'a an the red green blue gray teal brown black yellow triangle circle rectangle shape something'.split()])}
+        vocab = {t:i for i,t in enumerate(['<s>', '</s>', '<pad>', '<unk>',
+                                           *'a an the red green blue gray teal brown black yellow triangle circle rectangle shape something'.split()])}
         tok = Tokenizer(models.WordLevel(vocab, '<unk>'))
         tok.pre_tokenizer = pre_tokenizers.Whitespace()
         tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
-        return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>', model_max_length=n)
+        return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                       unk_token='<unk>', model_max_length=n)
     def tiny_clip():
         set_seed(0)
-        text = dict(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2)
-        vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+        text = dict(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2)
+        vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+                      patch_size=8)
         return DualEncoder(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)),
-                           CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)), words(16))
+                           CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)),
+                           words(16))
     clip = tiny_clip()
     files = [easy_vqa.get_train_image_paths()[i] for i in range(6)]
     images = [Image.open(f).convert('RGB') for f in files]
@@ -54,7 +60,8 @@ def test_DualEncoder_prepare(cell_4d3d2139, cell_4d3d2139_2):
 
     # nbs/levels/01_alignment.ipynb #4d3d2139
     with torch.no_grad():
-        inputs = {**clip.tokenizer(texts, padding=True, return_tensors='pt'), **clip.image_processor(images, return_tensors='pt')}
+        inputs = {**clip.tokenizer(texts, padding=True, return_tensors='pt'),
+                  **clip.image_processor(images, return_tensors='pt')}
         want = clip.model(**inputs)
     test_close(got, (want.image_embeds*want.text_embeds).sum(1).numpy(), eps=1e-5)
 
@@ -67,8 +74,10 @@ def test_DualEncoder_prepare(cell_4d3d2139, cell_4d3d2139_2):
     # nbs/levels/01_alignment.ipynb #88da7ed1
     def tiny_siglip():
         set_seed(0)
-        text = dict(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16)
-        vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8)
+        text = dict(vocab_size=32, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    max_position_embeddings=16)
+        vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+                      patch_size=8)
         return SiglipModel(SiglipConfig(text_config=text, vision_config=vision)), SiglipImageProcessorPil(size=dict(height=32, width=32)), words(16)
     tmp = Path(tempfile.mkdtemp())
     def keep(parts, folder):
@@ -78,9 +87,11 @@ def test_DualEncoder_prepare(cell_4d3d2139, cell_4d3d2139_2):
     siglip = tiny_siglip()
     loaded = DualEncoder.from_pretrained(keep(siglip, tmp/'siglip'), device='cpu')
     test_eq(type(loaded.model).__name__, 'SiglipModel')
-    test_close(loaded.score(loaded.prepare(images, texts)), (e := DualEncoder(*siglip)).score(e.prepare(images, texts)), eps=1e-5)
+    test_close(loaded.score(loaded.prepare(images, texts)), (e := DualEncoder(*siglip)).score(e.prepare(images, texts)),
+               eps=1e-5)
     test_fail(lambda: DualEncoder.from_pretrained(tmp/'none'), contains='cannot be loaded as a dual encoder')
-    test_fail(lambda: DualEncoder.from_pretrained(keep([siglip[0].vision_model, *siglip[1:]], tmp/'tower'), device='cpu'), contains='no dual encoder')
+    test_fail(lambda: DualEncoder.from_pretrained(keep([siglip[0].vision_model, *siglip[1:]], tmp/'tower'), device='cpu'),
+              contains='no dual encoder')
 
 
 def test_FunctionScorer(cell_4d3d2139, cell_4d3d2139_2):
@@ -132,8 +143,12 @@ def test_write_scores(cell_4d3d2139):
     rng = np.random.default_rng(0)
 
     # nbs/levels/01_alignment.ipynb #7cd24b4b
-    def captioned(i, text, **kwargs): return dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': text}], **kwargs)
-    rows = [captioned(i, t) for i,t in enumerate(texts)] + [captioned(6, 'has "similarity" already', similarity=3), dict(id='t', conversations=[{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hi'}])]
+    def captioned(i, text, **kwargs):
+        return dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>'},
+                                                           {'from': 'gpt', 'value': text}], **kwargs)
+    rows = [captioned(i, t) for i,t in enumerate(texts)] + [captioned(6, 'has "similarity" already', similarity=3),
+                                                            dict(id='t', conversations=[{'from': 'human', 'value': 'Hi'},
+        {'from': 'gpt', 'value': 'Hi'}])]
     def as_records(rows, path):
         path.write_text(json.dumps(rows))
         return Records(path, quiet=True)
@@ -142,7 +157,8 @@ def test_write_scores(cell_4d3d2139):
     two = levels_from_scores(scored, n=2)
     out = write_levels(pairs, scored, two, tmp/'levels.json', dict(scorer='by hand'))
     test_eq([r.get('similarity') for r in json.loads(out.read_text())], [1, 0, 1, 0, 1, None, 0, None])
-    test_eq([{k:v for k,v in r.items() if k != 'similarity'} for r in Records(out)], [{k:v for k,v in r.items() if k != 'similarity'} for r in rows])
+    test_eq([{k:v for k,v in r.items() if k != 'similarity'} for r in Records(out)],
+            [{k:v for k,v in r.items() if k != 'similarity'} for r in rows])
     test_eq(Records(write_levels(pairs, scored, two, tmp/'levels.jsonl'))[:], Records(out)[:])
     print(out.read_text()[:200])
 
@@ -150,7 +166,8 @@ def test_write_scores(cell_4d3d2139):
     table, about = read_scores(out.with_suffix('.parquet'))
     test_eq(about['edges'], two.edges.tolist())
     test_eq(place(table['score'], about['edges']), table['level'])
-    test_fail(lambda: write_scores(pairs, np.arange(8.), levels_from_scores(np.arange(8.)), tmp/'x.parquet'), contains='row 7 (id "t") has a score and is no pair')
+    test_fail(lambda: write_scores(pairs, np.arange(8.), levels_from_scores(np.arange(8.)), tmp/'x.parquet'),
+              contains='row 7 (id "t") has a score and is no pair')
     table.to_pandas()
 
     # nbs/levels/01_alignment.ipynb #49559b01

@@ -8,4 +8,5 @@ def test_dir():
     # nbs/levels/index.ipynb #811b44d6
     names = 'DualEncoder levels_from_scores levels score_pairs agreement drift plot_scores show_pairs'.split()
     assert set(names) <= set(dir(aligngpt.levels))
-    assert all(getattr(aligngpt.levels, n).__module__.startswith('aligngpt.levels.') for n in names if hasattr(getattr(aligngpt.levels, n), '__module__'))
+    assert all(getattr(aligngpt.levels, n).__module__.startswith('aligngpt.levels.') for n in names
+               if hasattr(getattr(aligngpt.levels, n), '__module__'))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 @pytest.fixture
 def cell_c6abd698():
-    RGB = dict(black=(0, 0, 0), blue=(0, 0, 255), brown=(165, 42, 42), gray=(128, 128, 128), green=(0, 255, 0), red=(255, 0, 0), teal=(0, 128, 128), yellow=(255, 255, 0))
+    RGB = dict(black=(0, 0, 0), blue=(0, 0, 255), brown=(165, 42, 42), gray=(128, 128, 128), green=(0, 255, 0),
+               red=(255, 0, 0), teal=(0, 128, 128), yellow=(255, 255, 0))
     FILL = dict(triangle=.5, circle=.785, rectangle=1.)
     def fits(image, caption):
         "About how many words of the caption are true of an easy-VQA picture, a little less sure for small shapes."
@@ -26,12 +27,14 @@ def cell_c6abd698():
     def some_pairs(n=240, seed=0):
         "Records with captions of varying truth, and the folder of their pictures."
         rng, files = random.Random(seed), easy_vqa.get_train_image_paths()
-        phrases = [f'{c} {s}' for c in RGB for s in FILL] + [f'a picture of a {s}' for s in FILL] + [f'something {c}' for c in RGB] + ['a shape']
+        phrases = ([f'{c} {s}' for c in RGB for s in FILL] + [f'a picture of a {s}' for s in FILL]
+                   + [f'something {c}' for c in RGB] + ['a shape'])
         folder = ImageFolder(Path(files[0]).parent)
         def say(i): # the best of 1, 4 or 30 random phrases
             im = load_image(folder, f'{i}.png')
             return max(rng.sample(phrases, rng.choice([1, 4, 30])), key=lambda t: fits(im, t))
-        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': say(i)}]) for i in range(n)]
+        rows = [dict(id=i, image=f'{i}.png', conversations=[{'from': 'human', 'value': '<image>'},
+                                                            {'from': 'gpt', 'value': say(i)}]) for i in range(n)]
         path = Path(tempfile.mkdtemp())/'pairs.json'
         path.write_text(json.dumps(rows))
         return Records(path, quiet=True), folder
@@ -65,7 +68,8 @@ def test_Agreement(cell_c6abd698):
 
     # nbs/levels/03_plots.ipynb #7311b0ec
     def color_fits(image, caption): return fits(image, ' '.join(w for w in caption.split() if w not in FILL))
-    other = levels_from_scores(pair_scores(color_fits, [load_image(images, name) for name,_ in pairs], [t for _,t in pairs]))
+    other = levels_from_scores(pair_scores(color_fits, [load_image(images, name) for name,_ in pairs],
+                                           [t for _,t in pairs]))
     both = agreement(levels.levels, other.levels)
     test_eq(agreement(levels.levels, levels.levels).exact, 1)
     test_eq(both.matrix.sum(), 240)

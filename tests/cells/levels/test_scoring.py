@@ -19,18 +19,23 @@ def cell_0bd9ec55():
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         tmp = Path(tempfile.mkdtemp())
         def said(i): return 'a ' * (i % 20) + 'red circle'
-        rows = [dict(id=i, image=f'{i % 4000}.png', conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': said(i)}]) for i in range(n)]
+        rows = [dict(id=i, image=f'{i % 4000}.png',
+                     conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': said(i)}])
+                     for i in range(n)]
         (tmp/'pairs.json').write_text(json.dumps(rows))
         vocab = {t:i for i,t in enumerate('<s> </s> <pad> <unk> a red circle'.split())}
         tok = Tokenizer(models.WordLevel(vocab, '<unk>'))
         tok.pre_tokenizer = pre_tokenizers.Whitespace()
         tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
-        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>', model_max_length=16).save_pretrained(tmp/'clip')
+        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                unk_token='<unk>', model_max_length=16).save_pretrained(tmp/'clip')
         size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-        text, vision = dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2), dict(size, image_size=32, patch_size=16, **vision)
+        text, vision = dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1, bos_token_id=0,
+                            pad_token_id=2), dict(size, image_size=32, patch_size=16, **vision)
         set_seed(0)
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(tmp/'clip')
-        CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(tmp/'clip')
+        CLIPImageProcessorPil(size=dict(shortest_edge=32),
+                              crop_size=dict(height=32, width=32)).save_pretrained(tmp/'clip')
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
@@ -73,7 +78,8 @@ def test_collect_scores(cell_0bd9ec55, cell_a6360fed):
     # nbs/levels/02_scoring.ipynb #9e6bfa3c
     again = score_pairs(records, pictures, clip, world/'scores', quiet=True)
     test_eq(again['scores'], result['scores'])
-    test_fail(lambda: score_pairs(records, pictures, clip, world/'scores', batch_size=32), contains='holds the scores of another job (batch_size: 64 there, 32 here)')
+    test_fail(lambda: score_pairs(records, pictures, clip, world/'scores', batch_size=32),
+              contains='holds the scores of another job (batch_size: 64 there, 32 here)')
     def length(image, text): return -len(text)
     test_fail(lambda: score_pairs(records, pictures, length, world/'scores'), contains='another job (scorer')
     test_eq(score_pairs(records, pictures, length, world/'lengths', quiet=True)['scores'][:3], [-10, -12, -14])
@@ -90,7 +96,8 @@ def test_collect_scores(cell_0bd9ec55, cell_a6360fed):
     test_fail(lambda: score_pairs(records, gap, clip, gap/'a', quiet=True), contains='row 70 (id 70): ')
     left_out = score_pairs(records, gap, clip, gap/'b', policy='skip', quiet=True)
     test_eq(np.flatnonzero(np.isnan(left_out['scores'])), [70])
-    test_fail(lambda: score_pairs(records, gap, clip, gap/'c', policy='skip', cap=.001, quiet=True), contains='more than the 0.1%')
+    test_fail(lambda: score_pairs(records, gap, clip, gap/'c', policy='skip', cap=.001, quiet=True),
+              contains='more than the 0.1%')
 
 
 @pytest.fixture
@@ -128,10 +135,12 @@ def test_levels(cell_0bd9ec55, cell_05ea0899):
     scored = cell_05ea0899
 
     # nbs/levels/02_scoring.ipynb #695ac791
-    def run_levels(data='pairs.json', out='levels.json'): return levels(world/data, pictures, world/'clip', world/out, device='cpu', quiet=True)
+    def run_levels(data='pairs.json', out='levels.json'):
+        return levels(world/data, pictures, world/'clip', world/out, device='cpu', quiet=True)
     done = run_levels()
     test_eq(done['counts'], [25]*8)
-    test_eq(Records(world/'levels.json', quiet=True).column('level'), levels_from_scores(collect_scores(records, scored())['scores']).levels)
+    test_eq(Records(world/'levels.json', quiet=True).column('level'),
+            levels_from_scores(collect_scores(records, scored())['scores']).levels)
     (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))
     test_eq(run_levels('fewer.json')['pairs'], 80)
     test_eq(run_levels(), done)
@@ -145,18 +154,23 @@ def test_levels_slow():
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         tmp = Path(tempfile.mkdtemp())
         def said(i): return 'a ' * (i % 20) + 'red circle'
-        rows = [dict(id=i, image=f'{i % 4000}.png', conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': said(i)}]) for i in range(n)]
+        rows = [dict(id=i, image=f'{i % 4000}.png',
+                     conversations=[{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': said(i)}])
+                     for i in range(n)]
         (tmp/'pairs.json').write_text(json.dumps(rows))
         vocab = {t:i for i,t in enumerate('<s> </s> <pad> <unk> a red circle'.split())}
         tok = Tokenizer(models.WordLevel(vocab, '<unk>'))
         tok.pre_tokenizer = pre_tokenizers.Whitespace()
         tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 1)])
-        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>', unk_token='<unk>', model_max_length=16).save_pretrained(tmp/'clip')
+        PreTrainedTokenizerFast(tokenizer_object=tok, bos_token='<s>', eos_token='</s>', pad_token='<pad>',
+                                unk_token='<unk>', model_max_length=16).save_pretrained(tmp/'clip')
         size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-        text, vision = dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1, bos_token_id=0, pad_token_id=2), dict(size, image_size=32, patch_size=16, **vision)
+        text, vision = dict(size, vocab_size=16, max_position_embeddings=16, eos_token_id=1, bos_token_id=0,
+                            pad_token_id=2), dict(size, image_size=32, patch_size=16, **vision)
         set_seed(0)
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(tmp/'clip')
-        CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)).save_pretrained(tmp/'clip')
+        CLIPImageProcessorPil(size=dict(shortest_edge=32),
+                              crop_size=dict(height=32, width=32)).save_pretrained(tmp/'clip')
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
@@ -173,8 +187,10 @@ levels(*sys.argv[1:5], batch_size=int(sys.argv[5]), device='cpu', workers=1, qui
 """
     def start(world, out, batch_size=8, rank=0, processes=1):
         "The command in another process."
-        env = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(processes), OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false')
-        return subprocess.Popen([sys.executable, '-c', script, world/'pairs.json', pictures, world/'clip', out, str(batch_size)], env=env, stderr=subprocess.PIPE)
+        env = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(processes), OMP_NUM_THREADS='1',
+                   TOKENIZERS_PARALLELISM='false')
+        return subprocess.Popen([sys.executable, '-c', script, world/'pairs.json', pictures, world/'clip', out,
+                                 str(batch_size)], env=env, stderr=subprocess.PIPE)
     def finish(*processes):
         for p in processes:
             err = p.communicate()[1].decode()
@@ -218,12 +234,19 @@ levels(*sys.argv[1:5], batch_size=int(sys.argv[5]), device='cpu', workers=1, qui
         "Data and scores of `n` pairs."
         rng = np.random.default_rng(0)
         with open(folder/'million.json', 'w') as f:
-            for i in range(n): f.write(('[\n' if i == 0 else ',\n') + json.dumps(dict(id=f'{i:09}', image=f'{i % 1000:05}/{i:09}.jpg', conversations=[{'from': 'human', 'value': 'Summarize the image.\n<image>'}, {'from': 'gpt', 'value': 'a caption of some ten words with the number %d' % i}])))
+            for i in range(n):
+                f.write(('[\n' if i == 0 else ',\n') + json.dumps(dict(id=f'{i:09}', image=f'{i % 1000:05}/{i:09}.jpg',
+                    conversations=[{'from': 'human', 'value': 'Summarize the image.\n<image>'},
+                                   {'from': 'gpt', 'value': 'a caption of some ten words with the number %d' % i}])))
             f.write('\n]\n')
         records = Records(folder/'million.json', quiet=True)
-        write_json(dict(data=records.fingerprint, scorer='random numbers', batch_size=batch_size, pairs=n), folder/'scores'/'job.json')
+        write_json(dict(data=records.fingerprint, scorer='random numbers', batch_size=batch_size, pairs=n),
+                   folder/'scores'/'job.json')
         shards = Shards(folder/'scores')
-        for k in range(-(-n//batch_size)): shards.append(dict(batch=k, scores=rng.normal(.25, .05, min(batch_size, n - k*batch_size)).astype(np.float32).tolist(), cut=0, problems={}))
+        for k in range(-(-n//batch_size)):
+            shards.append(dict(batch=k, scores=rng.normal(.25, .05,
+                                                          min(batch_size, n - k*batch_size)).astype(np.float32).tolist(),
+                                                          cut=0, problems={}))
         shards.close()
         return folder
     measured = """
@@ -234,5 +257,7 @@ done = bucket(*sys.argv[1:4])
 print(done['pairs'], time.perf_counter() - t, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])/1024)
 """
     big = million(Path(tempfile.mkdtemp()))
-    pairs, seconds, megabytes = map(float, subprocess.run([sys.executable, '-c', measured, big/'million.json', big/'scores', big/'levels.json'], capture_output=True, text=True, check=True).stdout.split())
+    pairs, seconds, megabytes = map(float, subprocess.run([sys.executable, '-c', measured, big/'million.json',
+                                                           big/'scores', big/'levels.json'], capture_output=True,
+                                                           text=True, check=True).stdout.split())
     assert pairs == 1_000_000 and megabytes <= 500, (pairs, megabytes)

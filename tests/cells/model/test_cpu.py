@@ -31,7 +31,8 @@ def test_has_slow_mkl():
     assert all(type(m) is OneDNNLinear for m in fast)
     test_eq([(k, v.data_ptr()) for k,v in fast.state_dict().items()], [(k, v.data_ptr()) for k,v in weights.items()])
     with torch.inference_mode():
-        test_eq((fast[0].pays(x), fast[0].pays(tiny), fast[0].pays(x.double())), (torch.backends.mkldnn.is_available(), False, False))
+        test_eq((fast[0].pays(x), fast[0].pays(tiny), fast[0].pays(x.double())),
+                (torch.backends.mkldnn.is_available(), False, False))
         assert (fast(x) - want).abs().max() < 1e-5
         test_eq(fast(tiny), want_tiny)
     test_eq(fast[0].pays(x), False) # there may be gradients

@@ -19,13 +19,15 @@ def cell_5cfd78fd():
 
 @pytest.fixture
 def cell_5cfd78fd_2(cell_5cfd78fd):
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                              image_size=16, patch_size=8)
     return vision
 
 
 @pytest.fixture
 def cell_5cfd78fd_3(cell_5cfd78fd):
-    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
+    text = LlamaConfig(vocab_size=20, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                       initializer_range=0.3)
     return text
 
 
@@ -34,11 +36,14 @@ def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3):
     text = cell_5cfd78fd_3
 
     # nbs/model/04_decoding.ipynb #5cfd78fd
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=20, image_token_id=21)).eval()
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=20,
+                                                            image_token_id=21)).eval()
     img = [21]*4
     prompts = [[1, 20, *img, 5, 6, 7], [1, 5], [1, 20, 7, *img], [1, 20, *img, *[8]*6], [1, 9, 9, 9]]
     L = max(map(len, prompts))
-    batch = dict(input_ids=torch.tensor([[0]*(L-len(p)) + p for p in prompts]), attention_mask=torch.tensor([[0]*(L-len(p)) + [1]*len(p) for p in prompts]), pixel_values=torch.randn(3, 3, 16, 16))
+    batch = dict(input_ids=torch.tensor([[0]*(L-len(p)) + p for p in prompts]),
+                 attention_mask=torch.tensor([[0]*(L-len(p)) + [1]*len(p) for p in prompts]),
+                 pixel_values=torch.randn(3, 3, 16, 16))
     eos = [3, 4]
     ours = greedy(model, batch, 30, eos)
     theirs = model.generate(**batch, max_new_tokens=30, do_sample=False, eos_token_id=eos, pad_token_id=0)[:, L:].tolist()
@@ -51,8 +56,10 @@ def test_greedy(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3):
 def cell_b41e8e5d(cell_5cfd78fd, cell_5cfd78fd_2):
     vision = cell_5cfd78fd_2
     words = '<unk> <s> </s> USER: ASSISTANT: what is this how many red blue one two yes no'.split()
-    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>')); tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>', pad_token='<unk>')
+    tok = Tokenizer(models.WordLevel({w:i for i,w in enumerate(words)}, unk_token='<unk>'))
+    tok.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>',
+                                  pad_token='<unk>')
     processor = AlignGPTProcessor(image_processor_for(vision), tok, num_image_tokens=4)
     return words, tok, processor
 
@@ -68,7 +75,9 @@ def cell_b41e8e5d_3(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e
     text = cell_5cfd78fd_3
     words, tok, processor = cell_b41e8e5d
     text.vocab_size = len(words)
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=processor.align_token_id, image_token_id=processor.image_token_id)).eval()
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text,
+                                                            align_token_id=processor.align_token_id,
+                                                            image_token_id=processor.image_token_id)).eval()
     return model
 
 
@@ -84,7 +93,8 @@ def test_ask_row(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
 
 @pytest.fixture
 def cell_fdb7f447(cell_5cfd78fd, cell_b41e8e5d_2):
-    asks = [Ask(i, t, f'{i%5}.png' if i%7 else None) for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
+    asks = [Ask(i, t, f'{i%5}.png' if i%7 else None)
+            for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
     return asks
 
 
@@ -118,7 +128,8 @@ def test_Window(cell_5cfd78fd, cell_5cfd78fd_2, cell_b41e8e5d, cell_b41e8e5d_2, 
     halves = [[b for p in plan_windows(processor, asks, 8, 2, share=(r, 2)) for b in p.batches] for r in (0, 1)]
     test_eq(sorted(halves[0] + halves[1]), sorted(b for p in plans for b in p.batches))
     done = set(plans[0].batches[0]) | {plans[0].batches[1][0]} # the second batch is half done
-    test_eq([p.batches for p in plan_windows(processor, asks, 8, 2, done)], [plans[0].batches[1:], *(p.batches for p in plans[1:])])
+    test_eq([p.batches for p in plan_windows(processor, asks, 8, 2, done)],
+            [plans[0].batches[1:], *(p.batches for p in plans[1:])])
 
 
 def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d, cell_b41e8e5d_2, cell_b41e8e5d_3, cell_fdb7f447):
@@ -131,14 +142,16 @@ def test_answers(cell_5cfd78fd, cell_5cfd78fd_2, cell_5cfd78fd_3, cell_b41e8e5d,
     pictures = {f'{i}.png': Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for i in range(5)}
     loads = collections.Counter()
     def load(name): loads[name] += 1; return pictures[name]
-    def all_answers(**kw): return dict(p for part in answers(model, processor, asks, load, max_new_tokens=4, **kw) for p in part)
+    def all_answers(**kw):
+        return dict(p for part in answers(model, processor, asks, load, max_new_tokens=4, **kw) for p in part)
     one = all_answers(batch_size=1)
     loads.clear()
     test_eq(all_answers(batch_size=16), one)
     test_eq(set(loads.values()), {1})
     test_eq(all_answers(batch_size=7, n_images=2), one)
     test_eq(set(one), set(range(40)))
-    test_eq({**all_answers(batch_size=7, n_images=2, share=(0, 2)), **all_answers(batch_size=7, n_images=2, share=(1, 2))}, one)
+    test_eq({**all_answers(batch_size=7, n_images=2, share=(0, 2)),
+             **all_answers(batch_size=7, n_images=2, share=(1, 2))}, one)
     again = all_answers(batch_size=7, done=set(range(40)) - {3})
     test_eq((again, 3 in again, len(again)), ({i:one[i] for i in again}, True, 7))
 

@@ -19,7 +19,9 @@ print(json.dumps([type(c).__module__, models[type(c)].__name__, processors[type(
 """
     def run(code):
         "What a new interpreter prints last."
-        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent), 'HF_HUB_OFFLINE':'1'})
+        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                             env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent),
+                                  'HF_HUB_OFFLINE':'1'})
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])
     expected = ['aligngpt.model.layers', 'AlignGPTForConditionalGeneration', 'AlignGPTProcessor']
@@ -39,12 +41,16 @@ print(json.dumps([type(c).__module__, models[type(c)].__name__, processors[type(
 """
     def run(code):
         "What a new interpreter prints last."
-        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent), 'HF_HUB_OFFLINE':'1'})
+        out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                             env={**os.environ, 'PYTHONPATH':str(Path(aligngpt.__file__).parent.parent),
+                                  'HF_HUB_OFFLINE':'1'})
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])
     expected = ['aligngpt.model.layers', 'AlignGPTForConditionalGeneration', 'AlignGPTProcessor']
 
     # nbs/model/index.ipynb #9a0ef913
-    firsts = ['from transformers import AutoModelForImageTextToText, AutoProcessor\nimport aligngpt.model', 'import aligngpt.model.layers', 'import aligngpt\naligngpt.load',
-              'import aligngpt.model.cpu\nfrom transformers import pipeline', 'from aligngpt import AlignGPTProcessor\nimport transformers.generation.utils']
+    firsts = ['from transformers import AutoModelForImageTextToText, AutoProcessor\nimport aligngpt.model',
+              'import aligngpt.model.layers', 'import aligngpt\naligngpt.load',
+              'import aligngpt.model.cpu\nfrom transformers import pipeline',
+              'from aligngpt import AlignGPTProcessor\nimport transformers.generation.utils']
     test_eq([run(f'{first}\n{known}') for first in firsts], [expected]*len(firsts))

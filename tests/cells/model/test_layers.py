@@ -13,9 +13,12 @@ from unittest.mock import patch as replaced
 def test_projector_depth():
     # nbs/model/01_layers.ipynb #1e7835aa
     def tiny_config(**kwargs):
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
-        text = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-        return AlignGPTConfig(**{**dict(vision_config=vision, text_config=text, align_token_id=100, image_token_id=101), **kwargs})
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+                                  image_size=32, patch_size=8)
+        text = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2)
+        return AlignGPTConfig(**{**dict(vision_config=vision, text_config=text, align_token_id=100, image_token_id=101),
+                                 **kwargs})
 
     cfg = tiny_config()
     test_eq(cfg.num_image_tokens, 16)
@@ -86,8 +89,10 @@ def cell_72136355(cell_91a0ac6b):
 
 @pytest.fixture
 def cell_72136355_2(cell_91a0ac6b, cell_72136355):
-    small = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0)
-    families = [LlamaConfig(**small), Qwen3Config(**small), Gemma2Config(**small), CohereConfig(**small), GraniteConfig(**small, logits_scaling=3.)]
+    small = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=8, pad_token_id=0)
+    families = [LlamaConfig(**small), Qwen3Config(**small), Gemma2Config(**small), CohereConfig(**small),
+                GraniteConfig(**small, logits_scaling=3.)]
     return small, families
 
 
@@ -101,13 +106,15 @@ def test_supervised_loss(cell_91a0ac6b, cell_72136355, cell_72136355_2):
         hidden = lm.base_model(ids).last_hidden_state.detach().requires_grad_()
         ours = supervised_loss(lm, hidden, labels, max_logits=size); g1, = torch.autograd.grad(ours, hidden)
         full = lm(ids, labels=labels).loss
-        ref = F.cross_entropy(lm_head(lm, hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten()); g2, = torch.autograd.grad(ref, hidden)
+        ref = F.cross_entropy(lm_head(lm, hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        g2, = torch.autograd.grad(ref, hidden)
         return (ours-full).abs().item(), (g1-g2).abs().max().item()
     gaps = {c.model_type: loss_gap(c, size) for c in families for size in (300, 2**25)}
     for v in gaps.values(): assert max(v) < 1e-5, gaps
     lm = AutoModelForCausalLM.from_config(families[0]).train()
     hidden = lm.base_model(ids).last_hidden_state.detach().requires_grad_()
-    for n in (1, 7, 40): test_close(supervised_loss(lm, hidden, labels, slices=n), supervised_loss(lm, hidden, labels), 1e-5)
+    for n in (1, 7, 40):
+        test_close(supervised_loss(lm, hidden, labels, slices=n), supervised_loss(lm, hidden, labels), 1e-5)
 
 
 def test_sparse_layer(cell_91a0ac6b, cell_72136355):
@@ -128,7 +135,9 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_8fd9ea92):
     def gap(attention='sdpa', kv=4, mask=None, position_ids=None, checkpointing=False):
         "Largest difference in states and in gradients."
         set_seed(0)
-        lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=kv, attn_implementation=attention)).train()
+        lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+                                          num_attention_heads=4, num_key_value_heads=kv,
+                                          attn_implementation=attention)).train()
         if checkpointing: getattr(lm, 'activation_checkpointing_enable', lm.gradient_checkpointing_enable)()
         x, keep = torch.randn(3, 12, 32), torch.rand(3, 12) < .3
         if mask is not None: keep &= mask.bool()
@@ -137,12 +146,15 @@ def test_states_at(cell_91a0ac6b, cell_72136355, cell_8fd9ea92):
             (h*torch.arange(h.numel()).view_as(h).sin()).sum().backward()
             return [h, e.grad, *(p.grad for p in lm.model.parameters() if p.grad is not None)]
         ours = run(lambda e: states_at(lm, e, keep, mask, position_ids))
-        whole = run(lambda e: lm.model(inputs_embeds=e, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state[keep])
+        whole = run(lambda e: lm.model(inputs_embeds=e, attention_mask=mask, position_ids=position_ids,
+                                       use_cache=False).last_hidden_state[keep])
         return max((a-b).abs().max().item() for a,b in zip(ours, whole, strict=True))
     right = cell_8fd9ea92
     packed = torch.tensor([[*range(7), *range(5)], [*range(12)], [*range(3), *range(4), *range(5)]])
-    cases = {'plain': {}, 'shared keys': dict(kv=2), 'eager': dict(attention='eager'), 'padded right': dict(mask=right), 'padded left': dict(mask=right.flip(1)),
-             'packed': dict(position_ids=packed), 'recomputed': dict(checkpointing=True), 'eager, padded': dict(attention='eager', mask=right)}
+    cases = {'plain': {}, 'shared keys': dict(kv=2), 'eager': dict(attention='eager'), 'padded right': dict(mask=right),
+             'padded left': dict(mask=right.flip(1)),
+             'packed': dict(position_ids=packed), 'recomputed': dict(checkpointing=True),
+             'eager, padded': dict(attention='eager', mask=right)}
     gaps = {name: gap(**kw) for name,kw in cases.items()}
     for v in gaps.values(): assert v < 1e-5, gaps
 
@@ -155,13 +167,15 @@ def test_knows_llama(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea9
     lm = LlamaForCausalLM(LlamaConfig(**small))
     test_eq((knows_llama(), has_sparse_tail(lm)), (True, True))
     knows_llama.cache_clear()
-    with replaced.dict(states_at.__globals__, sparse_layer=lambda *args: args[1][args[2]]): test_eq((knows_llama(), has_sparse_tail(lm)), (False, False))
+    with replaced.dict(states_at.__globals__, sparse_layer=lambda *args: args[1][args[2]]):
+        test_eq((knows_llama(), has_sparse_tail(lm)), (False, False))
     knows_llama.cache_clear()
     knows_llama()
 
     # nbs/model/01_layers.ipynb #33a97f6f
     set_seed(0)
-    lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4))
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                      num_attention_heads=4))
     test_eq(has_sparse_tail(lm), True)
     test_eq(states_at(lm, torch.randn(2, 5, 32), torch.zeros(2, 5).bool()).shape, (0, 32))
     lm.config._attn_implementation = 'flex_attention'
@@ -176,6 +190,8 @@ def test_knows_llama(cell_91a0ac6b, cell_72136355, cell_72136355_2, cell_8fd9ea9
     lm.config._attn_implementation = 'sdpa'
     with torch.no_grad():
         h = states_at(lm, prompts, last, mask, places, ours)
-        whole = lm.model(inputs_embeds=prompts, attention_mask=mask, position_ids=places, **{CACHE: theirs}, use_cache=True).last_hidden_state[:, -1]
+        whole = lm.model(inputs_embeds=prompts, attention_mask=mask, position_ids=places, **{CACHE: theirs},
+                         use_cache=True).last_hidden_state[:, -1]
     test_close(h, whole, 1e-5)
-    for a,b in zip(ours.layers, theirs.layers, strict=True): test_close(a.keys, b.keys, 1e-5); test_close(a.values, b.values, 1e-5)
+    for a,b in zip(ours.layers, theirs.layers, strict=True):
+        test_close(a.keys, b.keys, 1e-5); test_close(a.values, b.values, 1e-5)

@@ -10,8 +10,10 @@ from transformers import CLIPVisionConfig, DynamicCache, LlamaConfig, SiglipVisi
 
 @pytest.fixture
 def cell_e96b3917():
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
-    text = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+                              image_size=32, patch_size=8)
+    text = LlamaConfig(vocab_size=100, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+                       num_key_value_heads=2)
     return vision, text
 
 
@@ -51,8 +53,11 @@ def test_AlignGPTForConditionalGeneration_get_image_features(cell_e96b3917, cell
     test_eq(model.get_vision_features(pixels).shape, (2, 16, 32))
     test_eq(model.get_image_features(pixels, image_index=torch.tensor([1,1,0])).shape, (3, 16, 48))
     test_fail(lambda: model.get_vision_features(torch.randn(2, 3, 64, 64)), contains='takes [n_images, 3, 32, 32]')
-    sig = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
-    test_eq(AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=sig, text_config=text, align_token_id=100, image_token_id=101)).get_vision_features(pixels).shape, (2, 16, 32))
+    sig = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+                             image_size=32, patch_size=8)
+    test_eq(AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=sig, text_config=text, align_token_id=100,
+                                                            image_token_id=101)).get_vision_features(pixels).shape,
+                                                            (2, 16, 32))
 
 
 @pytest.fixture
@@ -81,7 +86,8 @@ def test_AlignGPTForConditionalGeneration_gate_reads(cell_e96b3917, cell_e96b391
     # nbs/model/02_modeling.ipynb #e8409f77
     reads = model.gate_reads(**batch)
     test_eq(batch['input_ids'][reads].tolist(), [5, 6, 7, 5, 7])
-    test_eq(batch['input_ids'][model.gate_reads(batch['input_ids'], batch['attention_mask'])].tolist(), [5, 6, 7, 8, 9, 2, 5, 7, 8, 2])
+    test_eq(batch['input_ids'][model.gate_reads(batch['input_ids'], batch['attention_mask'])].tolist(),
+            [5, 6, 7, 8, 9, 2, 5, 7, 8, 2])
     reads.int()[:, -6:]
 
 
@@ -98,7 +104,8 @@ def test_AlignGPTForConditionalGeneration_check_images(cell_e96b3917, cell_e96b3
     row1, row2, batch = cell_e8409f77_2
 
     # nbs/model/02_modeling.ipynb #f4d5a559
-    test_fail(lambda: model.check_images(batch['input_ids'], 3), contains='32 image placeholders for 3 images of 16 tokens: images per row [1, 1]')
+    test_fail(lambda: model.check_images(batch['input_ids'], 3),
+              contains='32 image placeholders for 3 images of 16 tokens: images per row [1, 1]')
     test_fail(lambda: model.check_images(batch['input_ids'][:, :-8], 2), contains='row 0 has 12')
 
 
@@ -114,7 +121,8 @@ def test_AlignGPTForConditionalGeneration_check_ids(cell_e96b3917, cell_e96b3917
     model = cell_e96b3917_4
 
     # nbs/model/02_modeling.ipynb #8e4307b5
-    test_fail(lambda: model.check_ids(torch.tensor([[1, 5], [100, 500]])), contains='row 1, position 1: token id 500 is out of range. Valid range: 0-99')
+    test_fail(lambda: model.check_ids(torch.tensor([[1, 5], [100, 500]])),
+              contains='row 1, position 1: token id 500 is out of range. Valid range: 0-99')
     test_fail(lambda: model.check_ids(torch.tensor([[1, -200]])), contains='row 0, position 1: token id -200')
 
 
@@ -134,17 +142,21 @@ def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e96b3917_2
 
     # nbs/model/02_modeling.ipynb #1afbf79c
     @torch.no_grad()
-    def alone(i, **kw): return model(input_ids=batch['input_ids'][i:i+1, 2*i:], labels=batch['labels'][i:i+1, 2*i:], pixel_values=pixels[i:i+1], **kw)
+    def alone(i, **kw):
+        return model(input_ids=batch['input_ids'][i:i+1, 2*i:], labels=batch['labels'][i:i+1, 2*i:],
+                     pixel_values=pixels[i:i+1], **kw)
     test_close(out.logits[0], alone(0).logits[0], 1e-5)
     test_close(out.logits[1, 2:], alone(1).logits[0], 1e-5)
     n = (batch['labels'] != -100).sum()
     test_close(sum(alone(i, return_logits=False, num_items_in_batch=n).loss for i in range(2)), out.loss, 1e-5)
-    right = {k: torch.stack([v[0], v[1].roll(-2)]) if k != 'attention_mask' else torch.stack([v[0], v[1].flip(0)]) for k,v in batch.items()}
+    right = {k: torch.stack([v[0], v[1].roll(-2)]) if k != 'attention_mask' else torch.stack([v[0], v[1].flip(0)])
+             for k,v in batch.items()}
     test_close(model(**right, pixel_values=pixels, return_logits=False).loss, out.loss, 1e-5)
     test_is(alone(0, return_logits=False).logits, None)
 
     # nbs/model/02_modeling.ipynb #6812147e
-    packed = dict(input_ids=torch.cat([batch['input_ids'][:1], batch['input_ids'][1:, 2:]], 1), labels=torch.cat([batch['labels'][:1], batch['labels'][1:, 2:]], 1))
+    packed = dict(input_ids=torch.cat([batch['input_ids'][:1], batch['input_ids'][1:, 2:]], 1),
+                  labels=torch.cat([batch['labels'][:1], batch['labels'][1:, 2:]], 1))
     lens = len(row1), len(row2) - 2
     packed['position_ids'] = torch.cat([torch.arange(l) for l in lens])[None]
     packed['sample_ids'] = torch.cat([torch.full((l,), i) for i,l in enumerate(lens)])[None]
@@ -167,7 +179,10 @@ def test_AlignGPTForConditionalGeneration_forward(cell_e96b3917, cell_e96b3917_2
     assert change['full'][1:-2].min() > 0
     fig, ax = plt.subplots(figsize=(6, 2))
     for g, c in change.items(): ax.plot(c.clamp(min=1e-9), 'o-', ms=3, label=f"gate_text='{g}'")
-    ax.axvline(len(row1)-2, color='gray', ls=':'); ax.set(yscale='log', xlabel='position', ylabel='change of logits', title='One token of the answer is changed (dotted line)'); ax.legend();
+    ax.axvline(len(row1)-2, color='gray', ls=':')
+    ax.set(yscale='log', xlabel='position', ylabel='change of logits',
+           title='One token of the answer is changed (dotted line)')
+    ax.legend()
 
 
 @pytest.fixture
@@ -205,7 +220,9 @@ def test_AlignGPTForConditionalGeneration_prompt_weights(cell_e96b3917, cell_e96
     ids, mask = batch['input_ids'], batch['attention_mask']
     left = dict(input_ids=torch.stack([torch.tensor([1, A, 5, 6, *img, 7, 8]), torch.tensor([0, 0, 1, A, *img, 9, 7])]))
     left['attention_mask'] = (left['input_ids'] != 0).long()
-    def gen(prompt=left, images=pixels, **kw): return model.generate(**prompt, pixel_values=images, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=99, **kw)[:, prompt['input_ids'].shape[1]:]
+    def gen(prompt=left, images=pixels, **kw):
+        return model.generate(**prompt, pixel_values=images, max_new_tokens=6, do_sample=False, pad_token_id=0,
+                              eos_token_id=99, **kw)[:, prompt['input_ids'].shape[1]:]
     greedy = gen()
     test_eq(greedy, gen(use_cache=False))
     test_eq(greedy, gen(cache_implementation='static'))
@@ -222,19 +239,24 @@ def test_AlignGPTForConditionalGeneration_prompt_weights(cell_e96b3917, cell_e96
 
     # nbs/model/02_modeling.ipynb #6f147d22
     auto = model.generate(**left, pixel_values=pixels, max_new_tokens=2, return_dict_in_generate=True, pad_token_id=0)
-    forced = model.generate(**left, pixel_values=pixels, max_new_tokens=2, return_dict_in_generate=True, pad_token_id=0, alignment=[0, 7])
+    forced = model.generate(**left, pixel_values=pixels, max_new_tokens=2, return_dict_in_generate=True, pad_token_id=0,
+                            alignment=[0, 7])
     test_eq(forced.weights.argmax(-1).tolist(), [0, 7])
-    test_fail(lambda: model.generate(**left, pixel_values=pixels, alignment=8), contains='Invalid level 8. Valid range: 0-7')
+    test_fail(lambda: model.generate(**left, pixel_values=pixels, alignment=8),
+              contains='Invalid level 8. Valid range: 0-7')
     fig, ax = plt.subplots(figsize=(5, 1.8))
     im = ax.imshow(torch.cat([auto.weights, forced.weights]).numpy(), vmin=0, vmax=1, cmap='viridis')
-    ax.set(yticks=range(4), yticklabels=['row 1, gate', 'row 2, gate', 'row 1, level 0', 'row 2, level 7'], xticks=range(8), xlabel='level'); fig.colorbar(im, label='weight');
+    ax.set(yticks=range(4), yticklabels=['row 1, gate', 'row 2, gate', 'row 1, level 0', 'row 2, level 7'],
+           xticks=range(8), xlabel='level')
+    fig.colorbar(im, label='weight')
 
     # nbs/model/02_modeling.ipynb #5f9b0be1
     cache = DynamicCache(config=model.config.text_config)
     one = dict(input_ids=torch.tensor([[1, A, 5, 6, *img, 7, 8]]))
     turn1 = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=3, cache=cache, pad_token_id=0)
     turn2 = torch.cat([turn1, torch.tensor([[11, *img, 12]])], 1)
-    w = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=1, return_dict_in_generate=True, pad_token_id=0).weights
+    w = model.generate(**one, pixel_values=pixels[:1], max_new_tokens=1, return_dict_in_generate=True,
+                       pad_token_id=0).weights
     cached = model.generate(input_ids=turn2, pixel_values=pixels, max_new_tokens=4, cache=cache, pad_token_id=0)
     test_eq(cached, model.generate(input_ids=turn2, pixel_values=pixels, max_new_tokens=4, alignment=w, pad_token_id=0))
 
@@ -244,7 +266,8 @@ def test_AlignGPTForConditionalGeneration_prompt_weights(cell_e96b3917, cell_e96
         again = AlignGPTForConditionalGeneration.from_pretrained(d)
     test_eq(again.config.gate_text, 'prompt')
     for (n, a), b in zip(model.state_dict().items(), again.state_dict().values()): assert torch.equal(a, b), n
-    test_eq(again.eval().generate(**left, pixel_values=pixels, max_new_tokens=6, pad_token_id=0, eos_token_id=99)[:, -6:], greedy)
+    test_eq(again.eval().generate(**left, pixel_values=pixels, max_new_tokens=6, pad_token_id=0, eos_token_id=99)[:, -6:],
+            greedy)
 
     # nbs/model/02_modeling.ipynb #93454227
     set_seed(0)

@@ -36,8 +36,10 @@ def test_toy():
     # nbs/model/06_toy.ipynb #7d08c350
     def says(question, colour):
         content = [dict(type='image', image=swatch(colour)), dict(type='text', text=question)]
-        ready = processor.apply_chat_template([dict(role='user', content=content)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt')
-        ids = model.generate(**ready, max_new_tokens=40, do_sample=False, eos_token_id=processor.stop_token_ids, pad_token_id=0)
+        ready = processor.apply_chat_template([dict(role='user', content=content)], add_generation_prompt=True,
+                                              tokenize=True, return_dict=True, return_tensors='pt')
+        ids = model.generate(**ready, max_new_tokens=40, do_sample=False, eos_token_id=processor.stop_token_ids,
+                             pad_token_id=0)
         return processor.decode(ids[0, ready['input_ids'].shape[1]:], skip_special_tokens=True).strip()
     right = {(q, c): says(q, c) == toy_answer(q, c) for q in QUESTIONS for c in COLOURS}
     assert sum(right.values()) >= 14, right

@@ -22,7 +22,10 @@ def test_folder(cell_2f305412):
     test_eq(sum(map(len, questions('test').values())), 9673)
     test_fail(lambda: folder('valid'), contains="Unknown split 'valid'. Valid: train, test")
     fig, axs = plt.subplots(1, 5, figsize=(9, 2.2))
-    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
+    for i, ax in enumerate(axs):
+        ax.imshow(Image.open(folder()/f'{i}.png'))
+        ax.axis('off')
+        ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
     fig.set_layout_engine('constrained')
 
 
@@ -31,7 +34,10 @@ def test_Facts(cell_2f305412):
 
     # nbs/quickstart/02_easyvqa.ipynb #2f305412
     fig, axs = plt.subplots(1, 5, figsize=(9, 2.2))
-    for i, ax in enumerate(axs): ax.imshow(Image.open(folder()/f'{i}.png')); ax.axis('off'); ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
+    for i, ax in enumerate(axs):
+        ax.imshow(Image.open(folder()/f'{i}.png'))
+        ax.axis('off')
+        ax.set_title('\n'.join(f'{q} {a}' for q,a in sorted(qa[i], key=lambda p: len(p[0]))[:2]), fontsize=6.5)
 
     # nbs/quickstart/02_easyvqa.ipynb #b3270a1e
     test_eq(facts([('what color is the circle?', 'red')]), Facts(frozenset({'red'}), frozenset({'circle'})))
@@ -39,7 +45,8 @@ def test_Facts(cell_2f305412):
     test_eq(len(facts([('does the image not contain a blue shape?', 'yes')]).colors), 7)
     known = {i: facts(v) for i, v in qa.items()}
     assert all(f.colors and f.shapes for f in known.values())
-    Counter('both' if f.color and f.shape else 'colour' if f.color else 'shape' if f.shape else 'neither' for f in known.values())
+    Counter('both' if f.color and f.shape else 'colour' if f.color else 'shape' if f.shape else 'neither'
+            for f in known.values())
 
 
 def test_caption():

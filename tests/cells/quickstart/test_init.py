@@ -8,4 +8,5 @@ def test_dir():
     # nbs/quickstart/index.ipynb #482d32af
     names = 'quickstart questions train_clip train_llm train_tokenizer'.split()
     assert set(names) <= set(dir(aligngpt.quickstart))
-    assert all(getattr(aligngpt.quickstart, n).__module__.startswith('aligngpt.quickstart.') for n in names if hasattr(getattr(aligngpt.quickstart, n), '__module__'))
+    assert all(getattr(aligngpt.quickstart, n).__module__.startswith('aligngpt.quickstart.') for n in names
+               if hasattr(getattr(aligngpt.quickstart, n), '__module__'))

@@ -15,10 +15,14 @@ def test_quickstart_slow():
     said = []
     rehearsed = quickstart(tmp/'run', REHEARSAL, said.append)
     again = quickstart(tmp/'run', REHEARSAL, said.append)
-    test_eq({k: v for k, v in again.items() if 'seconds' not in k}, {k: v for k, v in rehearsed.items() if 'seconds' not in k})
+    test_eq({k: v for k, v in again.items() if 'seconds' not in k},
+            {k: v for k, v in rehearsed.items() if 'seconds' not in k})
     test_eq(rehearsed['questions'], REHEARSAL.test_questions)
     assert rehearsed['spearman'] > .2 and rehearsed['accuracy'] > .1
-    for name in ('metrics.json', 'report.html', 'report.md', 'figures/the-knob.png', 'model/config.json', 'model/model.safetensors'): assert (tmp/'run'/name).exists(), name
-    test_fail(lambda: quickstart(tmp/'run', dataclasses.replace(REHEARSAL, seed=1)), contains='holds a run with seed = 0, not 1')
+    for name in ('metrics.json', 'report.html', 'report.md', 'figures/the-knob.png', 'model/config.json',
+                 'model/model.safetensors'):
+        assert (tmp/'run'/name).exists(), name
+    test_fail(lambda: quickstart(tmp/'run', dataclasses.replace(REHEARSAL, seed=1)),
+              contains='holds a run with seed = 0, not 1')
     from aligngpt.checkpoints.zoo import count_parameters, get_preset
     test_eq(count_parameters(load(tmp/'run'/'model')[0].config), get_preset('tiny').parameters)

@@ -40,7 +40,8 @@ def test_truth_table():
     test_eq(T.sum(0).tolist(), [4]*24)
     test_close(p.sum(), 1.); test_close((T*given[:,None]).sum(0), torch.ones(24))
     pmi = (T*given[:,None]/p[:,None]).clamp(min=1e-9).log()[:, COLORS.index('red')*3]
-    of = {caption(*m): pmi[MEANINGS.index(m)].item() for m in [('red', 'circle'), ('red', None), (None, 'circle'), (None, None), ('blue', 'circle')]}
+    of = {caption(*m): pmi[MEANINGS.index(m)].item()
+          for m in [('red', 'circle'), ('red', None), (None, 'circle'), (None, None), ('blue', 'circle')]}
     test_close(list(of.values())[:4], [math.log(k) for k in (24, 8, 3, 1)], 1e-4)
     assert list(of.values()) == sorted(of.values(), reverse=True), of
 
@@ -92,7 +93,8 @@ def test_TextBatches():
     test_eq(packed['position_ids'].tolist(), [[0,1,2,0,1,0], [0,1,2,3,0,0]])
     test_eq(packed['labels'].tolist(), [[-100,5,6,-100,7,-100], [-100,-100,9,5,-100,-100]])
     torch.manual_seed(0)
-    lm = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)).eval()
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+                                      num_attention_heads=2)).eval()
     with torch.inference_mode():
         alone = [lm(torch.tensor([ids])).logits[0] for ids, _ in small]
         test_close(lm(**packed).logits[0,:5], torch.cat(alone[:2]), 1e-5)

@@ -18,7 +18,8 @@ def cell_4b948ee1():
         "A picture as a message part."
         out = io.BytesIO()
         swatch(colour, **kw).save(out, 'PNG')
-        return dict(type='image_url', image_url=dict(url='data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()))
+        return dict(type='image_url', image_url=dict(url='data:image/png;base64,'
+                                                     + base64.b64encode(out.getvalue()).decode()))
     def user(text, *pictures): return dict(role='user', content=[*pictures, dict(type='text', text=text)])
     return photo, user
 
@@ -28,8 +29,10 @@ def test_ChatRequest(cell_4b948ee1):
 
     # nbs/serving/03_api.ipynb #d7fe2546
     ok = dict(model='toy', messages=[user('What colour is it?', photo('blue'))])
-    test_eq(ChatRequest(**ok, temperature=0, max_tokens=5, alignment=3).settings, dict(temperature=0., alignment=3, max_new_tokens=5))
-    for bad in (dict(temprature=1), dict(temperature=float('nan')), dict(n=2), dict(tools=[{}]), dict(messages=[]), dict(messages=[dict(role='tool', content='x')]), dict(alignment=True), dict(top_p=0)):
+    test_eq(ChatRequest(**ok, temperature=0, max_tokens=5, alignment=3).settings,
+            dict(temperature=0., alignment=3, max_new_tokens=5))
+    for bad in (dict(temprature=1), dict(temperature=float('nan')), dict(n=2), dict(tools=[{}]), dict(messages=[]),
+                dict(messages=[dict(role='tool', content='x')]), dict(alignment=True), dict(top_p=0)):
         test_fail(lambda: ChatRequest(**{**ok, **bad}))
     ChatRequest(**ok, alignment=[0., 0, 0, 1, 0, 0, 0, 1]).alignment
 
@@ -56,9 +59,12 @@ def test_to_turns(cell_4b948ee1, cell_b301bebb):
     # nbs/serving/03_api.ipynb #b301bebb
     def turns(*messages, pictures=()): return to_turns([Message(**m) for m in messages], pictures)
     said = cell_b301bebb
-    system, ts = turns(dict(role='developer', content='Be brief.'), user('What colour is it?', photo('red')), said, user('And'), user('now?'), pictures=[swatch('red')])
+    system, ts = turns(dict(role='developer', content='Be brief.'), user('What colour is it?', photo('red')), said,
+                       user('And'), user('now?'), pictures=[swatch('red')])
     test_eq((system, len(ts), ts[1].question), ('Be brief.', 2, 'And\nnow?'))
-    for bad in ([said], [user('a'), said], [user('a'), said, said, user('b')], [user('a'), dict(role='system', content='x'), user('b')], [user(' ')], [dict(said, content=[photo('red')])]):
+    for bad in ([said], [user('a'), said], [user('a'), said, said, user('b')],
+                [user('a'), dict(role='system', content='x'), user('b')], [user(' ')],
+                [dict(said, content=[photo('red')])]):
         test_fail(lambda: turns(*bad, pictures=[swatch('red')]), exc=ApiError)
 
 
@@ -69,14 +75,19 @@ def test_create_app(cell_4b948ee1, cell_b301bebb):
     said = cell_b301bebb
 
     # nbs/serving/03_api.ipynb #1cb6bcf3
-    def client(**kw): return TestClient(create_app(Api(Engine(model, processor, temperature=0), 'toy', **kw)), raise_server_exceptions=False)
+    def client(**kw):
+        return TestClient(create_app(Api(Engine(model, processor, temperature=0), 'toy', **kw)),
+                          raise_server_exceptions=False)
     http = client()
-    def ask(*messages, **kw): return http.post('/v1/chat/completions', json=dict(model='toy', messages=list(messages), **kw))
+    def ask(*messages, **kw):
+        return http.post('/v1/chat/completions', json=dict(model='toy', messages=list(messages), **kw))
     blue = user('What colour is it?', photo('blue'))
     r = ask(blue)
-    test_eq((r.status_code, r.json()['choices'][0]['message']['content'], r.json()['choices'][0]['finish_reason']), (200, 'It is **blue**.', 'stop'))
+    test_eq((r.status_code, r.json()['choices'][0]['message']['content'], r.json()['choices'][0]['finish_reason']),
+            (200, 'It is **blue**.', 'stop'))
     want = ChatSession(model, processor, temperature=0).ask('What colour is it?', swatch('blue'))
-    test_eq(r.json()['usage'], dict(prompt_tokens=want.prompt_tokens, completion_tokens=want.tokens, total_tokens=want.prompt_tokens + want.tokens))
+    test_eq(r.json()['usage'], dict(prompt_tokens=want.prompt_tokens, completion_tokens=want.tokens,
+                                    total_tokens=want.prompt_tokens + want.tokens))
     test_close(r.json()['aligngpt']['weights'], want.weights, 1e-5)
     r.json()
 
@@ -86,12 +97,15 @@ def test_create_app(cell_4b948ee1, cell_b301bebb):
     events = [l[6:] for l in r.text.splitlines() if l]
     test_eq(events[-1], '[DONE]')
     chunks = [json.loads(e) for e in events[:-1]]
-    test_eq(''.join(c['choices'][0]['delta'].get('content', '') for c in chunks[:-1]), 'one, two, three, four, five, six, seven, eight, nine, ten.')
-    test_eq((chunks[-2]['choices'][0]['finish_reason'], chunks[-1]['choices'], chunks[-1]['usage']['completion_tokens']), ('stop', [], 11))
+    test_eq(''.join(c['choices'][0]['delta'].get('content', '') for c in chunks[:-1]),
+            'one, two, three, four, five, six, seven, eight, nine, ten.')
+    test_eq((chunks[-2]['choices'][0]['finish_reason'], chunks[-1]['choices'], chunks[-1]['usage']['completion_tokens']),
+            ('stop', [], 11))
 
     # nbs/serving/03_api.ipynb #ecccb184
     test_eq(ask(blue, alignment=2).json()['aligngpt']['weights'], [0., 0, 1, 0, 0, 0, 0, 0])
-    test_eq(ask(blue, said, user('What colour is it?', photo('red'))).json()['choices'][0]['message']['content'], 'It is **red**.')
+    test_eq(ask(blue, said, user('What colour is it?', photo('red'))).json()['choices'][0]['message']['content'],
+            'It is **red**.')
     cut = ask(user('Count to ten.'), stop=['five', ', s']).json()['choices'][0]
     test_eq((cut['message']['content'], cut['finish_reason']), ('one, two, three, four,', 'stop'))
     test_eq(ask(user('Count to ten.'), max_tokens=2).json()['choices'][0]['finish_reason'], 'length')
@@ -107,18 +121,22 @@ def test_create_app(cell_4b948ee1, cell_b301bebb):
     test_eq(error(ask(blue, alignment=9))[:2], (400, 'invalid_value'))
     test_eq(error(ask(user('red '*600))), (400, 'context_length_exceeded', 'messages'))
     test_eq(error(ask(user('What?', odd)))[:2], (400, 'invalid_value'))
-    test_eq(error(ask(user('What?', dict(type='image_url', image_url=dict(url='http://127.0.0.1/x.png'))))), (400, 'invalid_value', 'messages'))
+    test_eq(error(ask(user('What?', dict(type='image_url', image_url=dict(url='http://127.0.0.1/x.png'))))),
+            (400, 'invalid_value', 'messages'))
     test_eq(error(ask(user('What?', *[photo('red')]*9))), (400, 'invalid_value', 'messages'))
     test_eq(error(ask(blue, max_tokens=5000)), (400, 'invalid_value', 'max_tokens'))
-    test_eq(error(http.post('/v1/chat/completions', json=dict(model='gpt', messages=[blue]))), (404, 'model_not_found', 'model'))
+    test_eq(error(http.post('/v1/chat/completions', json=dict(model='gpt', messages=[blue]))),
+            (404, 'model_not_found', 'model'))
     test_eq(error(http.post('/v1/chat/completions', content=b' '*(Limits().body + 1)))[:2], (413, 'too_large'))
-    test_eq([error(http.get(p))[:2] for p in ('/v1/models/gpt', '/nowhere', '/v1/chat/completions')], [(404, 'model_not_found'), (404, 'not_found'), (405, 'method_not_allowed')])
+    test_eq([error(http.get(p))[:2] for p in ('/v1/models/gpt', '/nowhere', '/v1/chat/completions')],
+            [(404, 'model_not_found'), (404, 'not_found'), (405, 'method_not_allowed')])
     ask(user('What?', odd)).json()['error']['message']
 
     # nbs/serving/03_api.ipynb #a6b75e82
     locked = client(key='s3cret')
     test_eq(error(locked.get('/v1/models'))[:2], (401, 'invalid_api_key'))
-    test_eq([locked.get('/v1/models', headers=dict(Authorization=f'Bearer {k}'.encode('latin-1'))).status_code for k in ('s3cret', 's3cre', 's3cret ', 'é')], [200, 401, 200, 401])
+    test_eq([locked.get('/v1/models', headers=dict(Authorization=f'Bearer {k}'.encode('latin-1'))).status_code
+             for k in ('s3cret', 's3cre', 's3cret ', 'é')], [200, 401, 200, 401])
     test_eq(locked.get('/health').status_code, 200)
     r = http.get('/health', headers={'X-Request-ID':'mine-1'})
     test_eq(r.headers['x-request-id'], 'mine-1')
@@ -136,7 +154,8 @@ def test_create_app(cell_4b948ee1, cell_b301bebb):
     test_eq(error(r)[:2], (500, 'internal_error')); assert 'secret' not in r.text
     http.app.state.api.engine.queue_size = 0
     r = ask(blue)
-    test_eq((r.status_code, r.json()['error']['type']), (429, 'rate_limit_error')); assert int(r.headers['retry-after']) >= 1
+    test_eq((r.status_code, r.json()['error']['type']), (429, 'rate_limit_error'))
+    assert int(r.headers['retry-after']) >= 1
     with http: pass # start and stop: the engine is closed
     test_eq((http.app.state.api.engine.thread.is_alive(), http.get('/health').status_code), (False, 503))
     r.json()['error']['message']

@@ -17,7 +17,8 @@ def test_Rows():
     model, processor = toy()
 
     # nbs/serving/02_engine.ipynb #cf0eedb1
-    prompts = [prompt_layout(processor, [Turn(q)]) for q in ('What colour is it?', 'Is it warm or cool? Describe it.', 'Count to ten.')]
+    prompts = [prompt_layout(processor, [Turn(q)])
+               for q in ('What colour is it?', 'Is it warm or cool? Describe it.', 'Count to ten.')]
     def batch_of(ps): return ask_batch(ps, [None]*len(ps), {}, None, 0)
     @torch.inference_mode()
     def alone(p, n=6):
@@ -35,7 +36,8 @@ def test_Rows():
         rows.keep([0, 2])
         for x,y in zip(t[::2], rows.write([t[0][-1], t[2][-1]]).argmax(-1).tolist()): x.append(y)
     for p,x in zip(prompts, t): test_eq(x, alone(p)[:len(x)])
-    test_eq((full[0], len(rows)), (3, 2)); assert rows.mask.shape[1] < full[1], 'the longest row left, and its columns with it'
+    test_eq((full[0], len(rows)), (3, 2))
+    assert rows.mask.shape[1] < full[1], 'the longest row left, and its columns with it'
     [processor.decode(x) for x in t]
 
 
@@ -47,16 +49,20 @@ async def test_Engine_refuse():
     # nbs/serving/02_engine.ipynb #4dfbe35a
     mix = [0, 0, .5, 0, 0, 0, .25, 1.]
     wants = [([(QUESTIONS[i % 4], [pictures[c]])], {}) for i,c in enumerate(COLOURS)] + [
-        ([('What colour is it?', [pictures['red']]), ('And now?', [pictures['blue']])], {}), ([('Count to ten.', [])], {}), ([('Describe it.', [pictures['green']]*2)], {}),
-        ([('Describe it.', [pictures['blue']])], dict(alignment=0)), ([('Describe it.', [pictures['blue']])], dict(alignment=mix)), ([('Describe it.', [pictures['blue']])], {}),
-        ([('Describe it.', [pictures['red']])], dict(temperature=1.5, top_p=.9, seed=3, max_new_tokens=12)), ([('Count to ten.', [])], dict(temperature=.7, top_k=20, seed=4, repetition_penalty=1.3))]
+        ([('What colour is it?', [pictures['red']]), ('And now?', [pictures['blue']])], {}),
+        ([('Count to ten.', [])], {}), ([('Describe it.', [pictures['green']]*2)], {}),
+        ([('Describe it.', [pictures['blue']])], dict(alignment=0)),
+        ([('Describe it.', [pictures['blue']])], dict(alignment=mix)), ([('Describe it.', [pictures['blue']])], {}),
+        ([('Describe it.', [pictures['red']])], dict(temperature=1.5, top_p=.9, seed=3, max_new_tokens=12)),
+        ([('Count to ten.', [])], dict(temperature=.7, top_k=20, seed=4, repetition_penalty=1.3))]
     def single(talk, kw):
         s = ChatSession(model, processor, temperature=0)
         for q,ims in talk: a = s.ask(q, ims, **kw)
         return s, a
     alone_ = [single(*w) for w in wants]
     with Engine(model, processor, max_batch=5, temperature=0) as engine:
-        jobs = [engine.submit(engine.prepare([replace(t, answer=t.answer if t is not s.turns[-1] else None) for t in s.turns], **kw)) for (s,_),(_,kw) in zip(alone_, wants)]
+        jobs = [engine.submit(engine.prepare([replace(t, answer=t.answer if t is not s.turns[-1] else None)
+                                              for t in s.turns], **kw)) for (s,_),(_,kw) in zip(alone_, wants)]
         together = [j.result() for j in jobs]
     for (_,a),b in zip(alone_, together):
         test_eq((a.text, a.finish, a.tokens, a.prompt_tokens), (b.text, b.finish, b.tokens, b.prompt_tokens))
@@ -73,16 +79,21 @@ async def test_Engine_refuse():
 
     # nbs/serving/02_engine.ipynb #273ee096
     c = model.config
-    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
+    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
     torch.manual_seed(0)
-    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
-    with Engine(near, processor, temperature=0, max_new_tokens=12) as engine: said = [j.result().text for j in [engine.ask(q, [pictures['red']]*(i % 2)) for i,q in enumerate(QUESTIONS)]]
-    test_eq(said, [ChatSession(near, processor, temperature=0, max_new_tokens=12).ask(q, [pictures['red']]*(i % 2)).text for i,q in enumerate(QUESTIONS)])
+    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id,
+                               image_token_id=c.image_token_id)).eval()
+    with Engine(near, processor, temperature=0, max_new_tokens=12) as engine:
+        said = [j.result().text for j in [engine.ask(q, [pictures['red']]*(i % 2)) for i,q in enumerate(QUESTIONS)]]
+    test_eq(said, [ChatSession(near, processor, temperature=0, max_new_tokens=12).ask(q, [pictures['red']]*(i % 2)).text
+                   for i,q in enumerate(QUESTIONS)])
 
     # nbs/serving/02_engine.ipynb #d5b9351b
     class Brake:
         "Holds a model before each step until `go` is set."
-        def __init__(self, model): self.go, self.steps, self.hook = threading.Event(), 0, model.language_model.register_forward_pre_hook(self)
+        def __init__(self, model):
+            self.go, self.steps, self.hook = threading.Event(), 0, model.language_model.register_forward_pre_hook(self)
         def __call__(self, *_): self.steps += 1; self.go.wait()
     def until(f, seconds=300):
         end = time.monotonic() + seconds
@@ -105,8 +116,10 @@ async def test_Engine_refuse():
     str(full)
 
     # nbs/serving/02_engine.ipynb #ebe5a91d
-    short = {k:engine.ask('Count to ten.', **kw).result() for k,kw in dict(text=dict(stop=[', six']), tokens=dict(max_new_tokens=3), time=dict(seconds=0.)).items()}
-    test_eq([(a.text, a.finish) for a in short.values()], [('one, two, three, four, five', 'stop'), ('one, two, three,', 'length'), ('', 'time')])
+    short = {k:engine.ask('Count to ten.', **kw).result()
+             for k,kw in dict(text=dict(stop=[', six']), tokens=dict(max_new_tokens=3), time=dict(seconds=0.)).items()}
+    test_eq([(a.text, a.finish) for a in short.values()],
+            [('one, two, three, four, five', 'stop'), ('one, two, three,', 'length'), ('', 'time')])
     async def read(): return [p async for p in engine.ask('Count to ten.')]
     pieces = await read()
     test_eq(''.join(pieces), 'one, two, three, four, five, six, seven, eight, nine, ten.')
@@ -136,16 +149,20 @@ def test_Engine_refuse_slow():
     # nbs/serving/02_engine.ipynb #4dfbe35a
     mix = [0, 0, .5, 0, 0, 0, .25, 1.]
     wants = [([(QUESTIONS[i % 4], [pictures[c]])], {}) for i,c in enumerate(COLOURS)] + [
-        ([('What colour is it?', [pictures['red']]), ('And now?', [pictures['blue']])], {}), ([('Count to ten.', [])], {}), ([('Describe it.', [pictures['green']]*2)], {}),
-        ([('Describe it.', [pictures['blue']])], dict(alignment=0)), ([('Describe it.', [pictures['blue']])], dict(alignment=mix)), ([('Describe it.', [pictures['blue']])], {}),
-        ([('Describe it.', [pictures['red']])], dict(temperature=1.5, top_p=.9, seed=3, max_new_tokens=12)), ([('Count to ten.', [])], dict(temperature=.7, top_k=20, seed=4, repetition_penalty=1.3))]
+        ([('What colour is it?', [pictures['red']]), ('And now?', [pictures['blue']])], {}),
+        ([('Count to ten.', [])], {}), ([('Describe it.', [pictures['green']]*2)], {}),
+        ([('Describe it.', [pictures['blue']])], dict(alignment=0)),
+        ([('Describe it.', [pictures['blue']])], dict(alignment=mix)), ([('Describe it.', [pictures['blue']])], {}),
+        ([('Describe it.', [pictures['red']])], dict(temperature=1.5, top_p=.9, seed=3, max_new_tokens=12)),
+        ([('Count to ten.', [])], dict(temperature=.7, top_k=20, seed=4, repetition_penalty=1.3))]
     def single(talk, kw):
         s = ChatSession(model, processor, temperature=0)
         for q,ims in talk: a = s.ask(q, ims, **kw)
         return s, a
     alone_ = [single(*w) for w in wants]
     with Engine(model, processor, max_batch=5, temperature=0) as engine:
-        jobs = [engine.submit(engine.prepare([replace(t, answer=t.answer if t is not s.turns[-1] else None) for t in s.turns], **kw)) for (s,_),(_,kw) in zip(alone_, wants)]
+        jobs = [engine.submit(engine.prepare([replace(t, answer=t.answer if t is not s.turns[-1] else None)
+                                              for t in s.turns], **kw)) for (s,_),(_,kw) in zip(alone_, wants)]
         together = [j.result() for j in jobs]
 
     # nbs/serving/02_engine.ipynb #ad6fe667
@@ -155,15 +172,19 @@ def test_Engine_refuse_slow():
 
     # nbs/serving/02_engine.ipynb #273ee096
     c = model.config
-    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
+    text = MistralConfig(vocab_size=c.text_config.vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=.3)
     torch.manual_seed(0)
-    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
-    with Engine(near, processor, temperature=0, max_new_tokens=12) as engine: said = [j.result().text for j in [engine.ask(q, [pictures['red']]*(i % 2)) for i,q in enumerate(QUESTIONS)]]
+    near = type(model)(type(c)(vision_config=c.vision_config, text_config=text, align_token_id=c.align_token_id,
+                               image_token_id=c.image_token_id)).eval()
+    with Engine(near, processor, temperature=0, max_new_tokens=12) as engine:
+        said = [j.result().text for j in [engine.ask(q, [pictures['red']]*(i % 2)) for i,q in enumerate(QUESTIONS)]]
 
     # nbs/serving/02_engine.ipynb #d5b9351b
     class Brake:
         "Holds a model before each step until `go` is set."
-        def __init__(self, model): self.go, self.steps, self.hook = threading.Event(), 0, model.language_model.register_forward_pre_hook(self)
+        def __init__(self, model):
+            self.go, self.steps, self.hook = threading.Event(), 0, model.language_model.register_forward_pre_hook(self)
         def __call__(self, *_): self.steps += 1; self.go.wait()
 
     # nbs/serving/02_engine.ipynb #4e2d521f
@@ -183,10 +204,12 @@ def test_Engine_refuse_slow():
         return held.steps/rounds, best
     threads, sizes = torch.get_num_threads(), (1, 2, 4, 8, 16)
     torch.set_num_threads(1)
-    greedy, sampled = [list(zip(*[speed(n, **kw) for n in sizes])) for kw in (dict(temperature=0), dict(temperature=1., top_p=.9))]
+    greedy, sampled = [list(zip(*[speed(n, **kw) for n in sizes]))
+                       for kw in (dict(temperature=0), dict(temperature=1., top_p=.9))]
     torch.set_num_threads(threads)
     for passes, _ in (greedy, sampled): assert passes[0] > 4*passes[-1], passes
     fig, ax = plt.subplots(figsize=(5, 2.4))
-    for (_, y),l in ((greedy, 'likeliest'), (sampled, 'sampled')): ax.plot(sizes, y, 'o-', label=f'{l}: {y[-1]/y[0]:.1f} times')
+    for (_, y),l in ((greedy, 'likeliest'), (sampled, 'sampled')):
+        ax.plot(sizes, y, 'o-', label=f'{l}: {y[-1]/y[0]:.1f} times')
     ax.set(xlabel='answers written at a time', ylabel='tokens per second', ylim=0, xticks=sizes)
     ax.legend();

@@ -8,4 +8,5 @@ def test_dir():
     # nbs/serving/index.ipynb #ceaf53eb
     names = 'Limits fetch safe_picture Engine create_app'.split()
     assert set(names) <= set(dir(aligngpt.serving))
-    assert all(getattr(aligngpt.serving, n).__module__.startswith('aligngpt.serving.') for n in names if hasattr(getattr(aligngpt.serving, n), '__module__'))
+    assert all(getattr(aligngpt.serving, n).__module__.startswith('aligngpt.serving.') for n in names
+               if hasattr(getattr(aligngpt.serving, n), '__module__'))

@@ -25,10 +25,14 @@ def test_Page():
     # nbs/serving/04_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
-    shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]), dict(role='user', content=[dict(type='text', text='What colour is it?')]), dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
+    shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]),
+             dict(role='user', content=[dict(type='text', text='What colour is it?')]),
+             dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
     turns = page.turns(dict(text='Describe it.', files=[]), shown)
-    test_eq([(t.question, len(t.images), bool(t.answer)) for t in turns], [('What colour is it?', 1, True), ('Describe it.', 0, False)])
-    for path in ('/etc/passwd', str(tmp/'..'/'x.png'), 'a.png'): test_fail(lambda: page.picture(path), contains='not an uploaded picture')
+    test_eq([(t.question, len(t.images), bool(t.answer)) for t in turns],
+            [('What colour is it?', 1, True), ('Describe it.', 0, False)])
+    for path in ('/etc/passwd', str(tmp/'..'/'x.png'), 'a.png'):
+        test_fail(lambda: page.picture(path), contains='not an uploaded picture')
     again = page.turns(dict(text='What colour is it?', files=[dict(path=str(tmp/'a.png'))]), []) # as `Retry` sends it
     test_eq(len(again[0].images), 1)
     turns[0].images[0].getpixel((0, 0))
@@ -46,11 +50,14 @@ async def test_page_answer():
     # nbs/serving/04_page.ipynb #43a11be3
     page = Page(Api(Engine(model, processor, temperature=0), 'toy'), tmp)
     (tmp/'a.png').write_bytes(png('blue'))
-    shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]), dict(role='user', content=[dict(type='text', text='What colour is it?')]), dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
+    shown = [dict(role='user', content=[dict(type='file', file=dict(path=str(tmp/'a.png')))]),
+             dict(role='user', content=[dict(type='text', text='What colour is it?')]),
+             dict(role='assistant', content=[dict(type='text', text='It is **blue**.')])]
 
     # nbs/serving/04_page.ipynb #8d140dd4
     async def hear(*args): return [x async for x in page_answer(page, *args)]
-    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
+    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0.,
+                                               64))[-1][1])
 
     # nbs/serving/04_page.ipynb #11c828a6
     async def refused(*args):
@@ -60,7 +67,8 @@ async def test_page_answer():
     test_eq(seen[-1][0], 'one, two, three, four, five, six, seven, eight, nine, ten.')
     assert all(seen[-1][0].startswith(text) for text,_ in seen) # in as many pieces as there was time for
     assert 'level 3 1.00' in seen[0][1] and 'forced' in seen[0][1]
-    test_eq(await refused(dict(text=' ', files=[]), [], -1, 0., 64), 'there is no question\n  hint: write something, or show a picture')
+    test_eq(await refused(dict(text=' ', files=[]), [], -1, 0., 64),
+            'there is no question\n  hint: write something, or show a picture')
     page.api.log.disabled = True # the next line would fill this page
     assert 'internal error' in await refused(None, [], -1, 0., 64)
     page.api.log.disabled = False
@@ -81,7 +89,8 @@ async def test_keep_upload():
 
     # nbs/serving/04_page.ipynb #8d140dd4
     async def hear(*args): return [x async for x in page_answer(page, *args)]
-    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
+    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0.,
+                                               64))[-1][1])
 
     # nbs/serving/04_page.ipynb #11c828a6
     page.api.log.disabled = True # the next line would fill this page
@@ -110,7 +119,8 @@ async def test_mount_page():
 
     # nbs/serving/04_page.ipynb #8d140dd4
     async def hear(*args): return [x async for x in page_answer(page, *args)]
-    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0., 64))[-1][1])
+    HTML(f'<style>{CSS}</style>' + (await hear(dict(text='What colour is it?', files=[str(tmp/'a.png')]), [], -1, 0.,
+                                               64))[-1][1])
 
     # nbs/serving/04_page.ipynb #11c828a6
     page.api.log.disabled = True # the next line would fill this page
@@ -130,7 +140,8 @@ async def test_mount_page():
 
     # nbs/serving/04_page.ipynb #354c99a1
     page.api.key = 's3cret'
-    tell = [(http.get('/page/', auth=a) if a else http.get('/page/')).status_code for a in (None, ('me', 's3cre'), ('me', 's3cret'))]
+    tell = [(http.get('/page/', auth=a) if a else http.get('/page/')).status_code
+            for a in (None, ('me', 's3cre'), ('me', 's3cret'))]
     test_eq(tell, [401, 401, 200])
     page.api.engine.close()
     http.get('/page/').headers['www-authenticate']

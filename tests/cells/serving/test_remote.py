@@ -24,9 +24,12 @@ def test_safe_picture(cell_be48b3bc):
     encoded, blue = cell_be48b3bc
 
     # nbs/serving/01_remote.ipynb #be48b3bc
-    film = encoded(swatch('red'), 'GIF', save_all=True, append_images=[swatch('red', shade=i % 30) for i in range(1, 200)])
+    film = encoded(swatch('red'), 'GIF', save_all=True,
+                   append_images=[swatch('red', shade=i % 30) for i in range(1, 200)])
     test_eq(safe_picture(blue, 'blue').getpixel((0, 0)), COLOURS['blue'])
-    for data,kw,why in ((blue, dict(image_bytes=50), 'bytes, the limit is 50'), (blue, dict(pixels=1000), '32 x 32 pixels, the limit is 1,000'), (film, {}, 'frames, the limit is 100')):
+    for data,kw,why in ((blue, dict(image_bytes=50), 'bytes, the limit is 50'),
+                        (blue, dict(pixels=1000), '32 x 32 pixels, the limit is 1,000'),
+                        (film, {}, 'frames, the limit is 100')):
         test_fail(lambda: safe_picture(data, 'x', Limits(**kw)), contains=why)
     len(film)
 
@@ -40,7 +43,8 @@ def test_safe_picture(cell_be48b3bc):
         warnings.simplefilter('ignore') # Pillow's, about broken EXIF
         seen = [outcome(h) for h in no_pictures() + half_pictures() + bombs() + odd_pictures()]
     for want,got,_ in seen: assert got in (want or ['read']), (want, got)
-    {k:sum(got == k for _,got,_ in seen) for k in sorted({got for _,got,_ in seen})}, f'the slowest took {max(t for *_,t in seen):.2f} s'
+    {k:sum(got == k for _,got,_ in seen)
+     for k in sorted({got for _,got,_ in seen})}, f'the slowest took {max(t for *_,t in seen):.2f} s'
 
 
 def test_data_url_bytes(cell_be48b3bc):
@@ -49,7 +53,8 @@ def test_data_url_bytes(cell_be48b3bc):
     # nbs/serving/01_remote.ipynb #c26c33e6
     url = 'data:image/png;base64,' + base64.b64encode(blue).decode()
     test_eq(data_url_bytes(url), blue)
-    for bad in ('data:image/png,abc', 'data:image/png;base64', '/etc/passwd', 'data:;base64,%%', 'data:;base64,é'): test_fail(lambda: data_url_bytes(bad), exc=BadRecord)
+    for bad in ('data:image/png,abc', 'data:image/png;base64', '/etc/passwd', 'data:;base64,%%', 'data:;base64,é'):
+        test_fail(lambda: data_url_bytes(bad), exc=BadRecord)
     test_fail(lambda: data_url_bytes(url, Limits(image_bytes=9)), contains='the limit is 9')
 
 
@@ -73,8 +78,10 @@ async def test_fetch():
     # nbs/serving/01_remote.ipynb #bf453242
     class Trickster(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            hops = {'/inside':'http://127.0.0.2/', '/file':'file:///etc/passwd', '/round':'/round', '/once':'/blue.png', '/none':''}
-            if self.path in hops: self.send_response(302); self.send_header('Location', hops[self.path]); self.end_headers(); return
+            hops = {'/inside':'http://127.0.0.2/', '/file':'file:///etc/passwd', '/round':'/round', '/once':'/blue.png',
+                    '/none':''}
+            if self.path in hops:
+                self.send_response(302); self.send_header('Location', hops[self.path]); self.end_headers(); return
             if self.path == '/slow': self.server.over.wait()
             self.send_response(200 if self.path in ('/blue.png', '/endless', '/slow') else 404); self.end_headers()
             try:
@@ -97,9 +104,18 @@ async def test_fetch():
         ours, out = dict(allow=lambda ip: ip == '127.0.0.1'), {}
         with trickster() as at:
             test_eq([await why(at + p, **ours) for p in ('/blue.png', '/once')], [blue]*2)
-            for path in '/inside /file /round /none /endless /slow /gone'.split(): out[path] = await why(at + path, **ours)
-            for url in (at + '/blue.png', at.replace('127.0.0.1', 'localhost') + '/blue.png', 'http://[::1]/', 'http://0/', 'http://2130706433/', 'http://[::ffff:127.0.0.1]/'): test_eq(await why(url), 'not an address of the public internet')
-            for url in ('ftp://x/y', 'http://', 'http://user:pass@example.com/', 'http://[', 'http://é.example/', 'http://x.invalid/', 'http://a\nb/', 'http://x:99999999/'): assert isinstance(await why(url), str), url
+            for path in '/inside /file /round /none /endless /slow /gone'.split():
+                out[path] = await why(at + path, **ours)
+            for url in (at + '/blue.png', at.replace('127.0.0.1', 'localhost') + '/blue.png', 'http://[::1]/',
+                        'http://0/', 'http://2130706433/', 'http://[::ffff:127.0.0.1]/'):
+                test_eq(await why(url), 'not an address of the public internet')
+            for url in ('ftp://x/y', 'http://', 'http://user:pass@example.com/', 'http://[', 'http://é.example/',
+                        'http://x.invalid/', 'http://a\nb/', 'http://x:99999999/'):
+                assert isinstance(await why(url), str), url
         return out
     told = await tricks()
-    for (path, got),want in zip(told.items(), ('not an address of the public internet', 'not a plain http(s) address', 'more than 3 redirects', 'more than 3 redirects', 'more than 1,048,576 bytes', 'no answer within 0.5 s', 'status 404')): assert want in got, (path, got)
+    for (path, got),want in zip(told.items(),
+                                ('not an address of the public internet', 'not a plain http(s) address',
+                                 'more than 3 redirects', 'more than 3 redirects', 'more than 1,048,576 bytes',
+                                 'no answer within 0.5 s', 'status 404')):
+        assert want in got, (path, got)

@@ -36,8 +36,11 @@ def test_relayout(cell_3f91461d, cell_3f91461d_3, cell_f08acbac):
     talks = [[('What colour is it?', [red])], [('And these?', [red, blue])], [('Count to ten.', [])]]
     for talk in talks:
         want = prompt(*talk)
-        plain = processor.tokenizer(render([m for q,ims in talk for m in Turn(q, ims).messages], processor.template, True, *processor.ends).text, add_special_tokens=False)['input_ids']
-        for ids in (want['input_ids'], plain): test_eq(relayout(processor, ids), {**relayout(processor, ids), 'input_ids':want['input_ids'], 'gate_mask':want['gate_mask']})
+        plain = processor.tokenizer(render([m for q,ims in talk for m in Turn(q, ims).messages], processor.template, True,
+                                           *processor.ends).text, add_special_tokens=False)['input_ids']
+        for ids in (want['input_ids'], plain):
+            test_eq(relayout(processor, ids), {**relayout(processor, ids), 'input_ids':want['input_ids'],
+                                               'gate_mask':want['gate_mask']})
     len(plain), len(want['input_ids'])
 
 

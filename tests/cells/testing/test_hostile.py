@@ -18,7 +18,8 @@ def test_hostile_inputs():
     inputs = hostile_inputs()
     assert len(inputs) > 150
     test_eq(len({h.name for h in inputs}), len(inputs))
-    Counter(h.name.split(':')[0] if ':' in h.name else 'picture' for h in inputs), f'{sum(not h.reasons for h in inputs)} of {len(inputs)} must be read'
+    Counter(h.name.split(':')[0] if ':' in h.name else 'picture'
+            for h in inputs), f'{sum(not h.reasons for h in inputs)} of {len(inputs)} must be read'
 
     # nbs/testing/02_hostile.ipynb #7ddb4f1c
     def letters():
@@ -51,7 +52,8 @@ def test_hostile_inputs():
     with contextlib.redirect_stderr(_io.StringIO()) as said: shown = [samples[i] for i in range(len(samples))]
     refused = {2*i for i,h in enumerate(inputs) if h.reasons}
     test_eq(set(records.problems) | set(samples.skipped()), refused)
-    assert all((s['labels'] >= 0).any() and s['pixel_values'].std() > 0 for s in shown if s['images'] and s['images'] != ['one_pixel.jpg'])
+    assert all((s['labels'] >= 0).any() and s['pixel_values'].std() > 0 for s in shown if s['images']
+               and s['images'] != ['one_pixel.jpg'])
     test_eq(said.getvalue().count('skipped: '), samples.n_skipped)
     f'{len(shown)} samples, {len(records.problems)} records left out when the file was opened, {samples.n_skipped} samples replaced'
 

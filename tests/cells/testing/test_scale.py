@@ -36,7 +36,9 @@ for i in rows: data[i]
 speed = 50_000/(time.perf_counter() - t)
 print(json.dumps(dict(how=how, records=len(data), open_s=round(opened, 2), resident_mb=round(held), records_per_s=round(speed), resident_after_mb=round(resident()))))
 """
-    def timed(path, how): return json.loads(subprocess.run([sys.executable, '-c', measure, path, how], capture_output=True, text=True, check=True).stdout)
+    def timed(path, how):
+        return json.loads(subprocess.run([sys.executable, '-c', measure, path, how], capture_output=True, text=True,
+                                         check=True).stdout)
     small = timed(tmp/'few.json', 'Records')
     test_eq(small['records'], 2000)
 
@@ -63,11 +65,14 @@ for i in rows: data[i]
 speed = 50_000/(time.perf_counter() - t)
 print(json.dumps(dict(how=how, records=len(data), open_s=round(opened, 2), resident_mb=round(held), records_per_s=round(speed), resident_after_mb=round(resident()))))
 """
-    def timed(path, how): return json.loads(subprocess.run([sys.executable, '-c', measure, path, how], capture_output=True, text=True, check=True).stdout)
+    def timed(path, how):
+        return json.loads(subprocess.run([sys.executable, '-c', measure, path, how], capture_output=True, text=True,
+                                         check=True).stdout)
 
     # nbs/testing/03_scale.ipynb #2965535f
     import pandas as pd
     big = write_synthetic(tmp/'mix665k.json')
-    table = pd.DataFrame([timed(big, 'Records')|dict(how='first open'), timed(big, 'Records')|dict(how='second open'), timed(big, 'json.load')])
+    table = pd.DataFrame([timed(big, 'Records')|dict(how='first open'), timed(big, 'Records')|dict(how='second open'),
+                          timed(big, 'json.load')])
     second = table.iloc[1]
     assert second.resident_mb <= 200, second

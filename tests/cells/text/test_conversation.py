@@ -39,9 +39,12 @@ def test_ROLES(cell_cce18453, cell_cce18453_2):
     def reason(msgs):
         try: check_messages(msgs)
         except BadRecord as e: return e.reason
-    test_eq([reason(m) for m in ([], [U('a'),U('b')], [A('a')], [S('a')], [dict(role='tool', content='')])], ['no conversations']+['roles']*4)
-    test_eq([reason(m) for m in ([U('a'),A(' ')], [dict(role='user')], [U([dict(type='audio')])])], ['empty answer','shape','shape'])
-    test_fail(lambda: check_messages([U('a'), U('b')], 'record 3'), contains="record 3: turn 1 is by 'user', expected 'assistant'")
+    test_eq([reason(m) for m in ([], [U('a'),U('b')], [A('a')], [S('a')], [dict(role='tool', content='')])],
+            ['no conversations']+['roles']*4)
+    test_eq([reason(m) for m in ([U('a'),A(' ')], [dict(role='user')], [U([dict(type='audio')])])],
+            ['empty answer','shape','shape'])
+    test_fail(lambda: check_messages([U('a'), U('b')], 'record 3'),
+              contains="record 3: turn 1 is by 'user', expected 'assistant'")
     reason([U('a'), A('')])
 
 
@@ -85,20 +88,29 @@ def test_to_messages(cell_dc71ee42, cell_cce18453, cell_cce18453_3, cell_84f7ce9
     messages = cell_84f7ce96
 
     # nbs/text/01_conversation.ipynb #b9fb10ba
-    test_eq(messages[0]['content'], [dict(type='image', path='bus.png'), dict(type='text', text='What colour is the bus?')])
+    test_eq(messages[0]['content'], [dict(type='image', path='bus.png'),
+                                     dict(type='text', text='What colour is the bus?')])
     test_eq(messages[3], A('No, it is parked.'))
-    def rec(*values, **kw): return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)], **kw)
+    def rec(*values, **kw):
+        return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)],
+                    **kw)
     test_eq(to_messages(rec('what is <image>?', 'a tag')), [U('what is <image>?'), A('a tag')])
-    test_eq(to_messages(dict(conversations=[{'from':'gpt', 'value':'Hello!'}, *rec('Hi', 'Yes?')['conversations']])), [U('Hi'), A('Yes?')])
-    two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.', image=['a','b','c']))
+    test_eq(to_messages(dict(conversations=[{'from':'gpt', 'value':'Hello!'}, *rec('Hi', 'Yes?')['conversations']])),
+            [U('Hi'), A('Yes?')])
+    two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.',
+                          image=['a','b','c']))
     test_eq([[p['path'] for p in images_of(m)] for m in two], [['a','b'], [], ['c'], []])
     test_eq(text_of(two[3]), 'No, <image> is a tag.')
 
     # nbs/text/01_conversation.ipynb #1bfeace0
-    test_fail(lambda: to_messages({'id': 'x', 'caption': 'no turns'}), contains="record 'x': no list of turns in 'conversations'")
-    test_fail(lambda: to_messages(rec('no placeholder', 'a', image='a.png')), contains='0 <image> in the human turns for 1 pictures')
-    test_fail(lambda: to_messages(rec('<image><image>', 'a', image='a.png')), contains='turn 0 has 2 <image>, and only 1 pictures')
-    test_fail(lambda: to_messages({'conversations': [{'from': 'robot', 'value': 'beep'}]}), contains="turn 0 is by 'robot'. Valid: human, user, gpt")
+    test_fail(lambda: to_messages({'id': 'x', 'caption': 'no turns'}),
+              contains="record 'x': no list of turns in 'conversations'")
+    test_fail(lambda: to_messages(rec('no placeholder', 'a', image='a.png')),
+              contains='0 <image> in the human turns for 1 pictures')
+    test_fail(lambda: to_messages(rec('<image><image>', 'a', image='a.png')),
+              contains='turn 0 has 2 <image>, and only 1 pictures')
+    test_fail(lambda: to_messages({'conversations': [{'from': 'robot', 'value': 'beep'}]}),
+              contains="turn 0 is by 'robot'. Valid: human, user, gpt")
     test_fail(lambda: to_messages(rec('a', '')), contains='the answer in turn 1 is empty')
 
 
@@ -106,8 +118,11 @@ def test_to_record(cell_dc71ee42, cell_84f7ce96):
     messages = cell_84f7ce96
 
     # nbs/text/01_conversation.ipynb #b9fb10ba
-    def rec(*values, **kw): return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)], **kw)
-    two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.', image=['a','b','c']))
+    def rec(*values, **kw):
+        return dict(conversations=[dict(zip(('from','value'), (('human','gpt')[i%2], v))) for i,v in enumerate(values)],
+                    **kw)
+    two = to_messages(rec('<image> or\n<image>?', 'The first.', 'and <image>', 'No, <image> is a tag.',
+                          image=['a','b','c']))
 
     # nbs/text/01_conversation.ipynb #de25bdfe
     back = to_record(messages, id='0', similarity=5)
@@ -118,7 +133,8 @@ def test_to_record(cell_dc71ee42, cell_84f7ce96):
 
 def test_get_template():
     # nbs/text/01_conversation.ipynb #cbf83a6c
-    test_fail(lambda: get_template('v2'), contains="Unknown template 'v2'. Valid: plain, v1, llava_llama_2, llama_3, chatml")
+    test_fail(lambda: get_template('v2'),
+              contains="Unknown template 'v2'. Valid: plain, v1, llava_llama_2, llama_3, chatml")
     get_template('v1')
 
 
@@ -136,11 +152,13 @@ def test_render(cell_dc71ee42, cell_cce18453, cell_cce18453_2, cell_cce18453_3, 
     spans = cell_3f91ba95
 
     # nbs/text/01_conversation.ipynb #43c2af6f
-    test_eq(spans.text, TEMPLATES['v1'].system + ' USER: <image>\nWhat colour is the bus? ASSISTANT: Red.</s>USER: Is it moving? ASSISTANT: No, it is parked.</s>')
+    test_eq(spans.text, TEMPLATES['v1'].system
+            + ' USER: <image>\nWhat colour is the bus? ASSISTANT: Red.</s>USER: Is it moving? ASSISTANT: No, it is parked.</s>')
     test_eq([s.text for s in spans if s.supervised], [' ', 'Red.', '</s>', ' ', 'No, it is parked.', '</s>'])
     test_eq(render(messages[:1], 'v1', generation_prompt=True).text, spans.text[:spans.text.index(' Red.')])
     test_eq(render([S(''), U('Hi')], 'v1').text, 'USER: Hi')
-    test_eq(render([U([dict(type='image'), dict(type='image'), dict(type='text', text=' both? ')])], 'v1').text[-27:], 'USER: <image>\n<image>\nboth?')
+    test_eq(render([U([dict(type='image'), dict(type='image'), dict(type='text', text=' both? ')])], 'v1').text[-27:],
+            'USER: <image>\n<image>\nboth?')
 
     # nbs/text/01_conversation.ipynb #bba73490
     render(messages, 'llava_llama_2')
@@ -154,7 +172,8 @@ def test_render(cell_dc71ee42, cell_cce18453, cell_cce18453_2, cell_cce18453_3, 
             '<s>[INST] <<SYS>>\nSYS\n<</SYS>>\n\nHi [/INST] Yo </s><s>[INST] Bye [/INST]')
     test_eq(render([S('Be brief. '), U('Hi'), A('\nYo')], 'chatml').text,
             '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>\n')
-    test_eq([s.text for s in render([U('</s>'), A('ok')], 'v1') if not s.literal], [' ', 'USER: ', ' ASSISTANT:', ' ', '</s>'])
+    test_eq([s.text for s in render([U('</s>'), A('ok')], 'v1') if not s.literal],
+            [' ', 'USER: ', ' ASSISTANT:', ' ', '</s>'])
     test_fail(lambda: render([U('Hi'), U('Hi')]), contains="turn 1 is by 'user'")
 
 
@@ -178,7 +197,8 @@ def test_prompt_end(cell_dc71ee42, cell_cce18453, cell_cce18453_3, cell_84f7ce96
     test_eq(prompt_end('no turns at all', 'v1'), 15)
 
     # nbs/text/01_conversation.ipynb #0b69883d
-    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>',
+    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄',
+               '</s><s>', '<image> <align>',
                "{{ '{%' }} \\n \"q\" 'r'", '']
     for name in TEMPLATES:
         for q in awkward:
@@ -191,7 +211,8 @@ def test_prompt_end(cell_dc71ee42, cell_cce18453, cell_cce18453_3, cell_84f7ce96
 
 def test_chat_template():
     # nbs/text/01_conversation.ipynb #0b69883d
-    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄', '</s><s>', '<image> <align>',
+    awkward = ['Hi', ' ASSISTANT: or USER: ?', '[/INST]', '<|im_start|>assistant\n', ' a\tb \n\nc  d ', 'ünï 東京 🌄',
+               '</s><s>', '<image> <align>',
                "{{ '{%' }} \\n \"q\" 'r'", '']
 
     # nbs/text/01_conversation.ipynb #b22de589
@@ -204,7 +225,8 @@ def test_chat_template():
         out = [dict(role='system', content=rng.choice(texts))] if rng.random() < .4 else []
         for _ in range(rng.randint(1, 3)):
             q, n = rng.choice(texts), rng.randint(0, 2)
-            out += [dict(role='user', content=[dict(type='image')]*n + [dict(type='text', text=q)] if n or rng.random() < .3 else q),
+            out += [dict(role='user', content=[dict(type='image')]*n + [dict(type='text', text=q)] if n
+                         or rng.random() < .3 else q),
                     dict(role='assistant', content=rng.choice([t for t in texts if t.strip()]))]
         return out if rng.random() < .6 else out[:-1]
 
@@ -215,9 +237,11 @@ def test_chat_template():
     for name in TEMPLATES:
         jinja = chat_template(name)
         for prompt in (False, True):
-            texts, marked = render_jinja_template(chats, chat_template=jinja, add_generation_prompt=prompt, return_assistant_tokens_mask=True, **tokens)
+            texts, marked = render_jinja_template(chats, chat_template=jinja, add_generation_prompt=prompt,
+                                                  return_assistant_tokens_mask=True, **tokens)
             for chat,text,at in zip(chats, texts, marked):
                 spans = render(chat, name, prompt)
                 test_eq(text, spans.text)
-                test_eq([any(a <= i < b for a,b in at) for i in range(len(text))], [s.supervised for s in spans for _ in s.text])
+                test_eq([any(a <= i < b for a,b in at) for i in range(len(text))],
+                        [s.supervised for s in spans for _ in s.text])
     len(chats)*len(TEMPLATES)*2

@@ -24,8 +24,10 @@ def cell_d7cdb86d():
         words = 'the a cat dog bus red blue on in is what colour answer question picture shows two three and of street, 10 42 yes. no! USER ASSISTANT'.split()
         lines = [('  ' if i%9 == 0 else ' ').join(rng.choices(words, k=rng.randint(2, 12))) for i in range(400)]
         out = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=vocab_size, model_type='bpe', byte_fallback=True,
-            normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True, minloglevel=2)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=vocab_size,
+                                                 model_type='bpe', byte_fallback=True,
+            normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            split_digits=True, minloglevel=2)
         folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
         (folder/'tokenizer.model').write_bytes(out.getvalue())
         proto = SentencePieceExtractor(str(folder/'tokenizer.model')).proto
@@ -64,7 +66,8 @@ def cell_d7cdb86d_4(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3):
 
 @pytest.fixture
 def cell_2e9015ad():
-    shards = ['a','cat',' ','  ','   ',' '*17,'\n','\t','\r','the','▁','é','東京','🌄','--','...','<0x0A>','<','s','\u200b','\u00a0','\x00','42',' answer',' two','USER:']
+    shards = ['a','cat',' ','  ','   ',' '*17,'\n','\t','\r','the','▁','é','東京','🌄','--','...','<0x0A>','<','s','\u200b',
+              '\u00a0','\x00','42',' answer',' two','USER:']
     rng = random.Random(1)
     texts = [''.join(rng.choices(shards, k=rng.randint(1, 25))) for _ in range(3000)]
     return shards, rng, texts
@@ -87,7 +90,8 @@ def test_sentencepiece_backend(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, 
 
     # nbs/text/02_tokenizer.ipynb #b224783c
     test_eq(tokenizer.encode('two</s>two').tokens, ['▁two','</s>','▁two'])
-    test_eq(sentencepiece_backend(vicuna/'tokenizer.model', legacy=False).encode('two</s>two').tokens[:3], ['▁two','</s>','t'])
+    test_eq(sentencepiece_backend(vicuna/'tokenizer.model', legacy=False).encode('two</s>two').tokens[:3],
+            ['▁two','</s>','t'])
     test_fail(lambda: sentencepiece_backend(vicuna/'config.json'))
 
 
@@ -96,10 +100,12 @@ def cell_4445e331(cell_d7cdb86d_2):
     tmp = cell_d7cdb86d_2
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
-        longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st','ant','assist','assistant']
+        longer = ['he','ll','hell','hello',' w','or',' wor','ld',' world','\n\n','us','er','user','12','123','as','st',
+                  'ant','assist','assistant']
         ranks = [bytes([i]) for i in range(256)] + [t.encode() for t in longer]
         folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-        (folder/'tokenizer.model').write_text('\n'.join(f'{base64.b64encode(t).decode()} {i}' for i,t in enumerate(ranks)) + '\n')
+        (folder/'tokenizer.model').write_text('\n'.join(f'{base64.b64encode(t).decode()} {i}' for i,t in enumerate(ranks))
+                                              + '\n')
         return folder
     llama3 = tiny_tiktoken(tmp/'llama3')
     return llama3
@@ -163,7 +169,8 @@ def test_load_tokenizer(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_d7
         t.save_pretrained(tmp/f'saved{i}')
         for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
             test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
-            test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)), (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
+            test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)),
+                    (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
     sorted(f.name for f in (tmp/'saved0').iterdir())
 
     # nbs/text/02_tokenizer.ipynb #877c81f2
@@ -197,7 +204,8 @@ def cell_4e82c9c0(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e9015ad
         t.save_pretrained(tmp/f'saved{i}')
         for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
             test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
-            test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)), (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
+            test_eq((again.pad_token, len(again), again.decode(again('two  cat').input_ids)),
+                    (t.pad_token, len(t), t.decode(t('two  cat').input_ids)))
 
 
 @pytest.fixture
@@ -244,7 +252,8 @@ def test_TextEncoder(cell_d7cdb86d, cell_d7cdb86d_2, cell_d7cdb86d_3, cell_2e901
     for t in texts[:300]:
         chars = encode([Span(t, literal=True)]).chars
         assert chars == sorted(chars) and -1 <= min(chars) and max(chars) < len(t)
-    test_eq(pickle.loads(pickle.dumps(encode))([Span('</s>', literal=True)]).ids, encode([Span('</s>', literal=True)]).ids)
+    test_eq(pickle.loads(pickle.dumps(encode))([Span('</s>', literal=True)]).ids,
+            encode([Span('</s>', literal=True)]).ids)
     two = encode('two<image>two')
     test_eq(tok.convert_ids_to_tokens(two.ids), ['<s>','▁two','<image>','▁two'])
 

@@ -14,9 +14,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 def cell_b0f87d6b():
     def tiny_model(use_gate=True, seed=0, **kwargs):
         set_seed(seed)
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60, image_token_id=61, use_gate=use_gate, **kwargs))
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  image_size=16, patch_size=8)
+        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60,
+                                                               image_token_id=61, use_gate=use_gate, **kwargs))
     return tiny_model
 
 
@@ -39,7 +42,8 @@ def test_freeze(cell_b0f87d6b, cell_b0f87d6b_2):
 
     # nbs/training/02_freezing.ipynb #fe04fd66
     set_seed(0)
-    batch = dict(input_ids=torch.tensor([[1, 60, 5, 61, 61, 61, 61, 6, 10, 2]]), labels=torch.tensor([[-100]*8 + [10, 2]]), pixel_values=torch.randn(1, 3, 16, 16))
+    batch = dict(input_ids=torch.tensor([[1, 60, 5, 61, 61, 61, 61, 6, 10, 2]]),
+                 labels=torch.tensor([[-100]*8 + [10, 2]]), pixel_values=torch.randn(1, 3, 16, 16))
     for layer in (-2, -1, 1):
         open_model = tiny_model(vision_feature_layer=layer).train()
         freeze(open_model, ('vision_tower', 'projector'))

@@ -8,4 +8,5 @@ def test_dir():
     # nbs/training/index.ipynb #297a085e
     names = 'FINETUNE PRETRAIN StageConfig override freeze AlignGPTTrainer finetune pretrain settings_of'.split()
     assert set(names) <= set(dir(aligngpt.training))
-    assert all(getattr(aligngpt.training, n).__module__.startswith('aligngpt.training.') for n in names if hasattr(getattr(aligngpt.training, n), '__module__'))
+    assert all(getattr(aligngpt.training, n).__module__.startswith('aligngpt.training.') for n in names
+               if hasattr(getattr(aligngpt.training, n), '__module__'))

@@ -11,9 +11,13 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 @pytest.fixture
 def cell_ce732747():
-    def llama(H, layers, heads, I, vocab, kv=None): return LlamaConfig(hidden_size=H, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=I, vocab_size=vocab)
-    SIZES = {'AlignGPT-7B': AlignGPTConfig(text_config=llama(4096, 32, 32, 11008, 32000)), 'AlignGPT-13B': AlignGPTConfig(text_config=llama(5120, 40, 40, 13824, 32000)),
-             'AlignGPT-LLaMA3': AlignGPTConfig(text_config=llama(4096, 32, 32, 14336, 128256, 8), align_token_id=128256, image_token_id=128257)}
+    def llama(H, layers, heads, I, vocab, kv=None):
+        return LlamaConfig(hidden_size=H, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
+                           intermediate_size=I, vocab_size=vocab)
+    SIZES = {'AlignGPT-7B': AlignGPTConfig(text_config=llama(4096, 32, 32, 11008, 32000)),
+             'AlignGPT-13B': AlignGPTConfig(text_config=llama(5120, 40, 40, 13824, 32000)),
+             'AlignGPT-LLaMA3': AlignGPTConfig(text_config=llama(4096, 32, 32, 14336, 128256, 8), align_token_id=128256,
+                                               image_token_id=128257)}
     return SIZES
 
 
@@ -46,8 +50,10 @@ def test_choose_sharding(cell_ce732747):
     SIZES = cell_ce732747
 
     # nbs/training/07_plan.ipynb #f08b57c8
-    test_eq([choose_sharding(SIZES['AlignGPT-7B'], s, gpus=8, gpu_memory=m).sharding for s in (PRETRAIN, FINETUNE) for m in (80, 40)], ['none', 'none', 'zero2', 'zero3'])
-    {(s.name, m): choose_sharding(SIZES['AlignGPT-7B'], s, gpus=8, gpu_memory=m).sharding for s in (PRETRAIN, FINETUNE) for m in (80, 40, 24)}
+    test_eq([choose_sharding(SIZES['AlignGPT-7B'], s, gpus=8, gpu_memory=m).sharding for s in (PRETRAIN, FINETUNE)
+             for m in (80, 40)], ['none', 'none', 'zero2', 'zero3'])
+    {(s.name, m): choose_sharding(SIZES['AlignGPT-7B'], s, gpus=8, gpu_memory=m).sharding for s in (PRETRAIN, FINETUNE)
+     for m in (80, 40, 24)}
 
 
 def test_predicted_peak():
@@ -77,17 +83,21 @@ for _ in range(2):
 print(peak() - base)
 '''
     def measured(*args):
-        run = subprocess.run([sys.executable, '-c', MEASURE, json.dumps(args)], capture_output=True, text=True, env={**os.environ, 'MALLOC_MMAP_THRESHOLD_':'65536'})
+        run = subprocess.run([sys.executable, '-c', MEASURE, json.dumps(args)], capture_output=True, text=True,
+                             env={**os.environ, 'MALLOC_MMAP_THRESHOLD_':'65536'})
         return int(run.stdout.split()[-1]) if run.returncode == 0 else run.stderr
 
     # nbs/training/07_plan.ipynb #db8b6ca7
-    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=112, patch_size=14)
+    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=112,
+                  patch_size=14)
     text = dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8, vocab_size=8000)
     rows = {}
     for stage in (PRETRAIN, FINETUNE):
         for again in (False, True):
-            config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision), use_gate='gate' in stage.train, align_token_id=8000, image_token_id=8001)
+            config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision),
+                                    use_gate='gate' in stage.train, align_token_id=8000, image_token_id=8001)
             got = measured(text, vision, stage.train, 4, 640, 100, again)
             rows[stage.name, again] = got, predicted_peak(config, stage.train, 4, 640, 100, again)
     for got, said in rows.values(): assert abs(said/got - 1) < .15, rows
-    {f"{s}{', checkpointing' if a else ''}": f'measured {g/1e6:.0f} MB, predicted {p/1e6:.0f} MB ({p/g-1:+.0%})' for (s,a),(g,p) in rows.items()}
+    {f"{s}{', checkpointing' if a else ''}": f'measured {g/1e6:.0f} MB, predicted {p/1e6:.0f} MB ({p/g-1:+.0%})'
+     for (s,a),(g,p) in rows.items()}

@@ -63,14 +63,20 @@ def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
             colour = rng.choice(list(COLOURS))
             swatch(colour, shade=i % 12).save(folder/f'{i}.png')
             turn = lambda q, a: [{'from':'human', 'value':q}, {'from':'gpt', 'value':a}]
-            pairs.append(dict(id=i, image=f'{i}.png', similarity=i % 8, conversations=turn('<image>\nDescribe it.', f'It is {colour}.')))
-            chats.append(dict(id=i, image=f'{i}.png', conversations=turn('<image>\nWhat colour is it?', toy_answer(QUESTIONS[0], colour))) if i % 4 else dict(id=i, conversations=turn(QUESTIONS[3], toy_answer(QUESTIONS[3]))))
+            pairs.append(dict(id=i, image=f'{i}.png', similarity=i % 8,
+                              conversations=turn('<image>\nDescribe it.', f'It is {colour}.')))
+            chats.append(dict(id=i, image=f'{i}.png',
+                              conversations=turn('<image>\nWhat colour is it?', toy_answer(QUESTIONS[0], colour)))
+                              if i % 4 else dict(id=i, conversations=turn(QUESTIONS[3], toy_answer(QUESTIONS[3]))))
         for k,rows in dict(pairs=pairs, chats=chats).items(): (folder/f'{k}.json').write_text(json.dumps(rows))
         return folder
     world = write_world(Path(tempfile.mkdtemp()))
-    small = dict(batch_size=8, accumulate=1, log_every=1, save_every=0, device='cpu', quiet=True, trackers=['none'], warmup=0, precision='fp32', checkpointing=False)
-    first = pretrain(world/'pairs.json', world, world/'stage1', llm=world/'llm', tower=world/'tower', valid=.1, eval_every=3, max_steps=6, **small)
-    second = finetune(world/'chats.json', world, world/'stage2', world/'stage1', learning_rate=1e-2, max_steps=12, features=world/'cache', **small)
+    small = dict(batch_size=8, accumulate=1, log_every=1, save_every=0, device='cpu', quiet=True, trackers=['none'],
+                 warmup=0, precision='fp32', checkpointing=False)
+    first = pretrain(world/'pairs.json', world, world/'stage1', llm=world/'llm', tower=world/'tower', valid=.1,
+                     eval_every=3, max_steps=6, **small)
+    second = finetune(world/'chats.json', world, world/'stage2', world/'stage1', learning_rate=1e-2, max_steps=12,
+                      features=world/'cache', **small)
     test_eq((first['steps'], second['steps'], len(first['eval_losses'])), (6, 12, 2))
     assert second['losses'][-1] < second['losses'][0] - .3, second['losses']
     begun = read_json(world/'stage2'/'stage.json')
@@ -80,7 +86,8 @@ def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
     test_fail(lambda: pretrain(world/'pairs.json', world, world/'x'), contains='Nothing to begin with')
     for data, images in ((world/'none.json', world), (world/'pairs.json', [world/'none'])):
         none = world/'none.json' if data == world/'none.json' else world/'none'
-        for train in (lambda: pretrain(data, images, world/'x', llm='no/such', tower='no/such'), lambda: finetune(data, images, world/'x', 'no/such')):
+        for train in (lambda: pretrain(data, images, world/'x', llm='no/such', tower='no/such'),
+                      lambda: finetune(data, images, world/'x', 'no/such')):
             test_fail(train, contains=f'{none}: no such file or folder') # the data, not the models
     plot_losses({'pre-training':first['losses'], 'tuning':second['losses']});
 
@@ -89,15 +96,18 @@ def test_finetune(cell_fdf3aa5c, cell_a3af1a8d):
     test_eq([r['step'] for r in shown], [3, 3, 6, 6])
 
     # nbs/training/06_recipes.ipynb #c2f34ee1
-    packed = finetune(world/'chats.json', world, world/'packed', world/'stage1', learning_rate=1e-2, max_steps=6, pack=512, **{**small, 'batch_size':2})
+    packed = finetune(world/'chats.json', world, world/'packed', world/'stage1', learning_rate=1e-2, max_steps=6,
+                      pack=512, **{**small, 'batch_size':2})
     assert packed['losses'][-1] < packed['losses'][0]
     n = len(read_json(world/'packed'/'stage.json')['data']), read_json(world/'packed'/'stage.json')['samples']
     test_eq(n[1] < 48/2, True)
 
     # nbs/training/06_recipes.ipynb #2a796ad3
-    thin = finetune(world/'chats.json', world, world/'lora', world/'stage1', lora=4, learning_rate=1e-2, part_rates=dict(gate=1e-3), max_steps=6, **small)
+    thin = finetune(world/'chats.json', world, world/'lora', world/'stage1', lora=4, learning_rate=1e-2,
+                    part_rates=dict(gate=1e-3), max_steps=6, **small)
     model, _ = load(world/'lora'/'model', device='cpu')
     assert has_adapter(model) and thin['losses'][-1] < thin['losses'][0]
     test_eq(read_json(world/'lora'/'model'/'adapter_config.json')['base_model_name_or_path'], '../../stage1/model')
-    test_fail(lambda: finetune(world/'chats.json', world, world/'x', world/'stage1', quantize='nf4'), contains='cannot be trained')
+    test_fail(lambda: finetune(world/'chats.json', world, world/'x', world/'stage1', quantize='nf4'),
+              contains='cannot be trained')
     sorted(p.name for p in (world/'lora'/'model').iterdir())

@@ -37,7 +37,8 @@ def test_saving(cell_07d80080):
         with saving(tmp, tmp/'checkpoint-200'):
             (tmp/'checkpoint-200').mkdir(exist_ok=True)
             raise error
-    for e in (OSError(28, 'No space left on device'), RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')):
+    for e in (OSError(28, 'No space left on device'),
+              RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0')):
         test_fail(lambda: write(e), contains='checkpoint-200: the disk is full')
         test_eq((tmp/'checkpoint-200').exists(), False)
     test_fail(lambda: write(OSError(28, '')), contains='checkpoint-100 is whole: free some space')
@@ -61,7 +62,8 @@ def test_RunCallback(cell_07d80080):
 
     # nbs/training/03_runs.ipynb #cc937512
     call = RunCallback(tmp, keep=1)
-    args, control = SimpleNamespace(device='cpu', world_size=1), SimpleNamespace(should_save=False, should_training_stop=False)
+    args, control = SimpleNamespace(device='cpu', world_size=1), SimpleNamespace(should_save=False,
+        should_training_stop=False)
     state = SimpleNamespace(global_step=0, num_input_tokens_seen=0, is_world_process_zero=True, max_steps=9)
     call.on_train_begin(args, state, control)
     state.global_step, state.num_input_tokens_seen = 2, 4000
@@ -73,6 +75,7 @@ def test_RunCallback(cell_07d80080):
     (tmp/'checkpoint-2').mkdir(); shutil.rmtree(tmp/'checkpoint-16'); shutil.rmtree(tmp/'checkpoint-100')
     call.on_save(args, state, control)
     test_eq(last_checkpoint(tmp).name, 'checkpoint-2')
-    test_fail(lambda: call.on_log(args, state, control, logs=dict(loss=float('nan'))), contains='the loss is nan at step 2')
+    test_fail(lambda: call.on_log(args, state, control, logs=dict(loss=float('nan'))),
+              contains='the loss is nan at step 2')
     rows = [json.loads(l) for l in (tmp/'log.jsonl').read_text().splitlines()]
     test_eq([r['loss'] for r in rows], [1.5])

@@ -11,7 +11,9 @@ def test_FINETUNE():
     test_eq(PRETRAIN.batch_size * PRETRAIN.accumulate * 8, 256)
     test_eq(FINETUNE.batch_size * FINETUNE.accumulate * 8, 128)
     test_eq([f.name for f in dataclasses.fields(StageConfig) if getattr(PRETRAIN, f.name) != getattr(FINETUNE, f.name)],
-            ['name','train','use_levels','learning_rate','batch_size','accumulate','template','image_aspect_ratio','group','sharding'])
+            ['name','train','use_levels','learning_rate','batch_size','accumulate','template','image_aspect_ratio',
+             'group',
+             'sharding'])
 
 
 def test_CHOICES():
@@ -29,12 +31,14 @@ def test_CHOICES():
 def test_given():
     # nbs/training/01_settings.ipynb #2a3b1d9c
     mine = fill_in(override(PRETRAIN, learning_rate=5e-4, batch_size=8), batch_size=32, accumulate=1)
-    test_eq((mine.learning_rate, mine.batch_size, mine.accumulate), (5e-4, 8, 1)) # a value that the release has too was said all the same
+    test_eq((mine.learning_rate, mine.batch_size, mine.accumulate),
+            (5e-4, 8, 1)) # a value that the release has too was said all the same
     test_eq(fill_in(dataclasses.replace(PRETRAIN, epochs=3.), epochs=2.).epochs, 3.)
     test_eq(fill_in(StageConfig('third', train=('projector',)), epochs=2.).epochs, 2.)
     origin = origins(mine, 'tiny')
     test_eq(origins(fill_in(PRETRAIN, trackers=('tensorboard',)), 'tiny')['trackers'], 'installed')
-    test_eq({k:origin[k] for k in ('learning_rate', 'batch_size', 'accumulate', 'epochs')}, dict(learning_rate='given', batch_size='given', accumulate='tiny', epochs='release'))
+    test_eq({k:origin[k] for k in ('learning_rate', 'batch_size', 'accumulate', 'epochs')},
+            dict(learning_rate='given', batch_size='given', accumulate='tiny', epochs='release'))
     {k:v for k,v in origin.items() if v != 'release'}
 
 
@@ -60,5 +64,6 @@ def test_from_flag():
     test_fail(lambda: from_flag('batch_size', 'x'), contains="batch_size: got 'x', expected something like 16")
 
     # nbs/training/01_settings.ipynb #83491005
-    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.training.settings'], capture_output=True, text=True).stderr
+    loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.training.settings'],
+                            capture_output=True, text=True).stderr
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])

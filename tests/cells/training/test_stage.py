@@ -32,31 +32,40 @@ def test_first_turn():
             prompt = [1, 60, 61, 61, 61, 61] if self.stage == 'pretrain' else [1, 60, 5, 61, 61, 61, 61, 6]
             pixels = torch.randn(1, 3, 16, 16, generator=g)*0.1
             pixels[0, :, v//2*8:v//2*8+8, v%2*8:v%2*8+8] += 2
-            sample = dict(input_ids=torch.tensor(prompt + [10+v, 2]), labels=torch.tensor([-100]*len(prompt) + [10+v, 2]), pixel_values=pixels)
+            sample = dict(input_ids=torch.tensor(prompt + [10+v, 2]), labels=torch.tensor([-100]*len(prompt) + [10+v, 2]),
+                          pixel_values=pixels)
             return {**sample, 'alignment':i % 8} if self.stage == 'pretrain' else sample
 
     def tiny_model(use_gate=True, seed=0):
         set_seed(seed)
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60, image_token_id=61, use_gate=use_gate))
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  image_size=16, patch_size=8)
+        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60,
+                                                               image_token_id=61, use_gate=use_gate))
 
     tmp = Path(tempfile.mkdtemp())
-    toy_pre = override(PRETRAIN, batch_size=16, accumulate=1, epochs=15, learning_rate=1e-2, precision='fp32', checkpointing=False, log_every=1, save_every=20)
+    toy_pre = override(PRETRAIN, batch_size=16, accumulate=1, epochs=15, learning_rate=1e-2, precision='fp32',
+                       checkpointing=False, log_every=1, save_every=20)
     model = tiny_model(use_gate=False)
     before = {n:p.clone() for n,p in model.named_parameters()}
     pre = run_stage(model, Toy(), Collator(0), toy_pre, tmp/'pre', device='cpu', quiet=True)
-    test_eq({n.split('.')[0] for n,p in model.named_parameters() if not torch.equal(p, before[n])}, {'projector', 'levels'})
+    test_eq({n.split('.')[0] for n,p in model.named_parameters() if not torch.equal(p, before[n])},
+            {'projector', 'levels'})
     assert pre['losses'][-1] < pre['losses'][0] - 0.1
 
     # nbs/training/05_stage.ipynb #fefe1e31
-    toy_tune = override(FINETUNE, batch_size=16, epochs=25, learning_rate=5e-3, precision='fp32', log_every=1, save_every=20)
+    toy_tune = override(FINETUNE, batch_size=16, epochs=25, learning_rate=5e-3, precision='fp32', log_every=1,
+                        save_every=20)
     before = {n:p.clone() for n,p in model.named_parameters()}
     tune = run_stage(add_gate(model), Toy(stage='finetune'), Collator(0), toy_tune, tmp/'tune', device='cpu', quiet=True)
-    test_eq({n.split('.')[0] for n,p in model.named_parameters() if n in before and torch.equal(p, before[n])}, {'levels', 'vision_tower'})
+    test_eq({n.split('.')[0] for n,p in model.named_parameters() if n in before and torch.equal(p, before[n])},
+            {'levels', 'vision_tower'})
     assert tune['losses'][-1] < 0.05
     fig, ax = plt.subplots(figsize=(6, 2.5))
-    ax.plot(pre['losses'], label='pre-training'); ax.plot(range(len(pre['losses']), len(pre['losses'])+len(tune['losses'])), tune['losses'], label='tuning')
+    ax.plot(pre['losses'], label='pre-training')
+    ax.plot(range(len(pre['losses']), len(pre['losses'])+len(tune['losses'])), tune['losses'], label='tuning')
     ax.set(xlabel='step', ylabel='loss', yscale='log'); ax.legend();
 
     # nbs/training/05_stage.ipynb #8d96794f
@@ -65,13 +74,17 @@ def test_first_turn():
 
     # nbs/training/05_stage.ipynb #91faa297
     test_eq(run_stage(model, Toy(stage='finetune'), Collator(0), toy_tune, tmp/'tune', device='cpu'), tune)
-    test_eq(run_stage(model, Toy(stage='finetune'), Collator(0), override(toy_tune, batch_size=8, accumulate=2, workers=1), tmp/'tune', device='cpu'), tune)
-    test_fail(lambda: run_stage(model, Toy(stage='finetune'), Collator(0), override(toy_tune, epochs=2), tmp/'tune', device='cpu'), contains='finished run with other settings: epochs was 25')
-    test_fail(lambda: run_stage(model, Toy(60, 'finetune'), Collator(0), toy_tune, tmp/'tune', device='cpu'), contains='samples was 64, and is 60')
+    test_eq(run_stage(model, Toy(stage='finetune'), Collator(0),
+                      override(toy_tune, batch_size=8, accumulate=2, workers=1), tmp/'tune', device='cpu'), tune)
+    test_fail(lambda: run_stage(model, Toy(stage='finetune'), Collator(0), override(toy_tune, epochs=2), tmp/'tune',
+                                device='cpu'), contains='finished run with other settings: epochs was 25')
+    test_fail(lambda: run_stage(model, Toy(60, 'finetune'), Collator(0), toy_tune, tmp/'tune', device='cpu'),
+              contains='samples was 64, and is 60')
 
     # nbs/training/05_stage.ipynb #408b815e
     watched = override(toy_tune, epochs=10, eval_every=20, show=1)
-    seen = run_stage(add_gate(tiny_model(use_gate=False)), Toy(stage='finetune'), Collator(0), watched, tmp/'seen', valid=Toy(10, 'finetune'), device='cpu', quiet=True)
+    seen = run_stage(add_gate(tiny_model(use_gate=False)), Toy(stage='finetune'), Collator(0), watched, tmp/'seen',
+                     valid=Toy(10, 'finetune'), device='cpu', quiet=True)
     answers = [json.loads(l) for l in (tmp/'seen'/'answers.jsonl').read_text().splitlines()]
     test_eq(len(seen['eval_losses']), 2)
     assert seen['eval_losses'][1] < seen['eval_losses'][0]
@@ -103,8 +116,11 @@ def test_first_turn():
     # nbs/training/05_stage.ipynb #c89d32d6
     def poison(rows):
         batch = Collator(0)(rows); batch['pixel_values'] *= float('nan'); return batch
-    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), poison, toy_tune, tmp/'nan', device='cpu', quiet=True), contains='the loss is nan at step')
+    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), poison, toy_tune, tmp/'nan', device='cpu',
+                                quiet=True), contains='the loss is nan at step')
 
     # nbs/training/05_stage.ipynb #72b56976
-    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), Collator(0), override(toy_tune, learning_rate=1.), tmp/'term', device='cpu', quiet=True), contains='learning_rate was 0.005, and is 1.0')
-    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), Collator(0), override(toy_tune, batch_size=8), tmp/'term', device='cpu', quiet=True), contains='global batch was 16, and is 8')
+    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), Collator(0), override(toy_tune, learning_rate=1.),
+                                tmp/'term', device='cpu', quiet=True), contains='learning_rate was 0.005, and is 1.0')
+    test_fail(lambda: run_stage(tiny_model(), Toy(stage='finetune'), Collator(0), override(toy_tune, batch_size=8),
+                                tmp/'term', device='cpu', quiet=True), contains='global batch was 16, and is 8')

@@ -7,7 +7,8 @@ import tempfile, torch
 from aligngpt.data.batches import Collator
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.training.freezing import FINETUNE, PRETRAIN, freeze, override
+from aligngpt.training.freezing import freeze
+from aligngpt.training.settings import FINETUNE, PRETRAIN, override
 from pathlib import Path
 from transformers import CLIPVisionConfig, LlamaConfig, set_seed
 from transformers.utils import logging
@@ -50,9 +51,12 @@ def test_GroupedSampler(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
 def cell_086ca4ce(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8):
     def tiny_model(use_gate=True, seed=0, **kwargs):
         set_seed(seed)
-        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8)
-        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60, image_token_id=61, use_gate=use_gate, **kwargs))
+        vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  image_size=16, patch_size=8)
+        text = LlamaConfig(vocab_size=60, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+                           num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
+        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=60,
+                                                               image_token_id=61, use_gate=use_gate, **kwargs))
     return tiny_model
 
 
@@ -85,7 +89,8 @@ def test_training_arguments(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_08
     # nbs/training/04_trainer.ipynb #9fac16bd
     tmp = Path(tempfile.mkdtemp())
     args = training_arguments(PRETRAIN, tmp, 'cpu')
-    test_eq((args.learning_rate, args.gradient_accumulation_steps, args.lr_scheduler_type, args.deepspeed), (1e-3, 4, 'cosine', None))
+    test_eq((args.learning_rate, args.gradient_accumulation_steps, args.lr_scheduler_type, args.deepspeed),
+            (1e-3, 4, 'cosine', None))
     test_eq(args.use_cache, True) # the saved configuration says it; the training passes never keep a cache
     test_fail(lambda: training_arguments(override(PRETRAIN, sharding='zero4'), tmp), contains='Valid: none, zero2, zero3')
     test_fail(lambda: training_arguments(override(PRETRAIN, precision='fp16'), tmp, 'cpu'), contains='needs a GPU')
@@ -105,10 +110,12 @@ def test_training_arguments(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_08
 
     def trained(batch_size, **kwargs):
         "Losses and weights after two steps of 12 samples."
-        stage = override(FINETUNE, batch_size=batch_size, accumulate=12//batch_size, learning_rate=1e-2, max_steps=2, warmup=0, log_every=1, save_every=0, precision='fp32', **kwargs)
+        stage = override(FINETUNE, batch_size=batch_size, accumulate=12//batch_size, learning_rate=1e-2, max_steps=2,
+                         warmup=0, log_every=1, save_every=0, precision='fp32', **kwargs)
         model = tiny_model()
         freeze(model, stage.train)
-        trainer = AlignGPTTrainer(model=model, args=training_arguments(stage, tmp, 'cpu'), train_dataset=Mixed(), data_collator=Collator(0), stage=stage)
+        trainer = AlignGPTTrainer(model=model, args=training_arguments(stage, tmp, 'cpu'), train_dataset=Mixed(),
+                                  data_collator=Collator(0), stage=stage)
         trainer.train()
         return [h['loss'] for h in trainer.state.log_history if 'loss' in h], model.state_dict(), trainer
     losses, weights, trainer = trained(12)
@@ -128,5 +135,6 @@ def test_training_arguments(cell_46a73cee, cell_a3af1a8d, cell_d9517bc8, cell_08
 
     # nbs/training/04_trainer.ipynb #c05ac2d2
     with torch.no_grad(): trainer.model.gate.mlp[0].bias[0] = float('nan')
-    test_fail(lambda: trainer._save_checkpoint(trainer.model, None), contains='not finite at step 2; no checkpoint is written')
+    test_fail(lambda: trainer._save_checkpoint(trainer.model, None),
+              contains='not finite at step 2; no checkpoint is written')
     test_eq(list(tmp.glob('checkpoint-*')), [])
