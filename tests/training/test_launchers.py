@@ -70,7 +70,7 @@ LAUNCHERS = dict(
                         '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port(), '-m',
                         'aligngpt.cli'],
     deepspeed=lambda: ['deepspeed', '--num_gpus', '2', '--no_local_rank', '--master_port', port(), '--module',
-                       'aligngpt.cli.main'])
+                       'aligngpt.cli'])
 
 @pytest.mark.parametrize('name', LAUNCHERS)
 def test_launcher(name, place, alone, tmp_path):

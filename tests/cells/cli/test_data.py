@@ -96,7 +96,7 @@ def test_unpack_command_slow():
     def derive(path, clip, name, *launcher):
         "Run `aligngpt levels`; -> both files."
         out = path.parent/name
-        subprocess.run([sys.executable, '-m', *launcher, 'aligngpt.cli.main', 'levels', path, '--images', pictures,
+        subprocess.run([sys.executable, '-m', *launcher, 'aligngpt.cli', 'levels', path, '--images', pictures,
                         '--clip', clip, '--out', out, '--device', 'cpu'], check=True, capture_output=True,
                        env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1'})
         return out.read_bytes(), out.with_suffix('.parquet').read_bytes()
