@@ -12,7 +12,9 @@ from .core.lazy import lazy_names
 __version__ = '0.1.0'
 
 # %% ../nbs/core/10_package.ipynb #195b3540
-__getattr__, __dir__ = lazy_names('aligngpt', core='AlignGPTError', text='TEMPLATES Template',
+__getattr__, __dir__ = lazy_names('aligngpt',
+    core='AlignGPTError',
+    text='TEMPLATES Template',
     model='AlignGPTConfig AlignGPTForConditionalGeneration AlignGPTProcessor make_processor',
     checkpoints='PRESETS from_base get_preset load load_pretrained_align open_model save zoo_table',
     chat='Chat open_session')

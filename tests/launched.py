@@ -20,7 +20,7 @@ from aligngpt.data.batches import Collator
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
-from aligngpt.training.stage import FINETUNE, PRETRAIN, override, run_stage
+from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, override, run_stage
 
 torch.set_num_threads(1)
 RANK = int(os.environ.get('RANK', 0))
@@ -83,7 +83,7 @@ def main(out, *fields):
     model = tiny_model(not levels)
     if lora: add_lora(model, lora, 2*lora, dropout=0)
     try:
-        done = run_stage(model, Mixed(n, levels), Collator(0), stage, Path(out)/'run', valid=valid, device=device,
+        done = run_stage(model, StageData(Mixed(n, levels), Collator(0), valid), stage, Path(out)/'run', device=device,
                          quiet=True, callbacks=accident)
     except AlignGPTError as e:
         (Path(out)/'error.txt').write_text(str(e))

@@ -18,7 +18,7 @@ sys.addaudithook(watch)
 app = build_app(ChatSession(*toy()), 'toy', None, Limits(), own_names('127.0.0.1'), True, dict(temperature=0), {})
 engine = app.state.api.engine
 def brake(*args): # an answer stays at its third token while the file is there
-    while hold.exists() and any(j.answer.tokens >= 3 and not j.done.is_set() for j in engine.jobs): time.sleep(.02)
+    while hold.exists() and any(j.answer.tokens >= 3 and j.state != 'done' for j in engine.jobs): time.sleep(.02)
 engine.model.language_model.register_forward_pre_hook(brake)
 print(f'toy: API http://127.0.0.1:{sock.getsockname()[1]}/v1, page', flush=True)
 _run(app, sock, 5)

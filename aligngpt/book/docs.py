@@ -46,7 +46,8 @@ class DocRenderer:
     ):
         is_value = hasattr(sym, 'fget') or hasattr(sym, 'func')
         self.sym = sym = _unwrap_sym(_exported(sym))
-        self.nm, self.title_level, self.is_class, self.docs = name or qual_name(sym), title_level, inspect.isclass(sym), inspect.getdoc(sym) or ''
+        self.nm, self.title_level = name or qual_name(sym), title_level
+        self.is_class, self.docs = inspect.isclass(sym), inspect.getdoc(sym) or ''
         skip = {'self', 'cls'} if self.is_class or '.' in self.nm else set()
         try:
             self.params = None if is_value else [p for n,p in inspect.signature(sym).parameters.items()
@@ -66,15 +67,16 @@ class DocRenderer:
         args = [one(p) for p in self.params]
         name = self.nm.split('.')[-1]
         line = f'{name}({", ".join(args)})'
-        return (line if len(line) <= 88 else f'{name}(\n'
-                + textwrap.fill(', '.join(a.replace(' ', '\0') for a in args), 88, initial_indent='    ',
-                                subsequent_indent='    ').replace('\0', ' ') + ')')
+        if len(line) <= 88: return line
+        whole = ', '.join(a.replace(' ', '\0') for a in args) # an argument stays on its line
+        lines = textwrap.fill(whole, 88, initial_indent='    ', subsequent_indent='    ')
+        return f'{name}(\n' + lines.replace('\0', ' ') + ')'
 
     def rows(self)->list[tuple[str,str,str]]: # (name, type, description)
         "The parameters that say something about themselves, and what is returned."
         docs = docments(self.sym, full=True, args_kwargs=True)
-        res = [(p.name, _anno(p.annotation), (docs.get(p.name) or {}).get('docment') or '') for p in self.params
-               or []]
+        def said(name): return (docs.get(name) or {}).get('docment') or ''
+        res = [(p.name, _anno(p.annotation), said(p.name)) for p in self.params or []]
         if (ret := docs.get('return')) and not self.is_class:
             res.append(('', _anno(ret['anno']), ret['docment'] or ''))
         return [r for r in res if any(r[1:])]
@@ -183,22 +185,23 @@ def output_markdown(
     return f'<div class="output" markdown>\n\n{inner}\n\n</div>' if inner else ''
 
 # %% ../../nbs/book/04_docs.ipynb #586bcce7
+_functions = ast.FunctionDef, ast.AsyncFunctionDef
+
+def _kind(name, is_method, has_docs=True):
+    "`A.go` is a method if it says what it does; names that begin with an underscore are private."
+    hidden = any(n.startswith('_') for n in name.split('.')) if is_method else name.split('.')[-1].startswith('_')
+    return 'private' if hidden or not has_docs else 'method' if is_method else 'public'
+
 def _definitions(source):
     "Names that a cell defines, as the index calls them, with their kind: public, private, or a method of a class."
-    res = []
+    res = {}
     for o in ast.parse(source).body:
-        if not isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): continue
+        if not isinstance(o, (*_functions, ast.ClassDef)): continue
         names = patch_name(o)
-        res += [(n, 'private' if n.split('.')[-1].startswith('_') else 'public')
-                for n in ([names] if isinstance(names, str) else names)]
-        if isinstance(o, ast.ClassDef):
-            res += [(f'{o.name}.{m.name}', 'private' if m.name.startswith('_') or o.name.startswith('_')
-                     else 'method')
-                    for m in o.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef))
-                    and ast.get_docstring(m)]
-            res += [(f'{o.name}.{m.name}', 'private') for m in o.body
-                    if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)) and not ast.get_docstring(m)]
-    return list(dict(reversed(res)).items())[::-1]
+        for n in [names] if isinstance(names, str) else names: res.setdefault(n, _kind(n, False))
+        methods = [m for m in o.body if isinstance(m, _functions)] if isinstance(o, ast.ClassDef) else []
+        for m in methods: res.setdefault(f'{o.name}.{m.name}', _kind(f'{o.name}.{m.name}', True, bool(ast.get_docstring(m))))
+    return list(res.items())
 
 def _anchors(names, anchors): return ''.join(f'<a id="{anchors[n]}"></a>' for n in names if n in anchors)
 
@@ -215,7 +218,8 @@ def _source_link(module, name, cfg):
     "Link to the line of a definition."
     try: line = inspect.getsourcelines(inspect.unwrap(_unwrap_sym(_resolve(module, name))))[1]
     except (OSError, TypeError, AttributeError): line = 1
-    return f'<a class="source-link" href="{cfg.git_url}/blob/{cfg.branch}/{module.replace(".", "/")}.py#L{line}">source</a>'
+    file = f'{cfg.git_url}/blob/{cfg.branch}/{module.replace(".", "/")}.py'
+    return f'<a class="source-link" href="{file}#L{line}">source</a>'
 
 # %% ../../nbs/book/04_docs.ipynb #cbdd8ca5
 def export_markdown(
@@ -236,19 +240,20 @@ def export_markdown(
     imports = all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in tree.body)
     if not defs and not imports and source.count('\n') < 25: return _fence(source.strip(), 'python')
     label = 'Imports' if imports else 'Source' if shown else f'Source of {", ".join(names)}'
-    parts = []
-    for n,kind in shown:
-        try:
-            md = str(show_doc(_resolve(module, n), name=n, title_level=level + (kind == 'method'),
-                              renderer=DocRenderer))
-        except Exception as e:
-            if _is_foreign(e, cfg): return _anchors(dict(defs), anchors) + '\n\n' + _folded(label, source, True)
-            raise BookError(f'{module}.{n} cannot be documented: {type(e).__name__}: {e}') from e
-        head, _, rest = md.partition('\n')
-        parts += ['<div class="symbol" markdown>', _source_link(module, n, cfg),
-                  f'{head} {{ #{anchors[n]} data-toc-label="{n[n.rfind("."):]}" }}' if '.' in n
-                  else f'{head} {{ #{anchors[n]} }}', rest.strip(), '</div>']
+    try: parts = [p for n,kind in shown for p in _symbol(module, n, level + (kind == 'method'), anchors[n], cfg)]
+    except ModuleNotFoundError: return _anchors(dict(defs), anchors) + '\n\n' + _folded(label, source, True)
     return '\n\n'.join(p for p in [hidden, *parts, _folded(label, source, is_open)] if p)
+
+def _symbol(module, name, level, anchor, cfg):
+    "The paragraphs about one symbol; `ModuleNotFoundError` where a library is missing that need not be here."
+    try: md = str(show_doc(_resolve(module, name), name=name, title_level=level, renderer=DocRenderer))
+    except Exception as e:
+        if _is_foreign(e, cfg): raise
+        raise BookError(f'{module}.{name} cannot be documented: {type(e).__name__}: {e}') from e
+    head, _, rest = md.partition('\n')
+    label = f' data-toc-label="{name[name.rfind("."):]}"'*('.' in name)
+    return ['<div class="symbol" markdown>', _source_link(module, name, cfg), f'{head} {{ #{anchor}{label} }}',
+            rest.strip(), '</div>']
 
 # %% ../../nbs/book/04_docs.ipynb #a5dcabfa
 def _page_name(nb):
@@ -272,27 +277,28 @@ def page_markdown(
 )->str: # Markdown
     "The page of a notebook."
     page, module, parts, level = _page_name(nb_path), None, [], 3
+    pictures = folder/Path(page).parent/f'{Path(page).name}_files'
     for c in read_nb(cfg.nbs_path/nb_path).cells:
         if not c.source.strip(): continue
         if c.cell_type != 'code':
             md = index.linkify(_relink(c.source, nb_path, cfg), page)
             parts.append(md if parts else _subtitle(md))
-            if heads := re.findall(r'^(#+) ', re.sub(r'```.*?```', '', md, flags=re.S), flags=re.M):
-                level = min(5, max(3, len(heads[-1]) + 1))
+            level = _level(md, level)
             continue
-        d = c.directives
-        c.remove_directives()
+        d, source = c.directives, re.sub(r'^\s*#\|.*\n?', '', c.source, flags=re.M).strip('\n')
         if 'default_exp' in d: module = f'{cfg.lib_path.name}.{d["default_exp"]}'.removesuffix('.__init__')
-        source = re.sub(r'^\s*#\|.*\n?', '', c.source, flags=re.M).strip('\n')
         if d.keys() & {'hide', 'default_exp'} or not source: continue
         if d.keys() & {'export', 'exports', 'exporti'}:
-            to = next((a for k,a in d.items() if k.startswith('export') and a), None)
-            parts.append(index.linkify(export_markdown(source, f'{cfg.lib_path.name}.{to}' if to else module,
-                                                       index.pages.get(page, {}), cfg, level, 'exports' in d), page))
+            md = export_markdown(source, module, index.pages.get(page, {}), cfg, level, 'exports' in d)
+            parts.append(index.linkify(md, page))
         elif not re.match(r'show_doc\(', source): parts.append(_fence(source, 'python'))
-        pictures = folder/Path(page).parent/f'{Path(page).name}_files'
         parts += filter(None, (output_markdown(o, pictures/f'{c.id}_{i}') for i,o in enumerate(c.get('outputs', []))))
     return '\n\n'.join(parts) + '\n'
+
+def _level(md, before):
+    "The level of headings below the last one in some Markdown."
+    heads = re.findall(r'^(#+) ', re.sub(r'```.*?```', '', md, flags=re.S), flags=re.M)
+    return min(5, max(3, len(heads[-1]) + 1)) if heads else before
 
 # %% ../../nbs/book/04_docs.ipynb #d47edda7
 def _title(md, default): return (re.search(r'^# (.*)$', md, flags=re.M) or [None, default])[1]
@@ -321,32 +327,36 @@ def write_pages(
     cfg, # of the project, see `in_project`
 )->None:
     "Write all pages and the configuration from which MkDocs builds the site."
-    root, docs = cfg.config_path, out/'docs'
-    src = root/'docs_src'
+    docs, src = out/'docs', cfg.config_path/'docs_src'
     shutil.copytree(src/'assets', docs/'assets')
     shutil.copytree(cfg.nbs_path, docs, dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.ipynb', '.*', '*.py'))
-    index, nav, titles = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d']), [], {}
-    notebooks = sorted((o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True)),
-                       key=_order(getattr(cfg, 'parts', '').split()))
-    for nb in notebooks:
-        page, number = _page_name(nb), re.match(r'\d*', nb.stem)[0]
-        md = page_markdown(nb, index, docs, cfg)
-        title, folders = _title(md, page), nb.parts[:-1]
-        if nb.stem == 'index': titles[folders] = title
-        sections = tuple(titles.get(folders[:i+1], f.capitalize()) for i,f in enumerate(folders))
-        nav.append((sections, f'{number} {title}'.strip() if nb.stem != 'index' else None if folders else 'Home',
-                    page))
-        (docs/page).parent.mkdir(parents=True, exist_ok=True)
-        (docs/f'{page}.md').write_text(md, encoding='utf-8')
-    for g in sorted((src/'guides').glob('*.md')):
-        (docs/'guides').mkdir(exist_ok=True)
-        md = index.linkify(_relink(g.read_text(encoding='utf-8'), Path('guides')/g.name, cfg), f'guides/{g.stem}')
-        (docs/'guides'/g.name).write_text(md, encoding='utf-8')
-        nav.append((('Guides',), _title(md, g.stem), f'guides/{g.stem}'))
+    index = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d'])
+    nav = [*_chapters(docs, index, cfg), *_guides(docs, src/'guides', index, cfg)]
     yml = [f'INHERIT: {relpath(src/"mkdocs.yml", out)}', 'docs_dir: docs', f'site_dir: {relpath(cfg.doc_path, out)}',
            f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"',
            f'copyright: "{cfg.copyright}"', *_nav(nav)]
     (out/'mkdocs.yml').write_text('\n'.join(yml) + '\n', encoding='utf-8')
+
+def _chapters(docs, index, cfg):
+    "Write the pages of the notebooks; yields what the navigation needs."
+    titles, notebooks = {}, (o.relative_to(cfg.nbs_path) for o in nbglob(as_path=True))
+    for nb in sorted(notebooks, key=_order(getattr(cfg, 'parts', '').split())):
+        page, number, folders = _page_name(nb), re.match(r'\d*', nb.stem)[0], nb.parts[:-1]
+        md = page_markdown(nb, index, docs, cfg)
+        title = _title(md, page)
+        if own := nb.stem == 'index': titles[folders] = title
+        sections = tuple(titles.get(folders[:i+1], f.capitalize()) for i,f in enumerate(folders))
+        (docs/page).parent.mkdir(parents=True, exist_ok=True)
+        (docs/f'{page}.md').write_text(md, encoding='utf-8')
+        yield sections, f'{number} {title}'.strip() if not own else None if folders else 'Home', page
+
+def _guides(docs, folder, index, cfg):
+    "Write the guides, which are Markdown already."
+    for g in sorted(folder.glob('*.md')):
+        (docs/'guides').mkdir(exist_ok=True)
+        md = index.linkify(_relink(g.read_text(encoding='utf-8'), Path('guides')/g.name, cfg), f'guides/{g.stem}')
+        (docs/'guides'/g.name).write_text(md, encoding='utf-8')
+        yield ('Guides',), _title(md, g.stem), f'guides/{g.stem}'
 
 # %% ../../nbs/book/04_docs.ipynb #11c77fbe
 def build_docs(
@@ -360,7 +370,8 @@ def build_docs(
         res = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--config-file', out/'mkdocs.yml'],
                              env={**os.environ, 'NO_MKDOCS_2_WARNING':'1'})
     if not res.returncode:
-        print(f'The site is in {relpath(cfg.doc_path)}: look at it with python -m http.server -d {relpath(cfg.doc_path)}')
+        where = relpath(cfg.doc_path)
+        print(f'The site is in {where}: look at it with python -m http.server -d {where}')
     return res.returncode
 
 # %% ../../nbs/book/04_docs.ipynb #b685d386
@@ -368,8 +379,8 @@ def main(
     argv:list[str]|None=None, # arguments, those of the command line if None
 )->int: # exit code
     "The command `aligngpt_docs`."
-    argparse.ArgumentParser('aligngpt_docs',
-                            description='Build the documentation site from the notebooks, failing on a broken link.').parse_args(argv)
+    about = 'Build the documentation site from the notebooks, failing on a broken link.'
+    argparse.ArgumentParser('aligngpt_docs', description=about).parse_args(argv)
     try: return build_docs(get_config().config_path)
     except BookError as e: return print(e, file=sys.stderr) or 1
 

@@ -68,24 +68,23 @@ def _write(p, text):
 
 _LIBRARY = re.compile(r'(?<![\w./:])/[\w.+~/-]*?/(?:site-packages|ipykernel_\d+)/')
 _TEMPORARY = re.compile(r'(?:/private)?(?:/tmp|/var/folders/[\w/+]+/T)/(tmp)[a-z0-9_]{8}(/?)')
-_BAR = re.compile(r'\d+%\|.*')
 
 def _tidied(text):
     "A text of an output, without the place of this machine's libraries and temporary folders."
-    return _TEMPORARY.sub(lambda m: '' if m[2] else m[1], _LIBRARY.sub('', text))
+    return _TEMPORARY.sub(lambda m: '' if m[2] else m[1], _LIBRARY.sub('', text)).splitlines(keepends=True)
 
 def _tidy(output):
-    "The output without what changes with every execution, or None if it is a progress bar."
-    if output['output_type'] == 'stream':
-        lines = _tidied(''.join(output['text'])).splitlines(keepends=True)
-        output['text'] = [l for l in lines if not _BAR.search(l)]
-        return output if output['text'] else None
+    "The output without what changes with every execution; None for a progress bar and for standard error."
+    if output['output_type'] == 'stream': return None if output['name'] == 'stderr' else _texts(output, ['text'])
     data = output.get('data', {})
-    if 'application/vnd.jupyter.widget-view+json' in data and _BAR.search(''.join(data.get('text/plain', ''))):
-        return None
-    for kind in data.keys() & {'text/plain', 'text/html', 'text/markdown'}:
-        data[kind] = _tidied(''.join(data[kind])).splitlines(keepends=True)
+    bar = re.search(r'\d+%\|', ''.join(data.get('text/plain', '')))
+    if bar and 'application/vnd.jupyter.widget-view+json' in data: return None
+    _texts(data, data.keys() & {'text/plain', 'text/html', 'text/markdown'})
     return output
+
+def _texts(o, keys):
+    for k in keys: o[k] = _tidied(''.join(o[k]))
+    return o
 
 def _clean(path):
     "Clean the notebook at `path` as `nbdev_clean` does, without signing it, and tidy its outputs."
@@ -100,11 +99,6 @@ def _test_file(module):
     *parts, name = module.split('.')
     return Path('tests', 'cells', *parts, f'test_{name.strip("_")}.py')
 
-def _modules(chapter):
-    "The modules that a chapter writes to."
-    return {m for m in [chapter.module] if m} | {a[0] for c in chapter.cells for k,a in c.directives.items()
-                                                 if k.startswith('export') and a}
-
 # %% ../../nbs/book/03_export.ipynb #781ce8b4
 def export_book(
     root:str|Path='.', # the project: the folder of settings.ini
@@ -115,7 +109,7 @@ def export_book(
         lib, nbs = cfg.lib_path.relative_to(here), sorted(o.relative_to(here) for o in nbglob(as_path=True))
         chapters = [Chapter.read(o, package=lib.name) for o in nbs]
         tests = {_test_file(c.module):s for c in chapters if c.module and (s := source_of_tests(c))}
-        made = {lib/f'{m.replace(".", "/")}.py' for c in chapters for m in _modules(c)} | set(tests)
+        made = {lib/f'{c.module.replace(".", "/")}.py' for c in chapters if c.module} | set(tests)
         for p in (*lib.rglob('*.py'), *Path('tests').rglob('test_*.py')):
             if p not in made and _is_generated(p): p.unlink()
         export_modules()

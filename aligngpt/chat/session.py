@@ -7,10 +7,11 @@ __all__ = ['Reply', 'ChatSession', 'setting_changes', 'open_session', 'turns_of'
 
 # %% ../../nbs/chat/02_session.ipynb #1a8f754e
 import atexit, base64, io, queue, random, re, threading, time
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Iterator
 
+from PIL import Image
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
@@ -29,9 +30,8 @@ class Reply:
         settings:Settings, # what the user wants
     ):
         self.session, self.before, self.turn, self.settings = session, before, turn, settings
-        self.answer = turn.answer = Answer(alignment=settings.alignment,
-                                           seed=random.SystemRandom().getrandbits(31) if settings.seed is None
-                                           else settings.seed)
+        seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
+        self.answer = turn.answer = Answer(alignment=settings.alignment, seed=seed)
         self.text, self.error, self.done = TokenText(session.reader.processor.tokenizer), None, threading.Event()
         self.queue, self.lock, self.start = queue.SimpleQueue(), threading.Lock(), time.perf_counter()
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -41,10 +41,13 @@ class Reply:
         "Yield text until the answer is complete; raise what went wrong."
         seen = ''
         try:
-            while (piece := self.queue.get()) is not None: seen += piece; yield piece
-        except BaseException: self._finish('stopped', seen); raise # the loop was left early
-        if self.answer.finish != 'stopped':
-            self.thread.join() # it has nothing more to do, and a program must not end before it
+            while (piece := self.queue.get()) is not None:
+                seen += piece
+                yield piece
+        except BaseException: # the loop was left early
+            self._finish('stopped', seen)
+            raise
+        if self.answer.finish != 'stopped': self.thread.join() # a program must not end before it
         if self.error: raise self.error
 
     def stop(self,
@@ -62,24 +65,38 @@ class Reply:
 # %% ../../nbs/chat/02_session.ipynb #17e2e49d
 @patch
 def _work(self:Reply):
-    "The thread: read the prompt, write the answer."
-    a, s, reader = self.answer, self.settings, self.session.reader
+    "The thread: answer, and tell how it ended."
     atexit.register(self.stop, wait=True) # a program must not end while torch computes in a thread
-    try:
-        prompt, a.dropped, room = self.session.fit(self.before + [self.turn], s)
-        weights = reader.weigh(prompt, s.alignment)
-        if not s.reuse: reader.forget()
-        a.weights, a.prompt_tokens, a.reused_tokens = weights if weights is None else weights[0].tolist(), prompt['input_ids'].shape[1], reader.keep(prompt, weights)
-        limit = min(room, s.max_new_tokens)
-        reader.write(prompt, weights, s, a.seed, self._put, limit)
-        with self.lock:
-            if not self.done.is_set(): self._say(self.text.end())
-        ended = reader.ids[-1] in reader.stops
-        self._finish('stop' if ended else 'length' if limit == s.max_new_tokens else 'context')
+    try: self._finish(self._write())
     except Stopped: pass
-    except BaseException as e: self.error = _explain(e); self._finish('error')
+    except BaseException as e:
+        self.error = _explain(e)
+        self._finish('error')
     finally: atexit.unregister(self.stop)
 
+@patch
+def _write(self:Reply):
+    "Prefill and decode; why it ended."
+    a, s, reader = self.answer, self.settings, self.session.reader
+    prompt, a.dropped, room = self.session.fit(self.before + [self.turn], s)
+    weights = reader.weigh(prompt, s.alignment)
+    if not s.reuse: reader.forget()
+    if weights is not None: a.weights = weights[0].tolist()
+    a.prompt_tokens, a.reused_tokens = prompt['input_ids'].shape[1], reader.keep(prompt, weights)
+    limit = min(room, s.max_new_tokens)
+    reader.write(prompt, weights, s, a.seed, self._put, limit)
+    with self.lock:
+        if not self.done.is_set(): self._say(self.text.end())
+    if reader.ids[-1] in reader.stops: return 'stop'
+    return 'length' if limit == s.max_new_tokens else 'context'
+
+def _explain(e):
+    "An error that a user can act on, where we know what to do."
+    if 'out of memory' not in str(e).lower(): return e
+    return AlignGPTError(f'out of memory: {e}',
+                         'reset the conversation, show fewer pictures, or load the model in bfloat16')
+
+# %% ../../nbs/chat/02_session.ipynb #8e7ec9ea
 @patch
 def _put(self:Reply, token):
     "Take a token from the model."
@@ -87,30 +104,26 @@ def _put(self:Reply, token):
         if self.done.is_set(): raise Stopped
         if not self.answer.tokens: self.answer.first_token = time.perf_counter() - self.start
         self.answer.tokens += 1
-        if token in self.session.reader.stops: return
-        self._say(self.text.add(token))
+        if token not in self.session.reader.stops: self._say(self.text.add(token))
 
 @patch
 def _say(self:Reply, piece):
     "Hand out text; the lock is held."
-    if piece: self.answer.text += piece; self.queue.put(piece)
+    if not piece: return
+    self.answer.text += piece
+    self.queue.put(piece)
 
 @patch
 def _finish(self:Reply, how, seen=None):
-    "Close the answer, once, and enter it into the conversation unless nothing came of it. What was not `seen` was not said."
+    "Close the answer, once, and enter it into the conversation unless nothing came of it."
     a = self.answer
     with self.lock:
         if seen is not None and seen != a.text: a.text, a.finish = seen, how
         if self.done.is_set(): return
         a.finish, a.seconds = how, time.perf_counter() - self.start
         if a.text or how in ('stop', 'length', 'context'): self.session.turns = self.before + [self.turn]
-        self.done.set(); self.queue.put(None)
-
-def _explain(e):
-    "An error that a user can act on, where we know what to do."
-    if 'out of memory' not in str(e).lower(): return e
-    return AlignGPTError(f'out of memory: {e}',
-                         'reset the conversation, show fewer pictures, or load the model in bfloat16')
+        self.done.set()
+        self.queue.put(None)
 
 # %% ../../nbs/chat/02_session.ipynb #16363de1
 class ChatSession:
@@ -121,12 +134,13 @@ class ChatSession:
         system:str|None=None, # system message; None: the template's own
         **settings, # see `Settings`
     ):
-        self.reader, self.system, self.settings = Reader(model.eval(), processor), system, setting_changes(Settings(), settings)
+        self.reader, self.system = Reader(model.eval(), processor), system
+        self.settings = setting_changes(Settings(), settings)
         self.turns, self.reply = [], None
 
     def stream(self,
         question:str, # what the user says
-        images=(), # pictures to show with it: one, or several; see `open_picture`
+        images:list=(), # pictures to show with it: one, or several; see `open_picture`
         **settings, # for this answer alone
     )->Reply: # iterate over it
         "Start an answer."
@@ -137,7 +151,7 @@ class ChatSession:
 
     def ask(self,
         question:str, # what the user says
-        images=(), # pictures to show with it
+        images:list=(), # pictures to show with it
         **settings, # for this answer alone
     )->Answer: # the whole answer
         "Ask and wait."
@@ -214,7 +228,8 @@ def reset(self:ChatSession)->None:
     "Forget the conversation and its pictures; the settings stay."
     self.stop(wait=True)
     self.turns, self.reply = [], None
-    self.reader.forget(); self.reader.features.clear()
+    self.reader.forget()
+    self.reader.features.clear()
 
 # %% ../../nbs/chat/02_session.ipynb #fe180c54
 def open_session(
@@ -224,7 +239,7 @@ def open_session(
     load:dict|None=None, # how to load, see `open_model`: dtype, device, attention, ...
     **settings, # see `Settings`
 )->ChatSession: # ready to ask
-    "A chat with whatever `source` is."
+    "A chat with a model, wherever it is."
     if isinstance(source, ChatSession): return source
     if isinstance(source, (str, Path)):
         from aligngpt.checkpoints.layouts import open_model
@@ -345,5 +360,7 @@ def load(self:ChatSession,
 # %% ../../nbs/chat/02_session.ipynb #b31da8d8
 @patch
 def _repr_markdown_(self:ChatSession):
-    return '\n\n'.join(f'**{t.question}**' + ''.join(f'\n\n<img width="96" src="{_data_url(im)}">' for im in t.images)
-                       + f'\n\n{t.answer._repr_markdown_() if t.answer else ""}' for t in self.turns)
+    def shown(t):
+        pictures = ''.join(f'\n\n<img width="96" src="{_data_url(im)}">' for im in t.images)
+        return f'**{t.question}**{pictures}\n\n{t.answer._repr_markdown_() if t.answer else ""}'
+    return '\n\n'.join(map(shown, self.turns))

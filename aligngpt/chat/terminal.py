@@ -29,9 +29,8 @@ def colour_depth(
     "How many colours `out` can show."
     term = env.get('TERM', 'dumb')
     if env.get('NO_COLOR') or term == 'dumb' or not out.isatty(): return 0
-    if env.get('COLORTERM') in ('truecolor', '24bit') or any(t in term
-        for t in ('direct', 'kitty', 'ghostty', 'alacritty', 'wezterm')):
-        return 2**24
+    rich = any(t in term for t in ('direct', 'kitty', 'ghostty', 'alacritty', 'wezterm'))
+    if rich or env.get('COLORTERM') in ('truecolor', '24bit'): return 2**24
     return 256 if '256color' in term else 0
 
 # %% ../../nbs/chat/04_terminal.ipynb #5e674f4b
@@ -68,8 +67,8 @@ class Terminal:
         out:TextIO|None=None, # where to print; default: standard output
         read:Callable[[str],str]=input, # how to ask for a line
     ):
-        self.session, self.out, self.read, self.pending, self.done = session, out or sys.stdout, read, [], False
-        self.depth = colour_depth(self.out)
+        self.session, self.out, self.read = session, out or sys.stdout, read
+        self.depth, self.pending, self.done = colour_depth(self.out), [], False
 
     def say(self,
         text:str='', # what to print
@@ -78,16 +77,18 @@ class Terminal:
     )->None:
         "Print at once."
         if dim and self.depth: text = f'\x1b[2m{text}\x1b[0m'
-        self.out.write(text + end); self.out.flush()
+        self.out.write(text + end)
+        self.out.flush()
 
     def attach(self,
         source, # see `open_picture`
     )->None:
         "Show a picture, and keep it for the next question."
-        self.pending.append(open_picture(source))
-        shown = thumbnail(self.pending[-1], min(32, shutil.get_terminal_size().columns//2), self.depth)
-        self.say(shown + '\n'*bool(shown)
-                 + '{} x {} picture, shown with your next question'.format(*self.pending[-1].size), dim=not shown)
+        im = open_picture(source)
+        self.pending.append(im)
+        shown = thumbnail(im, min(32, shutil.get_terminal_size().columns//2), self.depth)
+        if shown: self.say(shown)
+        self.say(f'{im.width} x {im.height} picture, shown with your next question', dim=not shown)
 
 # %% ../../nbs/chat/04_terminal.ipynb #6f58633b
 @patch
@@ -124,24 +125,30 @@ def _level(term, arg):
 
 def _set(term, arg):
     "/set NAME=VALUE: change a setting; without an argument, show them"
-    s, kinds = term.session.settings, dict(alignment=int, seed=int, drop_oldest=_flag, reuse=_flag)
-    if not arg: return term.say('\n'.join(f'{f.name} = {getattr(s, f.name)}' for f in fields(s)), dim=True)
+    s = term.session.settings
+    names = [f.name for f in fields(s)]
+    if not arg: return term.say('\n'.join(f'{n} = {getattr(s, n)}' for n in names), dim=True)
     name, _, value = (p.strip() for p in arg.partition('='))
-    if name not in {f.name for f in fields(s)}:
-        raise AlignGPTError(f"Unknown setting {name!r}. Valid: {', '.join(f.name for f in fields(s))}")
-    kind = kinds.get(name, type(getattr(Settings(), name)))
-    try: new = None if value in ('', 'None') and name in ('alignment', 'seed') else kind(value)
-    except ValueError as e: raise AlignGPTError(f'{name}: {value!r} is not a valid value') from e
-    levels = term.session.reader.model.config.num_levels
+    if name not in names: raise AlignGPTError(f"Unknown setting {name!r}. Valid: {', '.join(names)}")
+    new, levels = _value(name, value), term.session.reader.model.config.num_levels
     if name == 'alignment' and new is not None and not 0 <= new < levels:
         raise AlignGPTError(f'Invalid level {new}. Valid range: 0-{levels-1}')
     term.session.settings = replace(s, **{name:new})
+
+def _value(name, text):
+    "A setting's value, as the user typed it."
+    kinds = dict(alignment=int, seed=int, drop_oldest=_flag, reuse=_flag)
+    kind = kinds.get(name, type(getattr(Settings(), name)))
+    if text in ('', 'None') and name in ('alignment', 'seed'): return None
+    try: return kind(text)
+    except ValueError as e: raise AlignGPTError(f'{name}: {text!r} is not a valid value') from e
 
 def _flag(value):
     "yes or no as a bool"
     if value.lower() not in ('yes', 'no', 'true', 'false', '1', '0'): raise ValueError
     return value.lower() in ('yes', 'true', '1')
 
+# %% ../../nbs/chat/04_terminal.ipynb #06305b6d
 def _again(term, arg):
     "/again: answer the last question anew"
     term.stream(term.session.regenerate())
@@ -152,7 +159,8 @@ def _undo(term, arg):
 
 def _reset(term, arg):
     "/reset: forget the conversation"
-    term.session.reset(); term.pending = []
+    term.session.reset()
+    term.pending = []
     term.say('a new conversation', dim=True)
 
 def _save(term, arg):
@@ -184,11 +192,11 @@ def line(self:Terminal,
 )->None:
     "Answer a line: a question or a command. Errors are printed, never raised."
     text = text.strip()
+    name = text.split(maxsplit=1)[0] if text else ''
     try:
-        if text.startswith('/') and (name := text.split()[0]) not in COMMANDS and '/' not in name[1:]:
+        if name in COMMANDS: COMMANDS[name](self, text[len(name):].strip())
+        elif name.startswith('/') and '/' not in name[1:]:
             raise AlignGPTError(f"Unknown command {name}. Valid: {', '.join(COMMANDS)}")
-        if (name := text.split(maxsplit=1)[0] if text else '') in COMMANDS:
-            COMMANDS[name](self, text[len(name):].strip())
         elif text or self.pending: self.ask(text)
     except AlignGPTError as e: self.say(f'error: {e}')
 
@@ -199,17 +207,24 @@ def use_readline(
     "Line editing, history and completion for `input`."
     try: import atexit, readline
     except ImportError: return # Windows has none
-    path = history or Path(os.environ.get('XDG_STATE_HOME') or '~/.local/state').expanduser()/'aligngpt'/'history'
+    state = Path(os.environ.get('XDG_STATE_HOME') or '~/.local/state').expanduser()
+    path = history or state/'aligngpt'/'history'
     with suppress(OSError): readline.read_history_file(path)
     readline.set_history_length(1000)
-    def complete(text, state):
-        found = [c + ' ' for c in COMMANDS if c.startswith(text)] if readline.get_begidx() == 0 else _files(text)
-        return found[state] if state < len(found) else None
-    readline.set_completer(complete); readline.set_completer_delims(' \t\n')
+    readline.set_completer(lambda text, i: [*_endings(text, readline.get_begidx() == 0), None][i])
+    readline.set_completer_delims(' \t\n')
     readline.parse_and_bind('bind ^I rl_complete' if 'libedit' in (readline.__doc__ or '') else 'tab: complete')
-    def save():
-        with suppress(OSError): path.parent.mkdir(parents=True, exist_ok=True); readline.write_history_file(path)
-    atexit.register(save)
+    atexit.register(_keep_history, readline, path)
+
+def _keep_history(readline, path):
+    "For the next time."
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        readline.write_history_file(path)
+
+def _endings(start, first):
+    "What may be meant: a command at the beginning of a line, a file elsewhere."
+    return [c + ' ' for c in COMMANDS if c.startswith(start)] if first else _files(start)
 
 def _files(start):
     "Files whose name begins with `start`, as the user typed it."
@@ -230,14 +245,18 @@ def run(self:Terminal)->None:
             text = self.read(prompt)
             while text.endswith('\\'): text = text[:-1] + '\n' + self.read('. ')
             self.line(text)
-        except EOFError: self.say(); break
-        except KeyboardInterrupt: self.session.stop(); self.say('\nCtrl-D or /quit leaves', dim=True)
+        except EOFError:
+            self.say()
+            break
+        except KeyboardInterrupt:
+            self.session.stop()
+            self.say('\nCtrl-D or /quit leaves', dim=True)
     self.session.stop(wait=True)
 
 # %% ../../nbs/chat/04_terminal.ipynb #ae0fd270
 def chat_terminal(
     session:ChatSession, # the conversation
-    images=(), # pictures for the first question, see `open_picture`
+    images:list=(), # pictures for the first question, see `open_picture`
     question:str|None=None, # answer this and return; default: ask the user, or read a pipe
     inp:TextIO|None=None, # default: standard input
     out:TextIO|None=None, # default: standard output

@@ -8,7 +8,7 @@ __all__ = ['KEPT', 'KEPT_FILES', 'partial_folder', 'write_weights', 'write_ours'
 # %% ../../nbs/checkpoints/04_convert.ipynb #6d2ff540
 import contextlib, re, shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -18,13 +18,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
 from ..core.steps import progress
-from .layouts import ALIGN_FILE, LLAMA, Checkpoint, official_name, open_checkpoint
+from .layouts import ALIGN_FILE, LLAMA, Checkpoint, Parts, official_name, open_checkpoint
 from .weights import Entry, stream, write_safetensors
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #2f8ce88f
 @contextlib.contextmanager
 def partial_folder(
-    dst:str|Path, # the folder that shall appear
+    dst:str|Path, # the folder to make
     plan:dict, # what it is made from; another plan begins anew
 )->Iterator[Path]: # the hidden folder to work in; what is in it was finished earlier
     "Work in a hidden neighbour of `dst`, which takes its name at the end."
@@ -33,30 +33,33 @@ def partial_folder(
         raise AlignGPTError(f'{dst}: exists already', 'name another folder, or remove this one')
     part = dst.with_name(f'.{dst.name}.partial')
     with own_folder(part):
-        other = not (part/'plan.json').exists() or read_json(part/'plan.json') != plan
-        for p in part.iterdir(): # what belongs to another plan, and what was cut off while it was written
-            if p.name != '.lock' and (other or p.suffix == '.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink()
-        if other: write_json(plan, part/'plan.json')
+        _go_on(part, plan)
         yield part
         (part/'plan.json').unlink()
     (part/'.lock').unlink(missing_ok=True)
     if dst.exists(): dst.rmdir()
     part.rename(dst)
 
+def _go_on(part, plan):
+    "Remove what belongs to another plan, and what was cut off while it was written."
+    other = not (part/'plan.json').exists() or read_json(part/'plan.json') != plan
+    for p in part.iterdir():
+        if p.name != '.lock' and (other or p.suffix == '.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink()
+    if other: write_json(plan, part/'plan.json')
+
 # %% ../../nbs/checkpoints/04_convert.ipynb #a46e5eec
 def write_weights(
     folder:Path, # where to
-    tensors:dict[str,Entry], # by the names that they shall have
+    tensors:dict[str,Entry], # by the names that they get
     dtype:torch.dtype|None=None, # convert floating-point tensors to this
     shard:str='5GB', # largest size of a file
     pickled:bool=False, # torch pickles in place of safetensors
     quiet:bool=False, # no progress bar
 )->None:
     "Write weight files and their index; finished ones are kept."
-    pattern, write = ('pytorch_model{suffix}.bin', _write_pickle) if pickled else ('model{suffix}.safetensors',
-        write_safetensors)
-    meta = {n:torch.empty(e.shape, dtype=dtype if dtype is not None and e.dtype.is_floating_point else e.dtype,
-                          device='meta') for n,e in tensors.items()}
+    pattern, index, write = 'model{suffix}.safetensors', SAFE_WEIGHTS_INDEX_NAME, write_safetensors
+    if pickled: pattern, index, write = 'pytorch_model{suffix}.bin', WEIGHTS_INDEX_NAME, _write_pickle
+    meta = {n:torch.empty(e.shape, dtype=_new_type(e, dtype), device='meta') for n,e in tensors.items()}
     split = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=shard)
     with progress(desc=folder.name.strip('.').removesuffix('.partial'), total=split.metadata['total_size'], unit='B',
                   unit_scale=True, disable=quiet) as bar:
@@ -64,15 +67,16 @@ def write_weights(
             if (folder/file).exists(): bar.update(sum(meta[n].nbytes for n in names))
             else: write(folder/file, {n:tensors[n] for n in names}, dtype, bar.update)
     if split.is_sharded:
-        write_json(dict(metadata=split.metadata, weight_map=split.tensor_to_filename),
-                   folder/(WEIGHTS_INDEX_NAME if pickled else SAFE_WEIGHTS_INDEX_NAME))
+        write_json(dict(metadata=split.metadata, weight_map=split.tensor_to_filename), folder/index)
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #7fde341c
+def _new_type(t, dtype): return dtype if dtype is not None and t.dtype.is_floating_point else t.dtype
+
 def _write_pickle(file, wanted, dtype=None, report=lambda n: None):
     "Copy tensors into a torch pickle."
     tensors = {}
     for n,t in stream(wanted):
-        tensors[n] = t.to(dtype if dtype is not None and t.is_floating_point() else t.dtype, copy=True).clone()
+        tensors[n] = t.to(_new_type(t, dtype), copy=True).clone()
         report(t.nbytes)
     with atomic_path(file) as p: torch.save(tensors, p)
 
@@ -98,51 +102,70 @@ def write_ours(
 # %% ../../nbs/checkpoints/04_convert.ipynb #e1690e7f
 def flat_config(
     c:Checkpoint, # in our layout
-    tower:str, # what `mm_vision_tower` shall say
+    tower:str, # what `mm_vision_tower` says
     dtype:torch.dtype, # of the weights
 )->dict: # an official config.json
     "The official configuration of a checkpoint."
-    t = c.config.text_config
-    kept = read_json(c.folder/KEPT/'config.json') if (c.folder/KEPT/'config.json').exists() else {}
+    kept, ours = _kept_config(c), c.config
+    return {
+        **kept, **_llama_fields(ours.text_config, kept),
+        'architectures':['AlignGPTForCausalLM'], 'model_type':'aligngpt',
+        'torch_dtype':str(dtype).removeprefix('torch.'),
+        'use_mm_proj':True, 'mm_projector_type':ours.projector_type,
+        'mm_vision_tower':tower, 'mm_hidden_size':ours.vision_config.hidden_size,
+        'mm_vision_select_layer':ours.vision_feature_layer, 'mm_vision_select_feature':ours.vision_feature_select,
+        'mm_use_im_start_end':False, 'mm_use_im_patch_token':False,
+        'image_aspect_ratio':c.processor.image_aspect_ratio,
+        'tokenizer_model_max_length':kept.get('tokenizer_model_max_length', 2048),
+        'gate_text':ours.gate_text, 'template':c.processor.template}
+
+def _kept_config(c):
+    "The official configuration that a checkpoint came with, if it did."
+    file = c.folder/KEPT/'config.json'
+    return read_json(file) if file.exists() else {}
+
+def _llama_fields(t, kept):
+    "The language model's part of a flat configuration."
     rope = dict(t.rope_parameters)
     theta, kind = rope.pop('rope_theta'), rope.pop('rope_type', 'default')
-    return {**kept, **{k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None},
-            'rope_theta':theta, **({'rope_scaling':{'type':kind, **rope}} if kind != 'default' else {}),
-            'architectures':['AlignGPTForCausalLM'], 'model_type':'aligngpt',
-            'torch_dtype':str(dtype).removeprefix('torch.'), 'use_mm_proj':True,
-            'mm_vision_tower':tower, 'mm_hidden_size':c.config.vision_config.hidden_size,
-            'mm_projector_type':c.config.projector_type,
-            'mm_vision_select_layer':c.config.vision_feature_layer,
-            'mm_vision_select_feature':c.config.vision_feature_select, 'mm_use_im_start_end':False,
-            'mm_use_im_patch_token':False,
-            'image_aspect_ratio':c.processor.image_aspect_ratio,
-            'tokenizer_model_max_length':kept.get('tokenizer_model_max_length', 2048), 'gate_text':c.config.gate_text,
-            'template':c.processor.template}
+    fields = {k:getattr(t, k) for k in LLAMA if k in kept or getattr(t, k, None) is not None}
+    return {**fields, 'rope_theta':theta, **({'rope_scaling':{'type':kind, **rope}} if kind != 'default' else {})}
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #0abe698a
 def write_official(
     c:Checkpoint, # what to write
     folder:Path, # where to
     dtype:torch.dtype, # of the weights
-    tower:str|None=None, # what `mm_vision_tower` shall say
+    tower:str|None=None, # what `mm_vision_tower` says; by default the name on the hub, or the tower goes along
 )->None:
     "Write everything but the weights in the official layout."
-    known = (read_json(c.folder/KEPT/'config.json').get('mm_vision_tower')
-             if (c.folder/KEPT/'config.json').exists() else None)
-    if tower is None and known and re.fullmatch(r'\w[\w-]*/[\w.-]+', known) and not (c.folder/KEPT/known).exists():
-        tower = known
+    tower = tower or _tower_on_hub(c)
     if tower is None:
-        tower, sub = 'vision_tower', folder/'vision_tower'
-        c.config.vision_config.save_pretrained(sub)
-        write_json(c.processor.image_processor.to_dict(), sub/'preprocessor_config.json')
-        if not (sub/'model.safetensors').exists():
-            write_safetensors(sub/'model.safetensors',
-                              {official_name(n).removeprefix('vision_tower.vision_tower.'):e
-                               for n,e in c.tensors.items() if n.startswith('vision_tower.')}, dtype)
+        tower = 'vision_tower'
+        _write_tower(c, folder/tower, dtype)
     write_json(flat_config(c, tower, dtype), folder/'config.json')
     kept = [c.folder/KEPT/f for f in KEPT_FILES[1:] if (c.folder/KEPT/f).exists()]
     for f in kept: shutil.copy(f, folder)
     if not kept: c.processor.tokenizer.save_pretrained(folder)
+
+def _tower_on_hub(c):
+    "The name that the official file gave, if it is one on the hub."
+    name = _kept_config(c).get('mm_vision_tower')
+    return name if name and re.fullmatch(r'\w[\w-]*/[\w.-]+', name) and not (c.folder/KEPT/name).exists() else None
+
+def _write_tower(c, folder, dtype):
+    "The vision tower as a folder of its own."
+    c.config.vision_config.save_pretrained(folder)
+    write_json(c.processor.image_processor.to_dict(), folder/'preprocessor_config.json')
+    if (folder/'model.safetensors').exists(): return
+    tensors = {n.removeprefix('vision_tower.vision_tower.'):e
+               for n,e in _official_tensors(c, ('vision_tower.',)).items()}
+    write_safetensors(folder/'model.safetensors', tensors, dtype)
+
+def _official_tensors(c, parts=('',)):
+    "The tensors of all parts, or of some, by their official names."
+    linear = c.config.projector_type == 'linear'
+    return {official_name(n, linear):e for n,e in c.tensors.items() if n.startswith(parts)}
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #113e134c
 def convert(
@@ -150,32 +173,25 @@ def convert(
     dst:str|Path, # the folder to make
     to:str|None=None, # 'hf' (ours), 'official', or 'align' (projector and levels alone); default: the other one
     dtype:torch.dtype|None=None, # convert floating-point tensors to this; default: as they are
-    llm:str|Path|None=None, # language model, for a source of projector and levels only
-    tower:str|Path|None=None, # vision tower, if not the one that the source names
-    template:str|None=None, # conversation template, where an official source does not say
-    tower_name:str|None=None, # what an official result shall call its tower
+    tower_name:str|None=None, # what an official result calls its tower
     shard:str|None=None, # largest size of a file; default 5GB, and 1GB for pickles
     pickled:bool=False, # official layout: torch pickles in place of safetensors
     quiet:bool=False, # no progress bar
+    **parts:Any, # what the source does not hold, as fields of `Parts`: llm, tower, template
 )->Path: # `dst`
     "Convert a checkpoint, in the memory of its largest tensor."
-    c = open_checkpoint(src, llm, tower, template)
+    c = open_checkpoint(src, Parts(**parts))
     to = to or ('official' if c.layout == 'hf' else 'hf')
     _can(c, to)
     stored = dtype or next(e.dtype for n,e in c.tensors.items() if n.startswith('language_model.'))
-    files = {e.file for e in c.tensors.values()} | {f for f in (c.folder/'config.json',) if f.exists()}
-    plan = dict(source=fingerprint(*sorted(files)), to=to, dtype=str(stored), shard=shard, pickled=pickled)
-    linear = c.config.projector_type == 'linear'
-    with partial_folder(dst, plan) as part:
-        if to == 'hf': write_weights(part, c.tensors, dtype, shard or '5GB', quiet=quiet); write_ours(c, part, stored)
-        elif to == 'official':
-            write_weights(part, {official_name(n, linear):e for n,e in c.tensors.items()}, dtype,
-                          shard or ('1GB' if pickled else '5GB'), pickled, quiet)
+    with partial_folder(dst, _plan(c, to=to, dtype=str(stored), shard=shard, pickled=pickled)) as part:
+        if to == 'align': _write_align(c, part, dtype, stored, tower_name)
+        if to == 'hf':
+            write_weights(part, c.tensors, dtype, shard or '5GB', quiet=quiet)
+            write_ours(c, part, stored)
+        if to == 'official':
+            write_weights(part, _official_tensors(c), dtype, shard or ('1GB' if pickled else '5GB'), pickled, quiet)
             write_official(c, part, stored, tower_name)
-        else:
-            _write_pickle(part/ALIGN_FILE, {official_name(n, linear):e for n,e in c.tensors.items()
-                                            if n.startswith(('projector.', 'levels.'))}, dtype)
-            write_json(flat_config(c, tower_name or '', stored), part/'config.json')
     return Path(dst)
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #7863f9e3
@@ -188,5 +204,16 @@ def _can(c, to):
     if to == 'official' and not c.config.use_gate:
         raise AlignGPTError(f'{c.folder}: has no gate yet; the official layout is for models after tuning',
                             "to='align' writes what pre-training leaves in the release")
-    if to != 'hf' and c.config.text_config.model_type != 'llama':
-        raise AlignGPTError(f'{c.folder}: its language model is a {c.config.text_config.model_type}; the official layout is for LLaMA models', 'keep our layout, which takes any model')
+    if to != 'hf' and (kind := c.config.text_config.model_type) != 'llama':
+        raise AlignGPTError(f'{c.folder}: its language model is a {kind}; the official layout is for LLaMA models',
+                            'keep our layout, which takes any model')
+
+def _plan(c, **how):
+    "What a conversion is made from, and how: the same plan can be continued."
+    files = {e.file for e in c.tensors.values()} | {f for f in (c.folder/'config.json',) if f.exists()}
+    return dict(source=fingerprint(*sorted(files)), **how)
+
+def _write_align(c, folder, dtype, stored, tower):
+    "What pre-training leaves in the release."
+    _write_pickle(folder/ALIGN_FILE, _official_tensors(c, ('projector.', 'levels.')), dtype)
+    write_json(flat_config(c, tower or '', stored), folder/'config.json')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIGN_FILE', 'NAMES', 'LLAMA', 'local_folder', 'layout', 'our_name', 'official_name', 'parts_config', 'text_config',
-           'find_tower', 'guess_template', 'tower_config', 'tower_entries', 'Checkpoint', 'open_checkpoint', 'load',
-           'save', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
+           'find_tower', 'guess_template', 'tower_config', 'tower_entries', 'Parts', 'Checkpoint', 'open_checkpoint',
+           'load', 'save', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #1a9121a2
 import contextlib, re, warnings
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import read_json, write_json
+from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
 from ..model.cpu import has_slow_mkl, use_onednn
@@ -40,10 +41,9 @@ def local_folder(
     if Path(path).exists(): return Path(path)
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(path)):
         raise AlignGPTError(f'{path}: no such folder', 'check the path')
-    try:
-        return Path(snapshot_download(str(path),
-                                      allow_patterns=['*.json', '*.bin', '*.safetensors', '*.model', '*.jinja'],
-                                      ignore_patterns=['*training_args*', 'optimizer*']))
+    wanted = ['*.json', '*.bin', '*.safetensors', '*.model', '*.jinja']
+    try: return Path(snapshot_download(str(path), allow_patterns=wanted,
+                                       ignore_patterns=['*training_args*', 'optimizer*']))
     except Exception as e:
         raise AlignGPTError(f'{path}: no such folder, and not to be had from the hub ({type(e).__name__})',
                             'check the path, or the name and your connection') from e
@@ -56,25 +56,30 @@ def layout(
     if folder.is_file(): return 'align'
     if (folder/'adapter_config.json').exists(): return 'adapter'
     if (folder/'config.json').exists():
-        config = read_json(folder/'config.json')
-        kind = config.get('model_type') if isinstance(config, dict) else None
-        if kind is None:
-            raise AlignGPTError(f"{folder/'config.json'}: needs the key 'model_type'",
-                                'copy the file again from the checkpoint')
-        if kind != 'aligngpt':
-            raise AlignGPTError(f'{folder}: a {kind} model, not an AlignGPT',
-                                'to begin a new AlignGPT with it, use from_base(llm, tower)')
-        if 'text_config' in config: return 'hf'
+        if 'text_config' in _config_of(folder): return 'hf'
         if find_weights(folder): return 'official'
     if (folder/ALIGN_FILE).exists(): return 'align'
     found = ', '.join(sorted(f.name for f in folder.iterdir())[:8]) or 'nothing'
     raise AlignGPTError(f'{folder}: not a checkpoint. Found: {found}',
                         f'expected config.json with weights (*.safetensors or pytorch_model*.bin), or {ALIGN_FILE}')
 
+def _config_of(folder):
+    "The configuration in a folder, if it is an AlignGPT's of any layout."
+    config = read_json(folder/'config.json')
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if kind == 'aligngpt': return config
+    if kind is None:
+        raise AlignGPTError(f"{folder/'config.json'}: needs the key 'model_type'",
+                            'copy the file again from the checkpoint')
+    raise AlignGPTError(f'{folder}: a {kind} model, not an AlignGPT',
+                        'to begin a new AlignGPT with it, use from_base(llm, tower)')
+
 # %% ../../nbs/checkpoints/03_layouts.ipynb #aa8a0856
-NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'), ('mm_projector.', 'projector.'),
+NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'),
+         ('mm_projector.', 'projector.'),
          ('align_indicators.indicator_embs', 'levels.weight'),
-         ('gated_weight_layer.', 'gate.'), ('model.', 'language_model.model.'),
+         ('gated_weight_layer.', 'gate.'),
+         ('model.', 'language_model.model.'),
          ('lm_head.', 'language_model.lm_head.')) # (official, ours)
 
 def our_name(
@@ -108,9 +113,9 @@ def parts_config(
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #fe2d5bb0
 LLAMA = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads',
-         'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings',
-         'initializer_range', 'rms_norm_eps', 'pad_token_id', 'bos_token_id', 'eos_token_id', 'tie_word_embeddings',
-         'attention_bias', 'attention_dropout', 'mlp_bias') # fields that both layouts have
+         'num_key_value_heads', 'head_dim', 'hidden_act', 'max_position_embeddings', 'initializer_range',
+         'rms_norm_eps', 'pad_token_id', 'bos_token_id', 'eos_token_id', 'tie_word_embeddings', 'attention_bias',
+         'attention_dropout', 'mlp_bias') # fields that both layouts have
 
 def text_config(
     raw:dict, # an official config.json
@@ -176,76 +181,100 @@ def tower_entries(
              if not k.startswith(('text_model.', 'logit_', 'text_projection', 'visual_projection'))}
     return {f'vision_tower.{k}':e for k,e in found.items() if not k.endswith('position_ids')}
 
-# %% ../../nbs/checkpoints/03_layouts.ipynb #e0b5049d
 def _no_path(config):
     "Forget where on this machine a configuration was read."
     if Path(config.name_or_path).exists(): config.name_or_path = ''
     return config
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #01001e47
+@dataclass(frozen=True)
+class Parts:
+    "What is given beside a checkpoint. One that is whole needs none of it."
+    llm:str|Path|None=None # language model, for a checkpoint of projector and levels only
+    tower:str|Path|None=None # vision tower, where the checkpoint has none or names another
+    template:str|None=None # conversation template, where an official checkpoint does not say
+    fresh:tuple[str,...]=() # parts that may be missing and begin untrained: 'projector', 'levels', 'gate'
+
 @dataclass
 class Checkpoint:
     "What a checkpoint holds, known before any weight is read."
-    folder:Path
+    folder:Path # that it was found in
     layout:str # 'hf', 'official' or 'align'
-    config:AlignGPTConfig
-    processor:AlignGPTProcessor
+    config:AlignGPTConfig # of the model
+    processor:AlignGPTProcessor # for its inputs
     tensors:dict[str,Entry] # by our names
+
+    def table(self)->Table: # a row for each part of the model
+        "How many weights each part has, and which files they lie in."
+        parts = {}
+        for name,e in self.tensors.items(): parts.setdefault(name.split('.')[0], []).append(e)
+        def files(found): return ', '.join(sorted({f'{e.file.parent.name}/{e.file.name}' for e in found}))
+        return Table([(part, sum(torch.Size(e.shape).numel() for e in found), files(found))
+                      for part,found in parts.items()], ('part', 'weights', 'files'))
+
+    def _repr_markdown_(self): return self.table()._repr_markdown_()
 
 def open_checkpoint(
     path:str|Path, # a folder in any layout, a `mm_projector_align.bin`, or a name on the hub
-    llm:str|Path|None=None, # language model, where the checkpoint has none
-    tower:str|Path|None=None, # vision tower, where the checkpoint has none or names another
-    template:str|None=None, # conversation template, where the checkpoint does not say
-    fresh:tuple[str,...]=(), # parts that may be missing: 'projector', 'levels', 'gate'
+    parts:Parts=Parts(), # what the checkpoint does not hold
 )->Checkpoint:
     "Look into a checkpoint, and check that it is whole."
     folder = local_folder(path)
     kind = layout(folder)
     if kind == 'adapter':
         raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
-    if kind != 'hf': c = _open_official(folder, kind, llm, tower, template, fresh)
-    else:
-        c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder),
-                       AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
+    if kind != 'hf': c = _open_official(folder, kind, parts)
+    else: c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder),
+                         AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
     _agree(c)
-    return c if hasattr(c.config, 'quantization_config') else _check(c, fresh)
+    return c if hasattr(c.config, 'quantization_config') else _check(c, parts.fresh)
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #098b4b01
-def _open_official(folder, kind, llm, tower, template, fresh):
+def _open_official(folder, kind, parts):
     "An official checkpoint, or projector and levels with a base language model."
     base = folder.parent if folder.is_file() else folder
     raw = read_json(base/'config.json') if (base/'config.json').exists() else {}
-    if kind == 'align' and llm is None:
+    named = str(raw.get('_name_or_path') or '')
+    if kind == 'align' and parts.llm is None:
         raise AlignGPTError(f'{folder}: holds projector and levels only',
-                            f"name the language model that they belong to: llm={raw.get('_name_or_path') or 'FOLDER'!r}")
-    tower = find_tower(base, tower or raw.get('mm_vision_tower'))
-    files = find_weights(base) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
-    tensors = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
-    if llm:
-        tensors |= {f'language_model.{k}':e for k,e in entries(*find_weights(local_folder(llm))).items()
-                    if our_name(k)}
-    if not any(n.startswith('vision_tower.') for n in tensors): tensors |= tower_entries(tower)
-    parts = parts_config(tensors)
-    if kind == 'official' and not parts['use_gate'] and 'gate' not in fresh: raise _missing(folder, 'gate')
-    tokenizer, (vision, image) = load_tokenizer(llm or base), tower_config(tower)
-    ids = dict(zip(('align_token_id', 'image_token_id'), tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])))
-    config = AlignGPTConfig(vision_config=vision,
-                            text_config=_no_path(AutoConfig.from_pretrained(llm)) if llm
-                            else text_config(raw, base/'config.json'), gate_text=raw.get('gate_text', 'full'),
-                            vision_feature_layer=raw.get('mm_vision_select_layer', -2),
-                            vision_feature_select=raw.get('mm_vision_select_feature', 'patch'),
-                            **ids, **{**parts, 'use_gate':parts['use_gate'] or 'gate' in fresh})
-    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens,
+                            f"name the language model that they belong to: llm={named or 'FOLDER'!r}")
+    tower = find_tower(base, parts.tower or raw.get('mm_vision_tower'))
+    tensors = _official_tensors(folder, kind, parts.llm, tower)
+    found = parts_config(tensors)
+    if kind == 'official' and not found['use_gate'] and 'gate' not in parts.fresh: raise _missing(folder, 'gate')
+    found['use_gate'] |= 'gate' in parts.fresh
+    tokenizer, (vision, image) = load_tokenizer(parts.llm or base), tower_config(tower)
+    text = _no_path(AutoConfig.from_pretrained(parts.llm)) if parts.llm else text_config(raw, base/'config.json')
+    config = AlignGPTConfig(vision_config=vision, text_config=text, gate_text=raw.get('gate_text', 'full'),
+                            **{'vision_feature_layer':-2, 'vision_feature_select':'patch', **_features_read(raw)},
+                            **_placeholders(tokenizer), **found)
+    template = parts.template or raw.get('template')
+    if not template: template = 'plain' if kind == 'align' else guess_template(tokenizer, named)
+    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, template=template,
                                   image_aspect_ratio=raw.get('image_aspect_ratio') or 'square',
-                                  gate_text=config.gate_text,
-                                  template=template or raw.get('template')
-                                  or ('plain' if kind == 'align' else guess_template(tokenizer,
-        str(raw.get('_name_or_path', '')))))
+                                  gate_text=config.gate_text)
     return Checkpoint(folder, kind, config, processor, tensors)
 
+def _official_tensors(folder, kind, llm, tower):
+    "Where the weights lie, by our names; what the checkpoint lacks is in language model and tower."
+    files = find_weights(folder) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
+    found = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
+    if llm:
+        base = entries(*find_weights(local_folder(llm)))
+        found |= {f'language_model.{k}':e for k,e in base.items() if our_name(k)}
+    return found if any(n.startswith('vision_tower.') for n in found) else found | tower_entries(tower)
+
+def _features_read(raw):
+    "Which hidden states of the tower an official configuration names."
+    names = dict(vision_feature_layer='mm_vision_select_layer', vision_feature_select='mm_vision_select_feature')
+    return {ours:raw[theirs] for ours,theirs in names.items() if theirs in raw}
+
+def _placeholders(tokenizer):
+    "The ids of the two placeholders, as fields of a configuration."
+    return dict(zip(('align_token_id', 'image_token_id'), tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])))
+
 def _agree(c):
-    "Configuration and processor must mean the same placeholders and pictures; they would fit silently otherwise, and the answers be wrong."
+    "Configuration and processor must mean the same placeholders and pictures: else they fit, and answers are wrong."
     hint = 'take config.json and processor_config.json from the same checkpoint'
     for key in ('align_token_id', 'image_token_id', 'num_image_tokens'):
         if (a := getattr(c.config, key)) != (b := getattr(c.processor, key)):
@@ -253,7 +282,8 @@ def _agree(c):
     from PIL import Image
     height, width = c.processor.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
     if (side := c.config.vision_config.image_size) != height or side != width:
-        raise AlignGPTError(f"{c.folder}: its image processor makes pictures of {width}x{height}, its vision tower takes {side}x{side}", hint)
+        raise AlignGPTError(f'{c.folder}: its image processor makes pictures of {width}x{height}, '
+                            f'its vision tower takes {side}x{side}', hint)
 
 def _missing(folder, part):
     return AlignGPTError(f'{folder}: the checkpoint has no {part}',
@@ -265,19 +295,24 @@ def _check(c, fresh):
     need = {n:tuple(t.shape) for n,t in model.state_dict().items()}
     c.tensors = {n if n in need else n.replace('vision_tower.', 'vision_tower.vision_model.'):e
                  for n,e in c.tensors.items()}
-    lost = [n for n in need if n not in c.tensors and n not in model.all_tied_weights_keys
-            and n.split('.')[0] not in fresh]
-    for part in {n.split('.')[0] for n in lost} & {'projector', 'levels', 'gate', 'vision_tower', 'language_model'}:
-        if not any(n.startswith(f'{part}.') for n in c.tensors): raise _missing(c.folder, part)
-    if lost:
-        raise AlignGPTError(f'{c.folder}: {len(lost)} of {len(need)} tensors are missing, first {lost[0]} (official name {official_name(lost[0])})', 'download or copy the missing files')
+    _all_there(c, [n for n in need if n not in model.all_tied_weights_keys and n.split('.')[0] not in fresh])
     for n,e in c.tensors.items():
         if n in need and need[n] != e.shape:
-            raise AlignGPTError(f'{e.file}: {e.key} has shape {list(e.shape)}, the configuration asks for {list(need[n])}', 'config.json and weights are of different models')
+            raise AlignGPTError(f'{e.file}: {e.key} has shape {list(e.shape)}, the configuration asks for '
+                                f'{list(need[n])}', 'config.json and weights are of different models')
     if odd := [n for n in c.tensors if n not in need]:
         warnings.warn(f'{c.folder}: {len(odd)} tensors are not part of an AlignGPT and are left out, first {odd[0]}')
     c.tensors = {n:c.tensors[n] for n in need if n in c.tensors}
     return c
+
+def _all_there(c, need):
+    "A whole part that is missing has an error of its own."
+    lost = [n for n in need if n not in c.tensors]
+    for part in {n.split('.')[0] for n in lost} & {'projector', 'levels', 'gate', 'vision_tower', 'language_model'}:
+        if not any(n.startswith(f'{part}.') for n in c.tensors): raise _missing(c.folder, part)
+    if lost:
+        raise AlignGPTError(f'{c.folder}: {len(lost)} of {len(need)} tensors are missing, first {lost[0]} '
+                            f'(official name {official_name(lost[0])})', 'download or copy the missing files')
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #650252b2
 def load(
@@ -285,34 +320,40 @@ def load(
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     device:str='auto', # 'auto', or a torch device
     attention:str='auto', # 'auto', 'eager', 'sdpa', 'flex_attention' or 'flash_attention_2'
-    llm:str|Path|None=None, # language model, for a checkpoint of projector and levels only
-    tower:str|Path|None=None, # vision tower, if not the one that the checkpoint names
-    template:str|None=None, # conversation template, where an official checkpoint does not say
-    fresh:tuple[str,...]=(), # parts that may be missing and begin untrained: 'projector', 'levels', 'gate'
     quantize:str|None=None, # 'nf4' or 'int8': the language model's layers in 4 or 8 bits
     adapter:str|Path|None=None, # folder of `save_adapter`, to put onto the checkpoint
+    **parts:Any, # what the checkpoint does not hold, as fields of `Parts`: llm, tower, template, fresh
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]: # ready for `generate`
     "Load a checkpoint. The folder of an adapter loads with its base, if that is where the adapter says."
     if adapter is None and layout(folder := local_folder(path)) == 'adapter':
         path, adapter = _adapter_base(folder), folder
-    c = open_checkpoint(path, llm, tower, template, fresh)
-    how = _how(device, dtype, attention, quantize)
-    if c.layout == 'hf': model = AlignGPTForConditionalGeneration.from_pretrained(c.folder, **how)
-    else:
-        files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
-        model = AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config,
-            state_dict={n:files[e.file][e.key] for n,e in c.tensors.items()}, **how)
+    c = open_checkpoint(path, Parts(**parts))
+    model = _read_model(c, _how(device, dtype, attention, quantize))
     if adapter is not None:
         load_adapter(model, adapter)
         if (Path(adapter)/'processor_config.json').exists(): c.processor = AlignGPTProcessor.from_pretrained(adapter)
     return _set_stops(model, c.processor), c.processor
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #18b8fee8
+def _read_model(c, how):
+    "Read the weights of a checkpoint into a model."
+    if c.layout == 'hf': return AlignGPTForConditionalGeneration.from_pretrained(c.folder, **how)
+    files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
+    weights = {n:files[e.file][e.key] for n,e in c.tensors.items()}
+    return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
+
 def _adapter_base(folder):
     "The checkpoint that an adapter belongs to."
     base = read_json(folder/'adapter_config.json').get('base_model_name_or_path')
     if not base: raise AlignGPTError(f'{folder}: the adapter does not name its base', 'load(BASE, adapter=FOLDER)')
     return folder/base if (folder/base).is_dir() else base
+
+def _set_stops(model, processor):
+    "`generate` ends where the template's answers end."
+    stops, tok, g = processor.stop_token_ids, processor.tokenizer, model.generation_config
+    g.bos_token_id, g.pad_token_id = tok.bos_token_id, tok.pad_token_id
+    g.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
+    return model
 
 _FULL = ['vision_tower', 'projector', 'levels', 'gate', 'lm_head'] # never quantised
 
@@ -321,24 +362,19 @@ def _how(device, dtype, attention, quantize=None):
     device, _ = pick_device(device)
     dtype, _ = pick_dtype(device, dtype)
     how = dict(dtype=dtype, device_map={'':device}, attn_implementation=pick_attention(device, attention)[0])
-    if quantize is None: return how
-    if quantize not in ('nf4', 'int8'): raise AlignGPTError(f'Unknown quantization {quantize!r}. Valid: nf4, int8')
+    return how if quantize is None else how | dict(quantization_config=_few_bits(quantize, dtype))
+
+def _few_bits(kind, dtype):
+    "How bitsandbytes should hold the language model."
+    if kind not in ('nf4', 'int8'): raise AlignGPTError(f'Unknown quantization {kind!r}. Valid: nf4, int8')
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
     if not is_bitsandbytes_available():
         raise AlignGPTError('quantize needs the package bitsandbytes, which is not installed',
                             "pip install 'aligngpt[quantize]'")
-    bits = (dict(load_in_8bit=True) if quantize == 'int8'
-            else dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=dtype,
-                      bnb_4bit_use_double_quant=True))
-    return {**how, 'quantization_config':BitsAndBytesConfig(llm_int8_skip_modules=_FULL, **bits)}
-
-def _set_stops(model, processor):
-    "`generate` ends where the template's answers end."
-    stops, tok = processor.stop_token_ids, processor.tokenizer
-    g = model.generation_config
-    g.bos_token_id, g.eos_token_id, g.pad_token_id = tok.bos_token_id, stops if len(stops) > 1 else stops[0] if stops else None, tok.pad_token_id
-    return model
+    if kind == 'int8': return BitsAndBytesConfig(llm_int8_skip_modules=_FULL, load_in_8bit=True)
+    return BitsAndBytesConfig(llm_int8_skip_modules=_FULL, load_in_4bit=True, bnb_4bit_quant_type='nf4',
+                              bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True)
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #baa4f3d1
 def save(
@@ -364,7 +400,7 @@ _CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig',
 _FROM = re.compile(r'^( *from )(\.+\w[\w.]*|aligngpt\.[\w.]+)(?= import )', re.M)
 
 def _write_code(folder):
-    "Put the modules of the model and all they import side by side into `folder`, as transformers wants them, and say which class is in which."
+    "Put the model's modules and all they import side by side into `folder`, and say which class is in which."
     todo, done = ['aligngpt.model.layers', 'aligngpt.model.modeling', 'aligngpt.model.processor'], {}
     while todo:
         spec = find_spec(todo.pop())
@@ -383,7 +419,7 @@ def open_model(
     source:str|Path, # a folder with a run or a checkpoint, or a name on the hub
     device:str='auto', # 'auto', or a torch device; under torchrun, 'auto' gives each process a GPU of its own
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
-    **how, # to `load`
+    **how:Any, # more arguments of `load`
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]:
     "A model to ask, and its processor."
     inner = Path(source)/'model'
@@ -400,28 +436,30 @@ def from_base(
     template:str='plain', # conversation template; that of pre-training by default
     image_aspect_ratio:str='square', # 'square' crop or 'pad'; that of pre-training by default
     quantize:str|None=None, # 'nf4' or 'int8' for the language model
-    **config, # more fields of `AlignGPTConfig`, such as num_levels
+    **config:Any, # more fields of `AlignGPTConfig`, such as num_levels
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]:
     "Join a language model and a vision tower."
-    how = _how(device, dtype, attention, quantize)
-    vision, image = tower_config(tower)
-    tokenizer = load_tokenizer(llm)
-    with _named(tower, 'vision tower'):
-        eyes = AutoModel.from_pretrained(tower, config=vision,
-                                         **{k:v for k,v in how.items() if k != 'quantization_config'})
+    how, tokenizer, (vision, image) = _how(device, dtype, attention, quantize), load_tokenizer(llm), tower_config(tower)
+    plain = {k:v for k,v in how.items() if k != 'quantization_config'}
+    with _named(tower, 'vision tower'): eyes = AutoModel.from_pretrained(tower, config=vision, **plain)
     with _named(llm, 'language model'): language = AutoModelForCausalLM.from_pretrained(llm, **how)
-    ids = dict(zip(('align_token_id', 'image_token_id'), tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])))
-    c = AlignGPTConfig(**{**dict(vision_config=_no_path(eyes.config), text_config=_no_path(language.config),
-                                 use_gate=False, **ids), **config})
-    with torch.device('meta'): model = AlignGPTForConditionalGeneration(c)
+    model = _join(eyes, language, how, {**_placeholders(tokenizer), **config})
+    c = model.config
+    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens, gate_text=c.gate_text,
+                                  image_aspect_ratio=image_aspect_ratio, template=template)
+    return _set_stops(model, processor), processor
+
+# %% ../../nbs/checkpoints/03_layouts.ipynb #ff558b6e
+def _join(eyes, language, how, fields):
+    "A model around a tower and a language model; what is between them is new."
+    config = AlignGPTConfig(**{**dict(vision_config=_no_path(eyes.config), text_config=_no_path(language.config),
+                                      use_gate=False), **fields})
+    with torch.device('meta'): model = AlignGPTForConditionalGeneration(config)
     model.vision_tower, model.language_model = eyes, language
     for part in filter(None, (model.projector, model.levels, model.gate)):
         part.to(how['dtype']).to_empty(device=how['device_map']['']).apply(model._init_weights)
-    processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens,
-                                  image_aspect_ratio=image_aspect_ratio, template=template, gate_text=c.gate_text)
-    return _set_stops(model.eval(), processor), processor
+    return model.eval()
 
-# %% ../../nbs/checkpoints/03_layouts.ipynb #ff558b6e
 @contextlib.contextmanager
 def _named(path, what):
     "Errors of transformers about `path` in one line."
@@ -452,16 +490,14 @@ def load_pretrained_align(
     align:str|Path, # the folder of a pre-training run of the release, or its `mm_projector_align.bin`
     llm:str|Path, # the language model that it belongs to
     tower:str|Path|None=None, # vision tower; the one that the folder's config.json names by default
-    **kwargs, # for `from_base`: dtype, device, attention, template, image_aspect_ratio, quantize
+    **kwargs:Any, # for `from_base`: dtype, device, attention, template, image_aspect_ratio, quantize
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]: # as pre-training left it, without a gate
     "A base language model with the projector and levels of an official pre-training."
     file = Path(align)/ALIGN_FILE if Path(align).is_dir() else Path(align)
     raw = read_json(file.parent/'config.json') if (file.parent/'config.json').exists() else {}
     tower = find_tower(file.parent, tower or raw.get('mm_vision_tower'))
-    parts = parts_config({our_name(k):e for k,e in entries(file).items()})
-    asked = dict(image_aspect_ratio=raw.get('image_aspect_ratio'),
-                 vision_feature_layer=raw.get('mm_vision_select_layer'),
-                 vision_feature_select=raw.get('mm_vision_select_feature'))
-    model, processor = from_base(llm, tower, **{**{k:v for k,v in asked.items() if v is not None}, **parts, **kwargs})
+    asked = parts_config({our_name(k):e for k,e in entries(file).items()}) | _features_read(raw)
+    if raw.get('image_aspect_ratio'): asked['image_aspect_ratio'] = raw['image_aspect_ratio']
+    model, processor = from_base(llm, tower, **{**asked, **kwargs})
     load_parts(model, file)
     return model, processor

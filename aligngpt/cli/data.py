@@ -14,31 +14,45 @@ import typer
 # %% ../../nbs/cli/02_data.ipynb #8feb62b9
 Device = Annotated[str, typer.Option(help='Where to run: auto, cpu, cuda, cuda:1, mps.')]
 DType = Annotated[str, typer.Option(help='Number format: auto, float32, bfloat16, float16.')]
-_Policy = Annotated[str,
-                    typer.Option(help="What to do about bad records and pictures: 'error', or 'skip' and count.")]
+_Policy = Annotated[str, typer.Option(
+    help="What to do about bad records and pictures: 'error', or 'skip' and count.")]
 _Cap = Annotated[float, typer.Option(min=0, max=1, help='Share that may be skipped.')]
 
 def levels_command(
-    data:Annotated[list[str],
-                   typer.Argument(help='Caption pairs: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
-    images:Annotated[list[str],
-                     typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs.')],
+    data:Annotated[list[str], typer.Argument(
+        help='Caption pairs: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
+    images:Annotated[list[str], typer.Option(
+        help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs.')],
     clip:Annotated[str, typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')],
-    out:Annotated[Path,
-                  typer.Option(help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
+    out:Annotated[Path, typer.Option(
+        help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
     n:Annotated[int, typer.Option('--levels', min=2, help='Number of levels.')]=8,
-    method:Annotated[str,
-                     typer.Option(help='quantile, uniform, edges separated by commas, or the .parquet of an earlier run, whose edges are used.')]='quantile',
+    method:Annotated[str, typer.Option(
+        help='quantile, uniform, edges separated by commas, '
+             'or the .parquet of an earlier run, whose edges are used.')]='quantile',
     batch_size:Annotated[int, typer.Option(min=1, help='Pairs at a time.')]=64,
     workers:Annotated[int, typer.Option(min=0, help='Processes that decode pictures, for each device.')]=1,
     policy:_Policy='error', cap:_Cap=0.01, device:Device='auto', dtype:DType='auto',
 ):
-    "Derive alignment levels: similarity of each pair, ranked and cut into equal parts. Under torchrun on all devices; goes on where it was killed."
+    """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.
+    Under torchrun on all devices; goes on where it was killed."""
+    from aligngpt.data.images import Sources
+    from aligngpt.levels.alignment import DualEncoder
     from aligngpt.levels.scoring import levels
-    done = levels(data, images[0] if len(images) == 1 else images, clip, out, n, method, batch_size, workers, policy,
-                  cap, device, dtype)
-    if done is None: return # another process speaks
-    typer.echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {' '.join(f'{e:.4f}' for e in done['edges'])}: {out}")
+    sources = Sources(data, _one_or_all(images), policy=policy, cap=cap)
+    sources.open(n_levels=2**31) # so that a bad record is found before the encoder is loaded
+    done = levels(sources, clip=DualEncoder.from_pretrained(clip, device, dtype), out=out, n=n, method=method,
+                  batch_size=batch_size, workers=workers)
+    if done: _tell_levels(done, out) # or another process speaks
+
+def _one_or_all(images):
+    "One folder stands for all files."
+    return images[0] if images and len(images) == 1 else images
+
+def _tell_levels(done, out):
+    "What was done, in a line or two."
+    edges = ' '.join(f'{e:.4f}' for e in done['edges'])
+    typer.echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {out}")
     if done['cut'] or done['skipped']:
         typer.echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)
@@ -46,22 +60,24 @@ def levels_command(
 # %% ../../nbs/cli/02_data.ipynb #2c046002
 def audit_command(
     data:Annotated[list[str], typer.Argument(help='Records: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
-    images:Annotated[Optional[list[str]],
-                     typer.Option(help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. Left out: pictures are not looked at.')]=None,
-    out:Annotated[Path,
-                  typer.Option(help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
-    processor:Annotated[Optional[str],
-                        typer.Option(help='Folder of a model, to count tokens and find what truncation would cost.')]=None,
+    images:Annotated[Optional[list[str]], typer.Option(
+        help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. '
+             'Left out: pictures are not looked at.')]=None,
+    out:Annotated[Path, typer.Option(
+        help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
+    processor:Annotated[Optional[str], typer.Option(
+        help='Folder of a model, to count tokens and find what truncation would cost.')]=None,
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
     cap:Annotated[float, typer.Option(min=0, max=1,
-                                      help="Share of the records that may be bad, if you mean to train with policy 'skip'.")]=0.,
+        help="Share of the records that may be bad, if you mean to train with policy 'skip'.")]=0.,
     levels:Annotated[int, typer.Option(min=2, help='Number of levels, to check `similarity`.')]=8,
     workers:Annotated[Optional[int], typer.Option(min=0, help='Processes; by default all cores.')]=None,
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
     from aligngpt.data.audit import audit
-    report = audit(data, images[0] if images and len(images) == 1 else images, out, processor, max_length, cap,
-                   levels, workers)
+    from aligngpt.data.images import Sources
+    sources = Sources(data, _one_or_all(images), policy='skip', cap=cap)
+    report = audit(sources, None, out, processor, max_length, levels, workers)
     typer.echo(f"{report}\n{out/'report.html'}")
     raise typer.Exit(report.exit_code)
 

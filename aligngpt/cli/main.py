@@ -23,11 +23,14 @@ from .train import register
 # %% ../../nbs/cli/01_main.ipynb #5aa1f668
 app = typer.Typer(name='aligngpt', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
-    help='AlignGPT: vision-language models with adaptive alignment. New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
+    help='AlignGPT: vision-language models with adaptive alignment. '
+         'New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
 
 # %% ../../nbs/cli/01_main.ipynb #1894f4e7
 def _version(show:bool):
-    if show: typer.echo(f'aligngpt {__version__}'); raise typer.Exit()
+    if not show: return
+    typer.echo(f'aligngpt {__version__}')
+    raise typer.Exit()
 
 @app.callback()
 def options(
@@ -35,11 +38,10 @@ def options(
                                          help='Show the version and exit.')]=False,
     debug:Annotated[bool, typer.Option('--debug',
                                        help='Show the traceback of an error. Works anywhere on the line.')]=False,
-): pass
+): "Options of all commands."
 
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
-_Usage = next(c for c in typer.BadParameter.__mro__
-              if c.__name__ == 'UsageError') # Typer brings its own copy of click
+_Usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'UsageError') # Typer brings its own copy of click
 
 def _explain(e):
     "(text, hint, exit code) of an error."
@@ -53,54 +55,69 @@ def main(
 )->None: # leaves through `sys.exit` with 0, 1, 2 or 130
     "Run a command line."
     args = list(sys.argv[1:] if args is None else args)
-    debug, asks = '--debug' in args, not {'--help', '-h', '--version'}.isdisjoint(args)
-    if args and not asks and os.environ.get('RANK', '0') == '0':
-        for line in untested(): typer.echo(f'note: {line}', err=True)
-    logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels that it could load with another package
+    _prepare(args)
     try: code = app(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False) or 0
-    except BrokenPipeError: # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipeError: code = _reader_left()
     except Exception as e:
         text, hint, code = _explain(e)
-        if debug and code == 1: raise
+        if '--debug' in args and code == 1: raise
         typer.echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
-    if code == 130:
-        typer.echo('interrupted; a command that keeps a folder goes on there when it is given again', err=True)
+    if code == 130: typer.echo(_INTERRUPTED, err=True)
     sys.exit(code)
+
+# %% ../../nbs/cli/01_main.ipynb #8fbfba8f
+_INTERRUPTED = 'interrupted; a command that keeps a folder goes on there when it is given again'
+
+def _prepare(args):
+    "Notes on releases that were not tried, once, and only where something will run."
+    asks = not {'--help', '-h', '--version'}.isdisjoint(args)
+    if args and not asks and os.environ.get('RANK', '0') == '0':
+        for line in untested(): typer.echo(f'note: {line}', err=True)
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
+
+def _reader_left():
+    "The exit code when the reader of our output went away, as `head` does."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 # %% ../../nbs/cli/01_main.ipynb #d5b97f2b
 @app.command('quickstart')
 def quickstart_(
-    out:Annotated[Path,
-                  typer.Option(help='Run folder. The same folder continues an interrupted run.')]=Path('runs/quickstart'),
+    out:Annotated[Path, typer.Option(help='Run folder; the same one continues a run.')]=Path('runs/quickstart'),
     seed:Annotated[int, typer.Option(help='Same seed, same numbers.')]=0,
-    rehearse:Annotated[bool, typer.Option('--rehearse',
-                                          help='All steps in a minute or two; the model learns little.')]=False,
+    rehearse:Annotated[bool, typer.Option('--rehearse', help='All steps in a minute or two; little is learnt.')]=False,
 ):
     "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
     import dataclasses
     from transformers.utils import logging
     from aligngpt.core.devices import pick_attention
     from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
+    def tell(text): typer.echo(text, err=True)
     logging.set_verbosity_error(); logging.disable_progress_bar() # of loading and saving models that take no time
-    typer.echo(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}', err=True)
-    m = quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed),
-                   lambda text: typer.echo(text, err=True))
-    typer.echo(f"accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%} ({', '.join(f'{k} {v:.2%}' for k, v in m['by_kind'].items())})")
-    typer.echo(f"level and hidden degree of alignment: Spearman {m['spearman']:.3f}")
-    typer.echo('captions with colour and shape right, by forced level: '
-               + ' '.join(f"{k}:{v['both']:.0%}" for k, v in m['knob'].items()))
-    typer.echo(f"report: {out/'report.html'}\n\nnow try\n  aligngpt chat {out} --image PICTURE.png\n  jupyter lab nbs/chat/03_widget.ipynb     (the chat notebook: Chat('{out}'))")
+    tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
+    recipe = dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)
+    typer.echo(_found(quickstart(out, recipe, tell), out))
+
+# %% ../../nbs/cli/01_main.ipynb #aa7b0201
+def _found(m, out):
+    "What the quickstart has to say in the end."
+    kinds = ', '.join(f'{k} {v:.2%}' for k,v in m['by_kind'].items())
+    knob = ' '.join(f"{k}:{v['both']:.0%}" for k,v in m['knob'].items())
+    return f"""accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%} ({kinds})
+level and hidden degree of alignment: Spearman {m['spearman']:.3f}
+captions with colour and shape right, by forced level: {knob}
+report: {out/'report.html'}
+
+now try
+  aligngpt chat {out} --image PICTURE.png
+  jupyter lab nbs/chat/03_widget.ipynb     (the chat notebook: Chat('{out}'))"""
 
 # %% ../../nbs/cli/01_main.ipynb #dbab85e9
 @app.command()
 def chat(
-    run:Annotated[str,
-                  typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
+    run:Annotated[str, typer.Argument(help='A run or checkpoint folder, ours or official, or a name on the hub.')],
     image:Annotated[Optional[list[str]], typer.Option(help='A picture file; may be given several times.')]=None,
-    question:Annotated[Optional[str],
-                       typer.Option(help='Answer this and exit. A question can also come through a pipe.')]=None,
+    question:Annotated[Optional[str], typer.Option(help='Answer this and exit; may come through a pipe.')]=None,
     level:Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]=None,
     temperature:Annotated[float, typer.Option(min=0, help='0 always takes the likeliest token.')]=0.2,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer.')]=512,
@@ -110,9 +127,8 @@ def chat(
     "Talk with a model about pictures, on the terminal or through a pipe."
     from aligngpt.chat.session import open_session
     from aligngpt.chat.terminal import chat_terminal
-    session = open_session(run, load=dict(device=device, dtype=dtype), alignment=level, temperature=temperature,
-                           max_new_tokens=max_tokens, seed=seed)
-    chat_terminal(session, image or (), question)
+    how = dict(alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+    chat_terminal(open_session(run, load=dict(device=device, dtype=dtype), **how), image or (), question)
 
 # %% ../../nbs/cli/01_main.ipynb #f7574604
 register_serve(app)
@@ -125,13 +141,11 @@ register_data(app)
 def convert(
     src:Annotated[str, typer.Argument(help='A checkpoint folder in any layout, or a name on the hub.')],
     dst:Annotated[Path, typer.Argument(help='The folder to make.')],
-    to:Annotated[Optional[str],
-                 typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); default: the other layout.")]=None,
-    llm:Annotated[Optional[str],
-                  typer.Option(help='Language model, for a source of projector and levels only.')]=None,
+    to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); "
+                                                  "default: the other layout.")]=None,
+    llm:Annotated[Optional[str], typer.Option(help='Language model, for a source of projector and levels only.')]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
-    template:Annotated[Optional[str],
-                       typer.Option(help='Conversation template, where an official source does not say.')]=None,
+    template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.checkpoints.convert import convert
@@ -148,10 +162,9 @@ def zoo(
     from aligngpt.checkpoints.zoo import get_preset, zoo_table
     if name is None: typer.echo(str(zoo_table())); return
     p = get_preset(name)
-    about = {k:v for k,v in dataclasses.asdict(p).items() if k not in ('stage1', 'stage2')}
-    stages = {s.name:dataclasses.asdict(fill_in(s, **p.stage(s.name))) for s in (PRETRAIN, FINETUNE)}
-    typer.echo(json.dumps({**about, **{n:{k:v for k,v in s.items() if k not in ('name', 'said')}
-                                       for n,s in stages.items()}}, indent=2))
+    def fields(o, *but): return {k:v for k,v in dataclasses.asdict(o).items() if k not in but}
+    stages = {s.name:fields(fill_in(s, **p.stage(s.name)), 'name', 'said') for s in (PRETRAIN, FINETUNE)}
+    typer.echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
 
 # %% ../../nbs/cli/01_main.ipynb #c2825797
 register(app)

@@ -6,7 +6,7 @@
 __all__ = ['OWN', 'TUNING', 'stage_options', 'gather', 'training_command', 'plan_command', 'register']
 
 # %% ../../nbs/cli/03_train.ipynb #2ae26072
-import inspect
+import dataclasses, inspect
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -52,6 +52,8 @@ def stage_options(
     return [option(k) for k in StageConfig.__dataclass_fields__ if k not in ('name', 'said')]
 
 # %% ../../nbs/cli/03_train.ipynb #b15dca7e
+_SHARDING = 'none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.' # of `plan`
+
 def _parameter(name, kind, text, flags=(), panel=None):
     "A keyword of a typer command that is None unless given."
     note = Annotated[Optional[kind], typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text,
@@ -62,7 +64,7 @@ def _parameter(name, kind, text, flags=(), panel=None):
 def gather(
     flags:dict, # from the command line, None where not given
     config:Path|None=None, # YAML file
-)->dict: # arguments for `pretrain` or `finetune`
+)->dict: # arguments by the names of the options
     "Settings of the file, replaced by flags."
     given = {k:v for k,v in flags.items() if v not in (None, [])}
     fields = {k:from_flag(k, v) if isinstance(v, str) else v for k,v in given.items() if k not in OWN}
@@ -84,26 +86,34 @@ def training_command(
     stage:StageConfig, # `PRETRAIN` or `FINETUNE`
 ):# a function for typer
     "The command of a stage."
-    def command(*, config=None, **flags):
-        from aligngpt.training import recipes
-        from aligngpt.training.runs import Interrupted
-        args = gather(flags, config)
-        for k in ('data', 'out'):
-            if k not in args: raise typer.BadParameter(f'--{k} is needed')
-        args.setdefault('images', None)
-        try: done = getattr(recipes, stage.name)(**args)
-        except Interrupted as e:
-            typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
-            raise typer.Exit(e.code)
-        if done['losses']:
-            typer.echo(f"{stage.name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}: {Path(args['out'])/'model'}")
+    def command(*, config=None, **flags): _train(stage.name, gather(flags, config))
     own = [_parameter(k, kind, text) for k,(kind,text) in OWN.items() if stage.name == 'finetune' or k not in TUNING]
-    command.__signature__ = inspect.Signature([*own,
-                                               _parameter('config', Path, 'YAML file with any of these options.'),
-                                               *stage_options(stage)])
-    command.__doc__ = dict(pretrain='Pre-train projector and alignment levels.',
-                           finetune='Tune language model, projector and gate on instructions.')[stage.name] + ' Under torchrun, accelerate or deepspeed it runs on all processes.'
+    file = _parameter('config', Path, 'YAML file with any of these options.')
+    command.__signature__ = inspect.Signature([*own, file, *stage_options(stage)])
+    what = dict(pretrain='Pre-train projector and alignment levels.',
+                finetune='Tune language model, projector and gate on instructions.')
+    command.__doc__ = f'{what[stage.name]} Under torchrun, accelerate or deepspeed it runs on all processes.'
     return command
+
+def _train(name, args):
+    "Run a stage and say how it went."
+    from aligngpt.training import recipes
+    from aligngpt.training.runs import Interrupted
+    for k in ('data', 'out'):
+        if k not in args: raise typer.BadParameter(f'--{k} is needed')
+    sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
+    try: done = getattr(recipes, name)(sources, start=start, **args)
+    except Interrupted as e:
+        typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
+        raise typer.Exit(e.code)
+    if done['losses']:
+        first, *_, last = [*done['losses'], done['losses'][-1]]
+        typer.echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {first:.4f} to {last:.4f}: "
+                   f"{Path(args['out'])/'model'}")
+
+def _take(args, kind):
+    "Move the fields of a dataclass out of the arguments, into one object."
+    return kind(**{f.name:args.pop(f.name) for f in dataclasses.fields(kind) if f.name in args})
 
 # %% ../../nbs/cli/03_train.ipynb #a2f0e86a
 def plan_command(
@@ -111,8 +121,7 @@ def plan_command(
     gpus:Annotated[int, typer.Option(min=1, help='How many.')]=8,
     gpu_memory:Annotated[float, typer.Option(help='GB each.')]=80.,
     gpu:Annotated[str, typer.Option(help='Which: a100, h100, v100, l40s, rtx4090.')]='a100',
-    sharding:Annotated[str,
-                       typer.Option(help='none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.')]='auto',
+    sharding:Annotated[str, typer.Option(help=_SHARDING)]='auto',
     batch_size:Annotated[Optional[int], typer.Option(help="Samples per GPU and step; the recipe's by default.")]=None,
     samples:Annotated[Optional[int], typer.Option(help="In the data; the release's by default.")]=None,
 ):
@@ -120,11 +129,9 @@ def plan_command(
     from aligngpt.training.plan import choose_sharding, plan
     from aligngpt.training.settings import fill_in, override
     from aligngpt.checkpoints.zoo import get_preset
-    p = get_preset(preset)
+    p, how = get_preset(preset), dict(gpus=gpus, gpu_memory=gpu_memory, gpu=gpu, samples=samples)
     for stage in (PRETRAIN, FINETUNE):
-        s = fill_in(stage, **p.stage(stage.name))
-        if batch_size: s = override(s, batch_size=batch_size)
-        how = dict(gpus=gpus, gpu_memory=gpu_memory, gpu=gpu, samples=samples)
+        s = override(fill_in(stage, **p.stage(stage.name)), batch_size=batch_size or None)
         config = p.config(use_gate=stage.name == 'finetune')
         typer.echo(choose_sharding(config, s, **how) if sharding == 'auto'
                    else plan(config, override(s, sharding=sharding), **how))

@@ -13,23 +13,28 @@ from .errors import AlignGPTError
 
 # %% ../../nbs/core/03_devices.ipynb #1ffb3520
 def pick_device(
-    want:str='auto', # 'auto', or a torch device such as 'cuda:1', 'mps', 'cpu'; under torchrun, 'auto' gives each process a GPU of its own
+    want:str='auto', # 'auto', or a torch device such as 'cuda:1', 'mps', 'cpu'
 )->tuple[str,str]: # (device, reason)
     "Choose the device to run on and say why."
     import torch
-    if want != 'auto':
-        kind = want.split(':')[0]
-        ok = {'cpu':True, 'cuda':torch.cuda.is_available(), 'mps':torch.backends.mps.is_available()}.get(kind)
-        if ok is None: raise AlignGPTError(f"Unknown device {want!r}. Valid: auto, cpu, cuda, cuda:N, mps")
-        if not ok:
-            raise AlignGPTError(f'Device {want!r} is not available here',
-                                "use --device auto, or install a torch build for it")
-        return want, 'asked for'
+    if want != 'auto': return _asked_device(want), 'asked for'
     if torch.cuda.is_available():
         rank = os.environ.get('LOCAL_RANK')
         return 'cuda' if rank is None else f'cuda:{rank}', torch.cuda.get_device_name(int(rank or 0))
     if torch.backends.mps.is_available(): return 'mps', 'Apple GPU'
     return 'cpu', 'no GPU that this torch build can use'
+
+# %% ../../nbs/core/03_devices.ipynb #011026c1
+def _asked_device(want):
+    "The device that was asked for, if it is there."
+    import torch
+    there = {'cpu':True, 'cuda':torch.cuda.is_available(), 'mps':torch.backends.mps.is_available()}
+    ok = there.get(want.split(':')[0])
+    if ok is None: raise AlignGPTError(f"Unknown device {want!r}. Valid: auto, cpu, cuda, cuda:N, mps")
+    if not ok:
+        raise AlignGPTError(f'Device {want!r} is not available here',
+                            "use --device auto, or install a torch build for it")
+    return want
 
 # %% ../../nbs/core/03_devices.ipynb #d83e76cd
 def pick_dtype(
@@ -38,29 +43,30 @@ def pick_dtype(
 )->tuple[Any,str]: # (torch dtype, reason)
     "Choose the floating-point type for `device` and say why."
     import torch
-    names = {'float32':torch.float32, 'fp32':torch.float32, 'bfloat16':torch.bfloat16, 'bf16':torch.bfloat16,
-             'float16':torch.float16, 'fp16':torch.float16}
-    if want in names: return names[want], 'asked for'
+    long = dict(fp32='float32', bf16='bfloat16', fp16='float16')
+    names = [n for pair in zip(long.values(), long) for n in pair]
+    if want in names: return getattr(torch, long.get(want, want)), 'asked for'
     if want != 'auto': raise AlignGPTError(f"Unknown dtype {want!r}. Valid: auto, {', '.join(names)}")
-    if device.startswith('cuda'):
-        return ((torch.bfloat16, 'the GPU has bfloat16')
-                if torch.cuda.is_bf16_supported() else (torch.float16, 'the GPU has no bfloat16'))
     if device == 'mps': return torch.float16, 'Apple GPU'
-    return torch.float32, 'exact and quick enough on a CPU'
+    if not device.startswith('cuda'): return torch.float32, 'exact and quick enough on a CPU'
+    if torch.cuda.is_bf16_supported(): return torch.bfloat16, 'the GPU has bfloat16'
+    return torch.float16, 'the GPU has no bfloat16'
 
 # %% ../../nbs/core/03_devices.ipynb #5538c0a1
 def pick_attention(
     device:str='cpu', # a torch device
-    want:str='auto', # 'auto', or a name that transformers knows: 'eager', 'sdpa', 'flex_attention', 'flash_attention_2'
+    want:str='auto', # 'auto', 'eager', 'sdpa', 'flex_attention' or 'flash_attention_2'
 )->tuple[str,str]: # (name for `attn_implementation`, reason)
     "Choose the attention kernel for `device` and say why."
     from transformers.utils import is_flash_attn_2_available
     valid = 'eager', 'sdpa', 'flex_attention', 'flash_attention_2'
-    if want not in ('auto',)+valid:
+    if want not in ('auto', *valid):
         raise AlignGPTError(f"Unknown attention {want!r}. Valid: auto, {', '.join(valid)}")
-    if want == 'flash_attention_2' and not is_flash_attn_2_available():
-        return 'sdpa', "flash-attn is not installed (pip install 'aligngpt[flash]' on a CUDA machine): PyTorch's fused attention instead"
+    if want == 'flash_attention_2' and not is_flash_attn_2_available(): return 'sdpa', _NO_FLASH
     if want != 'auto': return want, 'asked for'
     if device.startswith('cuda') and is_flash_attn_2_available():
         return 'flash_attention_2', 'flash-attn is installed'
     return 'sdpa', "PyTorch's fused attention"
+
+_NO_FLASH = ("flash-attn is not installed (pip install 'aligngpt[flash]' on a CUDA machine): "
+             "PyTorch's fused attention instead")

@@ -29,17 +29,21 @@ def os_errors(
     "Turn the operating system's errors about `path` into `AlignGPTError`."
     try: yield
     except OSError as e:
-        why = {errno.ENOSPC:('no space left on the device',
-                             'free some space, or name another folder, and run the same command again'),
-               errno.EDQUOT:('the disk quota is used up',
-                             'free some space, or name another folder, and run the same command again'),
-               errno.EACCES:('permission denied', 'check who owns it'),
-               errno.EROFS:('the file system is read-only', 'name another folder'),
-               errno.ENOENT:('no such file or folder', 'check the path'),
-               errno.ENOTDIR:('a part of the path is not a folder', 'check the path'),
-               errno.EISDIR:('is a folder, and a file was expected', 'check the path')}.get(e.errno)
-        if why is None: raise
-        raise AlignGPTError(f'{path}: {why[0]}', why[1]) from e
+        if e.errno not in _WHY: raise
+        why, hint = _WHY[e.errno]
+        raise AlignGPTError(f'{path}: {why}', hint) from e
+
+# %% ../../nbs/core/01_errors.ipynb #78ae44e9
+_ROOM = 'free some space, or name another folder, and run the same command again'
+_WHY = {
+    errno.ENOSPC:  ('no space left on the device', _ROOM),
+    errno.EDQUOT:  ('the disk quota is used up', _ROOM),
+    errno.EACCES:  ('permission denied', 'check who owns it'),
+    errno.EROFS:   ('the file system is read-only', 'name another folder'),
+    errno.ENOENT:  ('no such file or folder', 'check the path'),
+    errno.ENOTDIR: ('a part of the path is not a folder', 'check the path'),
+    errno.EISDIR:  ('is a folder, and a file was expected', 'check the path'),
+}
 
 # %% ../../nbs/core/01_errors.ipynb #20e21112
 class BadRecord(AlignGPTError):

@@ -30,7 +30,7 @@ def read_json(
 # %% ../../nbs/core/02_files.ipynb #de1f5e55
 @contextlib.contextmanager
 def atomic_path(
-    path:str|Path, # the file or folder that shall appear
+    path:str|Path, # the file or folder that will appear
 )->Iterator[Path]: # a temporary path beside it; write a file or make a folder there
     "Write to a temporary neighbour; it replaces `path` only when the block ends without an error."
     path = Path(path)
@@ -51,9 +51,11 @@ def _remove(p):
     if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
     else: p.unlink(missing_ok=True)
 
+def _files(folder): return sorted(o for o in folder.rglob('*') if o.is_file())
+
 def _sync(p):
     "Force a file, or all files of a folder, to the disk."
-    for f in ([p] if p.is_file() else sorted(o for o in p.rglob('*') if o.is_file())):
+    for f in [p] if p.is_file() else _files(p):
         fd = os.open(f, os.O_RDONLY)
         try: os.fsync(fd)
         finally: os.close(fd)
@@ -61,7 +63,9 @@ def _sync(p):
 def _swap_folder(new, old):
     "Put folder `new` in the place of folder `old`: a rename cannot replace a folder that is not empty."
     away = old.with_name(f'.{old.name}.{os.getpid()}.old')
-    os.rename(old, away); os.rename(new, old); shutil.rmtree(away)
+    os.rename(old, away)
+    os.rename(new, old)
+    shutil.rmtree(away)
 
 # %% ../../nbs/core/02_files.ipynb #b89d87e5
 def _plain(o):
@@ -108,10 +112,16 @@ def fingerprint(
     h = hashlib.sha256()
     for p in map(Path, paths):
         with os_errors(p):
-            for f in ([p] if not p.is_dir() else sorted(o for o in p.rglob('*') if o.is_file())):
-                size = f.stat().st_size
-                h.update(f'{f.name}\0{size}\0'.encode())
-                with open(f, 'rb') as o:
-                    h.update(o.read(limit))
-                    if size > limit: o.seek(max(limit, size-limit)); h.update(o.read(limit))
+            for f in [p] if not p.is_dir() else _files(p): _hash_file(h, f, limit)
     return h.hexdigest()[:16]
+
+# %% ../../nbs/core/02_files.ipynb #7e440ffd
+def _hash_file(h, f, limit):
+    "Add a file's name, size and content to a hash."
+    size = f.stat().st_size
+    h.update(f'{f.name}\0{size}\0'.encode())
+    with open(f, 'rb') as o:
+        h.update(o.read(limit))
+        if size > limit:
+            o.seek(max(limit, size-limit))
+            h.update(o.read(limit))

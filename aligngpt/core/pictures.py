@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .addresses import fetch_own
 from .errors import AlignGPTError, os_errors, BadRecord
 
 # %% ../../nbs/core/05_pictures.ipynb #3f88fe0a
@@ -26,6 +27,7 @@ class ImageRules:
 
 AS_STORED = ImageRules(rotate=False) # of the official benchmarks
 
+# %% ../../nbs/core/05_pictures.ipynb #ee7afc4b
 def open_image(
     data:bytes, # an encoded picture
     name:str, # what to call it in an error
@@ -42,13 +44,17 @@ def open_image(
                         'an error page saved by a downloader is the usual cause') from e
     except Exception as e:
         raise BadRecord('corrupt image', f'{name}: the header is damaged: {e}', 'download it again') from e
-    (w, h), r = im.size, rules
-    if w*h > r.max_pixels:
-        raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {r.max_pixels:,}', 'make it smaller')
-    if min(w, h) < r.min_side: raise BadRecord('too small', f'{name}: {w} x {h} pixels')
-    if max(w, h) > r.max_ratio*min(w, h):
-        raise BadRecord('odd shape', f'{name}: {w} x {h} pixels, a strip longer than {r.max_ratio:g} times its width')
+    _check_size(*im.size, name, rules)
     return im
+
+def _check_size(w, h, name, rules):
+    "Is this a size that we decode? Otherwise `BadRecord`."
+    if w*h > rules.max_pixels:
+        raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {rules.max_pixels:,}', 'make it smaller')
+    if min(w, h) < rules.min_side: raise BadRecord('too small', f'{name}: {w} x {h} pixels')
+    if max(w, h) > rules.max_ratio*min(w, h):
+        raise BadRecord('odd shape',
+                        f'{name}: {w} x {h} pixels, a strip longer than {rules.max_ratio:g} times its width')
 
 # %% ../../nbs/core/05_pictures.ipynb #bc9a1c79
 def to_rgb(
@@ -67,54 +73,53 @@ def to_rgb(
         im = Image.fromarray((a >> 8 if im.mode != 'I' or a.max() > 255 else a).astype(np.uint8))
     return im.convert('RGB')
 
+# %% ../../nbs/core/05_pictures.ipynb #0aefd177
 def decode_image(
     data:bytes, # an encoded picture
     name:str, # what to call it in an error
     rules:ImageRules=ImageRules(), # limits, and whether to turn
 )->Any: # PIL image of mode RGB
     "Decode a picture entirely, or raise `BadRecord`."
-    from PIL import ImageOps
     im = open_image(data, name, rules)
     try:
         if im.format == 'PNG': open_image(data, name, rules).verify()
         im.load()
-        im = to_rgb(ImageOps.exif_transpose(im) if rules.rotate else im, name)
-        im.info = {}
-        return im
+        return _upright(im, name, rules)
     except BadRecord: raise
     except MemoryError as e:
         raise BadRecord('too large', f'{name}: {im.size[0]} x {im.size[1]} pixels do not fit into memory',
                         'make it smaller') from e
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
 
+def _upright(im, name, rules):
+    "A copy in RGB, turned as its note says where `rules` want it, and without the note."
+    from PIL import ImageOps
+    im = to_rgb(ImageOps.exif_transpose(im) if rules.rotate else im, name)
+    im.info = {}
+    return im
+
 # %% ../../nbs/core/05_pictures.ipynb #39c1cdc8
 def open_picture(
-    source:Any, # a path, an http(s) or `data:` URL, the bytes of a file, a PIL image, or an array [height, width, 3] of bytes
+    source:Any, # path, http(s) or `data:` URL, bytes of a file, PIL image, or array [height, width, 3] of bytes
     name:str='', # what to call it in an error; by default its path or kind
     rules:ImageRules=ImageRules(), # limits, and whether to turn
 )->Any: # PIL image of mode RGB, a copy
     "Open a picture; a missing or damaged one is an `AlignGPTError` that names it."
     from PIL import Image
-    if isinstance(source, bytes): return decode_image(source, name or 'the picture', rules)
     if isinstance(source, Image.Image): return _converted(source, name or 'the picture', rules)
     if hasattr(source, '__array__'): return _converted(_from_array(source, name), name or 'the array', rules)
-    if not isinstance(source, (str, Path)):
-        raise AlignGPTError(f'{name or "the picture"}: {type(source).__name__}',
+    kind = type(source).__name__
+    if not isinstance(source, (str, Path, bytes)):
+        raise AlignGPTError(f'{name or "the picture"}: {kind}',
                             'give a path, an address, bytes, a PIL image or an array')
-    name = name or str(source)[:100]
-    if str(source).startswith('data:'): return decode_image(_from_data_url(str(source)), name[:50], rules)
-    if str(source).startswith(('http://', 'https://')): return decode_image(_download(str(source)), name, rules)
-    with os_errors(source): return decode_image(Path(source).expanduser().read_bytes(), name, rules)
+    return decode_image(*_bytes_of(source, name), rules)
 
 # %% ../../nbs/core/05_pictures.ipynb #edc559c6
 def _converted(im, name, rules):
     "An open PIL image as one that was decoded."
-    from PIL import ImageOps
-    try: im = to_rgb(ImageOps.exif_transpose(im) if rules.rotate else im.copy(), name)
+    try: return _upright(im, name, rules)
     except BadRecord: raise
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
-    im.info = {}
-    return im
 
 def _from_array(array, name):
     "A PIL image of an array's pixels."
@@ -126,6 +131,15 @@ def _from_array(array, name):
         raise BadRecord('odd pixels', f'{name or "the array"}: {a.dtype} of shape {a.shape}',
                         'give bytes of shape [height, width, 3]') from e
 
+def _bytes_of(source, name):
+    "The bytes of an encoded picture, wherever it is, and what to call it."
+    if isinstance(source, bytes): return source, name or 'the picture'
+    text = str(source)
+    name = name or text[:100]
+    if text.startswith('data:'): return _from_data_url(text), name[:50]
+    if text.startswith(('http://', 'https://')): return fetch_own(text), name
+    with os_errors(source): return Path(source).expanduser().read_bytes(), name
+
 def _from_data_url(url):
     "The bytes in a `data:` URL."
     head, _, data = url.partition(',')
@@ -133,11 +147,4 @@ def _from_data_url(url):
     except (binascii.Error, ValueError) as e:
         raise BadRecord('corrupt image', f'{head[:50]}: not base64 ({e})', 'send it again') from e
 
-def _download(url):
-    "The bytes at an address that the user gave."
-    from http.client import HTTPException
-    from urllib.request import urlopen
-    try:
-        with urlopen(url, timeout=30) as r: return r.read()
-    except (OSError, HTTPException, ValueError) as e:
-        raise AlignGPTError(f'{url}: {e}', 'check the address, or download the picture and give the file') from e
+

@@ -14,7 +14,7 @@ from .errors import os_errors
 
 # %% ../../nbs/core/06_shards.ipynb #b5867f96
 class Shards:
-    "Scores of batches in append-only files, one per process: `FOLDER/rank-R/scores.jsonl`."
+    "Results of batches in append-only files, one per process: `FOLDER/rank-R/scores.jsonl`."
     def __init__(self,
         folder:str|Path, # where they live
         rank:int=0, # of this process
@@ -22,20 +22,24 @@ class Shards:
 
     def append(self,
         entry:dict, # with `batch`
-    ):
+    )->None:
         "Write a line and hand it to the operating system."
-        if self.file is None:
-            path = self.folder/f'rank-{self.rank}'/'scores.jsonl'
-            with os_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(path, 'ab', buffering=0)
-                if self.file.tell(): self.file.write(b'\n') # after a torn line
+        if self.file is None: self.file = self._open()
         text = json.dumps(entry).encode()
         line = b'%08x %s\n' % (zlib.crc32(text), text)
         with os_errors(self.file.name):
             while line: line = line[self.file.write(line):]
 
-    def close(self):
+    def _open(self):
+        "This process's file, at its end and on a line of its own."
+        path = self.folder/f'rank-{self.rank}'/'scores.jsonl'
+        with os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, 'ab', buffering=0)
+            if file.tell(): file.write(b'\n') # after a torn line
+        return file
+
+    def close(self)->None:
         "Force everything to the disk."
         if self.file is not None:
             with os_errors(self.file.name), self.file: os.fsync(self.file.fileno())
@@ -44,11 +48,13 @@ class Shards:
     def read(self)->Iterator[dict]: # whole entries of all processes
         "Read what is there; torn lines are passed over."
         for path in sorted(self.folder.glob('rank-*/scores.jsonl')):
-            with os_errors(path), open(path, 'rb') as f:
-                for line in f:
-                    crc, _, text = line.rstrip(b'\n').partition(b' ')
-                    if len(crc) == 8 and line.endswith(b'\n') and b'%08x' % zlib.crc32(text) == crc:
-                        yield json.loads(text)
+            with os_errors(path), open(path, 'rb') as f: yield from filter(None, map(_entry, f))
+
+def _entry(line):
+    "What a whole line holds, or None."
+    crc, _, text = line.rstrip(b'\n').partition(b' ')
+    whole = len(crc) == 8 and line.endswith(b'\n') and b'%08x' % zlib.crc32(text) == crc
+    return json.loads(text) if whole else None
 
 # %% ../../nbs/core/06_shards.ipynb #51d18d7c
 def process_rank()->tuple[int,int]: # (rank, number of processes)

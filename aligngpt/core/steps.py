@@ -16,24 +16,32 @@ from .files import _plain, read_json, write_json
 # %% ../../nbs/core/04_steps.ipynb #1240038a
 def environment()->dict: # versions, platform, commit and time
     "What a run should record about where it ran; packages are named, never paths or hosts."
-    pkgs = 'torch','transformers','accelerate','tokenizers','safetensors','deepspeed','flash-attn','peft','pillow','numpy'
-    vers = {p:importlib.metadata.version(p) for p in pkgs
-            if importlib.util.find_spec(p.replace('-','_').replace('pillow','PIL')) and _has(p)}
-    git = subprocess.run(['git','rev-parse','HEAD'], capture_output=True, text=True,
-                         cwd=Path(__file__).parent) if shutil.which('git') else None
-    return dict(python=platform.python_version(), platform=platform.platform(terse=True), packages=vers,
-                commit=git.stdout.strip() if git and git.returncode == 0 else None,
-                time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    return dict(python=platform.python_version(), platform=platform.platform(terse=True), packages=_releases(),
+                commit=_commit(), time=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 # %% ../../nbs/core/04_steps.ipynb #24617392
+_PACKAGES = ('torch', 'transformers', 'accelerate', 'tokenizers', 'safetensors', 'deepspeed', 'flash-attn', 'peft',
+             'pillow', 'numpy')
+
 def _has(dist):
     "Is the distribution `dist` installed?"
     try: importlib.metadata.version(dist); return True
     except importlib.metadata.PackageNotFoundError: return False
 
+def _releases():
+    "Those of the packages that matter, if they can be imported."
+    return {p:importlib.metadata.version(p) for p in _PACKAGES
+            if importlib.util.find_spec(p.replace('-','_').replace('pillow','PIL')) and _has(p)}
+
+def _commit():
+    "Of this file's checkout, or None."
+    if not shutil.which('git'): return None
+    git = subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return git.stdout.strip() if git.returncode == 0 else None
+
 # %% ../../nbs/core/04_steps.ipynb #a269306b
 class Steps:
-    "The finished steps of a run folder, in `steps.json`: run each once, again when its settings or an earlier step changed."
+    "The finished steps of a run folder: each runs once, and again when its settings or an earlier step changed."
     def __init__(self,
         folder:str|Path, # the run folder
     ):
@@ -71,6 +79,5 @@ def progress(
 ): # a tqdm bar: an iterable, and a context manager with `update`
     "A progress bar on standard error; in a file or pipe it prints at most a line every ten seconds."
     from tqdm.auto import tqdm
-    return tqdm(items, desc=desc, total=total,
-                mininterval=0.1 if sys.stderr.isatty() or 'ipykernel' in sys.modules else 10, dynamic_ncols=True,
-                **kwargs)
+    watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+    return tqdm(items, desc=desc, total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True, **kwargs)

@@ -15,7 +15,7 @@ from ..core.files import atomic_path, read_json, write_json
 from ..core.steps import progress
 
 # %% ../../nbs/data/09_archives.ipynb #bb665952
-HEAD = bytes.fromhex('00000020') + b'ftypisom' + bytes.fromhex('00000200') + b'isomiso2avc1mp41' # of the disguise, 32 bytes
+HEAD = bytes.fromhex('00000020') + b'ftypisom' + bytes.fromhex('00000200') + b'isomiso2avc1mp41' # 32 false bytes
 
 def is_disguised(
     path:str|Path, # a file
@@ -40,14 +40,18 @@ def _pieces(path, size=1<<24):
             pos += len(piece)
             yield piece
 
+def _bytes_bar(what, path, quiet):
+    "A progress bar in bytes of a file."
+    return progress(desc=f'{what} {Path(path).name}', total=Path(path).stat().st_size, unit='B', unit_scale=True,
+                    disable=quiet)
+
 def restored_md5(
     path:str|Path, # a disguised archive, or one that is not
     quiet:bool=True, # no progress bar
 )->str: # 32 hex digits
     "The MD5 sum of the archive behind the disguise; the file is only read."
     h = hashlib.md5(usedforsecurity=False)
-    with progress(desc=f'check {Path(path).name}', total=Path(path).stat().st_size, unit='B', unit_scale=True,
-                  disable=quiet) as bar:
+    with _bytes_bar('check', path, quiet) as bar:
         for piece in _pieces(path): h.update(piece); bar.update(len(piece))
     return h.hexdigest()
 
@@ -57,8 +61,7 @@ def raw_name(
     known:dict[str,str]|None=None, # raw file name -> MD5
 )->str: # the archive's file name
     "What the archive was called before."
-    path = Path(path)
-    names = list(known or {})
+    path, names = Path(path), list(known or {})
     for found in ([n for n in names if n == path.name], [n for n in names if n == path.stem],
                   [n for n in names if Path(n).stem == path.stem]):
         if len(found) == 1: return found[0]
@@ -66,11 +69,14 @@ def raw_name(
         raise AlignGPTError(f'{path}: none of the names in md5.json fits. They are: {", ".join(names[:8])}',
                             'rename the file, or do without the list')
     if path.suffix != '.mp4': return path.name
-    if Path(path.stem).suffix: return path.stem
+    return path.stem if Path(path.stem).suffix else path.stem + _kind(path)
+
+def _kind(path):
+    "The ending that the first bytes of the archive ask for."
     head = next(_pieces(path))
     kinds = {b'PK\x03\x04':'.zip', b'\x1f\x8b':'.tar.gz', b'BZh':'.tar.bz2', b'\xfd7zXZ':'.tar.xz',
              b'7z\xbc\xaf':'.7z'}
-    return path.stem + next((ext for magic,ext in kinds.items() if head.startswith(magic)), '.tar')
+    return next((ext for magic,ext in kinds.items() if head.startswith(magic)), '.tar')
 
 # %% ../../nbs/data/09_archives.ipynb #f8c6ad73
 def _check_md5(path, got, want):
@@ -85,17 +91,19 @@ def unpack_copy(
     quiet:bool=True, # no progress bar
 )->Path: # `out`
     "Write the archive behind the disguise to a new file."
-    path, h = Path(path), hashlib.md5(usedforsecurity=False)
-    with os_errors(path): size = path.stat().st_size
-    with os_errors(out), atomic_path(out) as tmp, progress(desc=f'unpack {path.name}', total=size, unit='B',
-                                                           unit_scale=True, disable=quiet) as bar:
-        if (free := shutil.disk_usage(tmp.parent).free) < size:
-            raise AlignGPTError(f'{out}: {size:,} bytes are needed, {free:,} are free',
-                                'free some space, or unpack in place')
+    h = hashlib.md5(usedforsecurity=False)
+    with os_errors(path): Path(path).stat()
+    with os_errors(out), atomic_path(out) as tmp, _bytes_bar('unpack', path, quiet) as bar:
+        _check_space(out, tmp.parent, bar.total)
         with open(tmp, 'wb') as f:
             for piece in _pieces(path): f.write(piece); h.update(piece); bar.update(len(piece))
         _check_md5(path, h.hexdigest(), md5)
     return Path(out)
+
+def _check_space(out, folder, size):
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise AlignGPTError(f'{out}: {size:,} bytes are needed, {free:,} are free',
+                            'free some space, or unpack in place')
 
 # %% ../../nbs/data/09_archives.ipynb #56d1dcd1
 def unpack_in_place(
@@ -106,19 +114,12 @@ def unpack_in_place(
 )->Path: # the archive
     "Turn a disguised archive into what it is, in place; a killed call is finished by the next."
     path, note = Path(path), Path(f'{path}.unpacking')
-    target = path.with_name(read_json(note)['name'] if note.exists() else name
-                            or (raw_name(path) if path.exists() else path.stem))
-    if not path.exists() and target.exists(): # all was done but the farewell
+    if note.exists(): name = read_json(note)['name']
+    target = path.with_name(name or (raw_name(path) if path.exists() else path.stem))
+    if not path.exists() and target.exists(): # only the note is left to remove
         note.unlink(missing_ok=True)
         return target
-    if not note.exists():
-        if not is_disguised(path):
-            raise AlignGPTError(f'{path}: not a disguised archive', 'it may have been unpacked before')
-        if target != path and target.exists():
-            raise AlignGPTError(f'{target}: exists already', 'remove it, or unpack to another place')
-        _check_md5(path, restored_md5(path, quiet), md5)
-        write_json(dict(size=path.stat().st_size, name=target.name), note)
-        _sync_folder(path.parent)
+    if not note.exists(): _begin(path, target, note, md5, quiet)
     _restore(path, read_json(note)['size'])
     os.replace(path, target)
     note.unlink()
@@ -126,14 +127,18 @@ def unpack_in_place(
     return target
 
 # %% ../../nbs/data/09_archives.ipynb #955388b7
-def _sync_folder(folder):
-    "Force a folder's entries to the disk."
-    fd = os.open(folder, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+def _begin(path, target, note, md5, quiet):
+    "Steps 1 and 2: look before anything changes, and write the note."
+    if not is_disguised(path):
+        raise AlignGPTError(f'{path}: not a disguised archive', 'it may have been unpacked before')
+    if target != path and target.exists():
+        raise AlignGPTError(f'{target}: exists already', 'remove it, or unpack to another place')
+    _check_md5(path, restored_md5(path, quiet), md5)
+    write_json(dict(size=path.stat().st_size, name=target.name), note)
+    _sync_folder(path.parent)
 
 def _restore(path, size):
-    "Steps 3 and 4; may be repeated."
+    "Step 3 and the cut of step 4; may be repeated."
     with os_errors(path), open(path, 'r+b') as f:
         now = os.fstat(f.fileno()).st_size
         if now not in (size, size - len(HEAD)):
@@ -145,7 +150,37 @@ def _restore(path, size):
             f.truncate(size - len(HEAD))
         os.fsync(f.fileno())
 
+def _sync_folder(folder):
+    "Force a folder's entries to the disk."
+    fd = os.open(folder, os.O_RDONLY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
 # %% ../../nbs/data/09_archives.ipynb #3674f6d7
+def entries(
+    archive:str|Path, # a tar (plain, gz, bz2, xz) or zip file
+)->Iterator[tuple[list[str],int,IO]]: # (parts of the name, size, open file) of each file
+    "The files of an archive; links, devices and names that lead out are errors."
+    try: yield from (_zip_entries if zipfile.is_zipfile(archive) else _tar_entries)(archive)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as e:
+        raise AlignGPTError(f'{archive}: damaged: {e}', 'check its MD5 sum') from e
+
+def _zip_entries(archive):
+    with zipfile.ZipFile(archive) as z:
+        for e in z.infolist():
+            kind, parts = stat.S_IFMT(e.external_attr >> 16), _safe_name(archive, e.filename)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR): _refuse(archive, e.filename, 'a link or a device')
+            if e.flag_bits & 1: _refuse(archive, e.filename, 'encrypted')
+            if not e.is_dir():
+                with z.open(e) as f: yield parts, e.file_size, f
+
+def _tar_entries(archive):
+    with tarfile.open(archive, 'r|*') as t:
+        for e in t:
+            parts = [] if e.isdir() and e.name in ('.', './') else _safe_name(archive, e.name)
+            if not (e.isreg() or e.isdir()): _refuse(archive, e.name, 'a link or a device')
+            if e.isreg(): yield parts, e.size, t.extractfile(e)
+
 def _safe_name(archive, name):
     "The parts of an entry's name, or an error."
     parts = [p for p in name.replace('\\', '/').split('/') if p not in ('', '.')]
@@ -154,30 +189,9 @@ def _safe_name(archive, name):
                             'nobody makes such an archive by accident: do not use it')
     return parts
 
-def entries(
-    archive:str|Path, # a tar (plain, gz, bz2, xz) or zip file
-)->Iterator[tuple[list[str],int,IO]]: # (parts of the name, size, open file) of each file
-    "The files of an archive; links, devices and names that lead out are errors."
-    def odd(name, what):
-        raise AlignGPTError(f'{archive}: the entry {name!r} is {what}',
-                            'data archives hold files and folders only; it was not extracted')
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as z:
-                for e in z.infolist():
-                    kind, parts = stat.S_IFMT(e.external_attr >> 16), _safe_name(archive, e.filename)
-                    if kind not in (0, stat.S_IFREG, stat.S_IFDIR): odd(e.filename, 'a link or a device')
-                    if e.flag_bits & 1: odd(e.filename, 'encrypted')
-                    if not e.is_dir():
-                        with z.open(e) as f: yield parts, e.file_size, f
-        else:
-            with tarfile.open(archive, 'r|*') as t:
-                for e in t:
-                    parts = [] if e.isdir() and e.name in ('.', './') else _safe_name(archive, e.name)
-                    if not (e.isreg() or e.isdir()): odd(e.name, 'a link or a device')
-                    if e.isreg(): yield parts, e.size, t.extractfile(e)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as e:
-        raise AlignGPTError(f'{archive}: damaged: {e}', 'check its MD5 sum') from e
+def _refuse(archive, name, what):
+    raise AlignGPTError(f'{archive}: the entry {name!r} is {what}',
+                        'data archives hold files and folders only; it was not extracted')
 
 # %% ../../nbs/data/09_archives.ipynb #3d549204
 def extract(
@@ -187,32 +201,37 @@ def extract(
     quiet:bool=True, # no progress bar
 )->int: # files in the archive
     "Extract an archive safely; a killed call is continued by the next."
-    folder, n, total = Path(folder), 0, 0
+    n = total = 0
     with progress(desc=f'extract {Path(archive).name}', unit='file', disable=quiet) as bar:
-        for parts, size, f in entries(archive):
-            out, total, n = folder.joinpath(*parts), total + size, n + 1
+        for n, (parts, size, f) in enumerate(entries(archive), 1):
+            total += size
             if total > max_bytes:
                 raise AlignGPTError(f'{archive}: more than {max_bytes:,} bytes inside',
                                     'a bomb, or the limit is too low')
-            with os_errors(out):
-                if not out.resolve().is_relative_to(folder.resolve()):
-                    raise AlignGPTError(f'{out} leads out of {folder} over a symbolic link',
-                                        'extract into an empty folder')
-                if not out.exists(): _write(f, out, size)
-                elif out.stat().st_size != size:
-                    raise AlignGPTError(f'{out}: exists with another size', 'extract into an empty folder')
+            _extract_one(f, Path(folder), parts, size)
             bar.update(1)
     return n
 
+def _extract_one(f, folder, parts, size):
+    "Write a file that is not there yet."
+    out = folder.joinpath(*parts)
+    with os_errors(out):
+        if not out.resolve().is_relative_to(folder.resolve()):
+            raise AlignGPTError(f'{out} leads out of {folder} over a symbolic link', 'extract into an empty folder')
+        if not out.exists(): _write(f, out, size)
+        elif out.stat().st_size != size:
+            raise AlignGPTError(f'{out}: exists with another size', 'extract into an empty folder')
+
 def _write(f, out, size):
-    "Copy an entry of an archive to a file that appears when it is whole (but is not forced to the disk: there are half a million)."
+    "Copy an entry to a file that appears when it is whole (not forced to the disk: there are half a million)."
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp, left = out.with_name(f'.{out.name}.tmp'), size
     with open(tmp, 'wb') as o:
         while left and (piece := f.read(min(left, 1<<20))): o.write(piece); left -= len(piece)
     if left or f.read(1):
         tmp.unlink()
-        raise AlignGPTError(f'{out}: the archive holds not the {size:,} bytes that it promises', 'check its MD5 sum')
+        raise AlignGPTError(f'{out}: the archive does not hold the {size:,} bytes that it promises',
+                            'check its MD5 sum')
     os.replace(tmp, out)
 
 # %% ../../nbs/data/09_archives.ipynb #ed1c8bcc
@@ -226,15 +245,20 @@ def unpack(
     "Restore archives, check them, and extract them if asked."
     done = []
     for path in map(Path, [files] if isinstance(files, (str, Path)) else files):
-        listed = Path(md5) if md5 else path.with_name('md5.json')
-        known = read_json(listed) if md5 or listed.exists() else None
-        name = raw_name(path, known) if path.exists() or known else path.stem
-        want = (known or {}).get(name)
-        if out is not None and is_disguised(path): archive = unpack_copy(path, Path(out)/name, want, quiet)
-        elif path.exists() and not is_disguised(path) and not Path(f'{path}.unpacking').exists():
-            _check_md5(path, restored_md5(path, quiet), want)
-            archive = path
-        else: archive = unpack_in_place(path, name, want, quiet)
-        done.append(dict(archive=str(archive), checked=want is not None,
-                         files=extract(archive, extract_to, quiet=quiet) if extract_to else None))
+        archive, checked = _unpack_one(path, out, md5, quiet)
+        n = extract(archive, extract_to, quiet=quiet) if extract_to else None
+        done.append(dict(archive=str(archive), checked=checked, files=n))
     return done
+
+def _unpack_one(path, out, md5, quiet):
+    "-> (the archive behind a file, was its MD5 known?)"
+    listed = Path(md5) if md5 else path.with_name('md5.json')
+    known = read_json(listed) if md5 or listed.exists() else None
+    name = raw_name(path, known) if path.exists() or known else path.stem
+    want = (known or {}).get(name)
+    if out is not None and is_disguised(path): archive = unpack_copy(path, Path(out)/name, want, quiet)
+    elif path.exists() and not is_disguised(path) and not Path(f'{path}.unpacking').exists():
+        _check_md5(path, restored_md5(path, quiet), want)
+        archive = path
+    else: archive = unpack_in_place(path, name, want, quiet)
+    return archive, want is not None

@@ -7,28 +7,33 @@ __all__ = ['NOTES', 'image_notes', 'sample_facts', 'Chunks', 'Finding', 'Report'
 
 # %% ../../nbs/data/08_audit.ipynb #96a0073b
 import json, os, shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import atomic_path, own_folder, read_json, write_json
-from ..core.markup import html_page, picture_tag
+from ..core.markup import Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
 from ..core.steps import progress
-from .images import image_sources, load_image
+from .images import Sources, as_sources, image_sources, load_image
 from .records import Records, Source
 
 # %% ../../nbs/data/08_audit.ipynb #85ca6ae1
-NOTES = dict(animated='more than one frame, the first is used', CMYK='printing colours, converted',
-             deep='16 bits per channel, 8 are used',
-             turned='EXIF says it lies on its side; turned, the release does not',
-             transparent='transparency is dropped', tiny='a side of less than 32 pixels', blank='a single colour',
-             misnamed='the file is not of the kind that its name says')
+NOTES = dict(
+    animated='more than one frame, the first is used',
+    CMYK='printing colours, converted',
+    deep='16 bits per channel, 8 are used',
+    turned='EXIF says it lies on its side; turned, the release does not',
+    transparent='transparency is dropped',
+    tiny='a side of less than 32 pixels',
+    blank='a single colour',
+    misnamed='the file is not of the kind that its name says')
 _KINDS = dict(jpg='JPEG', jpeg='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tif='TIFF', tiff='TIFF')
 
 def image_notes(
@@ -39,13 +44,7 @@ def image_notes(
     "Decode a picture entirely and note what is odd about it; raises `BadRecord` if it cannot be used."
     im = open_image(data, name, rules)
     try:
-        odd = dict(animated=im.format in ('GIF', 'PNG', 'WEBP', 'AVIF') and getattr(im, 'n_frames', 1) > 1,
-                   CMYK=im.mode == 'CMYK',
-                   deep=im.mode.startswith('I') or '16' in str(im.tile[0][3] if im.tile else ''),
-                   turned=im.getexif().get(0x0112, 1) != 1,
-                   transparent='A' in im.mode or 'transparency' in im.info, tiny=min(im.size) < 32,
-                   misnamed=_KINDS.get(name.rsplit('.', 1)[-1].lower(),
-                                       im.format) != im.format.replace('MPO', 'JPEG'))
+        odd = _oddities(im, name)
         if im.format == 'PNG': open_image(data, name, rules).verify()
         im.load()
         odd['blank'] = all(lo == hi for lo,hi in to_rgb(im, name).getextrema())
@@ -53,13 +52,25 @@ def image_notes(
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
     return [k for k,v in odd.items() if v]
 
+def _oddities(im, name):
+    "What the head of a file tells."
+    expected = _KINDS.get(name.rsplit('.', 1)[-1].lower(), im.format)
+    return dict(
+        animated=im.format in ('GIF', 'PNG', 'WEBP', 'AVIF') and getattr(im, 'n_frames', 1) > 1,
+        CMYK=im.mode == 'CMYK',
+        deep=im.mode.startswith('I') or '16' in str(im.tile[0][3] if im.tile else ''),
+        turned=im.getexif().get(0x0112, 1) != 1,
+        transparent='A' in im.mode or 'transparency' in im.info,
+        tiny=min(im.size) < 32,
+        misnamed=expected != im.format.replace('MPO', 'JPEG'))
+
 # %% ../../nbs/data/08_audit.ipynb #3ac1a26d
 def sample_facts(
     processor:Any, # an `AlignGPTProcessor`
     record:dict, # LLaVA format
     max_length:int, # tokens kept
     where:str='', # what to call the record in an error
-)->dict: # `length`, `learnt` (labels in all), `kept` (labels within `max_length`), `cut_image` (does a picture reach beyond?)
+)->dict: # `length`, `learnt` (labels in all), `kept` (labels within `max_length`), `cut_image` (a picture beyond it?)
     "How a record looks as tokens."
     s = processor.encode(record, where=where)
     ids, learnt = s['input_ids'], s['labels'] >= 0
@@ -71,46 +82,62 @@ class Chunks:
     "The work of an audit, chunk by chunk; a torch data set whose items are findings."
     def __init__(self,
         records:Records, # the good records
-        images:Any, # image source or folder, or one for each source of the records; None: pictures are not looked at
+        images:Any, # image source or folder, or one for each source of the records; None: no look at pictures
         processor:Any=None, # an `AlignGPTProcessor`; None: tokens are not counted
         max_length:int=2048, # tokens kept of a sample
         rules:ImageRules=ImageRules(), # how pictures are decoded
         size:int=256, # pictures or records in a chunk
     ):
-        self.records, self.images, self.processor, self.max_length, self.rules, self.size = records, image_sources(images, len(records.sources)), processor, max_length, rules, size
-        self.names = [(s, n) for s in range(len(records.sources))
-                      for n in records.image_names(s)] if images is not None else []
-        if images is not None and len(set(map(id, self.images))) == 1:
-            self.names = [(0, n) for n in dict.fromkeys(n for _,n in self.names)]
+        self.records, self.images = records, image_sources(images, len(records.sources))
+        self.processor, self.max_length, self.rules, self.size = processor, max_length, rules, size
+        self.names = self._names()
         def cut(kind, n): return [(kind, i) for i in range(0, n, size)]
         self.all = cut('image', len(self.names)) + cut('sample', len(records) if processor else 0)
         self.todo, self.items = list(range(len(self.all))), len(self.names) + bool(processor)*len(records)
+
+    @property
+    def shared(self)->bool:
+        "Do all sources have the same pictures?"
+        return len(set(map(id, self.images))) == 1
+
+    def _names(self):
+        "(source, name) of each picture to look at, once."
+        names = [(0 if self.shared else s, n) for s,source in enumerate(self.images) if source is not None
+                 for n in self.records.image_names(s)]
+        return list(dict.fromkeys(names))
 
     def __len__(self): return len(self.todo)
     def __getitem__(self, j):
         kind, start = self.all[self.todo[j]]
         return dict(batch=self.todo[j], kind=kind, **(self._images if kind == 'image' else self._samples)(start))
 
-    def _images(self, start):
-        bad, notes, names = [], [], self.names[start:start+self.size]
-        for at,(source, name) in enumerate(names, start):
-            try: notes += [(at, k) for k in image_notes(self.images[source].read(name), name, self.rules)]
-            except BadRecord as e: bad.append((at, e.reason, e.message))
-        return dict(n=len(names), bad=bad, notes=notes)
+# %% ../../nbs/data/08_audit.ipynb #b306dba7
+@patch
+def _images(self:Chunks, start):
+    "Findings in pictures."
+    bad, notes, names = [], [], self.names[start:start+self.size]
+    for at,(source, name) in enumerate(names, start):
+        try: notes += [(at, k) for k in image_notes(self.images[source].read(name), name, self.rules)]
+        except BadRecord as e: bad.append((at, e.reason, e.message))
+    return dict(n=len(names), bad=bad, notes=notes)
 
-    def _samples(self, start):
-        bad, lengths = [], []
-        for i in range(start, min(start+self.size, len(self.records))):
-            try: f = sample_facts(self.processor, self.records[i], self.max_length, f'record {i}')
-            except BadRecord as e: bad.append((i, e.reason, e.message)); continue
-            lengths.append((f['length'], f['learnt'] - f['kept']))
-            if f['cut_image']:
-                bad.append((i, 'image cut off',
-                            f"{f['length']:,} tokens, and a picture reaches beyond {self.max_length:,}"))
-            elif not f['kept']:
-                bad.append((i, 'nothing to learn',
-                            f"{f['length']:,} tokens, and no answer within {self.max_length:,}"))
-        return dict(n=min(self.size, len(self.records)-start), bad=bad, lengths=lengths)
+@patch
+def _samples(self:Chunks, start):
+    "Findings in samples."
+    bad, lengths, stop = [], [], min(start+self.size, len(self.records))
+    for i in range(start, stop):
+        try: f = sample_facts(self.processor, self.records[i], self.max_length, f'record {i}')
+        except BadRecord as e: bad.append((i, e.reason, e.message)); continue
+        lengths.append((f['length'], f['learnt'] - f['kept']))
+        if problem := self._problem(f): bad.append((i, *problem))
+    return dict(n=stop - start, bad=bad, lengths=lengths)
+
+@patch
+def _problem(self:Chunks, f):
+    "(reason, message) if a sample of these facts cannot be used."
+    if f['cut_image']:
+        return 'image cut off', f"{f['length']:,} tokens, and a picture reaches beyond {self.max_length:,}"
+    if not f['kept']: return 'nothing to learn', f"{f['length']:,} tokens, and no answer within {self.max_length:,}"
 
 # %% ../../nbs/data/08_audit.ipynb #7ecaf5eb
 @dataclass
@@ -121,6 +148,16 @@ class Finding:
     count:int=0 # how many pictures or records
     examples:list=field(default_factory=list) # dicts with `where`, `message`, perhaps `image` (source, name)
 
+    @property
+    def kind(self)->str: # 'error' or 'note'
+        "An error, or a note?"
+        return 'error' if self.error else 'note'
+
+    def example(self)->str: # at most 100 characters of the message
+        "The first example on one line."
+        return f"{self.examples[0]['where']}: {self.examples[0]['message'][:100]}"
+
+# %% ../../nbs/data/08_audit.ipynb #c5532c30
 @dataclass
 class Report:
     "What an audit found."
@@ -140,23 +177,30 @@ class Report:
         return self.records > 0 and self.bad <= self.cap*self.records
 
     @property
-    def exit_code(self)->int: return int(not self.safe)
+    def exit_code(self)->int: # 0 or 1
+        "What the command ends with: 0 if training would be safe."
+        return int(not self.safe)
 
     def verdict(self)->str:
         "One line."
-        how = ('training would be safe' if self.safe and not self.bad
-               else f"training would be safe with policy 'skip' (cap {self.cap:.1%})" if self.safe
-               else 'training would not be safe')
-        return f'{self.records:,} records, {self.images:,} pictures: {self.bad:,} records cannot be used; {how}'
+        how = 'not be safe' if not self.safe else 'be safe'
+        if self.safe and self.bad: how += f" with policy 'skip' (cap {self.cap:.1%})"
+        return (f'{self.records:,} records, {self.images:,} pictures: {self.bad:,} records cannot be used; '
+                f'training would {how}')
+
+    def losses(self)->str: # empty if tokens were not counted
+        "What the maximum length costs, in a sentence."
+        if not self.max_length: return ''
+        return f'{self.cut:,} samples lose a part of their answers to the maximum of {self.max_length:,} tokens.'
 
     def _repr_markdown_(self):
-        rows = [f"| {'error' if f.error else 'note'} | {f.reason} | {f.count:,} | {f.examples[0]['where']}: {f.examples[0]['message'][:100]} |" for f in self.findings]
-        return '\n'.join([f'**{self.verdict()}**', '', '| | what | how often | for example |', '|--|--|--:|--|',
-                          *rows] + ([f'\n{self.cut:,} samples lose a part of their answers to the maximum of {self.max_length:,} tokens.'] if self.max_length else []))
+        rows = [(f.kind, f.reason, f.count, f.example()) for f in self.findings]
+        table = Table(rows, ('', 'what', 'how often', 'for example'))._repr_markdown_() if rows else ''
+        return '\n\n'.join(filter(None, [f'**{self.verdict()}**', table, self.losses()]))
 
     def __str__(self):
-        return '\n'.join([self.verdict()]
-                         + [f"{'error' if f.error else 'note':6}{f.count:>10,}  {f.reason:18} {f.examples[0]['where']}: {f.examples[0]['message'][:100]}" for f in self.findings])
+        lines = [f'{f.kind:6}{f.count:>10,}  {f.reason:18} {f.example()}' for f in self.findings]
+        return '\n'.join([self.verdict(), *lines])
     __repr__ = __str__
 
 # %% ../../nbs/data/08_audit.ipynb #efd7ae11
@@ -182,95 +226,112 @@ class Tally:
         f.count += n
         if len(f.examples) < self.keep: f.examples.append(dict(where=where, message=message, image=image))
 
-    def row(self, row, reason, message):
+    def row(self,
+        row:int, # in all sources
+        reason:str, # a few words
+        message:str, # what is wrong
+    ):
+        "Count a bad record."
         self.bad_rows.add(row); self.add(reason, True, self.records.place(row), message)
 
     def part(self,
         p:dict, # what `Chunks` found in one chunk
     ):
         "Take in a chunk."
+        names = self.chunks.names
         for at,reason,message in p['bad']:
             if p['kind'] == 'sample': self.row(self.records.row(at), reason, message)
             else:
-                self.bad_images.add(self.chunks.names[at])
-                self.add(reason, True, self.chunks.names[at][1], message, image=self.chunks.names[at])
-        for at,note in p.get('notes', ()):
-            self.add(note, False, self.chunks.names[at][1], NOTES[note], image=self.chunks.names[at])
+                self.bad_images.add(names[at])
+                self.add(reason, True, names[at][1], message, image=names[at])
+        for at,note in p.get('notes', ()): self.add(note, False, names[at][1], NOTES[note], image=names[at])
         for length,lost in p.get('lengths', ()): self.lengths.append(length); self.cut += lost > 0
 
-    def duplicates(self):
-        "Note ids that occur more than once."
-        ids = self.records.table(['id'])['id'].combine_chunks().dictionary_encode()
-        codes = ids.indices.to_numpy()
-        again = [k for k in np.flatnonzero(np.bincount(codes) > 1).tolist() if ids.dictionary[k].as_py()]
-        for k in again[:self.keep]:
-            self.add('duplicate id', False, self.records.place(self.records.row(int(np.flatnonzero(codes == k)[1]))),
-                     f'the id {ids.dictionary[k]} stands {(codes == k).sum()} times')
-        if len(again) > self.keep: self.add('duplicate id', False, '', '', len(again) - self.keep)
+# %% ../../nbs/data/08_audit.ipynb #9a364daa
+@patch
+def duplicates(self:Tally):
+    "Note ids that occur more than once."
+    ids = self.records.table(['id'])['id'].combine_chunks().dictionary_encode()
+    codes = ids.indices.to_numpy()
+    again = [k for k in np.flatnonzero(np.bincount(codes) > 1).tolist() if ids.dictionary[k].as_py()]
+    for k in again[:self.keep]:
+        rows = np.flatnonzero(codes == k)
+        self.add('duplicate id', False, self.records.place(self.records.row(int(rows[1]))),
+                 f'the id {ids.dictionary[k]} stands {len(rows)} times')
+    if len(again) > self.keep: self.add('duplicate id', False, '', '', len(again) - self.keep)
 
-    def users(self)->set: # rows
-        "The records that show a bad picture."
-        if not self.bad_images: return set()
-        shared, out = len(set(map(id, self.chunks.images))) == 1, set()
-        for i,names in enumerate(self.records.table(['images'])['images'].to_pylist()):
-            row = self.records.row(i)
-            if names and any((0 if shared else self.records.find(row)[0], n) in self.bad_images for n in names):
-                out.add(row)
-        return out
+@patch
+def users(self:Tally)->set: # rows
+    "The records that show a bad picture."
+    if not self.bad_images: return set()
+    shared, out = self.chunks.shared, set()
+    for i,names in enumerate(self.records.table(['images'])['images'].to_pylist()):
+        row = self.records.row(i)
+        source = 0 if shared else self.records.find(row)[0]
+        if any((source, n) in self.bad_images for n in names or ()): out.add(row)
+    return out
 
 # %% ../../nbs/data/08_audit.ipynb #cd32053c
 def audit(
-    data:str|Path|list, # LLaVA-format files
+    data:Sources|str|Path|list, # LLaVA-format files, or a `Sources`, whose policy and cap then say what is safe
     images:Any=None, # folder of the pictures, or one for each file; None: pictures are not looked at
     out:str|Path='audit', # folder for report.json and report.html, and for what is needed to go on after a stop
     processor:Any=None, # an `AlignGPTProcessor`, or the folder of one; None: tokens are not counted
     max_length:int=2048, # tokens kept of a sample
-    cap:float=0.0, # share of the records that may be bad, if you mean to train with policy 'skip'
     n_levels:int=8, # N, to check alignment levels
     workers:int|None=None, # processes; by default all cores
     rules:ImageRules=ImageRules(), # how pictures are decoded
     quiet:bool=False, # no progress bar
 )->Report:
     "Look at every record, every picture and every sample."
-    if isinstance(processor, (str, Path)):
-        from aligngpt.model.processor import AlignGPTProcessor
-        processor = AlignGPTProcessor.from_pretrained(processor)
-    out, paths = Path(out), [data] if isinstance(data, (str, Path)) else list(data)
+    sources, out, processor = as_sources(data, images), Path(out), _open_processor(processor)
+    cap, workers = sources.cap if sources.policy == 'skip' else 0., os.cpu_count() if workers is None else workers
     with own_folder(out):
-        unreadable = _unreadable(paths, quiet)
-        if unreadable:
-            report = Report([str(p) for p in paths], 0, 0, 0, cap,
-                            [Finding('unreadable file', True, len(unreadable), unreadable)])
-        else:
-            records = Records(paths, policy='skip', cap=1., n_levels=n_levels, quiet=quiet)
+        chunks, report = None, _unreadable(sources.files, cap, quiet)
+        if report is None:
+            records, images = replace(sources, policy='skip', cap=1.).open(n_levels, quiet)
             chunks = Chunks(records, images, processor, max_length, rules)
-            report = _report(chunks, _work(chunks, out/'parts', os.cpu_count() if workers is None else workers,
-                                           quiet), cap)
-        write_json({**report.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
-        write_html(report, out/'report.html', None if unreadable else chunks)
-        if not unreadable: shutil.rmtree(out/'parts')
+            report = _report(chunks, _work(chunks, out/'parts', workers, quiet), cap)
+        _write(report, chunks, out)
     return report
 
+def _open_processor(processor):
+    "A processor, or that of a folder."
+    if not isinstance(processor, (str, Path)): return processor
+    from aligngpt.model.processor import AlignGPTProcessor
+    return AlignGPTProcessor.from_pretrained(processor)
+
 # %% ../../nbs/data/08_audit.ipynb #0bb5857d
-def _unreadable(paths, quiet):
-    "Files that cannot be read at all."
+def _unreadable(paths, cap, quiet):
+    "A report on files that cannot be read at all, or None."
     bad = []
     for p in paths:
         try:
             if not len(Source(p, quiet)): raise AlignGPTError(f'{p}: no records')
         except AlignGPTError as e: bad.append(dict(where=str(p), message=e.message))
-    return bad
+    found = [Finding('unreadable file', True, len(bad), bad)]
+    return Report([*map(str, paths)], 0, 0, 0, cap, found) if bad else None
 
-def _work(chunks, folder, workers, quiet):
-    "Do the chunks that are not done, and those in which something was wrong."
-    from torch.utils.data import DataLoader
-    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+def _write(report, chunks, out):
+    "Write the report; what was needed to go on after a stop may go."
+    write_json({**report.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
+    write_html(report, out/'report.html', chunks)
+    if chunks is not None: shutil.rmtree(out/'parts')
+
+def _resume(chunks, folder):
+    "What an earlier audit of the same data found, chunk by chunk, and where to write more."
     job = dict(data=chunks.records.fingerprint, images=[repr(s) for s in chunks.images], max_length=chunks.max_length,
                rules=repr(chunks.rules), processor=chunks.processor and chunks.processor.template)
     if (folder/'job.json').exists() and read_json(folder/'job.json') != job: shutil.rmtree(folder)
     write_json(job, folder/'job.json')
     shards = Shards(folder)
-    parts = {e['batch']:e for e in shards.read() if not e['bad']}
+    return {e['batch']:e for e in shards.read() if not e['bad']}, shards
+
+def _work(chunks, folder, workers, quiet):
+    "Do the chunks that are not done, and those in which something was wrong."
+    from torch.utils.data import DataLoader
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    parts, shards = _resume(chunks, folder)
     chunks.todo = [k for k in chunks.todo if k not in parts]
     loader = DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)),
                         prefetch_factor=2 if workers and len(chunks) else None)
@@ -314,19 +375,29 @@ def write_html(
     chunks:Chunks|None=None, # knows where pictures are; None: no thumbnails
 )->Path: # `path`
     "Write the report as a page."
-    def figure(e):
-        return f"<figure>{thumbnail(chunks, e['image']) if e.get('image') and chunks else ''}<figcaption><b>{escape(e['where'])}</b><br>{escape(e['message'])}</figcaption></figure>"
-    body = [f"<h2><span class={'error' if f.error else 'note'}>{'error' if f.error else 'note'}</span> {escape(f.reason)}: {f.count:,}</h2><div class=grid>{''.join(map(figure, f.examples))}</div>" for f in report.findings]
-    if report.lengths:
-        body.append(f'<h2>Length in tokens</h2>{_bars(report.lengths)}<p>{report.cut:,} samples lose a part of their answers to the maximum of {report.max_length:,}.</p>')
+    body = [_section(f, chunks) for f in report.findings]
+    if report.lengths: body += ['<h2>Length in tokens</h2>', _bars(report.lengths), f'<p>{report.losses()}</p>']
     page = html_page(f"Audit of {', '.join(report.data)}", report.verdict(), ''.join(body), report.safe)
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)
 
+def _section(finding, chunks):
+    "A finding with its examples."
+    def figure(e):
+        picture = thumbnail(chunks, e['image']) if e.get('image') and chunks is not None else ''
+        text = f"<b>{escape(e['where'])}</b><br>{escape(e['message'])}"
+        return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'
+    head = f'<span class={finding.kind}>{finding.kind}</span> {escape(finding.reason)}: {finding.count:,}'
+    return f"<h2>{head}</h2><div class=grid>{''.join(map(figure, finding.examples))}</div>"
+
 def _bars(lengths):
     "A histogram as SVG."
     top, w = max(n for *_,n in lengths), 900/len(lengths)
-    bars = ''.join(f'<rect x="{i*w:.1f}" y="{150-n/top*140:.1f}" width="{w-2:.1f}" height="{n/top*140:.1f}" fill="#4a7"><title>{a} to {b}: {n:,}</title></rect>' for i,(a,b,n) in enumerate(lengths))
-    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12">{a}</text>' for i,(a,_,_) in enumerate(lengths)
-                    if i % 4 == 0)
+    def bar(i, a, b, n):
+        y, height = 150 - n/top*140, n/top*140
+        return (f'<rect x="{i*w:.1f}" y="{y:.1f}" width="{w-2:.1f}" height="{height:.1f}" fill="#4a7">'
+                f'<title>{a} to {b}: {n:,}</title></rect>')
+    bars = ''.join(bar(i, *v) for i,v in enumerate(lengths))
+    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12" fill="#777">{a}</text>'
+                    for i,(a,_,_) in enumerate(lengths) if i % 4 == 0)
     return f'<svg viewBox="0 0 900 175" role="img">{bars}{ticks}</svg>'

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.pictures import ImageRules
 from ..text.conversation import record_images
-from .images import ImageSource, image_sources, load_image
+from .images import image_sources, load_image
 from .records import Records
 
 # %% ../../nbs/data/04_batches.ipynb #e55363a1
@@ -25,8 +25,7 @@ class SampleDataset(torch.utils.data.Dataset):
     "Encoded samples of `records`; bad ones raise or are replaced by the next good one, as `policy` says."
     def __init__(self,
         records:Records, # what to encode
-        images:ImageSource|str|Path|list
-        |None=None, # where pictures are: a source or folder, or one for each source of the records
+        images:Any=None, # where pictures are: a source or folder, or one for each source of the records
         processor:Any=None, # an `AlignGPTProcessor`
         max_length:int|None=None, # tokens kept of a sample
         levels:bool=False, # give each picture's alignment level (pre-training)
@@ -63,18 +62,26 @@ def encode(self:SampleDataset,
     where, source = self.records.place(row), self.records.find(row)[0]
     names = record_images(record)
     keys = [self.image_key(n, source) for n in names]
-    stored = self.features is not None and all(k in self.features for k in keys)
-    if names and self.images[source] is None:
-        raise AlignGPTError(f'{where} has the picture {names[0]!r}', 'say where the pictures are')
-    pictures = None if stored or not names else [load_image(self.images[source], n, where, self.rules) for n in names]
+    pictures = self._pictures(names, keys, source, where)
     sample = self.processor.encode(record, images=pictures, max_length=self.max_length, where=where)
-    if self.levels and names:
-        if 'similarity' not in record:
-            raise BadRecord('level', 'a picture without an alignment level',
-                            'derive the levels first: aligngpt levels', where)
-        sample['alignment'] = record['similarity']
+    if self.levels and names: sample['alignment'] = _level(record, where)
     return {**sample, 'images': keys}
 
+@patch
+def _pictures(self:SampleDataset, names, keys, source, where):
+    "The pictures of a record, decoded, unless it has none or all features are in the store."
+    if not names: return None
+    if self.images[source] is None:
+        raise AlignGPTError(f'{where} has the picture {names[0]!r}', 'say where the pictures are')
+    if self.features is not None and all(k in self.features for k in keys): return None
+    return [load_image(self.images[source], n, where, self.rules) for n in names]
+
+def _level(record, where):
+    "The alignment level of a record with a picture."
+    if 'similarity' in record: return record['similarity']
+    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels', where)
+
+# %% ../../nbs/data/04_batches.ipynb #3a398837
 @patch
 def image_key(self:SampleDataset,
     name:str, # of a picture, in a record
@@ -122,7 +129,9 @@ def _mark(self:SampleDataset, i, e):
     print(f'skipped: {e.message}', file=sys.stderr)
     bad, n = self.n_skipped, len(self.records)
     if bad > self.cap*n:
-        raise for_loader(AlignGPTError(f'{bad} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {e.message}', 'aligngpt audit lists them all'))
+        raise for_loader(AlignGPTError(
+            f'{bad} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. '
+            f'The last: {e.message}', 'aligngpt audit lists them all'))
 
 # %% ../../nbs/data/04_batches.ipynb #adc690bb
 @patch(as_prop=True)
@@ -156,7 +165,8 @@ def has_image(self:SampleDataset)->list[bool]: # [n_samples]
 def fingerprint(self:SampleDataset)->str: # 16 hex digits
     "The identity of the samples: records, maximum length, decoding, preparation."
     p = self.processor
-    parts = self.records.fingerprint, self.max_length, self.levels, self.rules, p.template, p.image_aspect_ratio, p.num_image_tokens
+    parts = (self.records.fingerprint, self.max_length, self.levels, self.rules,
+             p.template, p.image_aspect_ratio, p.num_image_tokens)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/04_batches.ipynb #7ede2880
@@ -186,25 +196,25 @@ class Collator:
         side:str='right', # where to pad
         multiple_of:int=1, # round the length up to a multiple, e.g. 64 for compiled models
     ):
-        self.pad_token_id, self.features, self.pixels, self.side, self.multiple_of = pad_token_id, features, pixels, side, multiple_of
+        self.pad_token_id, self.features, self.pixels = pad_token_id, features, pixels
+        self.side, self.multiple_of = side, multiple_of
 
     def __call__(self,
         samples:list[dict], # from a `SampleDataset`
     )->dict[str,Tensor]: # what the model takes
         "Pad, stack, and gather pictures and levels."
         length = -(-max(len(s['input_ids']) for s in samples)//self.multiple_of)*self.multiple_of
-        batch = dict(input_ids=self._pad(samples, 'input_ids', self.pad_token_id, length),
-                     labels=self._pad(samples, 'labels', -100, length),
-                     attention_mask=self._pad([dict(m=torch.ones(len(s['input_ids']), dtype=torch.long))
-                                               for s in samples], 'm', 0, length))
-        if 'gate_mask' in samples[0]: batch['gate_mask'] = self._pad(samples, 'gate_mask', False, length)
+        def pad(key, value): return self._pad([torch.as_tensor(s[key]) for s in samples], value, length)
+        ones = [torch.ones(len(s['input_ids']), dtype=torch.long) for s in samples]
+        batch = dict(input_ids=pad('input_ids', self.pad_token_id), labels=pad('labels', -100),
+                     attention_mask=self._pad(ones, 0, length))
+        if 'gate_mask' in samples[0]: batch['gate_mask'] = pad('gate_mask', False)
         return {**batch, **gather_images(samples, self.features, self.pixels), **gather_levels(samples)}
 
-    def _pad(self, samples, key, value, length):
-        "[n_samples, length]"
-        rows = [torch.as_tensor(s[key]) for s in samples]
+    def _pad(self, rows, value, length):
+        "Rows as one tensor, [n_samples, length]."
         out = torch.full((len(rows), length), value, dtype=rows[0].dtype)
-        for o, r in zip(out, rows): o[slice(0, len(r)) if self.side == 'right' else slice(length-len(r), length)] = r
+        for o, r in zip(out, rows): (o[:len(r)] if self.side == 'right' else o[length-len(r):])[:] = r
         return out
 
 # %% ../../nbs/data/04_batches.ipynb #3976ce6b
@@ -214,25 +224,32 @@ def gather_images(
     pixels:Callable|None=None, # keys -> pixels
 )->dict[str,Tensor]: # `pixel_values` or `vision_features`, and `image_index` if a picture occurs twice
     "The distinct pictures of a batch, in order of first appearance."
-    keys = [k for i,s in enumerate(samples) for k in (s.get('images')
-                                                      or [(i, j) for j in range(len(s.get('pixel_values', ())))])]
-    if not keys: return {}
-    have = {k:p for i,s in enumerate(samples) if 'pixel_values' in s
-            for k,p in zip(s.get('images') or [(i, j) for j in range(len(s['pixel_values']))], s['pixel_values'])}
-    first = {k:n for n,k in enumerate(dict.fromkeys(keys))}
-    index = dict(image_index=torch.tensor([first[k] for k in keys])) if len(first) < len(keys) else {}
+    keys = [_picture_keys(i, s) for i,s in enumerate(samples)]
+    first = {k:n for n,k in enumerate(dict.fromkeys(k for own in keys for k in own))}
+    if not first: return {}
+    index = torch.tensor([first[k] for own in keys for k in own])
+    index = dict(image_index=index) if len(first) < len(index) else {}
     if features is not None and all(k in features for k in first):
         return dict(vision_features=features.get(list(first)), **index)
-    if missing := [k for k in first if k not in have]:
-        if pixels is None:
-            raise AlignGPTError(f'no pixels for picture {missing[0]!r}, and no features of all others',
-                                'fill the feature store, or give the collator `pixels`')
-        have.update(zip(missing, pixels(missing)))
+    have = {k:p for own,s in zip(keys, samples) if 'pixel_values' in s for k,p in zip(own, s['pixel_values'])}
+    have.update(_other_pixels([k for k in first if k not in have], pixels))
     return dict(pixel_values=torch.stack([have[k] for k in first]), **index)
+
+def _picture_keys(i, sample):
+    "The names of a sample's pictures; (sample, number) where they have none."
+    return sample.get('images') or [(i, j) for j in range(len(sample.get('pixel_values', ())))]
+
+def _other_pixels(keys, pixels):
+    "Pixels of pictures that came without."
+    if not keys: return {}
+    if pixels is None:
+        raise AlignGPTError(f'no pixels for picture {keys[0]!r}, and no features of all others',
+                            'fill the feature store, or give the collator `pixels`')
+    return dict(zip(keys, pixels(keys)))
 
 def gather_levels(
     samples:list[dict], # some with `alignment`
-)->dict[str,Tensor]: # `alignment` [n_samples] if any sample has it; 0 for samples without pictures, where nothing reads it
+)->dict[str,Tensor]: # `alignment` [n_samples] if any has it; 0 for samples without pictures, where nothing reads it
     "The alignment levels of a batch."
     if not any('alignment' in s for s in samples): return {}
     return dict(alignment=torch.tensor([s.get('alignment', 0) for s in samples]))

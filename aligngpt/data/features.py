@@ -19,7 +19,7 @@ from ..core.steps import progress
 
 # %% ../../nbs/data/06_features.ipynb #c6278c08
 def tower_hash(
-    model, # an AlignGPT model
+    model:torch.nn.Module, # an AlignGPT model
     preparation:str='', # anything that tells how pictures are prepared, such as the processor's settings
 )->str: # 16 hex digits
     "The identity of the features that `model`'s tower gives."
@@ -36,7 +36,7 @@ class FeatureStore:
     "Tower features of named pictures on the disk, `[n_images, n, width]`, bounded in size."
     def __init__(self,
         folder:str|Path, # where it lives
-        model, # whose tower it serves
+        model:torch.nn.Module, # whose tower it serves
         names:list[str], # the pictures, in the order of their rows
         preparation:str='', # how pictures are prepared, see `tower_hash`
         dtype:str='float32', # 'float32' or 'float16'
@@ -71,7 +71,7 @@ class FeatureStore:
 # %% ../../nbs/data/06_features.ipynb #bbb6de9a
 @patch
 def fill(self:FeatureStore,
-    model, # the same model as at the beginning
+    model:torch.nn.Module, # the same model as at the beginning
     pixels:Callable[[list[str]],torch.Tensor], # names -> pixel_values [k, 3, height, width]
     batch_size:int=64, # pictures at a time
     quiet:bool=False, # no progress bar
@@ -81,13 +81,19 @@ def fill(self:FeatureStore,
     with torch.inference_mode(), progress(desc='tower features', total=len(todo), disable=quiet) as bar:
         for i in range(0, len(todo), batch_size):
             names = todo[i:i+batch_size]
-            rows = [self.rows[n] for n in names]
-            self.data[rows] = model.get_vision_features(pixels(names).to(model.device)).float().cpu().numpy()
-            self.data.flush()
-            self.done[rows] = 1
+            self._put(names, model.get_vision_features(pixels(names).to(model.device)))
             bar.update(len(names))
     return self
 
+@patch
+def _put(self:FeatureStore, names, features):
+    "Write features, and when they are on the disk, mark their rows as done."
+    rows = [self.rows[n] for n in names]
+    self.data[rows] = features.float().cpu().numpy()
+    self.data.flush()
+    self.done[rows] = 1
+
+# %% ../../nbs/data/06_features.ipynb #5f453901
 @patch
 def get(self:FeatureStore,
     names:list[str], # pictures, all of them in the store

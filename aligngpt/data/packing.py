@@ -22,11 +22,16 @@ class Pool:
     def __init__(self,
         lengths:list[int], # of the samples, all positive
     ):
-        self.lengths, self.items, self.bits = lengths, {}, 0
+        self.lengths, self.items, self.bits, self.gone = lengths, {}, 0, set()
         for i,n in enumerate(lengths): self.items.setdefault(n, []).append(i); self.bits |= 1 << n
 
     def __bool__(self): return bool(self.bits)
-    def longest(self, room): return (self.bits & (2 << room) - 1).bit_length() - 1 # that fits, -1: none
+    def longest(self,
+        room:int, # positions
+    )->int: # a length, -1 if none fits
+        "The longest sample that fits."
+        return (self.bits & (2 << room) - 1).bit_length() - 1
+
     def take(self,
         n:int, # length
         i:int|None=None, # which sample of this length; None: any
@@ -35,6 +40,7 @@ class Pool:
         own = self.items[n]
         i = own.pop() if i is None else own.pop(own.index(i))
         if not own: del self.items[n]; self.bits ^= 1 << n
+        self.gone.add(i)
         return i
 
     def best_pair(self,
@@ -42,8 +48,7 @@ class Pool:
         tries:int=400, # lengths to look at
     )->tuple[int,...]: # one or two lengths
         "The one or two lengths that fill `room` best."
-        best = (self.longest(room),)
-        bits = self.bits & (2 << room) - 1
+        best, bits = (self.longest(room),), self.bits & (2 << room) - 1
         for _ in range(min(tries, bits.bit_count())):
             a = bits.bit_length() - 1
             bits ^= 1 << a
@@ -65,9 +70,7 @@ def best_fit(
             r = (room & -room).bit_length() - 1
             row = having[r].pop()
             if not having[r]: free ^= 1 << r
-        else:
-            r, row = capacity, len(rows)
-            rows.append([])
+        else: r, row = capacity, len(rows); rows.append([])
         rows[row].append(i)
         having.setdefault(r-n, []).append(row)
         free |= 1 << (r-n)
@@ -78,19 +81,17 @@ def mixed_fit(
     capacity:int, # of a row
 )->list[list[int]]: # rows of positions in `lengths`
     "Each row begins with the longest sample, goes on with any, and ends with the pair that fills it best."
-    pool, rows, done, typical, at = Pool(lengths), [], set(), sorted(lengths)[len(lengths)//2], 0
+    pool, rows, typical, at = Pool(lengths), [], sorted(lengths)[len(lengths)//2], 0
     while pool:
-        n = pool.longest(capacity)
-        row, room = [pool.take(n)], capacity - n
-        done.update(row)
+        row = [pool.take(pool.longest(capacity))]
+        room = capacity - lengths[row[0]]
         while room > 2.6*typical and at < len(lengths):
-            if at not in done:
+            if at not in pool.gone:
                 if lengths[at] > room: break
                 row.append(pool.take(lengths[at], at)); room -= lengths[at]
-                done.add(at)
             at += 1
         while pool.longest(room) > 0:
-            for n in pool.best_pair(room): row.append(pool.take(n)); room -= n; done.add(row[-1])
+            for n in pool.best_pair(room): row.append(pool.take(n)); room -= n
         rows.append(row)
     return rows
 
@@ -128,20 +129,23 @@ class _Lengths:
     def __init__(self, data, size=512): self.data, self.size = data, size
     def __len__(self): return -(-len(self.data.records)//self.size)
     def __getitem__(self, k):
-        out, d = [], self.data
-        for i in range(k*self.size, min((k+1)*self.size, len(d.records))):
-            try:
-                out.append(len(d.processor.encode(d.records[i], max_length=d.max_length,
-                                                  where=d.records.place(d.records.row(i)))['input_ids']))
-            except BadRecord as e:
-                if d.policy == 'error': raise for_loader(e) from e
-                out.append(0)
-        return np.array(out, np.int32)
+        stop = min((k+1)*self.size, len(self.data.records))
+        return np.array([self.length(i) for i in range(k*self.size, stop)], np.int32)
+
+    def length(self, i):
+        "Tokens of one record, 0 for a bad one."
+        d = self.data
+        where = d.records.place(d.records.row(i))
+        try: return len(d.processor.encode(d.records[i], max_length=d.max_length, where=where)['input_ids'])
+        except BadRecord as e:
+            if d.policy == 'error': raise for_loader(e) from e
+            return 0
 
 def _cache_name(data):
     "A file name that knows what lengths depend on."
     p = data.processor
-    parts = data.records.fingerprint, data.max_length, p.template, p.num_image_tokens, hashlib.sha256(p.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    tokenizer = hashlib.sha256(p.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    parts = data.records.fingerprint, data.max_length, p.template, p.num_image_tokens, tokenizer
     return f'lengths-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.npy'
 
 def token_lengths(
@@ -153,10 +157,9 @@ def token_lengths(
     from torch.utils.data import DataLoader
     cache = data.records.sources[0].folder/_cache_name(data)
     if not cache.exists():
-        parts, work = [], _Lengths(data)
+        parts, loader = [], DataLoader(_Lengths(data), batch_size=None, collate_fn=None, num_workers=workers)
         with progress(desc='count tokens', total=len(data.records), unit='sample', disable=quiet) as bar:
-            for part in DataLoader(work, batch_size=None, collate_fn=None, num_workers=workers):
-                parts.append(np.asarray(part)); bar.update(len(part))
+            for part in loader: parts.append(np.asarray(part)); bar.update(len(part))
         with atomic_path(cache) as tmp, open(tmp, 'wb') as f: np.save(f, np.concatenate(parts))
     return np.load(cache)
 
@@ -189,13 +192,13 @@ class PackedCollator(Collator):
 
     def __call__(self,
         packs:list[list[dict]], # rows of samples
-    )->dict[str,Tensor]: # what the model takes: `input_ids`, `labels`, `position_ids`, `sample_ids`, `gate_mask` [rows, length], pictures, levels
+    )->dict[str,Tensor]: # what the model takes; ids, labels, positions, sample numbers and mask are [rows, length]
         "Join the samples of each row."
         if isinstance(packs[0], dict): return super().__call__(packs)
         samples = [s for p in packs for s in p]
         if self.flatten: packs = [samples]
-        rows, n = [], 0
-        for p in packs: rows.append(_join(p, n)); n += len(p)
+        firsts = np.cumsum([0, *map(len, packs)]).tolist()
+        rows = [_join(p, n) for p,n in zip(packs, firsts)]
         length = self.length if self.length and not self.flatten else max(len(r['input_ids']) for r in rows)
         fill = dict(input_ids=self.pad_token_id, labels=-100, gate_mask=False)
         batch = {k:torch.stack([_fill(r, k, length, fill.get(k)) for r in rows]) for k in rows[0]}

@@ -38,26 +38,32 @@ def check_record(
 )->RecordFacts: # or `BadRecord`
     "Check a record and gather its facts."
     images, level = (record.get(k) for k in ('image', 'similarity')) if isinstance(record, dict) else (None, None)
-    if not (images is None or isinstance(images, str) or isinstance(images, list)
-            and all(isinstance(o, str) for o in images)):
+    if not (images is None or isinstance(images, str)
+            or isinstance(images, list) and all(isinstance(o, str) for o in images)):
         raise BadRecord('shape', f"'image' is {images!r:.80}, expected a file name or a list of them", '', where)
     try: to_messages(record, where)
     except (TypeError, KeyError, IndexError, AttributeError) as e:
         raise BadRecord('shape', f'a turn is not {{"from": ..., "value": ...}}: {e}', '', where) from e
-    if level is not None and (type(level) is not int or not 0 <= level < 2**31):
-        raise BadRecord('level', f"the level 'similarity' is {level!r}, expected a whole number",
-                        'count the levels from 0', where)
+    _check_level(level, where)
     turns, images = record['conversations'], record_images(record)
-    try:
-        chars = sum(len(t['value'].encode()) for t in turns)
-        for name in images: name.encode()
-        if chars > MAX_TEXT:
-            raise BadRecord('too long', f'{chars:,} bytes of text, the limit is {MAX_TEXT:,}',
-                            'cut it into several records', where)
+    chars = _count_text([t['value'] for t in turns], images, where)
+    return RecordFacts(json.dumps(record['id']) if 'id' in record else '', images, chars, len(turns), level)
+
+def _check_level(level, where):
+    "A level is a whole number from 0 on, or missing."
+    if level is None or type(level) is int and 0 <= level < 2**31: return
+    raise BadRecord('level', f"the level 'similarity' is {level!r}, expected a whole number",
+                    'count the levels from 0', where)
+
+def _count_text(texts, names, where):
+    "The bytes of all turns, which must be text as well as the names of pictures."
+    try: chars, _ = sum(len(t.encode()) for t in texts), [n.encode() for n in names]
     except UnicodeEncodeError as e:
         raise BadRecord('encoding', f'the text is not valid Unicode after {e.object[max(0, e.start-20):e.start]!r}',
                         'save the file as UTF-8', where) from e
-    return RecordFacts(json.dumps(record['id']) if 'id' in record else '', images, chars, len(turns), level)
+    if chars <= MAX_TEXT: return chars
+    raise BadRecord('too long', f'{chars:,} bytes of text, the limit is {MAX_TEXT:,}', 'cut it into several records',
+                    where)
 
 # %% ../../nbs/data/02_records.ipynb #8b3120f6
 VERSION = 1
@@ -68,8 +74,8 @@ def _schema():
                       ('chars', pa.int32()), ('turns', pa.int32()),
                       ('level', pa.int64()), ('problem', pa.string())])
 
-def _row(found, i):
-    "The index row of the `i`th record of a source."
+def _row(found):
+    "The index row of a record."
     facts, problem = RecordFacts('', [], 0, 0, None), found.doubts[0] if found.doubts else None
     if not problem:
         try: facts = check_record(found.record, '\0')
@@ -85,21 +91,22 @@ def build_index(
 )->int: # records written
     "Check records and write them into an Arrow file, block by block."
     import pyarrow as pa
-    schema, block, held, n = _schema(), [], 0, 0
+    schema, block, waiting, n = _schema(), [], 0, 0
     with pa.OSFile(str(path), 'wb') as out, pa.ipc.new_file(out, schema) as writer:
-        def flush():
-            nonlocal block, held
-            writer.write(pa.record_batch([pa.array(c, f.type) for c,f in zip(zip(*block), schema)], schema=schema))
-            block, held = [], 0
         for n,f in enumerate(found, 1):
-            block.append(_row(f, n-1)); held += len(f.raw)
-            if len(block) == rows or held >= size: flush()
-        if block: flush()
+            block.append(_row(f)); waiting += len(f.raw)
+            if len(block) == rows or waiting >= size: writer.write(_batch(block, schema)); block, waiting = [], 0
+        if block: writer.write(_batch(block, schema))
     return n
+
+def _batch(rows, schema):
+    "Rows as a record batch."
+    import pyarrow as pa
+    return pa.record_batch([pa.array(c, f.type) for c,f in zip(zip(*rows), schema)], schema=schema)
 
 # %% ../../nbs/data/02_records.ipynb #bed2b2a5
 def cache_home()->Path: # a folder that may not exist yet
-    "Where indexes go that cannot live beside their source: `ALIGNGPT_CACHE`, or `aligngpt` in the user's cache folder."
+    "Where indexes go that cannot live beside their source: `ALIGNGPT_CACHE`, or `aligngpt` in the user's cache."
     from fastcore.xdg import xdg_cache_home
     return Path(os.environ.get('ALIGNGPT_CACHE') or xdg_cache_home()/'aligngpt')
 
@@ -114,7 +121,7 @@ def index_folder(
 
 # %% ../../nbs/data/02_records.ipynb #b6afceb3
 def _state(path):
-    "What tells whether a source is still what was indexed: size, time, and a hash of its ends."
+    "What tells whether a source is still what was indexed: the names, sizes and times of its files."
     files = sorted(p for p in path.rglob('*') if p.is_file()
                    and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
@@ -125,31 +132,38 @@ def _is_fresh(folder, state):
     meta = folder/'meta.json'
     return meta.exists() and {k:v for k,v in read_json(meta).items() if k in state} == state
 
+def _lock(folder):
+    "The lock under which an index is built."
+    from filelock import FileLock
+    path = cache_home()/'locks'/f'{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock'
+    with os_errors(path.parent): path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
 # %% ../../nbs/data/02_records.ipynb #f654bba4
 def ensure_index(
     source:str|Path, # a file or folder of data
-    build:Callable[[Path],dict], # writes the index into an empty folder, and returns what `meta.json` shall say besides
+    build:Callable[[Path],dict], # fills an empty folder, and returns what `meta.json` is to say besides
     kind:str='', # to keep several indexes of one source apart
 )->tuple[Path,dict]: # (the index's folder, its `meta.json`)
     "Find the index of `source`, or build it if there is none or the source has changed since."
-    from filelock import FileLock
     source = Path(source)
     with os_errors(source): state = _state(source.resolve(strict=True))
     folder = index_folder(source)
     if kind: folder = folder.with_name(f'{folder.name[:-6]}.{kind}.index')
     if not _is_fresh(folder, state):
-        lock = cache_home()/'locks'/f'{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock'
-        with os_errors(lock.parent): lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            if not _is_fresh(folder, state):
-                with atomic_path(folder) as new:
-                    new.mkdir()
-                    write_json({**state, **build(new)}, new/'meta.json')
+        with _lock(folder):
+            if not _is_fresh(folder, state): _build_index(folder, build, state)
     return folder, read_json(folder/'meta.json')
+
+def _build_index(folder, build, state):
+    "Build an index that appears when it is whole."
+    with atomic_path(folder) as new:
+        new.mkdir()
+        write_json({**state, **build(new)}, new/'meta.json')
 
 # %% ../../nbs/data/02_records.ipynb #3231aa07
 class Source:
-    "One file or folder of records behind its index; rows are read from the memory-mapped index when they are asked for."
+    "One file or folder of records behind its index; a row is read when it is asked for."
     def __init__(self,
         path:str|Path, # JSON, JSON Lines, Parquet, tar shards, or a folder that `datasets` saved
         quiet:bool=False, # no progress bar while the index is built
@@ -158,7 +172,16 @@ class Source:
         folder, self.meta = ensure_index(self.path, self._build)
         self._map(folder)
 
+    def _build(self, folder):
+        "Write the index."
+        digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
+        with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
+                      disable=self.quiet) as bar:
+            n = build_index(read_records(self.path, lambda b: bar.update(b - bar.n), digest), folder/'records.arrow')
+        return dict(records=n, sha256=digest.hexdigest())
+
     def _map(self, folder):
+        "Map the index, and note where the text of each block begins in its file."
         import pyarrow as pa
         self.folder = folder
         with os_errors(folder):
@@ -167,46 +190,41 @@ class Source:
             self.table = pa.ipc.open_file(mapped).read_all()
             mapped.seek(0)
             base = mapped.read_buffer(1).address
-        self._chunks, self._starts, n = [], [], 0
-        for c in self.table['raw'].chunks:
-            _, offsets, data = c.buffers()
-            self._chunks.append((np.frombuffer(offsets, np.int32), data.address - base))
-            self._starts.append(n)
-            n += len(c)
-
-    def _build(self, folder):
-        digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
-        with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
-                      disable=self.quiet) as bar:
-            n = build_index(read_records(self.path, lambda b: bar.update(b - bar.n), digest), folder/'records.arrow')
-        return dict(records=n, sha256=digest.hexdigest())
+        chunks = self.table['raw'].chunks
+        buffers = [c.buffers() for c in chunks] # (validity, offsets, text)
+        self._chunks = [(np.frombuffer(offsets, np.int32), text.address - base) for _, offsets, text in buffers]
+        self._starts = np.cumsum([0, *map(len, chunks)])[:-1].tolist()
 
     def __len__(self): return self.meta['records']
     def __repr__(self): return f'Source({str(self.path)!r}, {len(self):,} records)'
     def __reduce__(self): return Source, (self.path, self.quiet)
 
-    def raw(self,
-        i:int, # row
-    )->bytes: # JSON text
-        "The record as it stands in the file."
-        c = bisect.bisect_right(self._starts, i) - 1
-        (offsets, start), j = self._chunks[c], i - self._starts[c]
-        a, b = offsets[j].item(), offsets[j+1].item()
-        with os_errors(self.file.name): return os.pread(self.file.fileno(), b-a, start+a)
+# %% ../../nbs/data/02_records.ipynb #947600c6
+@patch
+def raw(self:Source,
+    i:int, # row
+)->bytes: # JSON text
+    "The record as it stands in the file."
+    c = bisect.bisect_right(self._starts, i) - 1
+    (offsets, start), j = self._chunks[c], i - self._starts[c]
+    a, b = offsets[j].item(), offsets[j+1].item()
+    with os_errors(self.file.name): return os.pread(self.file.fileno(), b-a, start+a)
 
-    def column(self,
-        name:str, # 'chars', 'turns', 'level'
-        missing:int=0, # stands for null
-    )->np.ndarray: # [n]
-        "A column of numbers."
-        col = self.table[name]
-        return col.to_numpy() if not col.null_count else np.nan_to_num(col.to_numpy(), nan=missing).astype(np.int64)
+@patch
+def column(self:Source,
+    name:str, # 'chars', 'turns', 'level'
+    missing:int=0, # stands for null
+)->np.ndarray: # [n]
+    "A column of numbers."
+    col = self.table[name]
+    return col.to_numpy() if not col.null_count else np.nan_to_num(col.to_numpy(), nan=missing).astype(np.int64)
 
-    def problems(self)->dict[int,tuple[str,str]]: # row -> (reason, message)
-        "The records that cannot be used."
-        chunks = zip(self._starts, self.table['problem'].chunks)
-        return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c)
-                for i,p in enumerate(c.to_pylist()) if p is not None}
+@patch
+def problems(self:Source)->dict[int,tuple[str,str]]: # row -> (reason, message)
+    "The records that cannot be used."
+    chunks = zip(self._starts, self.table['problem'].chunks)
+    return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c)
+            for i,p in enumerate(c.to_pylist()) if p is not None}
 
 # %% ../../nbs/data/02_records.ipynb #29a0926c
 class Records:
@@ -220,49 +238,56 @@ class Records:
         quiet:bool=False, # no progress bar while an index is built
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
-        paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
-        self.sources = [Source(p, quiet) for p in paths]
-        self.weights = [1.]*len(paths) if weights is None else [float(w) for w in weights]
-        if len(self.weights) != len(paths) or min(self.weights, default=0) < 0:
-            raise AlignGPTError(f'{len(paths)} sources with the weights {weights}',
-                                'give one weight, 0 or more, for each source')
         self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
+        paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
+        self.weights = _weights(weights, len(paths))
+        self.sources = [Source(p, quiet) for p in paths]
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
 
-    def __reduce__(self):
-        return Records, ([s.path for s in self.sources], self.weights, self.policy, self.cap, self.n_levels,
-                         self.quiet)
-
-    def _find_problems(self):
-        "Rows that the index marks, and those with a level that this N does not have."
-        bad, start = {}, 0
-        for s in self.sources:
-            bad.update({start+i:p for i,p in s.problems().items()})
-            high = np.flatnonzero((level := s.column('level', -1)) >= self.n_levels)
-            bad.update({start+i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}')
-                        for i in high.tolist()})
-            start += len(s)
-        return dict(sorted(bad.items()))
-
-    def _select(self):
-        "Rows of the good records, or None if all are good."
-        bad, total = self.problems, int(self._ends[-1]) if len(self._ends) else 0
-        if total == 0:
-            raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no records", 'check the path')
-        if not bad: return None
-        row, (reason, message) = next(iter(bad.items()))
-        text = f'{len(bad):,} of {total:,} records cannot be used. The first, {self.place(row)}: {message}'
-        if self.policy == 'error': raise BadRecord(reason, text, "repair them, or leave them out with policy 'skip'")
-        if len(bad) > self.cap*total:
-            raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
-                            'repair the data, or raise the cap')
-        return np.delete(np.arange(total), list(bad))
-
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
     def __repr__(self):
-        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{f'; {len(self.problems):,} skipped' if self.problems else ''})"
+        skipped = f'; {len(self.problems):,} skipped' if self.problems else ''
+        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{skipped})"
+
+    def __reduce__(self):
+        paths = [s.path for s in self.sources]
+        return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet)
+
+def _weights(weights, n):
+    "A weight for each of `n` sources."
+    out = [1.]*n if weights is None else [float(w) for w in weights]
+    if len(out) == n and min(out, default=0) >= 0: return out
+    raise AlignGPTError(f'{n} sources with the weights {weights}', 'give one weight, 0 or more, for each source')
+
+# %% ../../nbs/data/02_records.ipynb #ef47a3e4
+@patch
+def _find_problems(self:Records):
+    "Rows that the index marks, and those with a level that this N does not have."
+    bad, start = {}, 0
+    for s in self.sources:
+        bad.update({start+i:p for i,p in s.problems().items()})
+        level = s.column('level', -1)
+        bad.update({start+i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}')
+                    for i in np.flatnonzero(level >= self.n_levels).tolist()})
+        start += len(s)
+    return dict(sorted(bad.items()))
+
+@patch
+def _select(self:Records):
+    "Rows of the good records, or None if all are good."
+    bad, total = self.problems, int(self._ends[-1]) if len(self._ends) else 0
+    if total == 0:
+        raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no records", 'check the path')
+    if not bad: return None
+    row, (reason, message) = next(iter(bad.items()))
+    text = f'{len(bad):,} of {total:,} records cannot be used. The first, {self.place(row)}: {message}'
+    if self.policy == 'error': raise BadRecord(reason, text, "repair them, or leave them out with policy 'skip'")
+    if len(bad) > self.cap*total:
+        raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
+                        'repair the data, or raise the cap')
+    return np.delete(np.arange(total), list(bad))
 
 # %% ../../nbs/data/02_records.ipynb #34fc3199
 @patch
@@ -313,8 +338,8 @@ def column(self:Records,
 )->np.ndarray: # [n_records]
     "One fact about every record."
     def col(s):
-        return (s.column(name, missing) if name != 'n_images'
-                else np.concatenate([np.diff(c.offsets) for c in s.table['images'].chunks]))
+        if name != 'n_images': return s.column(name, missing)
+        return np.concatenate([np.diff(c.offsets) for c in s.table['images'].chunks])
     all_ = np.concatenate([col(s) for s in self.sources])
     return all_ if self.rows is None else all_[self.rows]
 
@@ -334,8 +359,8 @@ def image_names(self:Records,
     "The pictures of all records, those of bad ones included."
     import pyarrow as pa, pyarrow.compute as pc
     chosen = self.sources if source is None else [self.sources[source]]
-    return pc.unique(pa.concat_arrays([c for s in chosen
-                                       for c in pc.list_flatten(s.table['images']).chunks])).to_pylist()
+    names = [c for s in chosen for c in pc.list_flatten(s.table['images']).chunks]
+    return pc.unique(pa.concat_arrays(names)).to_pylist()
 
 # %% ../../nbs/data/02_records.ipynb #4111da8f
 @patch(as_prop=True)
@@ -347,7 +372,7 @@ def fingerprint(self:Records)->str: # 16 hex digits
 @patch
 def epoch(self:Records,
     number:int=0, # which epoch
-    seed:int=42,
+    seed:int=42, # of the halves that are drawn
 )->np.ndarray: # positions, [length of the epoch]
     "The records of an epoch by weight, source by source, unshuffled."
     rows = np.arange(len(self)) if self.rows is None else self.rows

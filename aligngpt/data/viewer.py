@@ -8,6 +8,7 @@ __all__ = ['blocks', 'SampleView', 'view_sample']
 # %% ../../nbs/data/07_viewer.ipynb #cd8f44d5
 import base64, io
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from ..text.conversation import record_images
@@ -24,8 +25,8 @@ def blocks(
     im = im.convert('RGB')
     im = im.resize((width, max(2, 2*round(width*im.height/im.width/2))))
     def cell(x, y):
-        return ('\x1b[38;2;{};{};{}m'.format(*im.getpixel((x, y)))
-                + '\x1b[48;2;{};{};{}m▀'.format(*im.getpixel((x, y+1))))
+        upper, lower = im.getpixel((x, y)), im.getpixel((x, y+1))
+        return '\x1b[38;2;{};{};{}m'.format(*upper) + '\x1b[48;2;{};{};{}m▀'.format(*lower)
     return '\n'.join(''.join(cell(x, y) for x in range(im.width)) + '\x1b[0m' for y in range(0, im.height, 2))
 
 # %% ../../nbs/data/07_viewer.ipynb #b2473067
@@ -45,18 +46,22 @@ class SampleView:
     def title(self)->str:
         "File, row, level and length on one line."
         level = 'no level' if self.level is None else f'level {self.level}'
-        return f"{self.where} · {level} · {len(self.tokens.tokens):,} positions, {self.counts.get('learnt', 0):,} of them learnt"
+        learnt = self.counts.get('learnt', 0)
+        return f'{self.where} · {level} · {len(self.tokens.tokens):,} positions, {learnt:,} of them learnt'
 
     def _repr_html_(self):
-        def picture(im):
-            b = io.BytesIO()
-            im.save(b, 'PNG')
-            return f'<img alt="" style="width:160px;border-radius:6px;margin:4px" src="data:image/png;base64,{base64.b64encode(b.getvalue()).decode()}">'
-        from html import escape
-        return f'<div><b>{escape(self.title())}</b><div>{"".join(map(picture, self.images))}</div>{self.tokens._repr_html_()}</div>'
+        pictures = ''.join(map(_png_tag, self.images))
+        return f'<div><b>{escape(self.title())}</b><div>{pictures}</div>{self.tokens._repr_html_()}</div>'
 
     def __str__(self): return '\n'.join([self.title(), *map(blocks, self.images), str(self.tokens)])
     __repr__ = __str__
+
+def _png_tag(im):
+    "A picture as HTML, pixel by pixel."
+    b = io.BytesIO()
+    im.save(b, 'PNG')
+    return ('<img alt="" style="width:160px;border-radius:6px;margin:4px" '
+            f'src="data:image/png;base64,{base64.b64encode(b.getvalue()).decode()}">')
 
 # %% ../../nbs/data/07_viewer.ipynb #b60520a4
 def view_sample(
@@ -69,11 +74,10 @@ def view_sample(
     "Prepare a sample as training would, to look at it."
     record, row = records[i], records.row(i)
     where, source = records.place(row), image_sources(images, len(records.sources))[records.find(row)[0]]
-    sample = processor.encode(record, [load_image(source, name, where) for name in record_images(record)] or None,
-                              max_length=max_length, where=where)
-    return SampleView(where, record.get('similarity'),
-                      [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())],
-                      processor.show_tokens(sample))
+    pictures = [load_image(source, name, where) for name in record_images(record)]
+    sample = processor.encode(record, pictures or None, max_length=max_length, where=where)
+    seen = [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())]
+    return SampleView(where, record.get('similarity'), seen, processor.show_tokens(sample))
 
 def _picture(x, image_processor):
     "Undo normalisation."

@@ -43,16 +43,14 @@ def _with_humans(files, annotations):
     for i,a in enumerate(annotations, 1):
         where = f'{files["annotations"]}, annotation {i}'
         if not check_rows(a['answers'], dict(answer=str), where, 'answer'):
-            raise AlignGPTError(f'{where}: no answers', 'people\'s answers were expected')
+            raise AlignGPTError(f'{where}: no answers', "people's answers were expected")
     return annotations
 
 def _mapping(files, role):
     "A JSON object."
     data = read_json(files[role])
-    if not isinstance(data, dict):
-        raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}',
-                            'is this the right file?')
-    return data
+    if isinstance(data, dict): return data
+    raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}', 'is this the right file?')
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #763d90d5
 MODELS = 'AlignGPT-7B', 'AlignGPT-13B', 'LLaVA-1.5-7B', 'LLaVA-1.5-13B'
@@ -66,8 +64,10 @@ def published(
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #04e8406b
 def _common(answers): return Counter(answers).most_common(1)[0][0]
 
+def _common_human(annotation): return _common(h['answer'] for h in annotation['answers'])
+
 def _truth(read, name=lambda q: q.id):
-    "How a task finds right answers: `read` makes {name: answer} of the files; there are none where nobody may know them."
+    "How a task finds right answers: `read` makes {name: answer} of the files; without annotations there are none."
     def truth(files):
         known = read(files) if files.get('annotations') else {}
         return lambda q: known.get(name(q))
@@ -89,11 +89,13 @@ def _check_rows_for(key):
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #080ebdeb
 def _vqav2_rows(files, path, o):
+    "The rows of the submission, and notes about the answers."
     if (rows := _submission(path, dict(question_id=ID, answer=str))) is not None: return rows, []
     answers = read_answers(path, skip_broken=True)
-    if not o.convert: return [dict(question_id=i, answer=t) for i,t in answers.texts().items()], answers.notes()
+    texts = answers.texts()
+    if not o.convert: return [dict(question_id=i, answer=t) for i,t in texts.items()], answers.notes()
     split = read_jsonl(files.get('split') or files['questions'], dict(question_id=ID))
-    return vqa.submit_vqav2(split, answers.texts()), answers.notes(q['question_id'] for q in split)
+    return vqa.submit_vqav2(split, texts), answers.notes(q['question_id'] for q in split)
 
 def _annotations_of(files, read, rows, key):
     "(annotations, []); (None, [why]) if there are none, or those of another split, as of val beside test."
@@ -104,9 +106,8 @@ def _annotations_of(files, read, rows, key):
     return annotations, []
 
 def _vqav2_annotations(files):
-    return _with_humans(files, _rows(files, 'annotations',
-                                     dict(question_id=ID, question_type=str, answer_type=str, answers=list),
-                                     'annotations'))
+    keys = dict(question_id=ID, question_type=str, answer_type=str, answers=list)
+    return _with_humans(files, _rows(files, 'annotations', keys, 'annotations'))
 
 def _vqav2_score(files, path, o):
     rows, notes = _vqav2_rows(files, path, o)
@@ -116,23 +117,34 @@ def _vqav2_score(files, path, o):
     return (vqa.score_vqav2(annotations, rows) if annotations else {}) | out | dict(notes=notes + why)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b1e9b8e2
-VQAV2 = Task('vqav2', 'VQAv2', 'VQA accuracy, percent', dict(
+VQAV2 = Task(
+    name='vqav2',
+    title='VQAv2',
+    metric='VQA accuracy, percent',
+    needs=dict(
         questions=need('asking', 'llava_questions.jsonl', 'llava_vqav2_mscoco_test-dev2015.jsonl'),
         images=need('asking', 'images', 'test2015'),
         split=need('scoring', 'llava_vqav2_mscoco_test2015.jsonl', optional=True),
-        annotations=need('scoring', 'annotations.json', 'v2_mscoco_val2014_annotations.json', optional=True)),
-    _asked, _vqav2_score, lambda r: r.get('overall'), _percent('per_question'), submit=lambda f,p,
-    o: _vqav2_rows(f, p, o)[0], check=_check_rows_for('question_id'),
+        annotations=need('scoring', 'annotations.json', 'v2_mscoco_val2014_annotations.json', optional=True),
+    ),
+    questions=_asked,
+    score=_vqav2_score,
+    headline=lambda r: r.get('overall'),
+    points=_percent('per_question'),
+    submit=lambda f,p,o: _vqav2_rows(f, p, o)[0],
+    check=_check_rows_for('question_id'),
+    truth=_truth(lambda f: {a['question_id']: _common_human(a) for a in _vqav2_annotations(f)}),
     published=published(79.1, 80.0, 78.5, 80.0),
-    truth=_truth(lambda f: {a['question_id']: _common(h['answer'] for h in a['answers'])
-                            for a in _vqav2_annotations(f)}))
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #c571ca40
 def _vizwiz_rows(files, path, o):
+    "The rows of the submission, and notes about the answers."
     if (rows := _submission(path, dict(image=str, answer=str))) is not None: return rows, []
-    answers, qs = read_answers(path, skip_broken=True), read_jsonl(files['questions'],
-        dict(question_id=ID, image=str))
-    return vqa.submit_vizwiz(qs, answers.texts(), o.lenient), answers.notes(q['question_id'] for q in qs)
+    answers = read_answers(path, skip_broken=True)
+    questions = read_jsonl(files['questions'], dict(question_id=ID, image=str))
+    notes = answers.notes(q['question_id'] for q in questions)
+    return vqa.submit_vizwiz(questions, answers.texts(), o.lenient), notes
 
 def _vizwiz_annotations(files):
     return _with_humans(files, _rows(files, 'annotations', dict(image=str, answer_type=str, answers=list)))
@@ -142,25 +154,36 @@ def _vizwiz_score(files, path, o):
     out = dict(submission={r['image']: r['answer'] for r in rows})
     annotations, why = _annotations_of(files, _vizwiz_annotations, rows, 'image')
     if not annotations: return out | dict(notes=notes + why)
-    old = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
-    return (vqa.score_vizwiz(annotations, rows) | out
-            | dict(older_api_without_leave_one_out={k: old[k] for k in ('overall', 'per_answer_type')}, notes=notes))
+    older = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
+    older = {k: older[k] for k in ('overall', 'per_answer_type')}
+    return vqa.score_vizwiz(annotations, rows) | out | dict(older_api_without_leave_one_out=older, notes=notes)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #67f2cd12
-VIZWIZ = Task('vizwiz', 'VizWiz', 'VQA accuracy, percent', dict(
-        questions=need('asking', 'questions.jsonl', 'llava_test.jsonl'), images=need('asking', 'images', 'test'),
-        annotations=need('scoring', 'annotations.json', 'val.json', optional=True)),
-    _asked, _vizwiz_score, lambda r: r.get('overall'), _percent('per_image'), submit=lambda f,p,
-    o: _vizwiz_rows(f, p, o)[0], check=_check_rows_for('image'),
+VIZWIZ = Task(
+    name='vizwiz',
+    title='VizWiz',
+    metric='VQA accuracy, percent',
+    needs=dict(
+        questions=need('asking', 'questions.jsonl', 'llava_test.jsonl'),
+        images=need('asking', 'images', 'test'),
+        annotations=need('scoring', 'annotations.json', 'val.json', optional=True),
+    ),
+    questions=_asked,
+    score=_vizwiz_score,
+    headline=lambda r: r.get('overall'),
+    points=_percent('per_image'),
+    called=lambda q: q.image,
+    submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0],
+    check=_check_rows_for('image'),
+    truth=_truth(lambda f: {a['image']: _common_human(a) for a in _vizwiz_annotations(f)}, lambda q: q.image),
     published=published(54.2, 56.4, 50.0, 53.6),
-    called=lambda q: q.image, truth=_truth(lambda f: {a['image']: _common(h['answer'] for h in a['answers'])
-                                                      for a in _vizwiz_annotations(f)}, lambda q: q.image))
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #a14c2847
 def _gqa_rows(files, path, o):
-    rows = _submission(path, dict(questionId=ID, prediction=str))
-    return rows if rows is not None else [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text']))
-                                          for r in read_answers(path)]
+    "The rows of the submission."
+    if (rows := _submission(path, dict(questionId=ID, prediction=str))) is not None: return rows
+    return [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text'])) for r in read_answers(path)]
 
 def _gqa_annotations(files):
     questions, where = _mapping(files, 'annotations'), files['annotations']
@@ -176,16 +199,28 @@ def _gqa_annotations(files):
 def _gqa_score(files, path, o):
     questions, rows = _gqa_annotations(files), _gqa_rows(files, path, o)
     said = Answers([dict(question_id=r['questionId'], text=r['prediction']) for r in rows])
-    return (vqa.score_gqa(questions, said.texts(), o.lenient)
-            | dict(converted={str(k):v for k,v in said.texts().items()}, notes=said.notes(questions)))
+    texts = said.texts()
+    return (vqa.score_gqa(questions, texts, o.lenient)
+            | dict(converted={str(k): v for k,v in texts.items()}, notes=said.notes(questions)))
 
-GQA = Task('gqa', 'GQA', 'exact-match accuracy, percent', dict(
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #74c40ff7
+GQA = Task(
+    name='gqa',
+    title='GQA',
+    metric='exact-match accuracy, percent',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_gqa_testdev_balanced.jsonl'),
-    images=need('asking', 'images', 'data/images'),
-        annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json')),
-    _asked, _gqa_score, lambda r: round(r['accuracy'], 2), _hits('correct'), submit=_gqa_rows,
+        images=need('asking', 'images', 'data/images'),
+        annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json'),
+    ),
+    questions=_asked,
+    score=_gqa_score,
+    headline=lambda r: round(r['accuracy'], 2),
+    points=_hits('correct'),
+    submit=_gqa_rows,
+    truth=_truth(lambda f: {i: q['answer'] for i,q in _gqa_annotations(f).items()}, lambda q: str(q.id)),
     published=published(62.9, 63.6, 62.0, 63.3),
-    truth=_truth(lambda f: {i: q['answer'] for i,q in _gqa_annotations(f).items()}, lambda q: str(q.id)))
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #382f6e6e
 def _textvqa_annotations(files):
@@ -202,32 +237,48 @@ def _textvqa_score(files, path, o):
 
 def _textvqa_name(q): return f'{q.id} | {vqa.textvqa_question(q.prompt)}'
 
-TEXTVQA = Task('textvqa', 'TextVQA', 'VQA accuracy, percent', dict(
+def _textvqa_points(results): return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results['per_row']}
+
+def _textvqa_known(files):
+    return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(files)}
+
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #be40ba29
+TEXTVQA = Task(
+    name='textvqa',
+    title='TextVQA',
+    metric='VQA accuracy, percent',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_textvqa_val_v051_ocr.jsonl'),
-    images=need('asking', 'images', 'train_images'),
-        annotations=need('scoring', 'annotations.json', 'TextVQA_0.5.1_val.json')),
-    _asked, _textvqa_score, lambda r: r['accuracy'],
-    lambda r: {f'{x["question_id"]} | {x["question"]}': x['score'] for x in r['per_row']},
-    called=_textvqa_name, published=published(58.4, 60.2, 58.2, 61.3),
-    truth=_truth(lambda f: {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers'])
-                            for a in _textvqa_annotations(f)}, _textvqa_name))
+        images=need('asking', 'images', 'train_images'),
+        annotations=need('scoring', 'annotations.json', 'TextVQA_0.5.1_val.json'),
+    ),
+    questions=_asked,
+    score=_textvqa_score,
+    headline=lambda r: r['accuracy'],
+    points=_textvqa_points,
+    called=_textvqa_name,
+    truth=_truth(_textvqa_known, _textvqa_name),
+    published=published(58.4, 60.2, 58.2, 61.3),
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #4039373d
 def _scienceqa_questions(files):
     out = []
     for i,r in enumerate(_rows(files, 'questions', dict(id=ID, conversations=list)), 1):
-        text = check_rows(r['conversations'][:1] or [{}], dict(value=str), f'{files["questions"]}, entry {i}',
-                          'turn')[0]['value'].replace('<image>', '').strip() + '\n' + LETTER
-        out.append(Question(r['id'], text, r.get('image'), '<image>\n'*('image' in r) + text,
-                            where=f'{files["questions"]}, entry {i}'))
+        where = f'{files["questions"]}, entry {i}'
+        turn = check_rows(r['conversations'][:1] or [{}], dict(value=str), where, 'turn')[0]['value']
+        text = turn.replace('<image>', '').strip() + '\n' + LETTER
+        out.append(Question(r['id'], text, r.get('image'), '<image>\n'*('image' in r) + text, where=where))
     return out
 
 def _problems(files):
     problems, where = _mapping(files, 'annotations'), files['annotations']
     check_rows(list(problems.values()), dict(choices=list, answer=int), where, 'problem')
     for i,p in problems.items():
-        if not 0 <= p['answer'] < len(p['choices']):
-            raise AlignGPTError(f'{where}, problem {i!r}: {len(p["choices"])} choices, and the answer is number {p["answer"]}', 'a number of one of the choices was expected, counted from 0')
+        n, gold = len(p['choices']), p['answer']
+        if not 0 <= gold < n:
+            raise AlignGPTError(f'{where}, problem {i!r}: {n} choices, and the answer is number {gold}',
+                                'a number of one of the choices was expected, counted from 0')
     return problems
 
 def _check_shown(problems, answers, where):
@@ -241,21 +292,34 @@ def _check_shown(problems, answers, where):
 def _scienceqa_score(files, path, o):
     problems, splits, answers = _problems(files), _mapping(files, 'splits'), read_answers(path)
     _check_shown(problems, answers, files['annotations'])
-    if not isinstance(splits.get('test'), list) or not all(isinstance(i, str) for i in splits['test']):
+    ids = splits.get('test')
+    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
         raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})',
                             'take the official pid_splits.json')
-    return choice.score_scienceqa(problems, splits['test'], answers) | dict(notes=answers.notes(splits['test']))
+    return choice.score_scienceqa(problems, ids, answers) | dict(notes=answers.notes(ids))
 
-SCIENCEQA = Task('scienceqa', 'SQA-IMG', 'accuracy on questions with an image, percent', dict(
+def _scienceqa_right(problem): return f'{choice.LETTERS[problem["answer"]]}. {problem["choices"][problem["answer"]]}'
+
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #bfba987b
+SCIENCEQA = Task(
+    name='scienceqa',
+    title='SQA-IMG',
+    metric='accuracy on questions with an image, percent',
+    needs=dict(
         questions=need('asking', 'questions.json', 'llava_test_CQM-A.json'),
-    images=need('asking', 'images/test', 'ScienceQA_DATA/test', 'images'),
+        images=need('asking', 'images/test', 'ScienceQA_DATA/test', 'images'),
         annotations=need('scoring', 'annotations.json', 'problems.json', 'ScienceQA_DATA/problems.json'),
-        splits=need('scoring', 'pid_splits.json', 'ScienceQA_DATA/pid_splits.json')),
-    _scienceqa_questions, _scienceqa_score, lambda r: r['img_accuracy'],
-    lambda r: {i: x['correct'] for i,x in r['per_question'].items()}, max_new_tokens=1024, pad=False,
+        splits=need('scoring', 'pid_splits.json', 'ScienceQA_DATA/pid_splits.json'),
+    ),
+    questions=_scienceqa_questions,
+    score=_scienceqa_score,
+    headline=lambda r: r['img_accuracy'],
+    points=lambda r: {i: x['correct'] for i,x in r['per_question'].items()},
+    max_new_tokens=1024,
+    pad=False,
+    truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in _problems(f).items()}),
     published=published(68.5, 70.3, 66.8, 71.6),
-    truth=_truth(lambda f: {i: f'{choice.LETTERS[p["answer"]]}. {p["choices"][p["answer"]]}'
-                            for i,p in _problems(f).items()}))
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #74f0d11e
 def _pope_files(files):
@@ -263,8 +327,8 @@ def _pope_files(files):
     labels = {f.stem.removeprefix('coco_pope_'): read_jsonl(f, dict(label=str))
               for f in sorted(files['annotations'].glob('coco_pope_*.json'))}
     if not labels:
-        raise AlignGPTError(f'{files["annotations"]}: no label files',
-                            'coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json were expected')
+        raise AlignGPTError(f'{files["annotations"]}: no label files', 'coco_pope_random.json, coco_pope_popular.json '
+                            'and coco_pope_adversarial.json were expected')
     return labels, read_jsonl(files['questions'], dict(question_id=ID, category=str))
 
 def _pope_truth(files):
@@ -272,26 +336,50 @@ def _pope_truth(files):
     return {q['question_id']: r['label'] for c,rows in labels.items()
             for q,r in zip((q for q in questions if q['category'] == c), rows)}
 
-POPE = Task('pope', 'POPE', 'mean F1 of the categories, percent', dict(
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #deaeaa78
+POPE = Task(
+    name='pope',
+    title='POPE',
+    metric='mean F1 of the categories, percent',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_pope_test.jsonl'),
-    images=need('asking', 'images', 'val2014'),
-        annotations=need('scoring', 'annotations', 'coco')),
-    _asked, lambda f,p,o: yesno.score_pope(*_pope_files(f), read_answers(p), o.lenient),
-    lambda r: round(100*r['mean_f1'], 2), _hits('correct'), published=published(86.0, 86.2, 85.9, 85.9),
-    truth=_truth(_pope_truth))
+        images=need('asking', 'images', 'val2014'),
+        annotations=need('scoring', 'annotations', 'coco'),
+    ),
+    questions=_asked,
+    score=lambda f,p,o: yesno.score_pope(*_pope_files(f), read_answers(p), o.lenient),
+    headline=lambda r: round(100*r['mean_f1'], 2),
+    points=_hits('correct'),
+    truth=_truth(_pope_truth),
+    published=published(86.0, 86.2, 85.9, 85.9),
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #3daa3460
+def _mme_score(files, path, o):
+    return yesno.score_mme(yesno.read_mme_labels(files['annotations']), read_answers(path), o.lenient)
+
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
     return lambda q: yesno.mme_label(dict(question_id=q.id, prompt=q.prompt), labels)[-1]
 
-MME = Task('mme', 'MME', 'perception: accuracy + accuracy_plus over 10 subtasks', dict(
+MME = Task(
+    name='mme',
+    title='MME',
+    metric='perception: accuracy + accuracy_plus over 10 subtasks',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_mme.jsonl', 'llava_mme_1.jsonl'),
-    images=need('asking', 'images', 'MME_Benchmark_release_version'),
-        annotations=need('scoring', 'annotations', 'MME_Benchmark_release_version')),
-    _asked, lambda f,p,o: yesno.score_mme(yesno.read_mme_labels(f['annotations']), read_answers(p), o.lenient),
-    lambda r: round(r['perception'], 2), _hits('correct'), folders=('MME',),
-    published=published(1527.4, 1572.0, 1510.7, 1531.3), called=lambda q: f'{q.id} | {q.prompt}', truth=_mme_truth)
+        images=need('asking', 'images', 'MME_Benchmark_release_version'),
+        annotations=need('scoring', 'annotations', 'MME_Benchmark_release_version'),
+    ),
+    questions=_asked,
+    score=_mme_score,
+    headline=lambda r: round(r['perception'], 2),
+    points=_hits('correct'),
+    called=lambda q: f'{q.id} | {q.prompt}',
+    folders=('MME',),
+    truth=_mme_truth,
+    published=published(1527.4, 1572.0, 1510.7, 1531.3),
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #fbf24c02
 def _mmbench_questions(files, instruction):
@@ -302,53 +390,78 @@ def _mmbench_questions(files, instruction):
         if (b64 := r.get('image')) and b64.isdigit(): b64 = image.get(int(b64))
         if not b64: raise AlignGPTError(f'{path}, row {n}: no image', 'each row needs one, in base64')
         options, prompt = choice.mmbench_options(r), choice.mmbench_prompt(r)
+        extra = dict(round_id=0, options=options, option_char=list('ABCD'[:len(options)]))
         out.append(Question(r['index'], f'{prompt}\n{instruction}', prompt=prompt, category=r.get('category') or '',
-                            image_base64=b64, where=f'{path}, row {n}',
-                            extra=dict(round_id=0, options=options, option_char=list('ABCD'[:len(options)]))))
+                            image_base64=b64, where=f'{path}, row {n}', extra=extra))
     return out
+
+def _mmbench_upload(rows, said):
+    "What a submission would hold."
+    aligned, llava = (list(choice.submit_mmbench(rows[:1], said, c)[0]) for c in ('aligngpt', 'llava'))
+    texts = {str(r['index']): said.get(r['index']) for r in rows}
+    return dict(columns_aligngpt=aligned, columns_llava=llava, rows=len(rows),
+                predictions={i: None if t in choice.EMPTY else t for i,t in texts.items()})
 
 def _mmbench_score(files, path, o):
     rows, answers = choice.read_mmbench(files['annotations']), read_answers(path)
     texts = answers.texts()
     said = {r['index']: texts[r['index']] for r in rows if r['index'] in texts}
-    aligned, llava = (list(choice.submit_mmbench(rows[:1], said, c)[0]) for c in ('aligngpt', 'llava'))
-    sub = dict(columns_aligngpt=aligned, columns_llava=llava, rows=len(rows),
-               predictions={str(r['index']): None if said.get(r['index']) in choice.EMPTY else said.get(r['index'])
-                            for r in rows})
     scores = choice.score_mmbench(rows, said) if all(r.get('answer') for r in rows) else {}
-    return scores | dict(submission=sub, notes=answers.notes(r['index'] for r in rows)
-                         + ['no answers in the table: the score comes from the server']*(not scores))
+    notes = answers.notes(r['index'] for r in rows)
+    if not scores: notes.append('no answers in the table: the score comes from the server')
+    return scores | dict(submission=_mmbench_upload(rows, said), notes=notes)
+
+def _mmbench_submit(files, path, o):
+    return choice.submit_mmbench(choice.read_mmbench(files['annotations']), read_answers(path).texts(), o.columns)
 
 def _mmbench_truth(files):
     return {r['index']: f'{a}. {r.get(a) or ""}' for r in choice.read_mmbench(files['annotations'])
             if (a := r.get('answer'))}
 
-def _mmbench(name, title, instruction, names, folders, published):
-    return Task(name, title, 'CircularEval accuracy without a judge, percent',
-                dict(annotations=need('asking', 'annotations.tsv', *names)),
-        lambda f: _mmbench_questions(f, instruction), _mmbench_score,
-        lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None, _hits('group_hits'),
-        folders=folders, submit=lambda f,p,o: choice.submit_mmbench(choice.read_mmbench(f['annotations']),
-        read_answers(p).texts(), o.columns), suffix='.xlsx',
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #2b6cb0ea
+def _mmbench(instruction, names, **more):
+    "MMBench in one of its languages."
+    return Task(
+        metric='CircularEval accuracy without a judge, percent',
+        needs=dict(annotations=need('asking', 'annotations.tsv', *names)),
+        questions=lambda f: _mmbench_questions(f, instruction),
+        score=_mmbench_score,
+        headline=lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None,
+        points=_hits('group_hits'),
+        called=lambda q: str(q.id % choice.ROTATION),
+        submit=_mmbench_submit,
+        suffix='.xlsx',
         check=lambda p,f: choice.check_mmbench_submission(p, choice.read_mmbench(f['annotations'])),
-        max_new_tokens=1024, published=published,
-        called=lambda q: str(q.id % choice.ROTATION), truth=_truth(_mmbench_truth))
+        max_new_tokens=1024,
+        truth=_truth(_mmbench_truth),
+        **more)
 
-MMBENCH = _mmbench('mmbench', 'MMBench', LETTER, ('mmbench_dev_20230712.tsv', 'mmbench_dev_en_20231003.tsv'), (),
-                   published(67.3, 69.5, 64.3, 67.7))
-MMBENCH_CN = _mmbench('mmbench_cn', 'MMBench-CN', LETTER_CN, ('mmbench_dev_cn_20231003.tsv',), ('mmbench',),
-                      published(59.9, 63.7, 58.3, 63.6))
+MMBENCH = _mmbench(
+    name='mmbench',
+    title='MMBench',
+    instruction=LETTER,
+    names=('mmbench_dev_20230712.tsv', 'mmbench_dev_en_20231003.tsv'),
+    published=published(67.3, 69.5, 64.3, 67.7),
+)
+MMBENCH_CN = _mmbench(
+    name='mmbench_cn',
+    title='MMBench-CN',
+    instruction=LETTER_CN,
+    names=('mmbench_dev_cn_20231003.tsv',),
+    folders=('mmbench',),
+    published=published(59.9, 63.7, 58.3, 63.6),
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #ffd6e63c
 def _seed_data(files):
-    data = _mapping(files, 'annotations')
+    data, where = _mapping(files, 'annotations'), files['annotations']
     if lost := [k for k in ('questions', 'question_type') if k not in data]:
-        raise AlignGPTError(f'{files["annotations"]}: no {some(lost)}', 'take the official SEED-Bench.json')
+        raise AlignGPTError(f'{where}: no {some(lost)}', 'take the official SEED-Bench.json')
     check_rows(data['questions'], dict(question_id=ID, question_type_id=ID, data_type=str, answer=str),
-               files['annotations'], 'question')
-    check_rows([dict(id=v) for v in check_rows([data['question_type']], {}, files['annotations'])[0].values()],
-               dict(id=ID), files['annotations'], 'question type')
-    _check_choices(data['questions'], files['annotations'])
+               where, 'question')
+    types = check_rows([data['question_type']], {}, where)[0]
+    check_rows([dict(id=v) for v in types.values()], dict(id=ID), where, 'question type')
+    _check_choices(data['questions'], where)
     return data
 
 def _check_choices(questions, where):
@@ -365,22 +478,33 @@ def _seed_score(files, path, o):
     data, answers = _seed_data(files), read_answers(path)
     said = answers.texts()
     out = choice.score_seed_bench(data, said, lenient=o.lenient)
-    out['first_letter_rule'] = dict(image_accuracy=choice.score_seed_bench(data, said, first_letter=True,
-        lenient=True)['image_accuracy'])
+    looser = choice.score_seed_bench(data, said, first_letter=True, lenient=True)['image_accuracy']
     try: up = choice.submit_seed_bench(data, said)
     except AlignGPTError: up = []
-    return out | dict(upload_error=not up, upload_first_rows=up[:3],
+    return out | dict(first_letter_rule=dict(image_accuracy=looser), upload_error=not up, upload_first_rows=up[:3],
                       notes=answers.notes(choice.seed_id(q['question_id']) for q in data['questions']))
 
-SEED_BENCH = Task('seed_bench', 'SEED', 'accuracy on the image questions, percent', dict(
+def _seed_known(files): return {str(q['question_id']): q['answer'] for q in _seed_data(files)['questions']}
+
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #b101663d
+SEED_BENCH = Task(
+    name='seed_bench',
+    title='SEED',
+    metric='accuracy on the image questions, percent',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava-seed-bench.jsonl', 'llava-seed-bench-2.jsonl'),
-    images=need('asking', '.'),
-        annotations=need('scoring', 'annotations.json', 'SEED-Bench.json')),
-    _asked, _seed_score, lambda r: r['image_accuracy'], _hits('correct'), submit=lambda f,p,
-    o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()), suffix='.jsonl',
+        images=need('asking', '.'),
+        annotations=need('scoring', 'annotations.json', 'SEED-Bench.json'),
+    ),
+    questions=_asked,
+    score=_seed_score,
+    headline=lambda r: r['image_accuracy'],
+    points=_hits('correct'),
+    submit=lambda f,p,o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()),
+    suffix='.jsonl',
+    truth=_truth(_seed_known, lambda q: str(q.id)),
     published=published(66.5, 67.8, 58.6, 61.6),
-    truth=_truth(lambda f: {str(q['question_id']): q['answer'] for q in _seed_data(f)['questions']},
-                 lambda q: str(q.id)))
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #5503fb97
 def _judge(files, o):
@@ -405,48 +529,80 @@ def _llava_bench_score(files, path, o):
     return judges.score_llava_bench(calls, judge) | dict(notes=notes)
 
 def _llava_bench_truth(files):
-    known = {r['question_id']: r['text'] for r in read_jsonl(files['references'],
-        dict(question_id=ID, text=str))} if files.get('references') else {}
+    rows = read_jsonl(files['references'], dict(question_id=ID, text=str)) if files.get('references') else []
+    known = {r['question_id']: r['text'] for r in rows}
     return lambda q: known.get(q.id)
 
-LLAVA_BENCH = Task('llava_bench_wild', 'LLaVA-W', 'relative score, percent of the reference', dict(
-        questions=need('asking', 'questions.jsonl'), images=need('asking', 'images'),
-    context=need('judging', 'context.jsonl'),
-        references=need('judging', 'answers_gpt4.jsonl'), rules=need('judging', 'rule.json'),
-    replies=need('judging', 'judge_replies.jsonl', optional=True)),
-    _asked, _llava_bench_score, lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None,
-    lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()}, folders=('llava-bench-in-the-wild',),
-    max_new_tokens=1024, pad=False, calls=_llava_bench_calls, judge_model='gpt-4-0314',
-    published=published(68.4, 75.2, 65.4, 72.5), truth=_llava_bench_truth)
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #c9d8e305
+LLAVA_BENCH = Task(
+    name='llava_bench_wild',
+    title='LLaVA-W',
+    metric='relative score, percent of the reference',
+    needs=dict(
+        questions=need('asking', 'questions.jsonl'),
+        images=need('asking', 'images'),
+        context=need('judging', 'context.jsonl'),
+        references=need('judging', 'answers_gpt4.jsonl'),
+        rules=need('judging', 'rule.json'),
+        replies=need('judging', 'judge_replies.jsonl', optional=True),
+    ),
+    questions=_asked,
+    score=_llava_bench_score,
+    headline=lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None,
+    points=lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()},
+    folders=('llava-bench-in-the-wild',),
+    max_new_tokens=1024,
+    pad=False,
+    calls=_llava_bench_calls,
+    judge_model='gpt-4-0314',
+    truth=_llava_bench_truth,
+    published=published(68.4, 75.2, 65.4, 72.5),
+)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b0268596
 def _mm_vet_results(path): return {f'v1_{i}': t for i,t in read_answers(path).texts().items()}
 
+def _mm_vet_name(q): return f'v1_{q.id}'
+
 def _mm_vet_data(files):
-    data = _mapping(files, 'annotations')
-    check_rows(list(data.values()), dict(question=str, answer=str, capability=list), files['annotations'], 'question')
-    check_rows([dict(capability=c) for d in data.values() for c in d['capability']], dict(capability=str),
-               files['annotations'], 'capability')
+    data, where = _mapping(files, 'annotations'), files['annotations']
+    check_rows(list(data.values()), dict(question=str, answer=str, capability=list), where, 'question')
+    capabilities = [dict(capability=c) for d in data.values() for c in d['capability']]
+    check_rows(capabilities, dict(capability=str), where, 'capability')
     return data
 
 def _mm_vet_calls(files, path):
-    return judges.mm_vet_calls(_mm_vet_data(files), _mm_vet_results(path),
-                               judges.read_mm_vet_header(files['instruction'])), []
+    header = judges.read_mm_vet_header(files['instruction'])
+    return judges.mm_vet_calls(_mm_vet_data(files), _mm_vet_results(path), header), []
 
 def _mm_vet_score(files, path, o):
     out = dict(results_json_first=dict(list(_mm_vet_results(path).items())[:2]))
     if (judge := _judge(files, o)) is None: return out | dict(notes=[_NO_JUDGE])
     return judges.score_mm_vet(_mapping(files, 'annotations'), _mm_vet_calls(files, path)[0], judge) | out
 
-MM_VET = Task('mm_vet', 'MM-Vet', 'mean grade, percent', dict(
+# %% ../../nbs/evaluation/08_benchmarks.ipynb #9fc8c0be
+MM_VET = Task(
+    name='mm_vet',
+    title='MM-Vet',
+    metric='mean grade, percent',
+    needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava-mm-vet.jsonl'),
-    images=need('asking', 'images', 'mm-vet/images'),
+        images=need('asking', 'images', 'mm-vet/images'),
         annotations=need('judging', 'annotations.json', 'mm-vet.json', 'mm-vet/mm-vet.json'),
-    instruction=need('judging', 'judge_prompt.txt', 'mm-vet_evaluator.ipynb'),
-        replies=need('judging', 'judge_replies.json', optional=True)),
-    _asked, _mm_vet_score, lambda r: r['capabilities']['total'] if 'capabilities' in r else None, _hits('grades'),
+        instruction=need('judging', 'judge_prompt.txt', 'mm-vet_evaluator.ipynb'),
+        replies=need('judging', 'judge_replies.json', optional=True),
+    ),
+    questions=_asked,
+    score=_mm_vet_score,
+    headline=lambda r: r['capabilities']['total'] if 'capabilities' in r else None,
+    points=_hits('grades'),
+    called=_mm_vet_name,
     folders=('mm-vet',),
-    submit=lambda f,p,o: _mm_vet_results(p), max_new_tokens=1024, pad=False, calls=_mm_vet_calls,
-    judge_model='gpt-4-0613', published=published(30.8, 35.6, 31.1, 36.1),
-    called=lambda q: f'v1_{q.id}', truth=_truth(lambda f: {i: d['answer'] for i,d in _mm_vet_data(f).items()},
-                                                lambda q: f'v1_{q.id}'))
+    submit=lambda f,p,o: _mm_vet_results(p),
+    max_new_tokens=1024,
+    pad=False,
+    calls=_mm_vet_calls,
+    judge_model='gpt-4-0613',
+    truth=_truth(lambda f: {i: d['answer'] for i,d in _mm_vet_data(f).items()}, _mm_vet_name),
+    published=published(30.8, 35.6, 31.1, 36.1),
+)

@@ -29,32 +29,37 @@ def parse_scienceqa(
     return found[0] if len(found) == 1 else 'FAILED'
 
 # %% ../../nbs/evaluation/03_choice.ipynb #3d39ecd8
+def _scienceqa_result(i, problem, text):
+    "What is read in the answer to a problem, and whether it is right."
+    n, gold = len(problem['choices']), problem['answer']
+    if not (0 <= gold < n <= len(LETTERS)):
+        raise AlignGPTError(f'question {i!r}: {n} choices, and the answer is number {gold}',
+                            f'up to {len(LETTERS)} choices were expected, the answer counted from 0')
+    letter = parse_scienceqa(text)
+    index = LETTERS[:n].find(letter)
+    return dict(parsed=letter, index=index, correct=int(index == gold))
+
+def _scienceqa_results(problems, ids, by_id):
+    if lost := [i for i in ids if i not in problems]:
+        raise AlignGPTError(f'{len(lost)} ids of the split are not in problems.json: {some(lost)}',
+                            'take both files from one release')
+    return {i: _scienceqa_result(i, problems[i], by_id.get(i, {}).get('text', 'FAILED')) for i in ids}
+
 def score_scienceqa(
     problems:dict, # id -> {'choices':[...], 'answer':int, ...}, the official problems.json
     ids:list[str], # the split's ids
     answers:list[dict], # rows with `question_id`, `prompt`, `text`
 )->dict: # accuracies in percent, counts, per question
     "ScienceQA accuracy, over all questions and over those with an image."
-    if lost := [i for i in ids if i not in problems]:
-        raise AlignGPTError(f'{len(lost)} ids of the split are not in problems.json: {some(lost)}',
-                            'take both files from one release')
-    by_id, out, image = {r['question_id']: r for r in answers}, {}, {}
-    for i in ids:
-        n, gold, r = len(problems[i]['choices']), problems[i]['answer'], by_id.get(i, {})
-        if not (0 <= gold < n <= len(LETTERS)):
-            raise AlignGPTError(f'question {i!r}: {n} choices, and the answer is number {gold}',
-                                f'up to {len(LETTERS)} choices were expected, the answer counted from 0')
-        letter = parse_scienceqa(r.get('text', 'FAILED'))
-        index = LETTERS[:n].find(letter)
-        out[i] = dict(parsed=letter, index=index, correct=int(index == gold))
-        image[i] = '<image>' in r.get('prompt', '')
-    hits, shown = sum(o['correct'] for o in out.values()), [out[i]['correct'] for i in ids if image[i]]
+    by_id = {r['question_id']: r for r in answers}
+    out = _scienceqa_results(problems, ids, by_id)
+    hits = sum(o['correct'] for o in out.values())
+    shown = [out[i]['correct'] for i in ids if '<image>' in by_id.get(i, {}).get('prompt', '')]
     if not shown:
         raise AlignGPTError('no answer has an <image> in its prompt, so there is no IMG accuracy',
                             "save the prompt with '<image>' in front; check also that the ids are strings")
-    return dict(total=len(ids), correct=hits, accuracy=round(100*hits/len(ids), 2),
-                img_accuracy=round(100*mean(shown), 2), img_correct=sum(shown), img_total=len(shown),
-                per_question=out)
+    img = dict(img_accuracy=round(100*mean(shown), 2), img_correct=sum(shown), img_total=len(shown))
+    return dict(total=len(ids), correct=hits, accuracy=round(100*hits/len(ids), 2), **img, per_question=out)
 
 # %% ../../nbs/evaluation/03_choice.ipynb #a5b353b1
 def options_shown(
@@ -70,11 +75,8 @@ def options_shown(
 EMPTY = frozenset(['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>',
                    'N/A', 'NA', 'NULL', 'NaN', 'None', 'n/a', 'nan', 'null'])
 
-def read_mmbench(
-    path:str|Path, # the official .tsv
-    images:bool=False, # keep the column with the base64 images
-)->list[dict]: # one per row: strings, None where empty; `index` is an integer
-    "Read an MMBench table."
+def _table(path):
+    "An MMBench table as pandas reads it, every cell a string."
     import pandas as pd
     with os_errors(path):
         try: df = pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False, na_values=[])
@@ -84,42 +86,59 @@ def read_mmbench(
     if lost := [c for c in ('index', 'question', 'A', 'B') if c not in df.columns]:
         raise AlignGPTError(f'{path}: no column {some(lost)} (columns: {some(df.columns, 20)})',
                             'is this an MMBench .tsv?')
-    if not images: df = df.drop(columns='image', errors='ignore')
     if df.empty: raise AlignGPTError(f'{path}: the table has no rows', 'a truncated download is the usual cause')
-    rows = [{k: None if v in EMPTY else v for k,v in r.items()} for r in df.to_dict('records')]
-    for n,r in enumerate(rows, 1):
-        try: r['index'] = int(r['index'])
-        except (TypeError, ValueError):
-            raise AlignGPTError(f'{path}, row {n}: the index is {r["index"]!r}',
-                                'each row needs a whole number there') from None
-        if r['question'] is None:
-            raise AlignGPTError(f'{path}, row {n}: no question', 'is a tab missing in this row?')
-        letters = [c for c in string.ascii_uppercase if c in r]
-        if r.get('answer') not in (None, *letters):
-            raise AlignGPTError(f'{path}, row {n}: the answer is {r["answer"]!r}, the options are {", ".join(letters)}', 'is a tab missing in this row, or one too many?')
-    _check_options(path, df.to_dict('records'))
+    return df
+
+def _row(cells, where):
+    "A row with None for empty cells and a number for its index."
+    r = {k: None if v in EMPTY else v for k,v in cells.items()}
+    try: r['index'] = int(r['index'])
+    except (TypeError, ValueError):
+        raise AlignGPTError(f'{where}: the index is {r["index"]!r}', 'each row needs a whole number there') from None
+    if r['question'] is None: raise AlignGPTError(f'{where}: no question', 'is a tab missing in this row?')
+    letters = [c for c in string.ascii_uppercase if c in r]
+    if r.get('answer') not in (None, *letters):
+        raise AlignGPTError(f'{where}: the answer is {r["answer"]!r}, the options are {", ".join(letters)}',
+                            'is a tab missing in this row, or one too many?')
+    return r
+
+def read_mmbench(
+    path:str|Path, # the official .tsv
+    images:bool=False, # keep the column with the base64 images
+)->list[dict]: # one per row: strings, None where empty; `index` is an integer
+    "Read an MMBench table."
+    df = _table(path)
+    if not images: df = df.drop(columns='image', errors='ignore')
+    cells = df.to_dict('records')
+    rows = [_row(r, f'{path}, row {n}') for n,r in enumerate(cells, 1)]
+    _check_options(path, cells)
     return rows
 
 # %% ../../nbs/evaluation/03_choice.ipynb #f25c326b
 ROTATION = 1_000_000
 
-def _check_options(path, cells):
-    "Has each row of a table its options?"
+def _count_options(cells, where):
+    "How many options a row has: at least two, the answer among them."
+    shown = [c for c in string.ascii_uppercase if cells.get(c)]
+    if len(shown) < 2:
+        raise AlignGPTError(f'{where}: {len(shown)} options', 'two at least were expected, A and B')
+    if (a := cells.get('answer')) and a not in shown:
+        raise AlignGPTError(f'{where}: the answer is {a!r}, the options are {", ".join(shown)}',
+                            'is an option missing in this row?')
+    return len(shown)
+
+def _check_options(path, table):
+    "Does each row of a table have its options, and an index of its own?"
     first, seen = {}, {}
-    for n,r in enumerate(cells, 1):
-        shown = [c for c in string.ascii_uppercase if r.get(c)]
-        index, where = int(r['index']), f'{path}, row {n}'
+    for n,cells in enumerate(table, 1):
+        index, where = int(cells['index']), f'{path}, row {n}'
         if index in seen:
             raise AlignGPTError(f'{where}: index {index} is that of row {seen[index]}, too',
                                 'each row needs an index of its own')
-        if len(shown) < 2:
-            raise AlignGPTError(f'{where}: {len(shown)} options', 'two at least were expected, A and B')
-        if (a := r.get('answer')) and a not in shown:
-            raise AlignGPTError(f'{where}: the answer is {a!r}, the options are {", ".join(shown)}',
-                                'is an option missing in this row?')
-        k, m = first.setdefault(index % ROTATION, (len(shown), n))
-        if k != len(shown):
-            raise AlignGPTError(f'{where}: {len(shown)} options, the same question in row {m} has {k}',
+        options = _count_options(cells, where)
+        k, m = first.setdefault(index % ROTATION, (options, n))
+        if k != options:
+            raise AlignGPTError(f'{where}: {options} options, the same question in row {m} has {k}',
                                 'the rotations of a question have the same options')
         seen[index] = n
 
@@ -144,10 +163,16 @@ def mmbench_prompt(
     return hint + row['question'] + ''.join(f'\n{c}. {o}' for c,o in zip('ABCD', mmbench_options(row)))
 
 # %% ../../nbs/evaluation/03_choice.ipynb #598e5e26
-REFUSALS = "Sorry, I can't help with images of people yet.", "I can't process this file.", "I'm sorry, but without the image provided", 'Cannot determine the answer'
+REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    'Cannot determine the answer',
+)
 _SPACED = str.maketrans({c: ' ' for c in '.()[],:;!*#{}'})
 
 def _match_letter(answer, choices, newer):
+    "The letter that stands alone in an answer, if there is one."
     if any(r in answer for r in REFUSALS): return 'Z'
     words = answer.translate(_SPACED).split()
     found = [c for c in choices if c in words]
@@ -170,19 +195,40 @@ def mmbench_match(
     return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/evaluation/03_choice.ipynb #97fd8ccf
-MMBENCH_SHORT = {'coarse_perception':'CP', 'finegrained_perception (instance-level)':'FP-S',
-                 'finegrained_perception (cross-instance)':'FP-C',
-                 'logic_reasoning':'LR', 'relation_reasoning':'RR', 'attribute_reasoning':'AR'}
+MMBENCH_SHORT = {
+    'coarse_perception': 'CP',
+    'finegrained_perception (instance-level)': 'FP-S',
+    'finegrained_perception (cross-instance)': 'FP-C',
+    'logic_reasoning': 'LR',
+    'relation_reasoning': 'RR',
+    'attribute_reasoning': 'AR',
+}
 
 def _mmbench_hits(rows, predictions, newer=False):
     "For each row's index: does the matched option equal the answer?"
     out = {}
     for r in rows:
         said = predictions.get(r['index'])
+        if said is None or said in EMPTY: said = 'nan'
         choices = {c: r[c] for c in string.ascii_uppercase if r.get(c) is not None}
-        out[r['index']] = int(mmbench_match('nan' if said is None or said in EMPTY else said, choices,
-                                            newer) == r['answer'])
+        out[r['index']] = int(mmbench_match(said, choices, newer) == r['answer'])
     return out
+
+def _circular(first, rows, hits):
+    "For each index of the first pass: are all rotations right?"
+    groups = {}
+    for r in rows: groups.setdefault(r['index'] % ROTATION, []).append(hits[r['index']])
+    return {r['index']: int(all(groups[r['index']])) for r in first}
+
+def _report(first, circular):
+    "The toolkit's table: fractions over all, by ability, by category."
+    splits = sorted({r.get('split') or 'none' for r in first})
+    report = dict(split=', '.join(splits), Overall=mean(circular.values()))
+    for col in ('l2-category', 'category'):
+        named = [r for r in first if r.get(col)]
+        means = group_means((r[col] for r in named), (circular[r['index']] for r in named))
+        report |= {MMBENCH_SHORT.get(k, k): means[k] for k in sorted(means)}
+    return report
 
 # %% ../../nbs/evaluation/03_choice.ipynb #ba064d5a
 def score_mmbench(
@@ -193,21 +239,13 @@ def score_mmbench(
     if not rows or any(r.get('answer') is None for r in rows):
         raise AlignGPTError('the table has rows without an answer',
                             'a test split is scored by the server: upload the submission file')
-    hits, groups = _mmbench_hits(rows, predictions), {}
-    for r in rows: groups.setdefault(r['index'] % ROTATION, []).append(hits[r['index']])
     first = sorted((r for r in rows if r['index'] < ROTATION), key=lambda r: r['index'])
-    circular = {r['index']: int(all(groups[r['index']])) for r in first}
+    circular = _circular(first, rows, _mmbench_hits(rows, predictions))
     single = _mmbench_hits(first, predictions, newer=True)
-    splits = {r.get('split') for r in first}
-    report = dict(split=', '.join(sorted(s or 'none' for s in splits)), Overall=mean(circular.values()))
-    for col in ('l2-category', 'category'):
-        named = [r for r in first if r.get(col)]
-        means = group_means((r[col] for r in named), (circular[r['index']] for r in named))
-        report |= {MMBENCH_SHORT.get(k, k): means[k] for k in sorted(means)}
-    return dict(circular_accuracy=100*mean(circular.values()), groups=len(circular), report_fractions=report,
-                single_pass_accuracy=100*mean(single.values()),
-                group_hits={str(k):v for k,v in circular.items()},
-                single_pass_hits={str(k):v for k,v in single.items()})
+    return dict(circular_accuracy=100*mean(circular.values()), groups=len(circular),
+                report_fractions=_report(first, circular), single_pass_accuracy=100*mean(single.values()),
+                group_hits={str(k): v for k,v in circular.items()},
+                single_pass_hits={str(k): v for k,v in single.items()})
 
 # %% ../../nbs/evaluation/03_choice.ipynb #787da960
 _DROPPED = dict(aligngpt=('hint', 'source', 'image', 'comment'),
@@ -227,22 +265,27 @@ def submit_mmbench(
     return out
 
 # %% ../../nbs/evaluation/03_choice.ipynb #95479b91
+def _cells_of(sheet):
+    "A function that makes a cell of a value; text stays text, even if it begins like a formula."
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    def cell(v):
+        if not isinstance(v, str): return v
+        c = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub('', v))
+        c.data_type = 's'
+        return c
+    return cell
+
 def write_xlsx(
     rows:list[dict], # all with the same keys
     path:str|Path, # the .xlsx to write
 )->Path: # `path`
     "Write rows as a spreadsheet with a header, text as text."
     from openpyxl import Workbook
-    from openpyxl.cell import WriteOnlyCell
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
-    def cell(v):
-        if not isinstance(v, str): return v
-        c = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub('', v))
-        c.data_type = 's'
-        return c
-    for row in [list(rows[0]), *(r.values() for r in rows)]: sheet.append([cell(v) for v in row])
+    cell = _cells_of(sheet)
+    for row in [list(rows[0]), *(r.values() for r in rows)]: sheet.append(list(map(cell, row)))
     with atomic_path(path) as p: book.save(p)
     return Path(path)
 
@@ -279,6 +322,19 @@ def seed_id(
     try: return int(i)
     except ValueError: return i
 
+def _seed_types(data, said, hits, lenient):
+    "The accuracy of each question type, by its name."
+    names, qs = {v:k for k,v in data['question_type'].items()}, data['questions']
+    types = group_means((q['question_type_id'] for q in qs), hits)
+    if odd := [t for t in types if t not in names]:
+        raise AlignGPTError(f'question_type has no name for the types {some(odd)}',
+                            'take questions and types from one release')
+    gaps = {q['question_type_id'] for s,q in zip(said, qs) if s is None}
+    if (zero := [names[t] for t in types if not types[t] and t not in gaps]) and not lenient:
+        raise AlignGPTError(f'no right answer in {some(zero)}: the official script stops here',
+                            '--lenient counts such a type as 0')
+    return {names[t]: types[t] for t in sorted(types)}
+
 def score_seed_bench(
     data:dict, # the official SEED-Bench.json: `questions`, `question_type`
     answers:dict, # question id -> text; ids are integers where numeric
@@ -286,23 +342,14 @@ def score_seed_bench(
     lenient:bool=False, # 0 for a type without a right answer; the official script stops
 )->dict: # percent, per question
     "SEED-Bench accuracy: image (published), video, total, and per question type."
-    names, qs = {v:k for k,v in data['question_type'].items()}, data['questions']
+    qs = data['questions']
     said = [answers.get(seed_id(q['question_id'])) for q in qs]
     read = (lambda s: s and s.strip()[:1].upper()) if first_letter else lambda s: s
     hits = [int(read(s) == q['answer']) for s,q in zip(said, qs)]
-    types = group_means((q['question_type_id'] for q in qs), hits)
-    if odd := [t for t in types if t not in names]:
-        raise AlignGPTError(f'question_type has no name for the types {some(odd)}',
-                            'take questions and types from one release')
-    no_gap = {q['question_type_id'] for s,q in zip(said, qs) if s is None}
-    if (zero := [names[t] for t in types if not types[t] and t not in no_gap]) and not lenient:
-        raise AlignGPTError(f'no right answer in {some(zero)}: the official script stops here',
-                            '--lenient counts such a type as 0')
-    parts = {p: mean(h for h,q in zip(hits, qs) if p in (q['data_type'], 'total'))
-             for p in ('image', 'video', 'total')}
     pct = lambda x: None if x is None else round(100*x, 2)
-    return {f'{p}_accuracy': pct(x) for p,x in parts.items()} | dict(
-        per_type={names[t]: pct(types[t]) for t in sorted(types)},
+    part = lambda p: pct(mean(h for h,q in zip(hits, qs) if p in (q['data_type'], 'total')))
+    return {f'{p}_accuracy': part(p) for p in ('image', 'video', 'total')} | dict(
+        per_type={t: pct(x) for t,x in _seed_types(data, said, hits, lenient).items()},
         correct={str(q['question_id']): h for q,h in zip(qs, hits)})
 
 # %% ../../nbs/evaluation/03_choice.ipynb #761399f5

@@ -25,7 +25,7 @@ class Question:
     id:Any                # as in the official file: a string or an integer; not always unique
     text:str              # the user's turn, without the image's place
     image:str|None = None # file name, relative to the task's image folder; None without an image
-    prompt:str|None = None# what is saved with the answer; default: `text`
+    prompt:str|None = None # what is saved with the answer; default: `text`
     category:str = ''     # as in the official file
     image_base64:str|None = None # the image itself, where the official file holds it
     extra:dict = field(default_factory=dict) # further keys of the answer's row
@@ -35,7 +35,9 @@ class Question:
         if self.prompt is None: self.prompt = self.text
 
     @property
-    def has_image(self)->bool: return self.image is not None or self.image_base64 is not None
+    def has_image(self)->bool:
+        "Is there an image, as a file or in the table?"
+        return self.image is not None or self.image_base64 is not None
 
     @cached_property
     def picture(self)->str|None:
@@ -44,16 +46,19 @@ class Question:
 
     @property
     def key(self)->tuple:
-        "Unique, unlike `id`: TextVQA and MME ask several questions under one id."; return self.id, self.prompt
+        "Unique, unlike `id`: TextVQA and MME ask several questions under one id."
+        return self.id, self.prompt
 
     @property
-    def user(self)->str: "The whole user turn, `<image>` in front."; return '<image>\n'*self.has_image + self.text
+    def user(self)->str:
+        "The whole user turn, `<image>` in front."
+        return '<image>\n'*self.has_image + self.text
 
     def row(self,
         text:str, # the model's answer
         model_id:str='', # which model said it
         answer_id:str='', # any name for this answer
-    )->dict:
+    )->dict: # with the keys of LLaVA's answers files
         "The row of the answers file."
         return dict(question_id=self.id, prompt=self.prompt, text=text, answer_id=answer_id, model_id=model_id,
                     metadata={}) | self.extra
@@ -112,7 +117,13 @@ class Need:
     names:tuple  # paths relative to the task's folder, the first that exists is taken
     optional:bool = False # the task can do without
 
-def need(use, *names, optional=False): return Need(use, names, optional)
+def need(
+    use:str, # 'asking', 'scoring' or 'judging'
+    *names:str, # paths relative to the task's folder
+    optional:bool=False, # the task can do without
+)->Need:
+    "A `Need`, written short."
+    return Need(use, names, optional)
 
 # %% ../../nbs/evaluation/07_questions.ipynb #4282394a
 @dataclass(frozen=True)
@@ -136,19 +147,21 @@ class Task:
     points:Callable     # (results) -> {name of a question: 0 to 1}
     folders:tuple = ()  # names of its folder, apart from `name`
     submit:Callable|None = None # (files, answers file, options) -> what is uploaded
-    suffix:str = '.json'# of the upload
-    check:Callable|None = None  # (upload, files): is it what the server takes?
-    max_new_tokens:int = 128    # of an answer
+    suffix:str = '.json' # of the upload
+    check:Callable|None = None # (upload, files): is it what the server takes?
+    max_new_tokens:int = 128 # of an answer
     pad:bool = True     # pad images to a square, or let CLIP crop them
-    calls:Callable|None = None  # for judged tasks: (files, answers file) -> (calls, notes)
+    calls:Callable|None = None # for judged tasks: (files, answers file) -> (calls, notes)
     images:Callable|None = None # (files) -> image folder; default: the file named so in `needs`
     published:dict = field(default_factory=dict) # model -> headline
     called:Callable = lambda q: str(q.id) # question -> its name in `points`
     judge_model:str = '' # the judge of the published scores
-    truth:Callable|None = None  # (files) -> function from a question to its right answer, or to None
+    truth:Callable|None = None # (files) -> function from a question to its right answer, or to None
 
     @property
-    def judged(self)->bool: return self.calls is not None
+    def judged(self)->bool:
+        "Are its answers graded by another model?"
+        return self.calls is not None
 
 # %% ../../nbs/evaluation/07_questions.ipynb #55628d31
 class Files:
@@ -161,22 +174,23 @@ class Files:
         self.task, folder = task, Path(folder)
         if must_exist and not folder.is_dir():
             raise AlignGPTError(f'{folder}: no such folder', f'name the folder with the files of {task.name}')
-        options = [folder, *(folder/f for f in (task.name, *task.folders))]
-        self.folder = max(options, key=lambda f: sum(any((f/n).exists() for n in w.names)
-                                                     for w in task.needs.values()))
+        found = lambda f: sum(any((f/n).exists() for n in w.names) for w in task.needs.values())
+        self.folder = max([folder, *(folder/f for f in (task.name, *task.folders))], key=found)
 
     def get(self,
         role:str, # such as 'annotations'
     )->Path|None: # None if it is not there
         "The path of a file."
-        return next((p for n in (self.task.needs[role].names if role in self.task.needs else ())
-                     if (p := self.folder/n).exists()), None)
+        names = self.task.needs[role].names if role in self.task.needs else ()
+        return next((p for n in names if (p := self.folder/n).exists()), None)
 
-    def __getitem__(self, role):
-        if (p := self.get(role)) is None:
-            raise AlignGPTError(f'{self.folder}: no {role} for {self.task.name}',
-                                f'expected: {" or ".join(self.task.needs[role].names)}')
-        return p
+    def __getitem__(self,
+        role:str, # such as 'annotations'
+    )->Path:
+        "The path of a file, which must be there."
+        if (p := self.get(role)) is not None: return p
+        raise AlignGPTError(f'{self.folder}: no {role} for {self.task.name}',
+                            f'expected: {" or ".join(self.task.needs[role].names)}')
 
     def table(self)->dict: # role -> what it is for, what was expected, what was found
         "Which files are expected, and which were found."

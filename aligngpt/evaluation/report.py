@@ -39,6 +39,9 @@ class ScoreReport:
         return write_json(self.to_dict(), path)
 
 # %% ../../nbs/evaluation/06_report.ipynb #60e16c44
+NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples', 'grades',
+             'calls', 'submission')
+
 def _num(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 def numbers(
@@ -47,7 +50,9 @@ def numbers(
     "The single numbers among the results."
     return {k:v for k,v in results.items() if _num(v)}
 
-NO_GROUPS = 'published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples', 'grades', 'calls', 'submission'
+def _columns(x):
+    "The numbers of a group: a row of them, or a single one; nothing for anything else."
+    return numbers(x) if isinstance(x, dict) else {'value':x} if _num(x) else {}
 
 def breakdowns(
     results:dict, # a report's results
@@ -57,36 +62,34 @@ def breakdowns(
     out = {}
     for name,d in results.items():
         if not isinstance(d, dict) or not 1 < len(d) <= limit or name.endswith('hits') or name in NO_GROUPS: continue
-        rows = {str(g): numbers(v) if isinstance(v, dict) else {'value':v} for g,v in d.items() if _num(v)
-                or isinstance(v, dict) and numbers(v)}
-        if rows: out[name] = rows
+        if rows := {str(g): cols for g,v in d.items() if (cols := _columns(v))}: out[name] = rows
     return out
 
 # %% ../../nbs/evaluation/06_report.ipynb #16071466
 def _show(x):
-    return ('' if x is None else f'{x:.4g}'
-            if isinstance(x, float) and abs(x) < 1 else f'{x:.2f}'.rstrip('0').rstrip('.') if isinstance(x, float)
-            else str(x))
+    "A value, short."
+    if x is None: return ''
+    if not isinstance(x, float): return str(x)
+    return f'{x:.4g}' if abs(x) < 1 else f'{x:.2f}'.rstrip('0').rstrip('.')
 
 def markdown_table(
     rows:dict, # row name -> {column: value}
     corner:str='', # the heading above the row names
-)->str:
+)->str: # lines of Markdown
     "A Markdown table; numbers short."
     cols = list(dict.fromkeys(c for r in rows.values() for c in r))
-    lines = [[corner, *cols], ['---'] + ['---:']*len(cols)] + [[str(g),
-        *(_show(r.get(c)) if _num(r.get(c)) or r.get(c) is None else str(r[c]) for c in cols)]
-        for g,r in rows.items()]
+    lines = [[corner, *cols], ['---'] + ['---:']*len(cols)]
+    lines += [[str(name), *(_show(r.get(c)) for c in cols)] for name,r in rows.items()]
     return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)
 
 # %% ../../nbs/evaluation/06_report.ipynb #d3a7c767
 @patch
 def _repr_markdown_(self:ScoreReport)->str:
     "Headline, published numbers, breakdowns and notes."
-    head = {'this run': {self.metric: self.headline}} | {m: {self.metric: x} for m,x in self.published.items()}
-    parts = [f'**{self.title}**', markdown_table(head)] + [f'{name}\n\n{markdown_table(rows)}'
-                                                           for name,rows in breakdowns(self.results).items()]
-    return '\n\n'.join(parts + [f'- {n}' for n in self.notes])
+    head = {m: {self.metric: x} for m,x in ({'this run': self.headline} | self.published).items()}
+    tables = [f'{name}\n\n{markdown_table(rows)}' for name,rows in breakdowns(self.results).items()]
+    notes = [f'- {n}' for n in self.notes]
+    return '\n\n'.join([f'**{self.title}**', markdown_table(head), *tables, *notes])
 
 @patch
 def plot(self:ScoreReport,
@@ -102,6 +105,7 @@ def plot(self:ScoreReport,
     cols = list(dict.fromkeys(c for r in rows.values() for c in r))
     column = column or next((c for c in ('accuracy', 'score', 'f1', 'relative_score') if c in cols), cols[0])
     if ax is None: _, ax = plt.subplots(figsize=(6, .3*len(rows)+.6))
-    ax.barh(list(rows), [r.get(column, 0) for r in rows.values()]); ax.invert_yaxis()
-    ax.set(xlabel=column if column != 'value' else self.metric, title=f'{self.title}: {name}')
+    ax.barh(list(rows), [r.get(column, 0) for r in rows.values()])
+    ax.invert_yaxis()
+    ax.set(xlabel=self.metric if column == 'value' else column, title=f'{self.title}: {name}')
     return ax

@@ -15,7 +15,7 @@ from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.shards import process_rank
 from ..core.steps import environment, progress
-from ..model.decoding import Ask, answers, windows
+from ..model.decoding import Ask, Share, answers, windows
 from .questions import Question, broken_images, load_image
 from .report import ScoreReport
 from .tasks import check_release, get_task, image_folder, questions, score
@@ -174,7 +174,8 @@ def ask_share(
     with progress(desc=task.title, total=len(mine), initial=len(done.intersection(mine)), unit='question',
                   disable=quiet or rank > 0) as bar:
         for part in answers(model, processor, asks, lambda name: load_image(by_name[name], images),
-                            task.max_new_tokens, batch_size, n, alignment, bar, done, (rank, world)):
+                            task.max_new_tokens, batch_size, n, alignment, Share(rank, world, done)):
+            bar.update(len(part))
             file.add([qs[i].row(t, model_id) for i,t in part])
 
 # %% ../../nbs/evaluation/10_run.ipynb #9eb55157

@@ -73,16 +73,20 @@ def _answer(line, where):
         raise AlignGPTError(f'{where}: prompt is {row["prompt"]!r}', 'prompt must be a string')
     return row
 
+def _lines(path):
+    "The lines of a file as bytes, numbered from 1, without an empty one at the end."
+    with os_errors(path): lines = Path(path).read_bytes().split(b'\n')
+    if not lines[-1].strip(): lines.pop()
+    return enumerate(lines, 1)
+
 # %% ../../nbs/evaluation/01_text.ipynb #1eb6f077
 def read_answers(
     path:str|Path, # an answers file, JSON lines in UTF-8
     skip_broken:bool=False, # pass over lines that are not JSON, as the VQAv2 and VizWiz converters do
 )->Answers: # the rows, and which lines were skipped
     "Read an answers file; what is wrong with it is an `AlignGPTError` that names the line."
-    with os_errors(path): lines = Path(path).read_bytes().split(b'\n')
-    if not lines[-1].strip(): lines.pop()
     out = Answers(path=path)
-    for i,line in enumerate(lines, 1):
+    for i,line in _lines(path):
         where = f'{path}, line {i}'
         try: out.append(_answer(line, where))
         except ValueError as e:
@@ -94,10 +98,21 @@ def read_answers(
 
 # %% ../../nbs/evaluation/01_text.ipynb #1e707af3
 ID = (str, int) # what an id may be
+_WORDS = {str:'a string', int:'a whole number', list:'a list', dict:'an object', type(None):'null'}
 
 def _names(t):
-    return ' or '.join({str:'a string', int:'a whole number', list:'a list', dict:'an object',
-                        type(None):'null'}.get(x, x.__name__) for x in (t if isinstance(t, tuple) else (t,)))
+    "A type, or a tuple of them, in words."
+    types = t if isinstance(t, tuple) else (t,)
+    return ' or '.join(_WORDS.get(x, x.__name__) for x in types)
+
+def _fault(row, keys, unit):
+    "What is wrong with a row, and a hint; None if nothing is."
+    if not isinstance(row, dict):
+        return f'{str(row)[:80]!r}', 'an object was expected; is this the right file?'
+    if missing := [k for k in keys if k not in row]:
+        return f'no {some(missing)}', f'each {unit} needs {", ".join(keys)}; is this the right file?'
+    if wrong := next((k for k,t in keys.items() if not isinstance(row[k], t)), None):
+        return f'{wrong} is {str(row[wrong])[:80]!r}', f'expected: {_names(keys[wrong])}'
 
 def check_rows(
     rows:Iterable[dict], # what was read
@@ -109,15 +124,7 @@ def check_rows(
     if not isinstance(rows, list):
         raise AlignGPTError(f'{where}: a list was expected, got {type(rows).__name__}', 'is this the right file?')
     for i,row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise AlignGPTError(f'{where}, {unit} {i}: {str(row)[:80]!r}',
-                                'an object was expected; is this the right file?')
-        if missing := [k for k in keys if k not in row]:
-            raise AlignGPTError(f'{where}, {unit} {i}: no {some(missing)}',
-                                f'each {unit} needs {", ".join(keys)}; is this the right file?')
-        if wrong := [k for k,t in keys.items() if not isinstance(row[k], t)]:
-            raise AlignGPTError(f'{where}, {unit} {i}: {wrong[0]} is {str(row[wrong[0]])[:80]!r}',
-                                f'expected: {_names(keys[wrong[0]])}')
+        if fault := _fault(row, keys, unit): raise AlignGPTError(f'{where}, {unit} {i}: {fault[0]}', fault[1])
     return rows
 
 # %% ../../nbs/evaluation/01_text.ipynb #b4754e6e
@@ -126,9 +133,8 @@ def read_jsonl(
     keys:dict|None=None, # key that every row must have -> its type or types
 )->list[dict]: # the rows
     "Read a file of JSON objects, one per line, and check that each has the keys that are needed."
-    with os_errors(path): lines = Path(path).read_bytes().split(b'\n')
     out = []
-    for i,line in enumerate(lines, 1):
+    for i,line in _lines(path):
         if not line.strip(): continue
         try: out.append(json.loads(line))
         except ValueError as e:
@@ -143,12 +149,17 @@ NUMBERS = dict(zip('none zero one two three four five six seven eight nine ten'.
 ARTICLES = frozenset(('a', 'an', 'the'))
 
 # %% ../../nbs/evaluation/01_text.ipynb #95f3b8fe
-_SPELLINGS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's
-I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've
-should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
-that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
-where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
-you'll you're you've""".split()
+_SPELLINGS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
+not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's
+something'd something'd've something'll that's there'd there'd've there're there's
+they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't
+what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
+why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
+you'd you'd've you'll you're you've
+""".split()
 
 def _contractions(spellings):
     "Every spelling, keyed by itself without one of its apostrophes."

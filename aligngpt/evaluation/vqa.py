@@ -12,7 +12,8 @@ from collections import defaultdict
 from typing import Iterable
 
 from ..core.errors import AlignGPTError
-from .text import CONTRACTIONS, Answers, evalai_process, round_half_up, some, vqa_accuracy, vqa_normalise
+from .text import CONTRACTIONS, Answers, evalai_process, round_half_up, some
+from .text import vqa_accuracy, vqa_normalise
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #69a07453
 def mean(
@@ -55,6 +56,17 @@ def vqav2_accuracy(
     return vqa_accuracy(answer, humans)
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #a27631cb
+def _all_given(names, given, unit, hint):
+    "Each name needs a row in the submission."
+    if lost := [n for n in names if n not in given]:
+        raise AlignGPTError(f'{len(lost)} of {len(names)} {unit} have no row in the submission: {some(lost)}', hint)
+
+def _none_extra(ids, given):
+    "A submission answers the questions of the annotations, and no others."
+    if extra := sorted(set(given) - set(ids), key=str):
+        raise AlignGPTError(f'{len(extra)} rows answer questions which the annotations do not have: {some(extra)}',
+                            'questions and annotations are of different splits or releases')
+
 def score_vqav2(
     annotations:list[dict], # `question_id`, `question_type`, `answer_type`, `answers`: a list of {'answer':...}
     submission:list[dict], # rows with `question_id`, `answer`
@@ -62,18 +74,14 @@ def score_vqav2(
     "The official VQA v2 evaluation of a submission."
     given = {r['question_id']: r['answer'] for r in submission}
     ids = [a['question_id'] for a in annotations]
-    if lost := [i for i in ids if i not in given]:
-        raise AlignGPTError(f'{len(lost)} of {len(ids)} questions have no row in the submission: {some(lost)}',
-                            'a submission needs a row for every question')
-    if extra := sorted(set(given) - set(ids), key=str):
-        raise AlignGPTError(f'{len(extra)} rows answer questions which the annotations do not have: {some(extra)}',
-                            'questions and annotations are of different splits or releases')
-    accs = [vqav2_accuracy(given[a['question_id']], [h['answer'] for h in a['answers']]) for a in annotations]
+    _all_given(ids, given, 'questions', 'a submission needs a row for every question')
+    _none_extra(ids, given)
+    accs = [vqav2_accuracy(given[i], [h['answer'] for h in a['answers']]) for i,a in zip(ids, annotations)]
     pct = lambda d: {k: round_half_up(100*v) for k,v in d.items()}
+    by = lambda key: pct(group_means((a[key] for a in annotations), accs))
     overall = 100*mean(accs)
     return dict(overall=round_half_up(overall), overall_6dp=round(overall, 6),
-                per_answer_type=pct(group_means((a['answer_type'] for a in annotations), accs)),
-                per_question_type=pct(group_means((a['question_type'] for a in annotations), accs)),
+                per_answer_type=by('answer_type'), per_question_type=by('question_type'),
                 per_question=pct({str(i): v for i,v in zip(ids, accs)}))
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #34559979
@@ -98,39 +106,51 @@ def gqa_distribution(
     "How far the predicted answers' histogram is from the true one; lower is better."
     gold, pred = defaultdict(lambda: defaultdict(int)), defaultdict(lambda: defaultdict(int))
     for group,g,p in triples:
-        if group is not None: gold[group][g] += 1; pred[group][p] += 1
+        if group is None: continue
+        gold[group][g] += 1
+        pred[group][p] += 1
     sizes = {k: sum(v.values()) for k,v in gold.items()}
     chi = {k: sum((pred[k].get(a, 0)-e)**2/e for a,e in v.items()) for k,v in gold.items()}
     return sum(chi[k]*sizes[k] for k in gold)/sum(sizes.values())/100 if gold else None
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #80f1b59b
+_GQA_GROUPS = dict(
+    per_structural_type=lambda q: q['types']['structural'],
+    per_semantic_type=lambda q: q['types']['semantic'],
+    per_steps=gqa_steps,
+    per_words=lambda q: len(q['question'].split()),
+)
+
+def _balanced(questions, predictions, lenient):
+    "The balanced questions, each of which needs a prediction."
+    qs = {i:q for i,q in questions.items() if q['isBalanced']}
+    if not qs:
+        raise AlignGPTError('none of the questions is balanced', 'score testdev_balanced, not a list of raw questions')
+    if (lost := [i for i in qs if i not in predictions]) and not lenient:
+        raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}',
+                            'GQA needs all of them; note that its ids are strings')
+    return qs
+
+def _gqa_table(qs, correct, key):
+    "Accuracy and size of each group of questions."
+    groups = defaultdict(list)
+    for i,q in qs.items(): groups[str(key(q))].append(correct[i])
+    return {k: dict(accuracy=100*mean(v), count=len(v)) for k,v in groups.items()}
+
 def score_gqa(
     questions:dict, # id -> question, as in the official file
     predictions:dict, # id -> prediction, already converted
     lenient:bool=False, # count a missing prediction as wrong; the official script stops
 )->dict: # percent, distribution, breakdowns with counts, per question
     "GQA's official accuracy on the balanced questions, with its breakdowns."
-    qs = {i:q for i,q in questions.items() if q['isBalanced']}
-    if not qs:
-        raise AlignGPTError('none of the questions is balanced',
-                            'score testdev_balanced, not a list of raw questions')
-    if (lost := [i for i in qs if i not in predictions]) and not lenient:
-        raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}',
-                            'GQA needs all of them; note that its ids are strings')
+    qs = _balanced(questions, predictions, lenient)
     correct = {i: int(predictions.get(i) == q['answer']) for i,q in qs.items()}
-    def table(key):
-        groups = defaultdict(list)
-        for i,q in qs.items(): groups[str(key(q))].append(correct[i])
-        return {k: dict(accuracy=100*mean(v), count=len(v)) for k,v in groups.items()}
-    kinds = defaultdict(list)
-    for i,q in qs.items(): kinds['open' if q['types']['structural'] == 'query' else 'binary'].append(correct[i])
-    return dict(accuracy=100*mean(correct.values()), binary=100*(mean(kinds['binary']) or 0),
-                open=100*(mean(kinds['open']) or 0),
-                distribution=gqa_distribution((q['groups']['global'], q['answer'], predictions.get(i))
-                                              for i,q in qs.items()),
-                per_structural_type=table(lambda q: q['types']['structural']),
-                per_semantic_type=table(lambda q: q['types']['semantic']),
-                per_steps=table(gqa_steps), per_words=table(lambda q: len(q['question'].split())), correct=correct)
+    kinds = _gqa_table(qs, correct, lambda q: 'open' if q['types']['structural'] == 'query' else 'binary')
+    binary, open_ = (kinds[k]['accuracy'] if k in kinds else 0 for k in ('binary', 'open'))
+    triples = ((q['groups']['global'], q['answer'], predictions.get(i)) for i,q in qs.items())
+    tables = {name: _gqa_table(qs, correct, key) for name,key in _GQA_GROUPS.items()}
+    return dict(accuracy=100*mean(correct.values()), binary=binary, open=open_,
+                distribution=gqa_distribution(triples), **tables, correct=correct)
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #ae354fbc
 def submit_vizwiz(
@@ -145,7 +165,8 @@ def submit_vizwiz(
     return [dict(image=q['image'], answer=evalai_process(answers.get(q['question_id'], ''))) for q in questions]
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #6ce25196
-_STRAIGHT = frozenset("aint arent cant couldve couldnt weve wheres whove".split())
+_STRAIGHT = frozenset('aint arent cant couldve couldnt weve wheres whove'.split())
+
 def _curly(s): return s.replace("'", '’')
 
 VIZWIZ_CONTRACTIONS = {k if k in ("couldn'tve", "hadn'tve") else _curly(k): v if k in _STRAIGHT else _curly(v)
@@ -167,17 +188,14 @@ def score_vizwiz(
     leave_one_out:bool=True, # False: the rule of the older API
 )->dict: # overall, per answer type, per image; percent
     "VizWiz accuracy on a split with public answers."
-    given = {r['image']: r['answer'] for r in submission}
-    if lost := [a['image'] for a in annotations if a['image'] not in given]:
-        raise AlignGPTError(f'{len(lost)} of {len(annotations)} images have no row in the submission: {some(lost)}',
-                            'are the questions and the annotations of the same split?')
-    accs = [vizwiz_accuracy(given[a['image']], [h['answer'] for h in a['answers']], leave_one_out)
-            for a in annotations]
-    overall = 100*mean(accs)
-    return dict(overall=round(overall, 2), overall_6dp=round(overall, 6),
-                per_answer_type={k: round(100*v, 2) for k,v in group_means((a['answer_type'] for a in annotations),
-        accs).items()},
-                per_image={a['image']: round(100*v, 2) for a,v in zip(annotations, accs)})
+    given, images = {r['image']: r['answer'] for r in submission}, [a['image'] for a in annotations]
+    _all_given(images, given, 'images', 'are the questions and the annotations of the same split?')
+    accs = [vizwiz_accuracy(given[i], [h['answer'] for h in a['answers']], leave_one_out)
+            for i,a in zip(images, annotations)]
+    pct = lambda d: {k: round(100*v, 2) for k,v in d.items()}
+    overall, types = 100*mean(accs), group_means((a['answer_type'] for a in annotations), accs)
+    return dict(overall=round(overall, 2), overall_6dp=round(overall, 6), per_answer_type=pct(types),
+                per_image=pct(dict(zip(images, accs))))
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e84159a4
 def textvqa_question(
@@ -192,30 +210,35 @@ def textvqa_question(
         return lines[prompt.startswith('Reference OCR token:')].lower()
     elif len(lines) == 2: return lines[0].lower()
     raise AlignGPTError(f'no question found in the prompt {prompt!r}',
-                        'a TextVQA prompt has the question, a line "Reference OCR token: ..." (or none), and the instruction')
+                        'a TextVQA prompt has the question, a line "Reference OCR token: ..." (or none), '
+                        'and the instruction')
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e6bbdde0
+def _textvqa_people(known, i, row):
+    "The question of row `i`, and what ten people answered."
+    if 'prompt' not in row:
+        raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
+    key = image, question = row['question_id'], textvqa_question(row['prompt'])
+    if key not in known:
+        raise AlignGPTError(f'row {i}: no annotation for image {image!r} with the question {question!r}',
+                            'do the questions and the annotations belong together?')
+    humans = known[key]['answers']
+    if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
+        raise AlignGPTError(f'image {image!r}, question {question!r}: {len(humans)} answers in the annotations',
+                            '10 strings were expected; use TextVQA_0.5.1_val.json')
+    return question, humans
+
 def score_textvqa(
     annotations:list[dict], # `image_id`, `question`, `answers`: ten strings
     answers:Answers, # rows with `question_id` (the image's id), `prompt`, `text`
 )->dict: # samples, accuracy in percent, per row
     "TextVQA accuracy over the rows of an answers file."
-    known = {(a['image_id'], a['question'].lower()): a for a in annotations}
-    rows = []
+    known, rows = {(a['image_id'], a['question'].lower()): a for a in annotations}, []
     for i,r in enumerate(answers, 1):
-        if 'prompt' not in r:
-            raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
-        key = r['question_id'], textvqa_question(r['prompt'])
-        if key not in known:
-            raise AlignGPTError(f'row {i}: no annotation for image {key[0]!r} with the question {key[1]!r}',
-                                'do the questions and the annotations belong together?')
-        humans = known[key]['answers']
-        if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
-            raise AlignGPTError(f'image {key[0]!r}, question {key[1]!r}: {len(humans)} answers in the annotations',
-                                '10 strings were expected; use TextVQA_0.5.1_val.json')
+        question, humans = _textvqa_people(known, i, r)
         pred = evalai_process(r['text'])
-        rows.append(dict(question_id=r['question_id'], question=key[1], processed=pred,
-                         score=vqa_accuracy(pred, [evalai_process(h) for h in humans])))
+        score = vqa_accuracy(pred, [evalai_process(h) for h in humans])
+        rows.append(dict(question_id=r['question_id'], question=question, processed=pred, score=score))
     if not rows: raise AlignGPTError('there are no answers to score')
     acc = 100*mean(r['score'] for r in rows)
     return dict(samples=len(rows), accuracy=round(acc, 2), accuracy_unrounded=acc, per_row=rows)

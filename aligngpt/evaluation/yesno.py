@@ -24,6 +24,7 @@ def pope_answer(
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #7e3f34cb
 def _ratio(a, b, what, lenient):
+    "a/b; where b is zero, an error or zero."
     if not b and not lenient:
         raise AlignGPTError(f'{what} is undefined (0/0): the official script stops here', '--lenient counts it as 0')
     return a/b if b else 0.
@@ -34,32 +35,38 @@ def pope_counts(
     lenient:bool=False, # 0 where a quotient is undefined
 )->dict: # counts and ratios
     "The official POPE numbers of one category."
-    pairs = [(p, l != 'no') for p,l in zip((p == 'yes' for p in preds), labels)]
+    pairs = [(p == 'yes', l != 'no') for p,l in zip(preds, labels)]
     tp, fp, tn, fn = (pairs.count(x) for x in ((True, True), (True, False), (False, False), (False, True)))
     q = lambda a, b, what: _ratio(a, b, what, lenient)
-    precision, recall = q(tp, tp+fp, 'precision (no yes among the answers)'), q(tp, tp+fn,
-        'recall (no yes among the labels)')
+    precision = q(tp, tp+fp, 'precision (no yes among the answers)')
+    recall = q(tp, tp+fn, 'recall (no yes among the labels)')
     return dict(samples=len(preds), TP=tp, FP=fp, TN=tn, FN=fn, accuracy=q(tp+tn, len(pairs), 'accuracy'),
-                precision=precision, recall=recall,
-                f1=q(2*precision*recall, precision+recall, 'F1 (no right yes)'),
+                precision=precision, recall=recall, f1=q(2*precision*recall, precision+recall, 'F1 (no right yes)'),
                 yes_ratio=q(preds.count('yes'), len(preds), 'the ratio of yes (no answers)'))
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #d2257a66
+_RELEASE = 'take questions and labels of one release'
+
+def _plain(text):
+    "The words of a question without its articles, which were corrected at some time."
+    return [w for w in str(text).split('\n')[0].lower().split() if w not in ('a', 'an')]
+
+def _check_pair(where, q, r):
+    "A label is about the image of its question, and asks the same."
+    if q.get('image') != r.get('image', q.get('image')):
+        raise AlignGPTError(f'{where} is about {r["image"]!r}, the question there about {q.get("image")!r}', _RELEASE)
+    if 'text' in r and 'text' in q and _plain(r['text']) != _plain(q['text']):
+        raise AlignGPTError(f'{where} asks {r["text"]!r}, the question there is {q["text"]!r}', _RELEASE)
+
 def _check_labels(labels, questions):
     "Labels and questions must be of one release: the same images in the same order, category by category."
     for cat,rows in labels.items():
-        qs = [q for q in questions if q['category'] == cat]
-        if len(qs) != len(rows): raise AlignGPTError(f'coco_pope_{cat}.json has {len(rows)} labels, the question file {len(qs)} questions of this category',
-                                                     'take questions and labels of one release; the August 2023 labels have 2,910 random rows')
-        for i,(q,r) in enumerate(zip(qs, rows), 1):
-            if q.get('image') != r.get('image', q.get('image')):
-                raise AlignGPTError(f'coco_pope_{cat}.json, row {i} is about {r["image"]!r}, the question there about {q.get("image")!r}', 'take questions and labels of one release')
-            if 'text' in r and 'text' in q and _plain(r['text']) != _plain(q['text']):
-                raise AlignGPTError(f'coco_pope_{cat}.json, row {i} asks {r["text"]!r}, the question there is {q["text"]!r}', 'take questions and labels of one release')
-
-def _plain(text):
-    return [w for w in text.split('\n')[0].lower().split()
-            if w not in ('a', 'an')] # the articles were corrected at some time
+        file, qs = f'coco_pope_{cat}.json', [q for q in questions if q['category'] == cat]
+        if len(qs) != len(rows):
+            raise AlignGPTError(f'{file} has {len(rows)} labels, '
+                                f'the question file {len(qs)} questions of this category',
+                                f'{_RELEASE}; the August 2023 labels have 2,910 random rows')
+        for i,(q,r) in enumerate(zip(qs, rows), 1): _check_pair(f'{file}, row {i}', q, r)
 
 def _pope_notes(cat, rows, qs, labels):
     "What pairing by position gets wrong."
@@ -68,6 +75,19 @@ def _pope_notes(cat, rows, qs, labels):
         yield f'{cat}: {n} answers are compared with the label of another question, because they are paired by position'
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #f5424ac9
+def _pope_category(cat, mine, rows, lenient):
+    "The numbers of a category, and which of its answers are right."
+    said, gold = [pope_answer(r['text']) for r in mine], ['no' if r['label'] == 'no' else 'yes' for r in rows]
+    try: counts = pope_counts(said, gold, lenient)
+    except AlignGPTError as e: raise AlignGPTError(f'{cat}: {e.message}', e.hint) from None
+    return counts, {str(r['question_id']): int(s == g) for r,s,g in zip(mine, said, gold)}
+
+def _all_known(answers, category):
+    "Answers are about questions of the list."
+    if odd := [r['question_id'] for r in answers if r['question_id'] not in category]:
+        raise AlignGPTError(f'{len(odd)} answers to unknown questions: {some(odd)}',
+                            'are these answers of another benchmark?')
+
 def score_pope(
     labels:dict, # category -> rows with `label`, in the official order
     questions:list[dict], # rows with `question_id`, `category`, `image`
@@ -77,20 +97,15 @@ def score_pope(
     "POPE: counts and ratios per category, and their mean."
     _check_labels(labels, questions)
     category = {q['question_id']: q['category'] for q in questions}
-    if odd := [r['question_id'] for r in answers if r['question_id'] not in category]:
-        raise AlignGPTError(f'{len(odd)} answers to unknown questions: {some(odd)}',
-                            'are these answers of another benchmark?')
+    _all_known(answers, category)
     mapped, correct, cats, notes = {r['question_id']: pope_answer(r['text']) for r in answers}, {}, {}, []
     for cat,rows in labels.items():
         mine = [r for r in answers if category[r['question_id']] == cat]
         notes += _pope_notes(cat, mine, [q for q in questions if q['category'] == cat], rows)
-        said, gold = [pope_answer(r['text']) for r in mine], ['no' if r['label'] == 'no' else 'yes' for r in rows]
-        correct |= {str(r['question_id']): int(s == g) for r,s,g in zip(mine, said, gold)}
-        try: cats[cat] = pope_counts(said, gold, lenient)
-        except AlignGPTError as e: raise AlignGPTError(f'{cat}: {e.message}', e.hint) from None
-    return dict(mean_f1=mean(c['f1'] for c in cats.values()),
-                mean_accuracy=mean(c['accuracy'] for c in cats.values()), categories=cats,
-                mapped={str(k): v for k,v in mapped.items()}, correct=correct, notes=notes)
+        cats[cat], hits = _pope_category(cat, mine, rows, lenient)
+        correct |= hits
+    means = {f'mean_{k}': mean(c[k] for c in cats.values()) for k in ('f1', 'accuracy')}
+    return means | dict(categories=cats, mapped={str(k): v for k,v in mapped.items()}, correct=correct, notes=notes)
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #dfd9efcb
 PERCEPTION = 'existence', 'count', 'position', 'color', 'posters', 'celebrity', 'scene', 'landmark', 'artwork', 'OCR'
@@ -102,6 +117,15 @@ def _read_text(path):
         except UnicodeDecodeError as e:
             raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'unpack the archive again') from e
 
+def _mme_lines(path):
+    "Question and label of each line of a file."
+    for n,line in enumerate(_read_text(path).split('\n'), 1):
+        parts = line.strip().split('\t')
+        if parts == ['']: continue
+        if len(parts) != 2 or parts[1].lower() not in ('yes', 'no'):
+            raise AlignGPTError(f'{path}, line {n}: {line!r}', 'a question, a tab, and Yes or No were expected')
+        yield parts
+
 def read_mme_labels(
     folder:str|Path, # MME_Benchmark_release_version
 )->dict: # (subtask, 'name.txt', question) -> 'Yes' or 'No'
@@ -111,13 +135,7 @@ def read_mme_labels(
         subs = sorted(d for d in Path(folder).iterdir() if d.is_dir() and d.name in PERCEPTION+COGNITION)
     for sub in subs:
         texts = sub/'questions_answers_YN' if (sub/'questions_answers_YN').is_dir() else sub
-        for f in sorted(texts.glob('*.txt')):
-            for n,line in enumerate(_read_text(f).split('\n'), 1):
-                parts = line.strip().split('\t')
-                if parts == ['']: continue
-                if len(parts) != 2 or parts[1].lower() not in ('yes', 'no'):
-                    raise AlignGPTError(f'{f}, line {n}: {line!r}', 'a question, a tab, and Yes or No were expected')
-                out[sub.name, f.name, parts[0]] = parts[1]
+        for f in sorted(texts.glob('*.txt')): out |= {(sub.name, f.name, q): label for q,label in _mme_lines(f)}
     if not out:
         raise AlignGPTError(f'{folder}: no label files', f'folders {some(PERCEPTION)} with .txt files were expected')
     return out
@@ -131,16 +149,16 @@ def mme_label(
     labels:dict, # from `read_mme_labels`
 )->tuple: # (subtask, file, question, 'Yes' or 'No')
     "The label that belongs to an answer."
-    if not isinstance(row['question_id'], str) or 'prompt' not in row:
-        raise AlignGPTError(f'answer to {row["question_id"]!r}: MME needs a prompt, and a question_id such as color/0001.jpg', 'are these answers of another benchmark?')
-    parts = row['question_id'].split('/')
-    sub, file, question = parts[0], parts[-1].split('.')[0] + '.txt', row['prompt']
+    i = row['question_id']
+    if not isinstance(i, str) or 'prompt' not in row:
+        raise AlignGPTError(f'answer to {i!r}: MME needs a prompt, and a question_id such as color/0001.jpg',
+                            'are these answers of another benchmark?')
+    parts, question = i.split('/'), row['prompt']
+    sub, file = parts[0], parts[-1].split('.')[0] + '.txt'
     if SHORT in question: question = question.replace(SHORT, '').strip()
-    options = [question] if _ASK in question else [f'{question} {_ASK}', f'{question}  {_ASK}']
-    for q in options:
+    for q in [question] if _ASK in question else [f'{question} {_ASK}', f'{question}  {_ASK}']:
         if (sub, file, q) in labels: return sub, file, q, labels[sub, file, q]
-    raise AlignGPTError(f'no label for {row["question_id"]!r} with the question {question!r}',
-                        f'no such line in {sub}/{file}')
+    raise AlignGPTError(f'no label for {i!r} with the question {question!r}', f'no such line in {sub}/{file}')
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #0a128c8e
 def parse_mme(
@@ -162,27 +180,36 @@ def mme_subtask(
                 score=acc+plus)
 
 # %% ../../nbs/evaluation/04_yesno.ipynb #bbcecc48
-def score_mme(
-    labels:dict, # from `read_mme_labels`
-    answers:list[dict], # rows with `question_id`, `prompt`, `text`, in file order
-    lenient:bool=False, # read an answer with a tab or a line break as if there was a space; the official script stops
-)->dict: # perception, cognition, subtasks, notes
-    "MME: the sums over perception and cognition, and each subtask."
-    tables, correct, notes = {}, {}, []
+def _mme_tables(labels, answers, lenient):
+    "The rows of each subtask, and which answers are right."
+    tables, correct = {}, {}
     for r in answers:
         if lenient: r = r | dict(text=' '.join(r['text'].split()))
         sub, file, _, gold = mme_label(r, labels)
         if re.search(r'[\t\n\r]', r['text']):
             raise AlignGPTError(f'the answer to {r["question_id"]!r} has a tab or a line break: {r["text"]!r}',
-                                'MME\'s result files hold one answer per line; --lenient reads a space there')
+                                "MME's result files hold one answer per line; --lenient reads a space there")
         tables.setdefault(sub, []).append((file, gold.lower(), r['text']))
         correct[f'{r["question_id"]} | {r["prompt"]}'] = int(parse_mme(r['text']) == gold.lower())
+    return tables, correct
+
+def _pair_notes(tables):
+    "Rows that are no pair; an odd number of them is an error."
     for sub,rows in tables.items():
         if len(rows) % 2:
             raise AlignGPTError(f'{sub}: {len(rows)} answers, an odd number',
                                 'each image has two questions; is an answer missing or there twice?')
         if n := sum(a[0] != b[0] for a,b in zip(rows[::2], rows[1::2])):
-            notes.append(f'{sub}: {n} pairs of consecutive answers belong to two images')
+            yield f'{sub}: {n} pairs of consecutive answers belong to two images'
+
+def score_mme(
+    labels:dict, # from `read_mme_labels`
+    answers:list[dict], # rows with `question_id`, `prompt`, `text`, in file order
+    lenient:bool=False, # read a tab or a line break in an answer as a space; the official script stops
+)->dict: # perception, cognition, subtasks, notes
+    "MME: the sums over perception and cognition, and each subtask."
+    tables, correct = _mme_tables(labels, answers, lenient)
+    notes = list(_pair_notes(tables))
     subs = {s: mme_subtask(tables[s]) for s in PERCEPTION+COGNITION if s in tables}
     if lost := sorted({k[0] for k in labels} - set(subs)): notes.append(f'no answers for {some(lost, 14)}')
     total = lambda names: sum(subs[s]['score'] for s in names if s in subs)

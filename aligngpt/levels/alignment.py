@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..core.devices import pick_device, pick_dtype
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
+from ..core.markup import Table
 from ..core.steps import progress
 from ..text.conversation import record_images
 from ..model.processor import load_image_processor
@@ -40,13 +41,12 @@ class DualEncoder:
         tokenizer:Any, # a fast tokenizer
     ):
         self.model, self.image_processor, self.tokenizer = model.eval(), image_processor, tokenizer
-        window = getattr(model.config.get_text_config(), 'max_position_embeddings',
-                         None) or tokenizer.model_max_length
+        config, ip = model.config, image_processor
+        window = getattr(config.get_text_config(), 'max_position_embeddings', None) or tokenizer.model_max_length
         self.max_length = min(window, tokenizer.model_max_length)
-        self.padding = 'max_length' if 'siglip' in model.config.model_type else True # SigLIP was trained on padded texts
-        ip = image_processor
-        self.late = 'Siglip2' not in type(ip).__name__ and bool(getattr(ip, 'do_rescale', 0)
-            and getattr(ip, 'do_normalize', 0)) # normalise on the device
+        self.padding = 'max_length' if 'siglip' in config.model_type else True # SigLIP was trained on padded texts
+        usual = getattr(ip, 'do_rescale', 0) and getattr(ip, 'do_normalize', 0)
+        self.late = 'Siglip2' not in type(ip).__name__ and bool(usual) # normalise on the device
 
     @classmethod
     def from_pretrained(cls,
@@ -63,10 +63,9 @@ class DualEncoder:
         except (OSError, ValueError) as e:
             raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}',
                                 'name a folder or model with a CLIP or SigLIP') from e
-        if not (hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features')):
-            raise AlignGPTError(f'{path}: {type(model).__name__} is no dual encoder',
-                                'CLIP, SigLIP, SigLIP 2 and their relatives are')
-        return cls(model, *parts)
+        if hasattr(model, 'get_image_features') and hasattr(model, 'get_text_features'): return cls(model, *parts)
+        raise AlignGPTError(f'{path}: {type(model).__name__} is no dual encoder',
+                            'CLIP, SigLIP, SigLIP 2 and their relatives are')
 
 # %% ../../nbs/levels/01_alignment.ipynb #cb3bc90c
 @patch
@@ -90,14 +89,19 @@ def score(self:DualEncoder,
     with torch.inference_mode():
         images, texts = ({k:v.to(self.model.device, non_blocking=True) for k,v in batch[side].items()}
                          for side in ('images', 'texts'))
-        x = images['pixel_values']
-        if self.late:
-            ip, to = self.image_processor, dict(device=x.device, dtype=torch.float32)
-            mean, std = (torch.tensor(m, **to)[:,None,None]/ip.rescale_factor for m in (ip.image_mean, ip.image_std))
-            x = (x - mean)/std
-        I = _pooled(self.model.get_image_features(**{**images, 'pixel_values':x.to(self.model.dtype)}))
+        pixels = self._normalize(images['pixel_values']).to(self.model.dtype)
+        I = _pooled(self.model.get_image_features(**{**images, 'pixel_values':pixels}))
         T = _pooled(self.model.get_text_features(**texts))
         return torch.nn.functional.cosine_similarity(I.float(), T.float()).cpu()
+
+@patch
+def _normalize(self:DualEncoder, x):
+    "Pixels as the model wants them, [n, 3, height, width]."
+    if not self.late: return x
+    import torch
+    ip, to = self.image_processor, dict(device=x.device, dtype=torch.float32)
+    mean, std = (torch.tensor(m, **to)[:,None,None]/ip.rescale_factor for m in (ip.image_mean, ip.image_std))
+    return (x - mean)/std
 
 def _pooled(out): return getattr(out, 'pooler_output', out)
 
@@ -107,9 +111,16 @@ class FunctionScorer:
     def __init__(self,
         fn:Callable[[Any,str],float], # (PIL image, caption) -> score, higher is better
     ): self.fn = fn
-    def prepare(self, images, texts):
+    def prepare(self,
+        images:list, # PIL images
+        texts:list[str], # as many
+    )->dict: # `scores` and `cut`
+        "All of the work; nothing is left to a device."
         return dict(scores=[float(self.fn(i, t)) for i,t in zip(images, texts)], cut=np.zeros(len(texts), bool))
-    def score(self, batch):
+    def score(self,
+        batch:dict, # from `prepare`
+    )->'torch.Tensor': # [n] float32
+        "The scores as a tensor."
         import torch
         return torch.tensor(batch['scores'], dtype=torch.float32)
 
@@ -143,12 +154,13 @@ class Levels(NamedTuple):
         return np.bincount(self.levels[self.levels >= 0], minlength=len(self.edges)+1)
 
     def __repr__(self):
-        return f'Levels({len(self.levels):,} pairs, {len(self.edges)+1} levels, edges {np.round(self.edges, 4).tolist()})'
+        edges = np.round(self.edges, 4).tolist()
+        return f'Levels({len(self.levels):,} pairs, {len(edges)+1} levels, edges {edges})'
+
     def _repr_markdown_(self):
-        lo, hi = [-np.inf, *self.edges], [*self.edges, np.inf]
-        return '\n'.join(['| level | pairs | from score | to |', '|--:|--:|--:|--:|']
-                         + [f'| {k} | {c:,} | {a:.4f} | {b:.4f} |'
-                            for k,(c,a,b) in enumerate(zip(self.counts(), lo, hi))])
+        lo, hi = ([f'{e:.4f}' for e in edges] for edges in ([-np.inf, *self.edges], [*self.edges, np.inf]))
+        rows = [(k, int(c), a, b) for k,(c,a,b) in enumerate(zip(self.counts(), lo, hi))]
+        return Table(rows, ('level', 'pairs', 'from score', 'to'))._repr_markdown_()
 
 def place(
     scores:np.ndarray, # [n_pairs]
@@ -160,28 +172,36 @@ def place(
         raise AlignGPTError(f'edges {edges.tolist()} do not ascend', 'N levels have N-1 edges, the lowest first')
     return np.where(np.isnan(scores), -1, np.searchsorted(edges, scores, side='right')).astype(np.int16)
 
+# %% ../../nbs/levels/01_alignment.ipynb #388efe54
 def levels_from_scores(
     scores:np.ndarray, # [n_pairs], higher is better, NaN for none
     n:int=8, # N, the number of levels
-    method:str|Iterable[float]='quantile', # 'quantile': equal numbers of pairs; 'uniform': equal steps of score; or edges
+    method:str|Iterable[float]='quantile', # 'quantile': equal numbers; 'uniform': equal steps of score; or edges
 )->Levels: # (levels, edges)
     "Cut the ranking of pairs into levels (paper, section 3.2)."
     s = np.asarray(scores)
     s = s if s.dtype == np.float32 else s.astype(np.float64)
-    ok = np.flatnonzero(~np.isnan(s))
     if np.isinf(s).any(): raise AlignGPTError('a score is infinite', 'check the scorer')
-    if not isinstance(method, str): return Levels(place(s, edges := np.asarray(list(method), np.float64)), edges)
-    if n < 2 or len(ok) < n:
-        raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
-    if method == 'uniform':
-        edges = np.linspace(s[ok].min(), s[ok].max(), n+1, dtype=np.float64)[1:-1]
-        return Levels(place(s, edges), edges)
-    if method != 'quantile':
-        raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, or a list of edges')
-    order = ok[np.argsort(s[ok], kind='stable')]
+    if isinstance(method, str):
+        ok = np.flatnonzero(~np.isnan(s))
+        if n < 2 or len(ok) < n:
+            raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
+        if method == 'quantile': return _equal_parts(s, ok, n)
+        method = _equal_steps(s[ok], n, method)
+    edges = np.asarray(list(method), np.float64)
+    return Levels(place(s, edges), edges)
+
+def _equal_parts(s, ok, n):
+    "Levels of as many pairs each; equals keep the order of the data."
+    order, ranks = ok[np.argsort(s[ok], kind='stable')], np.arange(len(ok), dtype=np.int64)
     levels = np.full(len(s), -1, np.int16)
-    levels[order] = np.arange(len(order), dtype=np.int64)*n//len(order)
+    levels[order] = ranks*n//len(order)
     return Levels(levels, s[order[-(-np.arange(1, n)*len(order)//n)]].astype(np.float64))
+
+def _equal_steps(s, n, method):
+    "Edges at equal steps of score."
+    if method == 'uniform': return np.linspace(s.min(), s.max(), n+1, dtype=np.float64)[1:-1]
+    raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, or a list of edges')
 
 # %% ../../nbs/levels/01_alignment.ipynb #b7031641
 def with_level(
@@ -199,16 +219,16 @@ def write_levels(
     scores:np.ndarray, # [n_records], NaN for a record that is no pair or could not be scored
     levels:Levels, # from `levels_from_scores`
     out:str|Path, # JSON file to write, an array, or lines if its name ends in .jsonl; a .parquet beside it
-    about:dict|None=None, # what else the table's metadata shall say, such as the scorer
+    about:dict|None=None, # what else the table's metadata is to say, such as the scorer
 )->Path: # `out`
     "Write the records with their levels, and the table of scores."
     out, lines = Path(out), str(out).endswith('l')
+    before, between, after = (b'', b'\n', b'\n') if lines else (b'[\n', b',\n', b'\n]\n')
     with atomic_path(out) as tmp, open(tmp, 'wb') as f:
-        if not lines: f.write(b'[\n')
         for i,level in enumerate(levels.levels.tolist()):
             raw = with_level(records.raw(i), level)
-            f.write((b'' if lines or i == 0 else b',\n') + (raw.replace(b'\n', b' ') + b'\n' if lines else raw))
-        if not lines: f.write(b'\n]\n')
+            f.write((between if i else before) + (raw.replace(b'\n', b' ') if lines else raw))
+        f.write(after)
     write_scores(records, scores, levels, out.with_suffix('.parquet'), about)
     return out
 
@@ -221,18 +241,21 @@ def write_scores(
     about:dict|None=None, # for the metadata
 )->Path: # `out`
     "Write row, id, picture, score and level of each record that has a score."
-    import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq
+    import pyarrow as pa, pyarrow.parquet as pq
     about = dict(about or {}, edges=levels.edges.tolist(), levels=len(levels.edges)+1, data=records.fingerprint)
+    table = pa.table(_columns(records, np.asarray(scores, np.float32), levels.levels))
+    with atomic_path(out) as tmp: pq.write_table(table.replace_schema_metadata({'aligngpt':json.dumps(about)}), tmp)
+    return Path(out)
+
+def _columns(records, scores, levels):
+    "What the table holds, of the records with a score."
+    import pyarrow.compute as pc
     keep = np.flatnonzero(~np.isnan(scores))
-    facts = records.table(['id', 'images']).take(keep)
     if len(odd := np.flatnonzero(records.column('n_images')[keep] != 1)):
         raise AlignGPTError(f'{records.place(records.row(int(keep[odd[0]])))} has a score and is no pair')
-    rows = keep if records.rows is None else records.rows[keep]
-    cols = dict(row=rows, id=facts['id'], image=pc.list_flatten(facts['images']),
-                score=np.asarray(scores, np.float32)[keep], level=levels.levels[keep].astype(np.int8))
-    with atomic_path(out) as tmp:
-        pq.write_table(pa.table(cols).replace_schema_metadata({'aligngpt':json.dumps(about)}), tmp)
-    return Path(out)
+    facts = records.table(['id', 'images']).take(keep)
+    return dict(row=keep if records.rows is None else records.rows[keep], id=facts['id'],
+                image=pc.list_flatten(facts['images']), score=scores[keep], level=levels[keep].astype(np.int8))
 
 def read_scores(
     path:str|Path, # Parquet file that `write_scores` made

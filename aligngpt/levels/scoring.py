@@ -17,7 +17,7 @@ from ..core.files import own_folder, read_json, write_json
 from ..core.pictures import ImageRules
 from ..core.shards import Shards, process_rank
 from ..core.steps import progress
-from ..data.images import image_sources, load_image
+from ..data.images import Sources, as_sources, image_sources, load_image
 from ..data.records import Records
 from .alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
 
@@ -31,14 +31,19 @@ class PairBatches:
         batch_size:int=64, # B
         rules:ImageRules=ImageRules(), # how pictures are decoded
     ):
-        self.records, self.images, self.batch_size, self.rules = records, image_sources(images, len(records.sources)), batch_size, rules
-        self.scorer = copy.copy(scorer)
+        self.records, self.images = records, image_sources(images, len(records.sources))
+        self.batch_size, self.rules, self.scorer = batch_size, rules, copy.copy(scorer)
         if hasattr(scorer, 'model'): self.scorer.model = None # workers need no model
         self.pairs = np.flatnonzero(records.column('n_images') == 1)
         self.todo = list(range(-(-len(self.pairs)//batch_size)))
 
     def __len__(self): return len(self.todo)
-    def size(self, k): return min(self.batch_size, len(self.pairs) - k*self.batch_size)
+    def size(self,
+        k:int, # number of a batch
+    )->int: # pairs in it
+        "The size of a batch; the last may be smaller."
+        return min(self.batch_size, len(self.pairs) - k*self.batch_size)
+
     def load(self,
         i:int, # position in the records
     )->tuple: # (picture, caption)
@@ -62,8 +67,8 @@ def identity(
     "What tells two scorers apart."
     if not hasattr(scorer, 'model'):
         return getattr(getattr(scorer, 'fn', None), '__qualname__', type(scorer).__qualname__)
-    h = hashlib.sha256(json.dumps([scorer.image_processor.to_dict(), scorer.max_length, str(scorer.model.dtype)],
-                                  sort_keys=True, default=str).encode())
+    parts = scorer.image_processor.to_dict(), scorer.max_length, str(scorer.model.dtype)
+    h = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, p in sorted(scorer.model.state_dict().items()):
         h.update(name.encode()); h.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return f'{type(scorer.model).__name__}-{h.hexdigest()[:16]}'
@@ -79,26 +84,28 @@ def score_pairs(
     policy:str='error', # what to do about a pair that cannot be used: 'error' or 'skip'
     cap:float=0.01, # share of the pairs that may be skipped
     quiet:bool=False, # no progress bar
-)->dict|None: # `scores` [n_records] float32, NaN for what is no pair or was skipped; `cut`; `problems` {row: (reason, message)}; None but on rank 0
+)->dict|None: # see `collect_scores`; None in all processes but the first
     "Score all pairs, resumably, in one or several processes."
     scorer, (rank, world) = as_scorer(scorer), process_rank()
     data, shards = PairBatches(records, images, scorer, batch_size), Shards(folder, rank)
     _check_job(shards.folder, dict(data=records.fingerprint, scorer=identity(scorer), batch_size=batch_size,
                                    pairs=len(data.pairs)), rank)
-    every, done = data.todo, {e['batch'] for e in shards.read()}
-    data.todo = [k for k in every if k % world == rank and k not in done]
+    every, done = len(data), _done(shards)
+    data.todo = [k for k in data.todo if k % world == rank and k not in done]
     with own_folder(shards.folder/f'rank-{rank}'):
-        try: _run(data, scorer, shards, workers, _Judge(data, policy, cap), quiet or rank > 0)
+        try: _run(data, scorer, shards, workers, _Policy(policy, cap, len(data.pairs)), quiet or rank > 0)
         finally: shards.close()
     if rank: return None
-    while len({e['batch'] for e in shards.read()}) < len(every): time.sleep(.5) # for the other processes
+    while len(_done(shards)) < every: time.sleep(.5) # for the other processes
     return collect_scores(records, shards.folder)
+
+def _done(shards): return {e['batch'] for e in shards.read()}
 
 # %% ../../nbs/levels/02_scoring.ipynb #f2d2e17f
 def collect_scores(
     records:Records, # the data
     folder:str|Path, # where `score_pairs` kept its results
-)->dict: # as `score_pairs` returns it
+)->dict: # `scores` [n_records] float32, NaN for what is no pair or was skipped; `cut`; `problems` by row
     "Put the scores of all processes together."
     job, shards = read_json(Path(folder)/'job.json'), Shards(folder)
     if job['data'] != records.fingerprint:
@@ -120,14 +127,17 @@ def _check_job(folder, job, rank):
     path = folder/'job.json'
     if not path.exists() and rank == 0: write_json(job, path)
     while not path.exists(): time.sleep(.05)
-    if diff := [k for k,v in read_json(path).items() if job.get(k) != v]:
-        raise AlignGPTError(f'{folder}: holds the scores of another job ({diff[0]}: {read_json(path)[diff[0]]!r} there, {job.get(diff[0])!r} here)', 'name another folder, or remove this one')
+    there = read_json(path)
+    if diff := [k for k,v in there.items() if job.get(k) != v]:
+        k = diff[0]
+        raise AlignGPTError(f'{folder}: holds the scores of another job ({k}: {there[k]!r} there, {job.get(k)!r} here)',
+                            'name another folder, or remove this one')
 
-class _Judge:
-    "Applies the policy to the problems of a batch."
-    def __init__(self, data, policy, cap):
+class _Policy:
+    "What to do about the problems of a batch."
+    def __init__(self, policy, cap, pairs):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
-        self.policy, self.limit, self.cap, self.n = policy, cap*len(data.pairs), cap, 0
+        self.policy, self.limit, self.cap, self.n = policy, cap*pairs, cap, 0
     def __call__(self, problems):
         for reason, message in problems.values():
             self.n += 1
@@ -135,20 +145,19 @@ class _Judge:
                 raise BadRecord(reason, message, "repair the data, or leave such pairs out with policy 'skip'")
             print(f'skipped: {message}', file=sys.stderr)
             if self.n > self.limit:
-                raise BadRecord(reason,
-                                f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be skipped. The last: {message}', 'audit the data')
+                raise BadRecord(reason, f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be '
+                                        f'skipped. The last: {message}', 'audit the data')
 
-def _run(data, scorer, shards, workers, judge, quiet):
+def _run(data, scorer, shards, workers, policy, quiet):
     "Score the batches that are left."
     from torch.utils.data import DataLoader
     loader = DataLoader(data, batch_size=None, num_workers=min(workers, len(data)),
                         prefetch_factor=4 if workers and len(data) else None)
-    with progress(desc='score pairs', total=len(data.pairs),
-                  initial=len(data.pairs) - sum(data.size(k) for k in data.todo), unit='pair', disable=quiet) as bar:
+    done = len(data.pairs) - sum(data.size(k) for k in data.todo)
+    with progress(desc='score pairs', total=len(data.pairs), initial=done, unit='pair', disable=quiet) as bar:
         for k, n, problems, batch in loader:
-            judge(problems)
-            got = scorer.score(batch).tolist() if batch is not None else []
-            it = iter(got)
+            policy(problems)
+            it = iter(scorer.score(batch).tolist() if batch is not None else ())
             scores = [None if at in problems else next(it) for at in range(n)]
             shards.append(dict(batch=k, scores=scores, cut=int(batch['cut'].sum()) if batch is not None else 0,
                                problems={str(at):p for at,p in problems.items()}))
@@ -160,11 +169,11 @@ def bucket(
     scores:str|Path, # folder of `score_pairs`
     out:str|Path, # JSON file to write; a .parquet beside it
     n:int=8, # N, the number of levels
-    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores whose edges to use
+    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores with edges
 )->dict: # what was done: file names, counts, edges
     "Derive levels from scores, and write them into the data."
-    records, out = data if isinstance(data, Records) else Records(data, policy='skip', cap=1, n_levels=2**31), Path(out)
-    got, job = collect_scores(records, scores), read_json(Path(scores)/'job.json')
+    records = data if isinstance(data, Records) else Records(data, policy='skip', cap=1, n_levels=2**31)
+    got, job, out = collect_scores(records, scores), read_json(Path(scores)/'job.json'), Path(out)
     lv = levels_from_scores(got['scores'], n, _edges(method, job['scorer']))
     about = dict(scorer=job['scorer'], method=method, batch_size=job['batch_size'], cut=got['cut'],
                  skipped=len(got['problems']))
@@ -178,34 +187,32 @@ def _edges(method, scorer):
     if method in ('quantile', 'uniform'): return method
     if method.endswith('.parquet'):
         about = read_scores(method)[1]
-        if about.get('scorer') != scorer:
-            raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores are of {scorer}", 'scores of two scorers cannot be compared')
-        return about['edges']
+        if about.get('scorer') == scorer: return about['edges']
+        raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores of {scorer}",
+                            'scores of two scorers cannot be compared')
     try: return [float(e) for e in method.split(',')]
     except ValueError as e:
-        raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, or a table of scores (.parquet)') from e
+        raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, '
+                            'or a table of scores (.parquet)') from e
 
 # %% ../../nbs/levels/02_scoring.ipynb #dd1d2c65
 def levels(
-    data:str|Path|list, # LLaVA-format JSON with pairs
-    images:str|Path|list, # folder of the pictures, or one for each data file
-    clip:str|Path, # a dual encoder: folder or model on the hub
+    data:Sources|str|Path|list, # LLaVA-format files with pairs, or a `Sources`
+    images:Any=None, # folder of the pictures, or one for each data file; left out with a `Sources`
+    *,
+    clip:Any, # a dual encoder: a folder or model on the hub, or a `DualEncoder` or function that scores
     out:str|Path, # JSON file to write; NAME.parquet and NAME.scores appear beside it
     n:int=8, # N, the number of levels
-    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores whose edges to use
+    method:str='quantile', # 'quantile', 'uniform', edges separated by commas, or a table of scores with edges
     batch_size:int=64, # pairs at a time
     workers:int=1, # processes that decode pictures
-    policy:str='error', # what to do about bad records and pictures: 'error' or 'skip'
-    cap:float=0.01, # share that may be skipped
-    device:str='auto', # see `pick_device`
-    dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    folder, records = Path(out).with_suffix('.scores'), Records(data, policy=policy, cap=cap, n_levels=2**31,
-                                                                quiet=quiet)
+    sources, folder = as_sources(data, images), Path(out).with_suffix('.scores')
+    records, images = sources.open(n_levels=2**31, quiet=quiet)
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')
-    got = score_pairs(records, images, DualEncoder.from_pretrained(clip, device, dtype), folder, batch_size, workers,
-                      policy, cap, quiet)
+    scorer = DualEncoder.from_pretrained(clip) if isinstance(clip, (str, Path)) else clip
+    got = score_pairs(records, images, scorer, folder, batch_size, workers, sources.policy, sources.cap, quiet)
     return None if got is None else bucket(records, folder, out, n, method)

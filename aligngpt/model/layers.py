@@ -9,7 +9,7 @@ __all__ = ['AlignGPTConfig', 'num_patches', 'check_config', 'projector_depth', '
 
 # %% ../../nbs/model/01_layers.ipynb #0e702458
 import math
-from functools import cache as once
+from functools import cache as once, partial
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -41,9 +41,7 @@ class AlignGPTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        self.vision_config = _sub_config(self.vision_config, 'clip_vision_model', hidden_size=1024,
-                                         intermediate_size=4096,
-            patch_size=14, image_size=336, num_hidden_layers=24, num_attention_heads=16, projection_dim=768)
+        self.vision_config = _sub_config(self.vision_config, 'clip_vision_model', **_CLIP)
         self.text_config = _sub_config(self.text_config, 'llama')
         self.tie_word_embeddings = bool(getattr(self.text_config, 'tie_word_embeddings', False))
         super().__post_init__(**kwargs)
@@ -52,10 +50,13 @@ class AlignGPTConfig(PreTrainedConfig):
     @property
     def num_image_tokens(self)->int: # positions that one image takes
         "Patches of the tower, plus its class token where `vision_feature_select` is 'cls_patch'."
-        v = self.vision_config
-        return num_patches(v) + (self.vision_feature_select == 'cls_patch')*(v.model_type in ('clip_vision_model', 'dinov2', 'vit'))
+        has_class = self.vision_config.model_type in ('clip_vision_model', 'dinov2', 'vit')
+        return num_patches(self.vision_config) + (has_class and self.vision_feature_select == 'cls_patch')
 
 # %% ../../nbs/model/01_layers.ipynb #a1b33e88
+_CLIP = dict(hidden_size=1024, intermediate_size=4096, patch_size=14, image_size=336, num_hidden_layers=24,
+             num_attention_heads=16, projection_dim=768) # ViT-L/14-336
+
 def _sub_config(cfg, default, **defaults):
     "A configuration object from an object, a dict, or nothing."
     if isinstance(cfg, PreTrainedConfig): return cfg
@@ -79,8 +80,8 @@ def check_config(
     def need(ok, key, got, valid):
         if not ok: raise AlignGPTError(f'config: {key} is {got!r}. Valid: {valid}')
     need(c.gate_text in ('prompt', 'full'), 'gate_text', c.gate_text, "'prompt', 'full'")
-    need(c.vision_feature_select in ('patch', 'cls_patch'), 'vision_feature_select', c.vision_feature_select,
-         "'patch', 'cls_patch'")
+    select = c.vision_feature_select
+    need(select in ('patch', 'cls_patch'), 'vision_feature_select', select, "'patch', 'cls_patch'")
     need(c.num_levels >= 2, 'num_levels', c.num_levels, '2 or more')
     need(c.align_token_id != c.image_token_id, 'align_token_id', c.align_token_id,
          'an id of its own, not that of the image')
@@ -138,15 +139,17 @@ def level_weights(
 )->Tensor: # float weights over the levels, [n_samples, N]
     "Turn any way to state an alignment into weights over the levels."
     a = torch.as_tensor(alignment, device=device)
-    if not a.is_floating_point():
-        bad = a[(a < 0) | (a >= n_levels)]
-        if len(bad.view(-1)):
-            raise AlignGPTError(f'Invalid level {bad.view(-1)[0].item()}. Valid range: 0-{n_levels-1}')
-        a = F.one_hot(a.long(), n_levels).float()
+    if not a.is_floating_point(): a = _one_hot(a, n_levels)
     if a.shape[-1:] != (n_levels,) or a.dim() > 2 or (a.dim() == 2 and len(a) != n_samples):
-        raise AlignGPTError(f'alignment has shape {tuple(a.shape)}',
-                            f'give a level, {n_samples} levels, a mixture [{n_levels}], or mixtures [{n_samples}, {n_levels}]')
+        raise AlignGPTError(f'alignment has shape {tuple(a.shape)}', f'give a level, {n_samples} levels, '
+                            f'a mixture [{n_levels}], or mixtures [{n_samples}, {n_levels}]')
     return a.expand(n_samples, n_levels)
+
+def _one_hot(levels, n):
+    "Levels as weights, if they are levels."
+    for bad in levels[(levels < 0) | (levels >= n)].flatten().tolist():
+        raise AlignGPTError(f'Invalid level {bad}. Valid range: 0-{n-1}')
+    return F.one_hot(levels.long(), n).float()
 
 # %% ../../nbs/model/01_layers.ipynb #80a07280
 class AlignmentGate(nn.Module):
@@ -172,16 +175,19 @@ def image_text_dots(
     sample:Tensor, # which sample each token belongs to, [n_tokens]
     reads:Tensor, # which tokens the gate reads, [n_tokens] bool
     image_sample:Tensor, # which sample each image belongs to, [n_images]
-    n_samples:int,
+    n_samples:int, # number of samples
 )->tuple[Tensor,Tensor]: # (dots d [n_samples, n], complete [n_samples] bool: has both text and image)
     "d = I · mean(T) for each sample, averaged over its images; computed in float32."
-    T, s = text[reads].float(), sample[reads]
-    count = torch.zeros(n_samples, device=T.device).index_add(0, s, torch.ones_like(s, dtype=T.dtype))
-    m = torch.zeros(n_samples, T.shape[-1], device=T.device).index_add(0, s, T) / count.clamp(min=1)[:,None]
+    m, n_text = _means(text[reads].float(), sample[reads], n_samples)
     d = (image.float() * m[image_sample, None]).sum(-1) # a product of matrices would be in bf16 under autocast
-    n_images = torch.zeros(n_samples, device=T.device).index_add(0, image_sample, torch.ones(len(d), device=T.device))
-    dots = torch.zeros(n_samples, d.shape[1], device=T.device).index_add(0, image_sample, d)
-    return dots / n_images.clamp(min=1)[:,None], (count > 0) & (n_images > 0)
+    dots, n_images = _means(d, image_sample, n_samples)
+    return dots, (n_text > 0) & (n_images > 0)
+
+def _means(x, group, n):
+    "(mean of the rows of `x` in each of `n` groups, [n, width], how many there are)."
+    count = torch.zeros(n, device=x.device).index_add(0, group, torch.ones(len(group), device=x.device))
+    total = torch.zeros(n, x.shape[-1], device=x.device).index_add(0, group, x)
+    return total / count.clamp(min=1)[:,None], count
 
 # %% ../../nbs/model/01_layers.ipynb #6faadf3a
 def lm_head(
@@ -217,24 +223,22 @@ def supervised_loss(
     "Next-token cross-entropy over the labelled positions alone, in slices."
     keep, t = targets(labels.to(hidden.device))
     h = hidden if hidden.dim() == 2 else hidden[keep]
-    def ce(h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
     n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
-    again = n > 1 and torch.is_grad_enabled()
-    total = sum(checkpoint(ce, *p, use_reentrant=False) if again else ce(*p)
-                for p in zip(h.tensor_split(n), t.tensor_split(n)))
+    loss = partial(checkpoint, _loss, use_reentrant=False) if n > 1 and torch.is_grad_enabled() else _loss
+    total = sum(loss(lm, *part) for part in zip(h.tensor_split(n), t.tensor_split(n)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))
+
+def _loss(lm, h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
 
 # %% ../../nbs/model/01_layers.ipynb #9b6d5eab
 def has_sparse_tail(
     lm:PreTrainedModel, # a causal language model
     plain:bool=True, # no padding that a mask hides, and no packed samples
-)->bool:
+)->bool: # yes: `states_at` gives what the model gives
     "Can the last layer be run at some positions alone?"
-    c = lm.config
-    if type(lm.base_model) is not LlamaModel or any(hasattr(p, 'placements')
-                                                    for p in lm.base_model.norm.parameters()):
-        return False
-    kind = c._attn_implementation
+    if type(lm.base_model) is not LlamaModel: return False
+    if any(hasattr(p, 'placements') for p in lm.base_model.norm.parameters()): return False # FSDP's
+    kind = lm.config._attn_implementation
     fits = kind in ('sdpa', 'eager') or (plain and kind.startswith('flash_attention'))
     return fits and (torch.compiler.is_compiling() or knows_llama())
 
@@ -245,25 +249,17 @@ def sparse_layer(
     keep:Tensor, # positions to compute, [batch, length] bool
     rope:tuple[Tensor,Tensor], # cosine and sine of the positions, [batch or 1, length, head]
     mask:Tensor|None=None, # as for scaled dot-product attention, [batch, 1, length, length]; None: causal
-    cache=None, # an empty one to fill
+    cache:DynamicCache|None=None, # an empty one to fill
 )->Tensor: # its output at those positions, [n, H]
     "A decoder layer at some positions only."
-    attn, (B, S, _) = layer.self_attn, x.shape
-    cos, sin = (o.expand(B, S, -1) for o in rope)
-    n = layer.input_layernorm(x)
-    def heads(o): return o.unflatten(-1, (-1, attn.head_dim)).transpose(-3, -2)
-    k, v = heads(attn.k_proj(n)), heads(attn.v_proj(n))
-    k = k*cos[:,None] + rotate_half(k)*sin[:,None]
+    attn, n = layer.self_attn, layer.input_layernorm(x)
+    cos, sin = (o.expand(*x.shape[:2], -1) for o in rope)
+    k, v = _turned(_heads(attn.k_proj(n), attn), cos, sin), _heads(attn.v_proj(n), attn)
     if cache is not None: cache.update(k, v, attn.layer_idx)
     at, real = _positions(keep)
-    rows = torch.arange(B, device=x.device)[:,None]
-    q = heads(attn.q_proj(n[rows, at]))
-    q = q*cos[rows, at][:,None] + rotate_half(q)*sin[rows, at][:,None]
-    seen = ((at[...,None] >= torch.arange(S, device=x.device))[:,None]
-            if mask is None else mask.expand(B, -1, -1, -1)[rows, :, at].transpose(1, 2))
-    dropout = attn.attention_dropout if layer.training else 0.
-    a = F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=attn.scaling,
-                                       enable_gqa=q.shape[1] != k.shape[1])
+    rows = torch.arange(len(x), device=x.device)[:,None]
+    q = _turned(_heads(attn.q_proj(n[rows, at]), attn), cos[rows, at], sin[rows, at])
+    a = _attend(attn, q, k, v, _seen(at, rows, x.shape[1], mask))
     h = x[keep] + attn.o_proj(a.transpose(1, 2).flatten(2)[real])
     return h + layer.mlp(layer.post_attention_layernorm(h))
 
@@ -275,6 +271,21 @@ def _positions(keep):
     at = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     return at, torch.arange(most, device=keep.device) < n[:,None]
 
+def _heads(o, attn): return o.unflatten(-1, (-1, attn.head_dim)).transpose(-3, -2)
+
+def _turned(o, cos, sin): return o*cos[:,None] + rotate_half(o)*sin[:,None]
+
+def _seen(at, rows, length, mask=None):
+    "Which keys each picked position sees, [batch, 1, most, length]."
+    if mask is None: return (at[...,None] >= torch.arange(length, device=at.device))[:,None]
+    return mask.expand(len(rows), -1, -1, -1)[rows, :, at].transpose(1, 2)
+
+def _attend(attn, q, k, v, seen):
+    "Attention as the layer is configured."
+    dropout = attn.attention_dropout if attn.training else 0.
+    return F.scaled_dot_product_attention(q, k, v, seen, dropout, scale=attn.scaling,
+                                          enable_gqa=q.shape[1] != k.shape[1])
+
 # %% ../../nbs/model/01_layers.ipynb #3914ca6b
 def states_at(
     lm:PreTrainedModel, # a Llama, see `has_sparse_tail`
@@ -282,33 +293,29 @@ def states_at(
     keep:Tensor, # positions whose states are wanted, [batch, length] bool
     attention_mask:Tensor|None=None, # 0 on padding, [batch, length]
     position_ids:Tensor|None=None, # restarting where samples are packed, [batch, length]
-    cache=None, # an empty one to fill, with the keys and values of all positions
+    cache:DynamicCache|None=None, # an empty one to fill, with the keys and values of all positions
 )->Tensor: # last hidden states, [n, H]
     "The last hidden states of some positions."
-    base, x = lm.base_model, embeds
-    if position_ids is None: position_ids = torch.arange(x.shape[1], device=x.device)[None]
-    filled = {CACHE: cache}
-    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask,
-                              position_ids=position_ids, **filled)
-    rope = base.rotary_emb(x, position_ids=position_ids)
-    for layer in base.layers[:-1]:
-        x = layer(x, attention_mask=mask, position_embeddings=rope, position_ids=position_ids, **filled)
+    base, x, args = lm.base_model, embeds, {CACHE: cache}
+    args['position_ids'] = torch.arange(x.shape[1], device=x.device)[None] if position_ids is None else position_ids
+    mask = create_causal_mask(config=base.config, inputs_embeds=x, attention_mask=attention_mask, **args)
+    rope = base.rotary_emb(x, position_ids=args['position_ids'])
+    for layer in base.layers[:-1]: x = layer(x, attention_mask=mask, position_embeddings=rope, **args)
     dense = mask if isinstance(mask, Tensor) and mask.dim() == 4 else None
     return base.norm(sparse_layer(base.layers[-1], x, keep, rope, dense, cache))
 
 # %% ../../nbs/model/01_layers.ipynb #0b7f53e8
 @once
-def knows_llama()->bool:
-    "Does `states_at` compute what a Llama of this release of transformers computes? Tried once, with a tiny one."
+def knows_llama()->bool: # tried once, with a tiny one
+    "Does `states_at` compute what a Llama of this release of transformers computes?"
     config = LlamaConfig(vocab_size=4, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-                         num_attention_heads=4,
-                         num_key_value_heads=2, attn_implementation='sdpa')
-    outside = torch.device('cpu'), torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False), torch.no_grad()
-    with outside[0], outside[1], outside[2], outside[3]:
+                         num_attention_heads=4, num_key_value_heads=2, attn_implementation='sdpa')
+    with (torch.device('cpu'), torch.random.fork_rng(devices=[]), torch.autocast('cpu', enabled=False),
+          torch.no_grad()):
         lm = LlamaForCausalLM(config).float().eval()
         for p in lm.parameters(): p.normal_(std=.2)
         x, keep = torch.randn(2, 4, 16), torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]).bool()
         try: ours = states_at(lm, x, keep, cache=DynamicCache(config=config))
-        except Exception: return False # whatever it is that changed
-        return torch.allclose(ours, lm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state[keep],
-                              atol=1e-5)
+        except Exception: return False # something is not where it was
+        whole = lm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state
+        return torch.allclose(ours, whole[keep], atol=1e-5)

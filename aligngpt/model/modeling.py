@@ -9,25 +9,24 @@ __all__ = ['AlignGPTOutput', 'AlignGPTForConditionalGeneration', 'Prompt']
 from dataclasses import dataclass
 
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
-from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError
-from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, image_text_dots, has_sparse_tail,
-                                   level_weights, lm_head,
-                             make_projector, states_at, supervised_loss, targets)
 from ..core.versions import CACHE, named_cache
+from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots,
+                                   level_weights, lm_head, make_projector, states_at, supervised_loss, targets)
 
 # %% ../../nbs/model/02_modeling.ipynb #331c3d64
 @dataclass
 class AlignGPTOutput(CausalLMOutputWithPast):
-    "Result of a forward pass; `weights[:, :-1]` is the gate's α when the gate decided; `logits` is None in training mode with labels."
+    "Result of a forward pass; `logits` is None in training mode with labels."
     image_hidden_states: Tensor|None = None # projected image tokens, [n_images, n, H]
-    weights: Tensor|None = None # weights over the levels at the ALIGN positions, [n_samples, N]
+    weights: Tensor|None = None # over the levels, [n_samples, N]; `[:, :-1]` is α where the gate decided
 
 # %% ../../nbs/model/02_modeling.ipynb #d982ecb9
 class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -44,9 +43,7 @@ class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self,
         config:AlignGPTConfig, # what to build
     ):
-        if getattr(config, 'mm_vision_tower', None):
-            raise AlignGPTError(f"{config.name_or_path or 'config'}: in the layout of the official release (its config.json has 'mm_vision_tower')",
-                                'open it with aligngpt.load(FOLDER), or write it anew with: aligngpt convert FOLDER NEW')
+        _refuse_official(config)
         super().__init__(config)
         c, H = config, config.text_config.hidden_size
         self.vision_tower = AutoModel.from_config(c.vision_config)
@@ -56,9 +53,39 @@ class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(c.text_config)
         self.post_init()
 
-    def get_input_embeddings(self): return self.language_model.get_input_embeddings()
-    def set_input_embeddings(self, value): self.language_model.set_input_embeddings(value)
-    def get_output_embeddings(self): return self.language_model.get_output_embeddings()
+    def get_input_embeddings(self)->nn.Module:
+        "The language model's embedding table."
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self,
+        value:nn.Module, # the new table
+    ):
+        "Replace the language model's embedding table."
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self)->nn.Module:
+        "The language model's output layer."
+        return self.language_model.get_output_embeddings()
+
+    def embed_tokens(self,
+        input_ids:Tensor, # [batch, length]
+    )->Tensor: # [batch, length, H]
+        "Embeddings of the text; placeholders get those of token 0, which `merge` replaces."
+        c = self.config
+        placeholder = (input_ids == c.image_token_id) | (input_ids == c.align_token_id)
+        try: return self.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
+        except IndexError: self.check_ids(input_ids); raise
+
+    def prepare_inputs_for_generation(self,
+        input_ids:Tensor, # prompts and what was generated, [batch, length]
+        prompt:'Prompt|None'=None, # the prompts with their placeholders
+        **kwargs, # as for transformers' own
+    )->dict: # the arguments of `forward`
+        "What a pass gets; where it gets some of the prompt, with pictures and placeholders."
+        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, **kwargs)
+        cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
+        if prompt is None or ids is None: return inputs
+        return inputs | prompt.inputs(ids, int(cache.get_seq_length()) if cache is not None else 0)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -68,16 +95,23 @@ class AlignGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             bound = module.in_features**-0.5
             if module.bias is not None: init.uniform_(module.bias, -bound, bound)
 
+def _refuse_official(config):
+    if not getattr(config, 'mm_vision_tower', None): return
+    raise AlignGPTError(f"{config.name_or_path or 'config'}: in the layout of the official release "
+                        "(its config.json has 'mm_vision_tower')",
+                        'open it with aligngpt.load(FOLDER), or write it anew with: aligngpt convert FOLDER NEW')
+
 # %% ../../nbs/model/02_modeling.ipynb #20b5e6fe
 @patch
 def get_vision_features(self:AlignGPTForConditionalGeneration,
     pixel_values:Tensor, # [n_images, 3, height, width]
 )->Tensor: # tower features V, [n_images, n, tower width]
     "What the tower sees: its hidden state `vision_feature_layer`, patches only."
-    c, want = self.config, self.config.vision_config.image_size
-    if pixel_values.dim() != 4 or pixel_values.shape[-1] != want or pixel_values.shape[-2] != want:
-        raise AlignGPTError(f'pixel_values have shape {tuple(pixel_values.shape)}, the vision tower takes [n_images, 3, {want}, {want}]',
-                            'prepare images with this model\'s own processor')
+    c, side = self.config, self.config.vision_config.image_size
+    if pixel_values.dim() != 4 or pixel_values.shape[-1] != side or pixel_values.shape[-2] != side:
+        raise AlignGPTError(f'pixel_values have shape {tuple(pixel_values.shape)}, '
+                            f'the vision tower takes [n_images, 3, {side}, {side}]',
+                            "prepare images with this model's own processor")
     out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
     return out.hidden_states[c.vision_feature_layer][:, -c.num_image_tokens:]
 
@@ -86,8 +120,7 @@ def get_vision_features(self:AlignGPTForConditionalGeneration,
 def get_image_features(self:AlignGPTForConditionalGeneration,
     pixel_values:Tensor|None=None, # [n_images, 3, height, width]
     vision_features:Tensor|None=None, # or what `get_vision_features` gave for them, [n_images, n, tower width]
-    image_index:Tensor
-    |None=None, # which of them each image of the batch is, [n_images_in_batch]; default: all in order
+    image_index:Tensor|None=None, # which of them each image of the batch is, [n_images_in_batch]; None: all in order
 )->Tensor: # projected image tokens I, [n_images_in_batch, n, H]
     "I = projector(V). An image that occurs several times goes through the tower once."
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
@@ -104,24 +137,25 @@ def gate_reads(self:AlignGPTForConditionalGeneration,
     sample_ids:Tensor|None=None, # which sample each token belongs to, in packed rows, [batch, length]
 )->Tensor: # bool, [batch, length]
     "The text tokens that the gate averages when the processor did not say."
-    c = self.config
-    is_align = input_ids == c.align_token_id
+    c, is_align = self.config, input_ids == self.config.align_token_id
     sample = _sample_ids(input_ids, sample_ids)
     n = int(sample.max()) + 1
-    def first(mask): # position of each sample's first such token, seen from each of its tokens
-        pos = torch.arange(mask.numel(), device=mask.device).masked_fill(~mask.flatten(), mask.numel())
-        return torch.full((n,), mask.numel(), device=mask.device).scatter_reduce(0, sample.flatten(), pos, 'amin')[sample]
     here = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
-    reads = (here > first(is_align)) & (input_ids != c.image_token_id) & ~is_align
+    reads = (here > _first(is_align, sample, n)) & (input_ids != c.image_token_id) & ~is_align
     if attention_mask is not None and attention_mask.dim() == 2: reads &= attention_mask.bool()
-    if labels is not None and c.gate_text == 'prompt': reads &= here < first(labels != -100)
+    if labels is not None and c.gate_text == 'prompt': reads &= here < _first(labels != -100, sample, n)
     return reads
 
-# %% ../../nbs/model/02_modeling.ipynb #2146db7c
 def _sample_ids(input_ids, sample_ids=None):
     "Which sample each token belongs to: its row, unless rows are packed."
     if sample_ids is not None: return sample_ids
     return torch.arange(len(input_ids), device=input_ids.device)[:,None].expand_as(input_ids)
+
+def _first(mask, sample, n):
+    "Position of the first True in each of `n` samples, seen from each of its tokens; behind all if there is none."
+    pos = torch.arange(mask.numel(), device=mask.device).masked_fill(~mask.flatten(), mask.numel())
+    firsts = torch.full((n,), mask.numel(), device=mask.device)
+    return firsts.scatter_reduce(0, sample.flatten(), pos, 'amin')[sample]
 
 # %% ../../nbs/model/02_modeling.ipynb #108384fd
 @patch
@@ -132,10 +166,10 @@ def check_images(self:AlignGPTForConditionalGeneration,
     "Every image needs exactly its number of placeholders."
     n, per_row = self.config.num_image_tokens, (input_ids == self.config.image_token_id).sum(1).tolist()
     odd = [f'row {i} has {k}' for i,k in enumerate(per_row) if k % n]
-    if odd or sum(per_row) != n_images*n:
-        raise AlignGPTError(f'{sum(per_row)} image placeholders for {n_images} images of {n} tokens'
-                            + (': ' + odd[0] if odd else f': images per row {[k//n for k in per_row]}'),
-                            "use this model's own processor, and give one image for each <image>")
+    if not odd and sum(per_row) == n_images*n: return
+    where = odd[0] if odd else f'images per row {[k//n for k in per_row]}'
+    raise AlignGPTError(f'{sum(per_row)} image placeholders for {n_images} images of {n} tokens: {where}',
+                        "use this model's own processor, and give one image for each <image>")
 
 # %% ../../nbs/model/02_modeling.ipynb #1d050d33
 @patch
@@ -150,13 +184,15 @@ def alignment_weights(self:AlignGPTForConditionalGeneration,
     N, n, s, r = self.config.num_levels, int(sample.max()) + 1, sample.flatten(), reads.flatten()
     if self.gate is None: return level_weights(N-1, n, N, embeds.device)
     first = (input_ids == self.config.image_token_id).flatten().nonzero()[::self.config.num_image_tokens, 0]
-    last = torch.zeros(n, dtype=torch.long, device=s.device).scatter_reduce(0, s,
-        torch.arange(len(s), device=s.device)*r, 'amax')
-    seen = first < last[s[first]]
+    seen = first < _last(r, s, n)[s[first]]
     dots, complete = image_text_dots(image[seen], embeds.flatten(0, 1), s, r, s[first][seen], n)
-    alpha = self.gate(dots)
-    alpha = torch.where(complete[:,None], alpha, torch.full_like(alpha, 1/(N-1)))
+    alpha = torch.where(complete[:,None], self.gate(dots), 1/(N-1))
     return F.pad(alpha, (0, 1), value=1.)
+
+def _last(mask, sample, n):
+    "Position of the last True in each of `n` samples; 0 if there is none."
+    pos = torch.arange(len(sample), device=sample.device)*mask
+    return torch.zeros(n, dtype=torch.long, device=sample.device).scatter_reduce(0, sample, pos, 'amax')
 
 # %% ../../nbs/model/02_modeling.ipynb #7c7c9cc8
 @patch
@@ -179,51 +215,59 @@ def check_ids(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor, # [batch, length]
 )->None: # or `AlignGPTError`
     "Every id must be a token of the language model, or one of the two placeholders."
-    c = self.config
-    known = (((input_ids >= 0) & (input_ids < c.text_config.vocab_size)) | (input_ids == c.align_token_id)
-             | (input_ids == c.image_token_id))
+    align, image, most = self.config.align_token_id, self.config.image_token_id, self.config.text_config.vocab_size-1
+    known = ((input_ids >= 0) & (input_ids <= most)) | (input_ids == align) | (input_ids == image)
     if known.all(): return
     row, at = (~known).nonzero()[0].tolist()
-    raise AlignGPTError(f'input_ids: row {row}, position {at}: token id {input_ids[row, at].item()} is out of range. Valid range: 0-{c.text_config.vocab_size-1}, '
-                        f'and the placeholders {c.align_token_id} (ALIGN) and {c.image_token_id} (image)',
+    raise AlignGPTError(f'input_ids: row {row}, position {at}: token id {input_ids[row, at].item()} is out of range. '
+                        f'Valid range: 0-{most}, and the placeholders {align} (ALIGN) and {image} (image)',
                         "use this model's own processor")
 
-# %% ../../nbs/model/02_modeling.ipynb #46777725
-@patch
-def embed_tokens(self:AlignGPTForConditionalGeneration,
-    input_ids:Tensor, # [batch, length]
-)->Tensor: # [batch, length, H]
-    "Embeddings of the text; placeholders get those of token 0, which `merge` replaces."
-    c = self.config
-    placeholder = (input_ids == c.image_token_id) | (input_ids == c.align_token_id)
-    try: return self.get_input_embeddings()(input_ids.masked_fill(placeholder, 0))
-    except IndexError: self.check_ids(input_ids); raise
-
 # %% ../../nbs/model/02_modeling.ipynb #5e211b2a
+def _weigh(model, image, embeds, alignment, gate_mask, **rows):
+    "Weights over the levels, [n_samples, N]: the user's, or the gate's for the text that it reads."
+    sample = _sample_ids(rows['input_ids'], rows.get('sample_ids'))
+    if alignment is not None:
+        return level_weights(alignment, int(sample.max()) + 1, model.config.num_levels, embeds.device)
+    reads = model.gate_reads(**rows) if gate_mask is None else gate_mask.bool()
+    return model.alignment_weights(image, embeds, rows['input_ids'], reads, sample)
+
 def _is_idle(mask):
-    "Padding on the right hides nothing from a token with a loss that a causal mask would not; without it, attention does half the work."
+    "Padding on the right hides nothing from a token with a loss; without a mask, attention does half the work."
     return (mask is not None and mask.dim() == 2 and mask.device.type != 'meta'
             and bool((mask[:, 1:] <= mask[:, :-1]).all()))
 
-@patch
-def _hidden_states(self:AlignGPTForConditionalGeneration, labels, args, kwargs):
-    "Run the language model for its loss alone: without a mask that hides nothing, and its last layer only where a label is predicted."
-    lm, kwargs = self.language_model, {'use_cache':False, **kwargs}
-    kernel, cache = lm.config._attn_implementation, args[CACHE]
+def _states(lm, args, kwargs, labels):
+    "Run the language model for its loss alone: no mask that hides nothing, the last layer only where it is needed."
+    kernel, cache, kwargs = lm.config._attn_implementation, args[CACHE], {'use_cache':False, **kwargs}
     if cache is None and kernel == 'sdpa' and _is_idle(args['attention_mask']): args['attention_mask'] = None
     mask, positions = args['attention_mask'], args['position_ids']
-    if cache is not None or kwargs != {'use_cache':False} or not has_sparse_tail(lm, mask is None and positions is None):
-        return lm.base_model(**args, **kwargs)
+    ours = cache is None and kwargs == {'use_cache':False}
+    if not ours or not has_sparse_tail(lm, mask is None and positions is None): return lm.base_model(**args, **kwargs)
     keep, _ = targets(labels.to(args['inputs_embeds'].device))
     return BaseModelOutputWithPast(states_at(lm, args['inputs_embeds'], keep, mask, positions))
 
-# %% ../../nbs/model/02_modeling.ipynb #1fcc77df
-@patch
-def _next_logits(self:AlignGPTForConditionalGeneration, args, kwargs):
-    "Run the language model for the logits of the last position."
-    lm, x, mask, cache = self.language_model, args['inputs_embeds'], args['attention_mask'], args[CACHE]
-    fresh = x.shape[1] > 1 and type(cache) is DynamicCache and not cache.get_seq_length()
-    if not fresh or kwargs != {'use_cache':True} or not (mask is None or mask.dim() == 2) or not has_sparse_tail(lm, mask is None or bool(mask.all())):
+def _loss_alone(lm, args, kwargs, labels, num_items, slices):
+    "The loss without the logits."
+    out = _states(lm, args, kwargs, labels)
+    loss = supervised_loss(lm, out.last_hidden_state, labels, num_items, slices=slices)
+    return CausalLMOutputWithPast(loss, hidden_states=out.hidden_states, attentions=out.attentions,
+                                  **{CACHE: getattr(out, CACHE)})
+
+def _with_logits(lm, args, kwargs, keep, labels, num_items):
+    "The logits of all positions or the last `keep`, and with labels the loss."
+    one = labels is None and isinstance(keep, int) and keep == 1
+    out = _next_logits(lm, args, kwargs) if one else lm(**args, logits_to_keep=keep, **kwargs)
+    if labels is not None:
+        out.loss = lm.loss_function(out.logits, labels, lm.config.vocab_size, num_items_in_batch=num_items)
+    return out
+
+def _next_logits(lm, args, kwargs):
+    "The logits of the last position: in prefill, too, the last layer is needed there alone."
+    x, mask, cache = args['inputs_embeds'], args['attention_mask'], args[CACHE]
+    prefill = x.shape[1] > 1 and type(cache) is DynamicCache and not cache.get_seq_length()
+    ours = prefill and kwargs == {'use_cache':True} and (mask is None or mask.dim() == 2)
+    if not ours or not has_sparse_tail(lm, mask is None or bool(mask.all())):
         return lm(**args, logits_to_keep=1, **kwargs)
     last = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     last[:, -1] = True
@@ -251,32 +295,23 @@ def forward(self:AlignGPTForConditionalGeneration,
     cache=None, # a cache of keys and values
     loss_slices:int|None=None, # slices of `supervised_loss`, where processes must use the output layer equally often
     **kwargs, # to the language model
-)->AlignGPTOutput:
+)->AlignGPTOutput: # with `weights` where there are pictures
     "One pass: `[BOS][ALIGN] text [IMAGE x n] text` through the language model (paper, sections 3.1 to 3.3)."
     image = weights = None
     embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     if pixel_values is not None or vision_features is not None:
-        sample = _sample_ids(input_ids, sample_ids)
         image = self.get_image_features(pixel_values, vision_features, image_index)
         self.check_images(input_ids, len(image))
-        if alignment is None:
-            reads = self.gate_reads(input_ids, attention_mask, labels,
-                                    sample_ids) if gate_mask is None else gate_mask.bool()
-            weights = self.alignment_weights(image, embeds, input_ids, reads, sample)
-        else: weights = level_weights(alignment, int(sample.max()) + 1, self.config.num_levels, embeds.device)
-        embeds = self.merge(input_ids, embeds, image, self.levels(weights), sample)
-    args = dict(inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids)
-    lm, args[CACHE] = self.language_model, past_key_values if cache is None else cache
-    if labels is not None and not (not self.training if return_logits is None else return_logits):
-        out, logits = self._hidden_states(labels, args, kwargs), None
-        loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, slices=loss_slices)
-    else:
-        one = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
-        out = self._next_logits(args, kwargs) if one else lm(**args, logits_to_keep=logits_to_keep, **kwargs)
-        loss, logits = None, out.logits
-        if labels is not None:
-            loss = lm.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
-    return AlignGPTOutput(loss, logits, getattr(out, CACHE), out.hidden_states, out.attentions, image, weights)
+        weights = _weigh(self, image, embeds, alignment, gate_mask, input_ids=input_ids,
+                         attention_mask=attention_mask, labels=labels, sample_ids=sample_ids)
+        embeds = self.merge(input_ids, embeds, image, self.levels(weights), _sample_ids(input_ids, sample_ids))
+    args = {'inputs_embeds':embeds, 'attention_mask':attention_mask, 'position_ids':position_ids,
+            CACHE:past_key_values if cache is None else cache}
+    lm, want_logits = self.language_model, not self.training if return_logits is None else return_logits
+    if labels is None or want_logits:
+        out = _with_logits(lm, args, kwargs, logits_to_keep, labels, num_items_in_batch)
+    else: out = _loss_alone(lm, args, kwargs, labels, num_items_in_batch, loss_slices)
+    return AlignGPTOutput(out.loss, out.logits, getattr(out, CACHE), out.hidden_states, out.attentions, image, weights)
 
 # %% ../../nbs/model/02_modeling.ipynb #210e29d5
 class Prompt:
@@ -306,7 +341,7 @@ class Prompt:
         return self.ids.repeat_interleave(n//len(self.ids), 0)
 
     def inputs(self,
-        ids:Tensor, # what a pass reads, from `plain`, [n, some]
+        ids:Tensor, # what a pass gets, from `plain`, [n, some]
         start:int, # position of its first column
     )->dict: # the arguments of `forward` that change
         "Put back what belongs to the placeholders among the columns of a pass."
@@ -315,12 +350,15 @@ class Prompt:
         res = dict(input_ids=torch.cat([real, ids[:, real.shape[1]:]], 1))
         if self.V is None: return res
         k = len(ids)//len(self.ids)
-        first = self.is_image.nonzero()[::self.n, 1].split(self.per_row) # columns where pictures begin, for each row
-        seen = [i[(f >= start) & (f < start + ids.shape[1])].repeat(k)
-                for i,f in zip(self.index.split(self.per_row), first)]
-        index = torch.cat(seen)
+        index = self._images(start, start + ids.shape[1], k)
         if not len(index): return res
         return res | dict(vision_features=self.V, image_index=index, alignment=self.weights.repeat_interleave(k, 0))
+
+    def _images(self, start, end, k):
+        "Which picture each image is that begins in columns `start` to `end` of a pass, each row `k` times."
+        columns = self.is_image.nonzero()[::self.n, 1].split(self.per_row)
+        rows = zip(self.index.split(self.per_row), columns)
+        return torch.cat([i[(at >= start) & (at < end)].repeat(k) for i,at in rows])
 
 # %% ../../nbs/model/02_modeling.ipynb #b2c0ffee
 @patch
@@ -333,23 +371,33 @@ def generate(self:AlignGPTForConditionalGeneration,
     vision_features:Tensor|None=None, # instead of `pixel_values`
     image_index:Tensor|None=None, # which image each image of the batch is
     **kwargs, # as for transformers' `generate`
-): # ids, or with `return_dict_in_generate=True` an output that also has `weights` [batch, N]
+)->Tensor|ModelOutput: # ids; with `return_dict_in_generate=True` an output that also has `weights` [batch, N]
     "Generate text; the gate decides about the alignment unless `alignment` does."
     ids, kwargs = kwargs.pop('input_ids', inputs), named_cache(kwargs)
     if ids is None: return GenerationMixin.generate(self, None, **kwargs)
     self.check_ids(ids)
-    V = (self.get_vision_features(pixel_values)
-         if pixel_values is not None and vision_features is None else vision_features)
-    weights = None
+    V, weights = vision_features, None
+    if V is None and pixel_values is not None: V = self.get_vision_features(pixel_values)
     if V is not None:
         self.check_images(ids, len(V) if image_index is None else len(image_index))
         weights = self.prompt_weights(ids, V, image_index, alignment, gate_mask, kwargs.get('attention_mask'))
     prompt = Prompt(ids, self.config, V, image_index, weights)
-    out = GenerationMixin.generate(self, prompt.plain(self._special(kwargs)), prompt=prompt, **kwargs)
-    written = out.sequences if isinstance(out, ModelOutput) else out
-    written[:, :ids.shape[1]] = prompt.rows(len(written))
-    if weights is not None and isinstance(out, ModelOutput): out['weights'] = weights
+    special = _special(kwargs.get('generation_config') or self.generation_config, kwargs)
+    out = GenerationMixin.generate(self, prompt.plain(special), prompt=prompt, **kwargs)
+    return _with_prompt(out, prompt)
+
+def _with_prompt(out, prompt):
+    "What was generated, behind the prompts as they were given."
+    ids = out.sequences if isinstance(out, ModelOutput) else out
+    ids[:, :prompt.ids.shape[1]] = prompt.rows(len(ids))
+    if prompt.weights is not None and isinstance(out, ModelOutput): out['weights'] = prompt.weights
     return out
+
+def _special(config, kwargs):
+    "The ids that end or pad a text, which must not stand for anything else in a prompt."
+    names = 'bos_token_id', 'eos_token_id', 'pad_token_id'
+    given = [kwargs.get(n, getattr(config, n, None)) for n in names]
+    return {i for x in given if x is not None for i in torch.as_tensor(x).flatten().tolist()}
 
 # %% ../../nbs/model/02_modeling.ipynb #38feef6c
 @patch
@@ -357,29 +405,11 @@ def prompt_weights(self:AlignGPTForConditionalGeneration,
     ids:Tensor, # prompts, [batch, length]
     V:Tensor, # vision features of their pictures
     image_index:Tensor|None=None, # which of them each image is
-    alignment=None, # a level, levels, or mixtures; None: the gate decides
+    alignment:int|list|Tensor|None=None, # a level, levels, or mixtures; None: the gate decides
     gate_mask:Tensor|None=None, # text that the gate reads, [batch, length]
     attention_mask:Tensor|None=None, # 0 on padding, [batch, length]
 )->Tensor: # [batch, N]
     "Weights over the levels for a batch of prompts."
     if alignment is not None: return level_weights(alignment, len(ids), self.config.num_levels, ids.device)
-    reads = self.gate_reads(ids, attention_mask) if gate_mask is None else gate_mask.bool()
     image = self.get_image_features(vision_features=V, image_index=image_index)
-    return self.alignment_weights(image, self.embed_tokens(ids), ids, reads, _sample_ids(ids))
-
-@patch
-def _special(self:AlignGPTForConditionalGeneration, kwargs):
-    "The ids that end or pad a text, which must not stand for anything else in a prompt."
-    config, res = kwargs.get('generation_config') or self.generation_config, set()
-    for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
-        given = kwargs.get(name, getattr(config, name, None))
-        res |= set(torch.as_tensor(given).flatten().tolist()) if given is not None else set()
-    return res
-
-@patch
-def prepare_inputs_for_generation(self:AlignGPTForConditionalGeneration, input_ids, prompt=None, **kwargs):
-    "What a pass reads; where it reads some of the prompt, with pictures and placeholders."
-    inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, **kwargs)
-    cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
-    if prompt is None or ids is None: return inputs
-    return inputs | prompt.inputs(ids, int(cache.get_seq_length()) if cache is not None else 0)
+    return _weigh(self, image, self.embed_tokens(ids), None, gate_mask, input_ids=ids, attention_mask=attention_mask)

@@ -8,6 +8,7 @@ __all__ = ['ROLES', 'pad_square', 'load_image_processor', 'image_processor_for',
 
 # %% ../../nbs/model/03_processor.ipynb #81e6948c
 import re, warnings
+from dataclasses import dataclass, fields
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +21,8 @@ from transformers import BatchFeature, ProcessorMixin
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import read_json
 from ..core.pictures import open_picture
-from ..text.conversation import IMAGE, Span, Spans, check_messages, get_template, images_of, chat_template as template_source, prompt_end, render, to_messages
+from ..text.conversation import IMAGE, Span, Spans, chat_template as template_source, check_messages
+from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
 
 # %% ../../nbs/model/03_processor.ipynb #5cc57da6
@@ -42,24 +44,31 @@ def load_image_processor(
     **hub, # revision, subfolder, token and so on, for the hub
 )->Any: # an image processor of transformers, PIL implementation
     "Load a tower's image processor."
-    import transformers
-    from transformers.utils import cached_file
-    def file(name): return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+    from transformers import AutoConfig
     try:
-        if whole := file('processor_config.json'): config = read_json(whole).get('image_processor')
-        else: config = None
-        if not config and (own := file('preprocessor_config.json')): config = read_json(own)
-        if not config: return image_processor_for(transformers.AutoConfig.from_pretrained(path, **hub))
+        if config := _image_settings(path, hub): return _pil_class(config, path).from_dict(config)
+        return image_processor_for(AutoConfig.from_pretrained(path, **hub))
     except (OSError, ValueError) as e:
         raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}',
                             'name a folder or model with a CLIP or SigLIP tower') from e
+
+def _image_settings(path, hub):
+    "What a folder says about its image processor."
+    from transformers.utils import cached_file
+    def read(name):
+        file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+        return read_json(file) if file else {}
+    return read('processor_config.json').get('image_processor') or read('preprocessor_config.json')
+
+def _pil_class(config, path):
+    "The class that an image processor's settings name, on PIL."
+    import transformers
     kind = (config.get('image_processor_type')
             or config.get('feature_extractor_type', '').replace('FeatureExtractor', 'ImageProcessor'))
     cls = getattr(transformers, kind.removesuffix('Fast').removesuffix('Pil') + 'Pil', None)
-    if cls is None:
-        raise AlignGPTError(f'{path}: image processor {kind!r} has no PIL implementation',
-                            'use a CLIP or SigLIP tower')
-    return cls.from_dict(config)
+    if cls is not None: return cls
+    raise AlignGPTError(f'{path}: image processor {kind!r} has no PIL implementation',
+                        'use a CLIP or SigLIP tower')
 
 # %% ../../nbs/model/03_processor.ipynb #c5798897
 def image_processor_for(
@@ -78,29 +87,35 @@ class AlignGPTProcessor(ProcessorMixin):
     def __init__(self,
         image_processor=None, # of the vision tower
         tokenizer=None, # of the language model; the placeholders are added if they are missing
-        chat_template=None, # Jinja source; that of `template` by default
+        chat_template:str|None=None, # Jinja source; that of `template` by default
         num_image_tokens:int=576, # positions that a picture takes, from the tower
-        image_aspect_ratio:str='pad', # 'pad' to a square with the mean colour, or 'square': the tower's own preparation
+        image_aspect_ratio:str='pad', # 'pad' to a square with the mean colour, or 'square': as the tower was trained
         template:str='v1', # key in `TEMPLATES`
         gate_text:str='prompt', # what the gate reads: 'prompt' (up to the first answer) or 'full' (all text)
     ):
-        for name,got,valid in (('image_aspect_ratio', image_aspect_ratio, ('pad','square')),
-                               ('gate_text', gate_text, ('prompt','full'))):
-            if got not in valid: raise AlignGPTError(f"Invalid {name} {got!r}. Valid: {', '.join(valid)}")
-        self.num_image_tokens, self.image_aspect_ratio, self.template, self.gate_text = num_image_tokens, image_aspect_ratio, template, gate_text
-        self._encoder, tokenizer.padding_side = None, 'left'
+        _one_of('image_aspect_ratio', image_aspect_ratio, 'pad', 'square')
+        _one_of('gate_text', gate_text, 'prompt', 'full')
+        self.num_image_tokens, self.image_aspect_ratio = num_image_tokens, image_aspect_ratio
+        self.template, self.gate_text, self._encoder = template, gate_text, None
+        tokenizer.padding_side = 'left'
         super().__init__(_on_pil(image_processor), add_placeholders(tokenizer),
                          chat_template=chat_template or template_source(template))
         self.align_token_id, self.image_token_id = tokenizer.convert_tokens_to_ids([ALIGN, IMAGE])
         self._check_control()
 
-    def _check_control(self):
-        "The template's control tokens must be tokens."
-        t = get_template(self.template).fill(*self.ends)
-        need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer
-                              + t.answer_end)) - set(self.tokenizer.get_added_vocab())
-        if need: raise AlignGPTError(f"Template {self.template!r} needs the control token {min(need)}, which the tokenizer does not have",
-                                     'use the template that the language model was trained with, or add the tokens to its tokenizer')
+    @classmethod
+    def from_pretrained(cls,
+        pretrained_model_name_or_path:str|Path, # a folder, or a name on the hub
+        **kwargs, # for the hub: revision, token and so on; the rest replaces what was saved
+    )->'AlignGPTProcessor': # with the saved settings, image processor and tokenizer
+        "Load a saved processor."
+        from transformers import AutoTokenizer
+        def given(*names): return {k:kwargs[k] for k in names if k in kwargs}
+        hub = given('cache_dir', 'force_download', 'local_files_only', 'revision', 'token', 'subfolder')
+        path, trust = pretrained_model_name_or_path, given('trust_remote_code')
+        saved, rest = cls.get_processor_dict(path, **kwargs)
+        parts = [load_image_processor(path, **hub), AutoTokenizer.from_pretrained(path, **hub, **trust)]
+        return cls.from_args_and_dict(parts, saved, **rest)
 
     @property
     def encoder(self)->TextEncoder: # made when first used
@@ -118,27 +133,23 @@ class AlignGPTProcessor(ProcessorMixin):
         "The names of the model's inputs."
         return ['input_ids', 'attention_mask', 'pixel_values', 'gate_mask']
 
-# %% ../../nbs/model/03_processor.ipynb #4050fdbb
+    def _check_control(self):
+        "The template's control tokens must be tokens."
+        t = get_template(self.template).fill(*self.ends)
+        need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer + t.answer_end))
+        for token in sorted(need - set(self.tokenizer.get_added_vocab())):
+            raise AlignGPTError(f'Template {self.template!r} needs the control token {token}, '
+                                'which the tokenizer does not have', 'use the template that the language model '
+                                'was trained with, or add the tokens to its tokenizer')
+
+def _one_of(name, got, *valid):
+    if got not in valid: raise AlignGPTError(f"Invalid {name} {got!r}. Valid: {', '.join(valid)}")
+
 def _on_pil(image_processor):
     "The same image processor in its PIL implementation."
     if getattr(image_processor, 'backend', 'pil') == 'pil': return image_processor
     import transformers
     return getattr(transformers, type(image_processor).__name__ + 'Pil').from_dict(image_processor.to_dict())
-
-@patch(cls_method=True)
-def from_pretrained(cls:AlignGPTProcessor,
-    pretrained_model_name_or_path, # a folder, or a name on the hub
-    **kwargs, # for the hub: revision, token and so on; the rest replaces what was saved
-): # the processor
-    "Load a saved processor: its settings, image processor and tokenizer."
-    from transformers import AutoTokenizer
-    path = pretrained_model_name_or_path
-    hub = {k:v for k,v in kwargs.items() if k in ('cache_dir','force_download','local_files_only','revision','token',
-                                                  'subfolder')}
-    trust = {k:kwargs[k] for k in ('trust_remote_code',) if k in kwargs}
-    saved, rest = cls.get_processor_dict(path, **kwargs)
-    parts = [load_image_processor(path, **hub), AutoTokenizer.from_pretrained(path, **hub, **trust)]
-    return cls.from_args_and_dict(parts, saved, **rest)
 
 # %% ../../nbs/model/03_processor.ipynb #a38f475a
 @patch
@@ -149,7 +160,8 @@ def prepare_images(self:AlignGPTProcessor,
     "Open, pad or crop, resize and normalise pictures."
     opened = [open_picture(im, '' if isinstance(im, (str, Path)) else f'{where} picture {i}'.strip())
               for i,im in enumerate(images)]
-    if self.image_aspect_ratio == 'pad': opened = [pad_square(im, self.image_processor.image_mean) for im in opened]
+    mean = self.image_processor.image_mean
+    if self.image_aspect_ratio == 'pad': opened = [pad_square(im, mean) for im in opened]
     return self.image_processor(opened, return_tensors='pt').pixel_values
 
 # %% ../../nbs/model/03_processor.ipynb #a5d30f5b
@@ -161,18 +173,20 @@ def layout(self:AlignGPTProcessor,
     "The sequence `[BOS][ALIGN] text [IMAGE x n] text` of one conversation."
     t, text = self.encoder(spans, bos), spans if isinstance(spans, str) else spans.text
     until = prompt_end(text, self.template, *self.ends) if self.gate_text == 'prompt' else len(text)
-    begins = bool(t.ids) and t.ids[0] == self.tokenizer.bos_token_id
-    pictures = self.image_token_id in t.ids
+    begins, pictures = t.ids[:1] == [self.tokenizer.bos_token_id], self.image_token_id in t.ids
     reads = [pictures and c < until and i != self.image_token_id for i,c in zip(t.ids, t.chars)]
     if begins: reads[0] = False
     labels = [i if s else -100 for i,s in zip(t.ids, t.supervised)]
     places = [k for k,i in enumerate(t.ids) if i == self.image_token_id]
-    def expand(xs, align):
-        out, start = xs[:begins] + [align]*pictures, int(begins)
-        for k in places: out, start = out + xs[start:k] + [xs[k]]*self.num_image_tokens, k+1
-        return out + xs[start:]
+    def expand(xs, align): return _expand(xs, int(begins), [align]*pictures, places, self.num_image_tokens)
     return dict(input_ids=expand(t.ids, self.align_token_id), labels=expand(labels, -100),
                 gate_mask=expand(reads, False))
+
+def _expand(xs, start, new, places, n):
+    "Put `new` in at `start`, and repeat what is at `places` `n` times."
+    out = xs[:start] + new
+    for k in places: out, start = out + xs[start:k] + [xs[k]]*n, k+1
+    return out + xs[start:]
 
 # %% ../../nbs/model/03_processor.ipynb #3b2e9322
 @patch
@@ -181,25 +195,19 @@ def encode(self:AlignGPTProcessor,
     images:list|None=None, # its pictures in order; by default those inside the messages
     max_length:int|None=None, # cut longer samples
     where:str='', # what to call the sample in an error
-)->dict[str,torch.Tensor]: # input_ids, labels [length] long, gate_mask [length] bool, pixel_values [n_images, 3, height, width]
+)->dict[str,torch.Tensor]: # input_ids, labels, gate_mask [length], pixel_values [n_images, 3, height, width]
     "Encode one training sample."
-    messages = (to_messages(conversation, where)
-                if isinstance(conversation, dict) else check_messages(conversation, where))
-    if images is None and not isinstance(conversation, dict): images = _pictures(messages)
-    n = sum(len(images_of(m)) for m in messages)
-    if images is not None and len(images) != n:
-        raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given',
-                        'give each picture once, in order', where)
+    is_record = isinstance(conversation, dict)
+    messages = (to_messages if is_record else check_messages)(conversation, where)
+    if images is None and not is_record: images = _pictures(messages)
+    _check_count(messages, images, where)
     sample = self.layout(render(messages, self.template, False, *self.ends))
     if max_length: sample = _cut(sample, max_length, self.image_token_id, where)
-    if max(sample['labels']) < 0:
-        raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens",
-                        'allow a greater max_length, or drop the sample', where)
+    _check_learnt(sample, where)
     out = {k:torch.tensor(v) for k,v in sample.items()}
     if images: out['pixel_values'] = self.prepare_images(images, where)
     return out
 
-# %% ../../nbs/model/03_processor.ipynb #00e5ce9c
 def _pictures(messages):
     "The pictures inside messages; None if no image part carries one."
     found = [_source(p) for m in messages for p in images_of(m)]
@@ -216,14 +224,26 @@ def _source(part):
     url = part.get('image_url')
     return url.get('url') if isinstance(url, dict) else url
 
+def _check_count(messages, images, where):
+    "There must be a picture for each image part, unless none are given."
+    n = sum(len(images_of(m)) for m in messages)
+    if images is None or len(images) == n: return
+    raise BadRecord('placeholders', f'{n} pictures in the conversation, {len(images)} given',
+                    'give each picture once, in order', where)
+
+def _check_learnt(sample, where):
+    "There must be something with a loss."
+    if max(sample['labels']) >= 0: return
+    raise BadRecord('nothing to learn', f"no answer in the first {len(sample['labels'])} tokens",
+                    'allow a greater max_length, or drop the sample', where)
+
 def _cut(sample, max_length, image_id, where=''):
     "Cut a sample at its right end, but never into its pictures."
     ids = sample['input_ids']
-    if image_id in ids[max_length:]:
-        raise BadRecord('image cut off',
-                        f'{len(ids)} tokens, of which {max_length} are kept, and a picture reaches beyond',
-                        'allow a greater max_length', where)
-    return {k:v[:max_length] for k,v in sample.items()}
+    if image_id not in ids[max_length:]: return {k:v[:max_length] for k,v in sample.items()}
+    raise BadRecord('image cut off',
+                    f'{len(ids)} tokens, of which {max_length} are kept, and a picture reaches beyond',
+                    'allow a greater max_length', where)
 
 # %% ../../nbs/model/03_processor.ipynb #cd647e05
 ROLES = dict( # name, colour in HTML, colour in a terminal
@@ -251,7 +271,6 @@ class TokenView:
     def __str__(self)->str: return ''.join(f'\x1b[{ROLES[r][2]};30m{_visible(t)}\x1b[0m' for t,r in self.runs())
     def __repr__(self)->str: return str(self)
 
-# %% ../../nbs/model/03_processor.ipynb #b4dc9ca7
 def _visible(t): return t.replace('\n', '⏎').replace('\t', '⇥') or '∅'
 
 def _pieces(tokenizer, ids):
@@ -267,18 +286,22 @@ def show_tokens(self:AlignGPTProcessor,
     row:int=0, # which row of a batch
 )->TokenView: # shows itself in a notebook; `str` of it is for a terminal
     "See every token in the colour of its role."
-    def get(k, default):
-        if sample.get(k) is None: return [default]*len(ids)
-        v = torch.as_tensor(sample[k])
-        return (v[row] if v.dim() > 1 else v).tolist()
-    def role(i, label, gate, mask):
-        if not mask: return 'pad'
-        if i in special: return special[i]
-        return 'learnt' if label >= 0 else 'gate' if gate else 'text'
+    ids = _row(sample, row, 'input_ids')
+    marks = [_row(sample, row, k, [d]*len(ids)) for k,d in (('labels',-100), ('gate_mask',False), ('attention_mask',1))]
     special = {self.align_token_id:'align', self.image_token_id:'image'}
-    ids = get('input_ids', None)
-    roles = map(role, ids, get('labels', -100), get('gate_mask', False), get('attention_mask', 1))
+    roles = [_role(special.get(i), *m) for i,*m in zip(ids, *marks)]
     return TokenView(list(zip(_pieces(self.tokenizer, ids), roles)))
+
+def _row(sample, row, key, default=None):
+    "One row of a batch, or a sample's only one, as a list."
+    if sample.get(key) is None: return default
+    v = torch.as_tensor(sample[key])
+    return (v[row] if v.dim() > 1 else v).tolist()
+
+def _role(special, label, gate, mask):
+    "A key of `ROLES`."
+    if not mask: return 'pad'
+    return special or ('learnt' if label >= 0 else 'gate' if gate else 'text')
 
 # %% ../../nbs/model/03_processor.ipynb #e84125bc
 @patch
@@ -300,16 +323,19 @@ def __call__(self:AlignGPTProcessor,
     if text is None:
         if images is None: raise AlignGPTError('neither text nor images given')
         return BatchFeature({'pixel_values': self.prepare_images(_nest(images, None))})
-    text = [text] if isinstance(text, str) else list(text)
-    if not all(isinstance(t, str) for t in text):
-        raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}',
-                            'use apply_chat_template for messages')
-    rows = [self.layout(t, add_special_tokens) for t in text]
+    rows = [self.layout(t, add_special_tokens) for t in _texts(text)]
     pictures = _nest(images, [r['input_ids'].count(self.image_token_id)//self.num_image_tokens for r in rows])
-    return self._batch(rows, pictures, padding, truncation, max_length, padding_side, pad_to_multiple_of,
-                       return_tensors)
+    how = _Padding(padding, truncation, max_length, padding_side, pad_to_multiple_of)
+    return self._batch(rows, pictures, how, return_tensors)
 
 # %% ../../nbs/model/03_processor.ipynb #542baaae
+def _texts(text):
+    "A list of strings."
+    if isinstance(text, str): return [text]
+    if all(isinstance(t, str) for t in text): return list(text)
+    raise AlignGPTError(f'text must be a string or a list of strings, got {type(text[0]).__name__}',
+                        'use apply_chat_template for messages')
+
 def _nest(images, counts):
     "All pictures in one list, checked against the number of placeholders in each row."
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
@@ -322,28 +348,43 @@ def _nest(images, counts):
     have = [len(row or []) for row in images] if nested else [len(flat)] if len(counts) == 1 else counts
     for i,(h,c) in enumerate(zip(have, counts)):
         if h != c: raise AlignGPTError(f'row {i}: {c} {IMAGE} in the text, {h} pictures given', hint)
-    if len(flat) != sum(counts):
-        raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given',
-                            hint)
-    return flat
+    if len(flat) == sum(counts): return flat
+    raise AlignGPTError(f'{sum(counts)} {IMAGE} in the text (in its rows: {counts}), {len(flat)} pictures given', hint)
+
+@dataclass
+class _Padding:
+    "How rows become a batch, in the words of transformers' tokenizers."
+    padding:bool|str=False
+    truncation:bool=False
+    max_length:int|None=None
+    padding_side:str|None=None
+    pad_to_multiple_of:int|None=None
+
+    @classmethod
+    def among(cls, kwargs): return cls(**{f.name:kwargs[f.name] for f in fields(cls) if f.name in kwargs})
+
+    def cut(self, rows, image_id):
+        if not self.truncation: return rows
+        if not self.max_length: raise AlignGPTError('truncation needs max_length')
+        return [_cut(r, self.max_length, image_id, f'row {i}') for i,r in enumerate(rows)]
+
+    def length(self, lengths):
+        n = self.max_length if self.padding == 'max_length' and self.max_length else max(lengths)
+        return -(-n//self.pad_to_multiple_of)*self.pad_to_multiple_of if self.pad_to_multiple_of else n
+
+    def pad(self, row, value, length, side):
+        more = [value]*(length - len(row) if self.padding else 0)
+        return more + row if (self.padding_side or side) == 'left' else row + more
 
 @patch
-def _batch(self:AlignGPTProcessor, rows, pictures, padding=False, truncation=False, max_length=None,
-           padding_side=None, pad_to_multiple_of=None,
-           return_tensors=None, names=('input_ids','gate_mask')):
+def _batch(self:AlignGPTProcessor, rows, pictures, how, return_tensors=None, names=('input_ids','gate_mask')):
     "Cut, pad and stack rows."
-    if truncation:
-        if not max_length: raise AlignGPTError('truncation needs max_length')
-        rows = [_cut(r, max_length, self.image_token_id, f'row {i}') for i,r in enumerate(rows)]
+    rows = how.cut(rows, self.image_token_id)
     lengths = [len(r['input_ids']) for r in rows]
-    if not padding and return_tensors and len(set(lengths)) > 1:
+    if not how.padding and return_tensors and len(set(lengths)) > 1:
         raise AlignGPTError(f'rows of {min(lengths)} to {max(lengths)} tokens do not make a tensor',
                             'pass padding=True')
-    length = max_length if padding == 'max_length' and max_length else max(lengths)
-    if pad_to_multiple_of: length = -(-length//pad_to_multiple_of)*pad_to_multiple_of
-    def pad(row, value):
-        more = [value]*(length - len(row) if padding else 0)
-        return more + row if (padding_side or self.tokenizer.padding_side) == 'left' else row + more
+    def pad(row, value): return how.pad(row, value, how.length(lengths), self.tokenizer.padding_side)
     empty = dict(input_ids=self.tokenizer.pad_token_id, gate_mask=False)
     out = {k:[pad(r[k], empty.get(k, 0)) for r in rows] for k in names}
     out['attention_mask'] = [pad([1]*n, 0) for n in lengths]
@@ -362,24 +403,21 @@ def apply_chat_template(self:AlignGPTProcessor,
     return_assistant_tokens_mask:bool=False, # also `assistant_masks`: 1 on what is learnt
     processor_kwargs:dict|None=None, # padding and so on, as for calling the processor
     **kwargs, # the same, or for the Jinja template
-): # text, ids or `BatchFeature`
+)->str|list|BatchFeature: # text, ids or a batch
     "Render messages, or prepare them for the model."
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
     if not ours or any(kwargs.get(k) for k in ('continue_final_message', 'tools', 'documents')):
         given = dict(processor_kwargs=processor_kwargs, return_tensors=return_tensors)
         return ProcessorMixin.apply_chat_template(
             self, conversation, chat_template, add_generation_prompt=add_generation_prompt, tokenize=tokenize,
-            return_dict=return_dict,
-            return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs,
-            **{k:v for k,v in given.items() if v})
+            return_dict=return_dict, return_assistant_tokens_mask=return_assistant_tokens_mask,
+            **kwargs, **{k:v for k,v in given.items() if v})
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
     rows = [self.layout(render(c, self.template, add_generation_prompt, *self.ends)) for c in chats]
-    for r in rows: r['assistant_masks'] = [int(l >= 0) for l in r['labels']]
-    opts = {k:v for k,v in {**kwargs, **(processor_kwargs or {})}.items()
-            if k in ('padding','truncation','max_length','padding_side','pad_to_multiple_of')}
+    rows = [dict(r, assistant_masks=[int(l >= 0) for l in r['labels']]) for r in rows]
+    how = _Padding.among({**kwargs, **(processor_kwargs or {})})
     names = ('input_ids','gate_mask') + ('assistant_masks',)*return_assistant_tokens_mask
-    out = self._batch(rows, _pictures([m for c in chats for m in c]), **opts, return_tensors=return_tensors,
-                      names=names)
+    out = self._batch(rows, _pictures([m for c in chats for m in c]), how, return_tensors, names)
     return out if return_dict else out['input_ids']
 
 # %% ../../nbs/model/03_processor.ipynb #45102df5
@@ -402,19 +440,22 @@ def make_processor(
     gate_text:str='prompt', # 'prompt' or 'full'
 )->AlignGPTProcessor: # with as many image tokens as the tower has patches
     "Make the processor for a language model and a vision tower."
-    from PIL import Image
     from transformers import AutoConfig
     from aligngpt.model.layers import num_patches
     image_processor, config = load_image_processor(tower), AutoConfig.from_pretrained(tower)
     config = getattr(config, 'vision_config', config)
     made = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config),
-                             template=template,
-                             image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)
-    height, width = made.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
-    if (height, width) != (config.image_size,)*2:
-        raise AlignGPTError(f'{tower}: its image processor makes pictures of {width}x{height}, its configuration says image_size={config.image_size}',
-                            'correct preprocessor_config.json')
+                             template=template, image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)
+    _check_size(made, config.image_size, tower)
     return made
+
+def _check_size(processor, side, tower):
+    "Pictures must have the size that the tower takes."
+    from PIL import Image
+    height, width = processor.prepare_images([Image.new('RGB', (40, 30))]).shape[2:]
+    if (height, width) == (side, side): return
+    raise AlignGPTError(f'{tower}: its image processor makes pictures of {width}x{height}, '
+                        f'its configuration says image_size={side}', 'correct preprocessor_config.json')
 
 # %% ../../nbs/model/03_processor.ipynb #3e2fc00d
 @patch

@@ -43,25 +43,33 @@ class Facts:
     colors: frozenset # colours that the answers leave possible
     shapes: frozenset # shapes that they leave possible
     @property
-    def color(self): return min(self.colors) if len(self.colors) == 1 else None
+    def color(self)->str|None:
+        "The colour, if only one is possible."
+        return min(self.colors) if len(self.colors) == 1 else None
     @property
-    def shape(self): return min(self.shapes) if len(self.shapes) == 1 else None
+    def shape(self)->str|None:
+        "The shape, if only one is possible."
+        return min(self.shapes) if len(self.shapes) == 1 else None
 
+# %% ../../nbs/quickstart/02_easyvqa.ipynb #b5e19613
 def facts(
     qa:list[tuple[str,str]], # questions and answers about one picture
-)->Facts:
+)->Facts: # what they leave possible
     "Infer colour and shape from answers."
     colors, shapes = set(COLORS), set(SHAPES)
     for q, a in qa:
         words = set(re.findall('[a-z]+', q))
         for options, known in ((COLORS, colors), (SHAPES, shapes)):
-            said = words & set(options)
-            if a in options: known &= {a}
-            elif said and a in ('yes', 'no'):
-                if (a == 'yes') != bool(words & {'no', 'not'}): known &= said
-                else: known -= said
-            elif said: known &= said
+            if told := _told(words, a, set(options)): known &= told
     return Facts(frozenset(colors), frozenset(shapes))
+
+def _told(words, answer, options):
+    "What an answer leaves of the colours or shapes; nothing if it is not about them."
+    said = words & options
+    if answer in options: return {answer}
+    if not said or answer not in ('yes', 'no'): return said
+    there = (answer == 'yes') != bool(words & {'no', 'not'})
+    return said if there else options - said
 
 # %% ../../nbs/quickstart/02_easyvqa.ipynb #627b5749
 DEGREES = 'wrong', 'vague', 'partial', 'exact'
@@ -71,11 +79,11 @@ def caption(
     color:str|None, # named, or not
     shape:str|None, # named, or not
     style:int=0, # one of four ways to put it
-)->str:
+)->str: # such as 'a red circle'
     "A caption that names colour, shape, both or neither."
-    return _STYLES[style].format(f'{color} {shape}' if color and shape else f'{color} shape' if color else shape
-                                 or 'shape')
+    return _STYLES[style].format(' '.join(filter(None, [color, shape or 'shape'])))
 
+# %% ../../nbs/quickstart/02_easyvqa.ipynb #afa350f0
 def captions(
     fact:Facts, # about the picture
     degree:int, # 0 wrong, 1 vague, 2 partial, 3 exact
@@ -104,9 +112,8 @@ def caption_records(
         for d in sorted(range(4), key=lambda d: (count[d], rng.random())):
             if (text := captions(f, d, rng)) is not None: break
         count[d] += 1
-        out.append(dict(id=f'{len(out)}', image=f'{i}.png', degree=d,
-                        conversations=[{'from':'human', 'value':'<image>\nWhat is this?'},
-                                       {'from':'gpt', 'value':text}]))
+        talk = [{'from':'human', 'value':'<image>\nWhat is this?'}, {'from':'gpt', 'value':text}]
+        out.append(dict(id=f'{len(out)}', image=f'{i}.png', degree=d, conversations=talk))
     return out
 
 # %% ../../nbs/quickstart/02_easyvqa.ipynb #a47fe5fd
@@ -117,10 +124,9 @@ def tuning_records(
     "The official training questions as conversations of several turns."
     rng, out = random.Random(seed), []
     for i, qa in questions().items():
-        qa = rng.sample(qa, len(qa))
-        for k in range(0, len(qa), turns or len(qa)):
-            talk = [{'from':who, 'value':v} for pair in qa[k:k+(turns or len(qa))]
-                    for who, v in zip(('human', 'gpt'), pair)]
+        qa, size = rng.sample(qa, len(qa)), turns or len(qa)
+        for k in range(0, len(qa), size):
+            talk = [{'from':who, 'value':v} for pair in qa[k:k+size] for who, v in zip(('human', 'gpt'), pair)]
             talk[0]['value'] = '<image>\n' + talk[0]['value']
             out.append(dict(id=f'{i}-{k}', image=f'{i}.png', conversations=talk))
     return out
@@ -128,7 +134,7 @@ def tuning_records(
 # %% ../../nbs/quickstart/02_easyvqa.ipynb #017cf7e8
 def text_documents(
     n:int, # how many
-    seed:int=0,
+    seed:int=0, # of the draws
     answer:str=' ASSISTANT:', # between a question and its answer
     question:str='USER: ', # before a question
     end:str='</s>', # after an answer
@@ -137,29 +143,37 @@ def text_documents(
     "Documents for the language model, from the training split alone, the simpler ones first."
     rng = random.Random(seed)
     known = [(f, qa) for qa in questions().values() if (f := facts(qa)).color and f.shape]
-    def caption_document(f, seen):
-        d = rng.randrange(4)
-        truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
-        return [truth + seen, f'{captions(f, d, rng)}\n'] # as after image tokens: no space between
-    def list_document(f, seen):
-        words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES)
-                 for _ in range(rng.randint(2, 8))]
-        return [t for k, w in enumerate(words) for t in (('' if k else seen + '\n') + f' {w}',
-                                                         ' yes' if w in (f.color, f.shape) else ' no')]
-    def question_document(f, seen, qa):
-        turns = sorted(qa, key=lambda pair: -rng.random()**(1/(30 if _hit(f, *pair) else 1)))[:rng.randint(1, 6)]
-        rng.shuffle(turns)
-        return [t for k, (q, a) in enumerate(turns)
-                for t in (f"{question}{seen + chr(10) if k == 0 else ''}{q}{answer}", f' {a}{end}')]
-    def document(early):
-        f, qa = rng.choice(known)
-        seen = ' '.join(rng.choice((f.color, f.shape))
-                        for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
-        kind = rng.random()
-        if kind < .3: return caption_document(f, seen)
-        if kind < .55: return list_document(f, seen)
-        return question_document(f, seen, early and [p for p in qa if not _negated(p[0])] or qa)
-    return [document(i < plain*n) for i in range(n)]
+    return [_document(*rng.choice(known), i < plain*n, (question, answer, end), rng) for i in range(n)]
 
-def _hit(f, q, a): return a in ('yes', 'no') and bool({f.color, f.shape} & set(re.findall('[a-z]+', q)))
+def _document(f, qa, early, ends, rng):
+    "One of three kinds, about what is known of a picture."
+    seen = ' '.join(rng.choice((f.color, f.shape)) for _ in range(rng.randint(2, 16))) if rng.random() < .9 else ''
+    kind = rng.random()
+    if kind < .3: return _caption_document(f, seen, rng)
+    if kind < .55: return _list_document(f, seen, rng)
+    return _question_document(f, seen, early and [p for p in qa if not _negated(p[0])] or qa, ends, rng)
+
 def _negated(q): return bool({'no', 'not'} & set(q.split()))
+
+# %% ../../nbs/quickstart/02_easyvqa.ipynb #b44341f3
+def _caption_document(f, seen, rng):
+    d = rng.randrange(4)
+    truth = 'no ' if d == 0 else 'yes ' if rng.random() < .3 else ''
+    return [truth + seen, f'{captions(f, d, rng)}\n'] # as after image tokens: no space between
+
+def _list_document(f, seen, rng):
+    words = [rng.choice((f.color, f.shape) if rng.random() < .4 else COLORS + SHAPES)
+             for _ in range(rng.randint(2, 8))]
+    return [t for k, w in enumerate(words)
+            for t in (('' if k else seen + '\n') + f' {w}', ' yes' if w in (f.color, f.shape) else ' no')]
+
+def _question_document(f, seen, qa, ends, rng):
+    question, answer, end = ends
+    turns = sorted(qa, key=lambda pair: -rng.random()**(1/(30 if _hit(f, *pair) else 1)))[:rng.randint(1, 6)]
+    rng.shuffle(turns)
+    return [t for k, (q, a) in enumerate(turns)
+            for t in (f"{question}{'' if k else seen + chr(10)}{q}{answer}", f' {a}{end}')]
+
+def _hit(f, q, a):
+    "Does the question name what is there?"
+    return a in ('yes', 'no') and bool({f.color, f.shape} & set(re.findall('[a-z]+', q)))

@@ -10,15 +10,19 @@ __all__ = ['MEANINGS', 'train_tokenizer', 'tokenizer_texts', 'fit', 'load_pixels
 # %% ../../nbs/quickstart/03_scratch.ipynb #f361b006
 import math
 from pathlib import Path
+from typing import Callable
 
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
 
 from ..core.files import own_folder, read_json, write_json
 from ..text.conversation import render
-from ..training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig, last_checkpoint, training_arguments
+from ..levels.alignment import DualEncoder
+from ..training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig
+from ..training.stage import last_checkpoint, training_arguments
 from .easyvqa import COLORS, SHAPES, caption, facts, folder, questions, text_documents
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #7ee53492
@@ -28,23 +32,23 @@ def train_tokenizer(
 )->PreTrainedTokenizerFast: # with <s>, </s> and a padding token
     "Train a byte-level BPE tokenizer."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    special = ['<pad>', '<s>', '<unk>', '</s>'] # not 2 for the end: CLIP treats an end token of that number in an old way
+    pad, bos, unk, eos = special = ['<pad>', '<s>', '<unk>', '</s>'] # CLIP treats an end token of number 2 in an old way
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
     tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                                       show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=special[0], bos_token=special[1],
-                                   unk_token=special[2], eos_token=special[3], padding_side='right')
+                                                       initial_alphabet=letters, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token=pad, bos_token=bos, unk_token=unk, eos_token=eos,
+                                   padding_side='right')
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #6a48abd7
 def tokenizer_texts()->list[str]: # all kinds of text that occur, each a few times
     "What the tokenizer learns from: captions, conversations with their system message, documents."
-    talk = render([dict(role='user', content='what is this?'), dict(role='assistant', content='red')], 'v1', False,
-                  '', '').text
+    messages = [dict(role='user', content='what is this?'), dict(role='assistant', content='red')]
+    talk = render(messages, 'v1', False, '', '').text
     asked = sorted({q for qa in questions().values() for q, _ in qa})
-    return [talk]*200 + [piece for d in text_documents(4000)
-                         for piece in d] + [f'USER: {q} ASSISTANT:' for q in asked]*5
+    documents = [piece for d in text_documents(4000) for piece in d]
+    return [talk]*200 + documents + [f'USER: {q} ASSISTANT:' for q in asked]*5
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #16d16788
 class _Indices(torch.utils.data.Dataset):
@@ -54,15 +58,14 @@ class _Indices(torch.utils.data.Dataset):
     def __getitem__(self, i): return i
 
 def fit(
-    model, # whose forward returns a `loss`
-    draw, # step -> batch
+    model:torch.nn.Module, # whose forward returns a `loss`
+    draw:Callable[[int],dict], # step -> batch
     folder:Path, # for checkpoints and the result
     desc:str, # shown at the progress bar
     steps:int, # optimizer steps
     rate:float, # highest learning rate
-    weight_decay:float=0.05,
     save_every:int=200, # steps between checkpoints
-    seed:int=0,
+    seed:int=0, # of the model's random numbers
     quiet:bool=False, # no progress bar
 )->dict: # losses and seconds
     "Train a small model with a warm-up and a cosine."
@@ -70,24 +73,30 @@ def fit(
     with own_folder(folder):
         if (folder/'done.json').exists(): return read_json(folder/'done.json')
         set_seed(seed)
-        stage = StageConfig(desc, (), learning_rate=rate, weight_decay=weight_decay, warmup=0.1, batch_size=1,
-                            max_steps=steps, group='none', shuffle=False, checkpointing=False,
-                            precision='fp32', save_every=save_every, keep=1, log_every=10, seed=seed)
+        stage = StageConfig(desc, (), learning_rate=rate, weight_decay=.05, warmup=.1, batch_size=1, max_steps=steps,
+                            group='none', shuffle=False, checkpointing=False, precision='fp32',
+                            save_every=save_every, keep=1, log_every=10, seed=seed)
         call = RunCallback(folder, '' if quiet else desc)
-        args = training_arguments(stage, folder)
-        args.include_num_input_tokens_seen = 'no' # the batches are not all of text
-        trainer = AlignGPTTrainer(model=model, args=args, train_dataset=_Indices(steps),
-                                  data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
-        for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
+        trainer = _trainer(model, draw, folder, stage, call)
         start = last_checkpoint(folder, clean=True)
         result = trainer.train(resume_from_checkpoint=str(start) if start else None)
         if call.stop:
             raise Interrupted(f'{folder}: stopped by {call.stop} at step {trainer.state.global_step}',
                               'run the same command again to continue there')
-        done = dict(steps=steps, losses=[h['loss'] for h in trainer.state.log_history if 'loss' in h],
-                    seconds=round(result.metrics['train_runtime'], 1))
+        losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
         model.save_pretrained(folder/'model')
+        done = dict(steps=steps, losses=losses, seconds=round(result.metrics['train_runtime'], 1))
         return read_json(write_json(done, folder/'done.json'))
+
+# %% ../../nbs/quickstart/03_scratch.ipynb #d53c8304
+def _trainer(model, draw, folder, stage, call):
+    "transformers' Trainer, one batch for each step."
+    args = training_arguments(stage, folder)
+    args.include_num_input_tokens_seen = 'no' # the batches are not all of text
+    trainer = AlignGPTTrainer(model=model, args=args, train_dataset=_Indices(stage.max_steps),
+                              data_collator=lambda i: draw(i[0]), stage=stage, callbacks=[call])
+    for c in (PrinterCallback, ProgressCallback): trainer.remove_callback(c)
+    return trainer
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #4f60c392
 def load_pixels(
@@ -113,6 +122,7 @@ def truth_table()->Tensor: # [36 meanings, 24 classes] float
     return torch.tensor([[c in (None, k) and s in (None, h) for k in COLORS for h in SHAPES]
                          for c, s in MEANINGS]).float()
 
+# %% ../../nbs/quickstart/03_scratch.ipynb #7a2d5866
 def meaning_shares()->tuple[Tensor,Tensor]: # (p(t) over all pairs, p(t | i) where t is true of the picture), both [36]
     "A third of the captions exact, a third partial, a third vague."
     given = torch.tensor([1/3 if (c and s) or not (c or s) else 1/6 for c, s in MEANINGS])
@@ -130,10 +140,9 @@ class ContrastiveCLIP(CLIPModel):
         "Multi-positive InfoNCE in both directions."
         seen = self.vision_model(pixel_values, output_hidden_states=True)
         patches = self.vision_model.post_layernorm(seen.hidden_states[-2][:,1:].mean(1))
-        text = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        T = F.normalize(getattr(text, 'pooler_output', text), dim=-1)
-        return dict(loss=sum(self.contrast(F.normalize(self.visual_projection(x), dim=-1), T, truth)
-                             for x in (seen.pooler_output, patches))/2)
+        T = _unit(self.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+        images = [_unit(self.visual_projection(x)) for x in (seen.pooler_output, patches)]
+        return dict(loss=sum(self.contrast(I, T, truth) for I in images)/2)
 
     def contrast(self,
         I:Tensor, # unit vectors of the pictures, [batch, projection]
@@ -141,40 +150,45 @@ class ContrastiveCLIP(CLIPModel):
         truth:Tensor, # [batch, 36]
     )->Tensor: # scalar
         "The loss in both directions."
-        s, (p, given) = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp(), [x.to(I.device)
-            for x in meaning_shares()]
+        p, given = [x.to(I.device) for x in meaning_shares()]
+        s = I @ T.T * self.logit_scale.clamp(max=math.log(100)).exp()
         to_image = truth/truth.sum(0).clamp(min=1)
         i2t = -(truth*given * (s + p.log()).log_softmax(1)).sum(1).mean()
         t2i = -((to_image * s.log_softmax(0)).sum(0) * given).sum()/given.sum()
         return (i2t + t2i)/2
 
+def _unit(features):
+    "Features of CLIP, in whichever form this transformers returns them, as unit vectors."
+    return F.normalize(getattr(features, 'pooler_output', features), dim=-1)
+
 # %% ../../nbs/quickstart/03_scratch.ipynb #329374e8
 class ClipBatches:
     "step -> batch for `ContrastiveCLIP`."
     def __init__(self,
-        tokenizer, # of texts
+        tokenizer:PreTrainedTokenizerFast, # of texts
         processor:CLIPImageProcessorPil, # for mean and standard deviation
-        batch_size:int=32,
-        seed:int=0,
+        batch_size:int=32, # pictures
+        seed:int=0, # of what is drawn
     ):
         classes = load_classes()
         known = classes >= 0
-        self.pixels, self.truth, self.b, self.seed = load_pixels()[known], truth_table().T[classes[known]], batch_size, seed
+        self.pixels, self.truth = load_pixels()[known], truth_table().T[classes[known]]
         self.mean, self.std = (torch.tensor(m)[:,None,None]*255 for m in (processor.image_mean, processor.image_std))
         self.texts = [tokenizer([caption(*m, style) for m in MEANINGS], padding='max_length', max_length=12,
                                 return_tensors='pt') for style in range(4)]
-        self.epoch_steps = len(self.pixels)//self.b
+        self.b, self.seed, self.epoch_steps = batch_size, seed, len(self.pixels)//batch_size
 
-    def __call__(self, step):
+    def __call__(self,
+        step:int, # of the training
+    )->dict: # arguments of `ContrastiveCLIP.forward`
         g = torch.Generator().manual_seed(self.seed*1_000_003 + step)
-        order = torch.randperm(len(self.pixels),
-                               generator=torch.Generator().manual_seed(self.seed*7919 + step//self.epoch_steps))
-        pick = order[step%self.epoch_steps*self.b:][:self.b]
+        epoch = torch.Generator().manual_seed(self.seed*7919 + step//self.epoch_steps)
+        pick = torch.randperm(len(self.pixels), generator=epoch)[step%self.epoch_steps*self.b:][:self.b]
         style = torch.randint(0, 4, (len(MEANINGS),), generator=g)
         ids, mask = (torch.stack([self.texts[k][key][i] for i, k in enumerate(style.tolist())])
                      for key in ('input_ids', 'attention_mask'))
-        return dict(pixel_values=(shift(self.pixels[pick], g).float() - self.mean)/self.std, input_ids=ids,
-                    attention_mask=mask, truth=self.truth[pick])
+        pixels = (shift(self.pixels[pick], g).float() - self.mean)/self.std
+        return dict(pixel_values=pixels, input_ids=ids, attention_mask=mask, truth=self.truth[pick])
 
 def shift(
     x:Tensor, # pictures, [batch, 3, side, side]
@@ -190,10 +204,10 @@ def shift(
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #794ece2a
 def train_clip(
-    tokenizer, # from `train_tokenizer`
+    tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    epochs:int=14,
-    seed:int=0,
+    epochs:int=14, # over the pictures
+    seed:int=0, # of weights and batches
     **kwargs, # to `fit`
 )->dict: # losses and seconds
     "Train a dual encoder on pictures whose colour and shape the answers tell."
@@ -201,60 +215,65 @@ def train_clip(
     mean = (load_pixels().float().mean((0, 2, 3))/255).tolist() # also the colour that pads a picture to a square
     ip = CLIPImageProcessorPil(size=dict(shortest_edge=64), crop_size=dict(height=64, width=64), image_mean=mean,
                                image_std=[.5]*3)
-    text = dict(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
-                num_attention_heads=4, max_position_embeddings=32,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id)
-    vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=64,
-                  patch_size=8, hidden_act='gelu')
-    model = ContrastiveCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64,
-                                       logit_scale_init_value=math.log(10)))
-    batches = ClipBatches(clip_tokenizer(tokenizer), ip, seed=seed)
+    model, texts = ContrastiveCLIP(_clip_config(tokenizer)), clip_tokenizer(tokenizer)
+    batches = ClipBatches(texts, ip, seed=seed)
     done = fit(model, batches, out, 'CLIP', epochs*batches.epoch_steps, 2e-3, seed=seed, **kwargs)
-    ip.save_pretrained(out/'model'); clip_tokenizer(tokenizer).save_pretrained(out/'model')
+    for part in (ip, texts): part.save_pretrained(out/'model')
     return done
 
+def _clip_config(tokenizer):
+    "Three layers for pictures, one for texts, 64 wide."
+    width = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4)
+    special = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
+    text = dict(width, num_hidden_layers=1, vocab_size=len(tokenizer), max_position_embeddings=32, **special)
+    vision = dict(width, num_hidden_layers=3, image_size=64, patch_size=8, hidden_act='gelu')
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, logit_scale_init_value=math.log(10))
+
+# %% ../../nbs/quickstart/03_scratch.ipynb #1d1def98
 def clip_tokenizer(
-    tokenizer, # from `train_tokenizer`
-): # a copy that puts the start and end tokens itself, as CLIP expects
+    tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
+)->PreTrainedTokenizerFast: # a copy that puts the start and end tokens itself, as CLIP expects
     "The tokenizer as the dual encoder uses it."
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.post_processor = TemplateProcessing(single='<s> $A </s>',
-                                                special_tokens=[(t, tokenizer.convert_tokens_to_ids(t))
-                                                                for t in ('<s>', '</s>')])
+    ends = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ('<s>', '</s>')]
+    backend.post_processor = TemplateProcessing(single='<s> $A </s>', special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', bos_token='<s>', unk_token='<unk>',
                                    eos_token='</s>', model_max_length=32)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #2188792a
 @torch.inference_mode()
 def zero_shot(
-    encoder, # a `DualEncoder`
+    encoder:DualEncoder, # with its processors
     split:str='test', # 'train' or 'test'
 )->dict: # shares of pictures for which the most similar exact caption has the right colour, shape, both
     "Zero-shot accuracy over the 24 exact captions."
     classes = load_classes(split)
     keep = (classes >= 0).nonzero()[:,0].tolist()
-    inputs = encoder.prepare([Image.open(folder(split)/f'{i}.png').convert('RGB') for i in keep],
-                             [caption(*m) for m in MEANINGS[:24]])
-    x = inputs['images']['pixel_values']
-    if encoder.late:
-        x = (x/255 - torch.tensor(encoder.image_processor.image_mean)[:,None,None])/torch.tensor(encoder.image_processor.image_std)[:,None,None]
-    def unit(out): return F.normalize(getattr(out, 'pooler_output', out).float(), dim=-1)
-    best = (unit(encoder.model.get_image_features(pixel_values=x)) @ unit(encoder.model.get_text_features(**inputs['texts'])).T).argmax(1)
-    right = classes[keep]
-    return dict(color=(best//3 == right//3).float().mean().item(), shape=(best%3 == right%3).float().mean().item(),
-                both=(best == right).float().mean().item())
+    best, right = _most_similar(encoder, [folder(split)/f'{i}.png' for i in keep]), classes[keep]
+    hits = dict(color=best//3 == right//3, shape=best%3 == right%3, both=best == right)
+    return {k: hit.float().mean().item() for k, hit in hits.items()}
+
+def _most_similar(encoder, files):
+    "Which of the exact captions is the most similar to each picture, [n_images]."
+    captions = [caption(*m) for m in MEANINGS[:24]]
+    inputs = encoder.prepare([Image.open(f).convert('RGB') for f in files], captions)
+    x, ip = inputs['images']['pixel_values'], encoder.image_processor
+    if encoder.late: # the pixels are still bytes
+        mean, std = (torch.tensor(v)[:,None,None] for v in (ip.image_mean, ip.image_std))
+        x = (x/255 - mean)/std
+    I, T = encoder.model.get_image_features(pixel_values=x), encoder.model.get_text_features(**inputs['texts'])
+    return (_unit(I) @ _unit(T).T).argmax(1)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #341c6afd
 class TextBatches:
     "step -> batch of documents for a causal language model."
     def __init__(self,
-        tokenizer, # from `train_tokenizer`
+        tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
         n:int, # documents
-        batch_size:int=64,
-        seed:int=0,
+        batch_size:int=64, # documents in a step
+        seed:int=0, # of the documents
     ):
         self.b, self.pad = batch_size, tokenizer.pad_token_id
         texts = text_documents(n, seed)
@@ -262,15 +281,18 @@ class TextBatches:
         self.docs = [([tokenizer.bos_token_id, *(i for t in d for i in ids[t])],
                       [-100, *(i if k%2 else -100 for k, t in enumerate(d) for i in ids[t])]) for d in texts]
 
-    def __call__(self, step):
+    def __call__(self,
+        step:int, # of the training
+    )->dict: # from `pack_documents`
         return pack_documents(self.docs[step*self.b:(step+1)*self.b], self.pad)
 
+# %% ../../nbs/quickstart/03_scratch.ipynb #94dccaba
 def pack_documents(
     docs:list[tuple[list[int],list[int]]], # token ids and labels of each
     pad:int, # padding token
     length:int=192, # of a row, if no document is longer
 )->dict: # input_ids, position_ids, labels, each [rows, length]
-    "Several documents in a row. Positions begin anew with each, by which transformers knows that none may look at another."
+    "Several documents in a row; positions begin anew with each, so transformers lets none look at another."
     rows, length = [[]], max(length, *(len(ids) for ids, _ in docs))
     for d in docs:
         if sum(len(ids) for ids, _ in rows[-1]) + len(d[0]) > length: rows.append([])
@@ -282,21 +304,24 @@ def pack_documents(
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #a6349e47
 def train_llm(
-    tokenizer, # from `train_tokenizer`
+    tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
     out:Path, # folder; the model is in `out/model`
-    steps:int=500,
+    steps:int=500, # of 64 documents
     hidden:int=96, # width
-    layers:int=3,
-    seed:int=0,
+    layers:int=3, # of the Llama
+    seed:int=0, # of weights and documents
     **kwargs, # to `fit`
 )->dict: # losses and seconds
     "Train a small Llama on texts made of the training split."
     set_seed(seed)
-    ids = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden,
-                                         num_hidden_layers=layers, num_attention_heads=4,
-                                         initializer_range=.06, max_position_embeddings=1024, **ids))
-    done = fit(model, TextBatches(tokenizer, steps*64, seed=seed), out, 'language model', steps, 3e-3, seed=seed,
-               **kwargs)
+    model = LlamaForCausalLM(_llama_config(tokenizer, hidden, layers))
+    batches = TextBatches(tokenizer, steps*64, seed=seed)
+    done = fit(model, batches, out, 'language model', steps, 3e-3, seed=seed, **kwargs)
     tokenizer.save_pretrained(out/'model')
     return done
+
+def _llama_config(tokenizer, hidden, layers):
+    special = {f'{k}_token_id': getattr(tokenizer, f'{k}_token_id') for k in ('bos', 'eos', 'pad')}
+    return LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2*hidden,
+                       num_hidden_layers=layers, num_attention_heads=4, initializer_range=.06,
+                       max_position_embeddings=1024, **special)

@@ -17,6 +17,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastcore.basics import patch
+from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from starlette.exceptions import HTTPException
@@ -59,26 +60,26 @@ class StreamOptions(_Strict):
 class ChatRequest(_Strict):
     "A conversation to be continued."
     model:str # as `/v1/models` names it
-    messages:list[Message] = Field(min_length=1)
+    messages:list[Message] = Field(min_length=1) # the last one is the user's
     alignment:Annotated[StrictInt, Field(ge=0)]|list[float]|None = Field(None,
         description='a level, or a weight for every level; null: the gate decides')
-    stream:StrictBool|None = False
-    stream_options:StreamOptions|None = None
-    temperature:float|None = Field(None, ge=0)
+    stream:StrictBool|None = False # in pieces, as they come
+    stream_options:StreamOptions|None = None # how to
+    temperature:float|None = Field(None, ge=0) # this and the next ones: see `Settings`
     top_p:float|None = Field(None, gt=0, le=1)
     top_k:StrictInt|None = Field(None, ge=0, lt=2**31)
     repetition_penalty:float|None = Field(None, gt=0)
-    max_tokens:StrictInt|None = Field(None, ge=1)
-    max_completion_tokens:StrictInt|None = Field(None, ge=1)
-    stop:str|Annotated[list[str], Field(max_length=4)]|None = None
-    seed:StrictInt|None = Field(None, ge=-2**63, lt=2**63)
-    n:Literal[1]|None = 1
+    max_tokens:StrictInt|None = Field(None, ge=1) # limit of the answer
+    max_completion_tokens:StrictInt|None = Field(None, ge=1) # its newer name, which goes first
+    stop:str|Annotated[list[str], Field(max_length=4)]|None = None # texts to end at
+    seed:StrictInt|None = Field(None, ge=-2**63, lt=2**63) # of the sampling
+    n:Literal[1]|None = 1 # from here to `tools`: nothing but what we can do
     logprobs:Literal[False]|None = None
     frequency_penalty:Literal[0]|None = None
     presence_penalty:Literal[0]|None = None
     response_format:dict[Literal['type'], Literal['text']]|None = None
     tools:Annotated[list, Field(max_length=0)]|None = None
-    user:str|None = None
+    user:str|None = None # from here on: no meaning here
     metadata:dict|None = None
     store:bool|None = None
     service_tier:str|None = None
@@ -89,10 +90,10 @@ class ChatRequest(_Strict):
     @property
     def settings(self)->dict: # for `Engine.prepare`
         "What shapes the answer, as far as it was said."
-        said = {k:getattr(self, k) for k in ('temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed',
-                                             'alignment')}
-        return {k:v for k,v in dict(said, max_new_tokens=self.max_completion_tokens or self.max_tokens).items()
-                if v is not None}
+        names = 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed', 'alignment'
+        said = dict({k:getattr(self, k) for k in names},
+                    max_new_tokens=self.max_completion_tokens or self.max_tokens)
+        return {k:v for k,v in said.items() if v is not None}
 
 # %% ../../nbs/serving/03_api.ipynb #452296a3
 class ErrorDetail(BaseModel):
@@ -121,19 +122,19 @@ class ApiError(Exception):
     @property
     def body(self)->dict: # of the answer
         "The error in OpenAI's shape."
-        kind = {401:'authentication_error', 429:'rate_limit_error'}.get(self.status,
-            'server_error' if self.status >= 500 else 'invalid_request_error')
+        kinds = {401:'authentication_error', 429:'rate_limit_error'}
+        kind = kinds.get(self.status, 'server_error' if self.status >= 500 else 'invalid_request_error')
         return dict(error=dict(message=str(self), type=kind, param=self.param, code=self.code))
 
     @property
-    def response(self)->Response:
+    def response(self)->Response: # JSON
         "The answer; ASCII alone, since what a stranger wrote may not be text."
         return Response(json.dumps(self.body), self.status, self.headers, 'application/json')
 
 # %% ../../nbs/serving/03_api.ipynb #b4def069
 def as_api_error(
     e:Exception, # anything
-)->ApiError:
+)->ApiError: # with its status
     "What to tell the client."
     if isinstance(e, ApiError): return e
     if isinstance(e, Busy):
@@ -142,14 +143,15 @@ def as_api_error(
     if isinstance(e, TooLong): return ApiError(400, str(e), 'context_length_exceeded', 'messages')
     if isinstance(e, AlignGPTError): return ApiError(400, str(e), 'invalid_value')
     if isinstance(e, HTTPException):
-        return ApiError(e.status_code, str(e.detail),
-                        {404:'not_found', 405:'method_not_allowed', 413:'too_large'}.get(e.status_code),
-                        headers=e.headers)
-    if isinstance(e, RequestValidationError):
-        first = e.errors()[0]
-        at = '.'.join(str(p) for p in first['loc'][1:]) if first['type'] != 'json_invalid' else ''
-        return ApiError(400, f"{at or 'the request'}: {first['msg']}", 'invalid_value', at or None)
+        code = {404:'not_found', 405:'method_not_allowed', 413:'too_large'}.get(e.status_code)
+        return ApiError(e.status_code, str(e.detail), code, headers=e.headers)
+    if isinstance(e, RequestValidationError): return _invalid(e.errors()[0])
     return ApiError(500, 'internal error; the log of the server has the details', 'internal_error')
+
+def _invalid(first):
+    "The first thing that is wrong with a request."
+    at = '.'.join(str(p) for p in first['loc'][1:]) if first['type'] != 'json_invalid' else ''
+    return ApiError(400, f"{at or 'the request'}: {first['msg']}", 'invalid_value', at or None)
 
 # %% ../../nbs/serving/03_api.ipynb #f90b7792
 def to_turns(
@@ -159,24 +161,31 @@ def to_turns(
     "Turns of a conversation."
     system, turns, left = [], [], iter(pictures)
     for i,m in enumerate(messages):
-        parts = [TextPart(type='text', text=m.content)] if isinstance(m.content, str) else m.content
-        text, images = '\n'.join(p.text for p in parts if p.type == 'text'), [next(left) for p in parts
-            if p.type == 'image_url']
-        if images and m.role != 'user':
-            raise ApiError(400, 'only the user shows pictures', 'invalid_value', f'messages.{i}.content')
+        text, images = _parts(m, left)
+        if images and m.role != 'user': raise _bad('only the user shows pictures', f'messages.{i}.content')
+        waits = bool(turns) and turns[-1].answer is None
         if m.role in ('system', 'developer') and not turns: system.append(text)
-        elif m.role == 'user' and turns and turns[-1].answer is None:
-            turns[-1].question += '\n' + text; turns[-1].images += images
+        elif m.role == 'user' and waits:
+            turns[-1].question += '\n' + text
+            turns[-1].images += images
         elif m.role == 'user': turns.append(Turn(text, images))
-        elif m.role == 'assistant' and turns and turns[-1].answer is None: turns[-1].answer = Answer(text)
+        elif m.role == 'assistant' and waits: turns[-1].answer = Answer(text)
         else:
-            raise ApiError(400,
-                           f'a message of the {m.role} cannot stand here: after the system, user and assistant speak in turn', 'invalid_value', f'messages.{i}.role')
-    if not turns or turns[-1].answer:
-        raise ApiError(400, 'the last message must be the user\'s', 'invalid_value', 'messages')
-    if not turns[-1].question.strip() and not turns[-1].images:
-        raise ApiError(400, 'the last message is empty', 'invalid_value', 'messages')
+            raise _bad(f'a message of the {m.role} cannot stand here: '
+                       'after the system, user and assistant speak in turn', f'messages.{i}.role')
+    if not turns or turns[-1].answer: raise _bad("the last message must be the user's")
+    if not turns[-1].question.strip() and not turns[-1].images: raise _bad('the last message is empty')
     return '\n'.join(system) if system else None, turns
+
+def _parts(m, left):
+    "Text of a message, and its pictures, which are the next of those that are left."
+    if isinstance(m.content, str): return m.content, []
+    text = '\n'.join(p.text for p in m.content if p.type == 'text')
+    return text, [next(left) for p in m.content if p.type == 'image_url']
+
+def _bad(message, param='messages'):
+    "A request that cannot be answered."
+    return ApiError(400, message, 'invalid_value', param)
 
 # %% ../../nbs/serving/03_api.ipynb #ffdf2d72
 class Api:
@@ -188,15 +197,10 @@ class Api:
         limits:Limits=Limits(), # of a request
         hosts:frozenset|None=None, # names to answer to, as the Host header has them; None: any
     ):
-        self.engine, self.name, self.key, self.limits, self.hosts, self.born, self.log = engine, name, key, limits, hosts, int(time.time()), logging.getLogger('aligngpt.serve')
-        self.busy, self.registry = anyio.CapacityLimiter(4), CollectorRegistry() # at most so many pictures are decoded at a time
-        kw = dict(namespace='aligngpt', registry=self.registry)
-        self.requests = Counter('requests', 'Requests answered.', ['path', 'status'], **kw)
-        self.tokens = Counter('tokens', 'Tokens read and written.', ['kind'], **kw)
-        self.first, self.whole = Histogram('first_token_seconds', 'From the question to the first token.',
-                                           **kw), Histogram('answer_seconds', 'From the question to the end.', **kw)
-        Gauge('running', 'Answers that are being written.', **kw).set_function(lambda: engine.running)
-        Gauge('waiting', 'Questions that wait.', **kw).set_function(lambda: len(engine.waiting))
+        self.engine, self.name, self.key, self.limits, self.hosts = engine, name, key, limits, hosts
+        self.born, self.log = int(time.time()), logging.getLogger('aligngpt.serve')
+        self.busy = anyio.CapacityLimiter(4) # at most so many pictures are decoded at a time
+        self._count()
 
     def allows(self,
         given:str, # by a client
@@ -205,12 +209,23 @@ class Api:
         digest = lambda s: hashlib.sha256(s.encode('utf-8', 'surrogatepass')).digest()
         return self.key is None or hmac.compare_digest(digest(given), digest(self.key))
 
-    def check_key(self, request:Request)->None:
+    def check_key(self, request:Request)->None: # or `ApiError`
         "Let in who has the key."
         kind, _, given = request.headers.get('authorization', '').partition(' ')
         if self.key is not None and not (kind.lower() == 'bearer' and self.allows(given.strip())):
             raise ApiError(401, 'a valid API key is needed: Authorization: Bearer KEY', 'invalid_api_key',
                            headers={'WWW-Authenticate':'Bearer'})
+
+    def _count(self):
+        "Begin to count."
+        self.registry = CollectorRegistry()
+        kw = dict(namespace='aligngpt', registry=self.registry)
+        self.requests = Counter('requests', 'Requests answered.', ['path', 'status'], **kw)
+        self.tokens = Counter('tokens', 'Tokens read and written.', ['kind'], **kw)
+        self.first = Histogram('first_token_seconds', 'From the question to the first token.', **kw)
+        self.whole = Histogram('answer_seconds', 'From the question to the end.', **kw)
+        Gauge('running', 'Answers that are being written.', **kw).set_function(lambda: self.engine.running)
+        Gauge('waiting', 'Questions that wait.', **kw).set_function(lambda: len(self.engine.waiting))
 
 # %% ../../nbs/serving/03_api.ipynb #64ac51b8
 @patch
@@ -218,35 +233,37 @@ async def job(self:Api,
     body:ChatRequest, # what is asked for
 )->Job: # queued
     "Queue a request."
-    e, limits = self.engine, self.limits
-    if body.model != self.name:
-        raise ApiError(404, f'no model {body.model[:100]!r}; there is {self.name!r}', 'model_not_found', 'model')
-    if (n := body.settings.get('max_new_tokens', 0)) > limits.tokens:
-        raise ApiError(400, f'{n} tokens, the limit is {limits.tokens}', 'invalid_value', 'max_tokens')
-    urls = [p.image_url.url for m in body.messages if not isinstance(m.content, str) for p in m.content
-            if p.type == 'image_url']
-    if len(urls) > limits.images:
-        raise ApiError(400, f'{len(urls)} pictures, the limit is {limits.images}', 'invalid_value', 'messages')
+    e, limits, urls = self.engine, self.limits, self._checked(body)
     e.check_room()
     pictures = [await self.picture(u, f'picture {i}') for i,u in enumerate(urls)]
     system, turns = to_turns(body.messages, pictures)
     stop = [s for s in ([body.stop] if isinstance(body.stop, str) else body.stop or []) if s]
-    prepare = partial(e.prepare, turns, system, stop, limits.seconds,
-                      **{'max_new_tokens':min(e.settings.max_new_tokens, limits.tokens), **body.settings})
+    settings = {'max_new_tokens':min(e.settings.max_new_tokens, limits.tokens), **body.settings}
+    prepare = partial(e.prepare, turns, system, stop, limits.seconds, **settings)
     return e.submit(await anyio.to_thread.run_sync(prepare, limiter=self.busy))
 
 @patch
 async def picture(self:Api,
     url:str, # where it is
     name:str, # what to call it in an error
-): # PIL image, RGB
+)->Image.Image: # RGB
     "A stranger's picture."
     if url.startswith('data:'): data = data_url_bytes(url, self.limits)
     elif self.limits.remote: data = await fetch(url, self.limits)
-    else:
-        raise ApiError(400, f'{name}: this server fetches nothing; send the picture itself, as a data URL',
-                       'invalid_value', 'messages')
+    else: raise _bad(f'{name}: this server fetches nothing; send the picture itself, as a data URL')
     return await anyio.to_thread.run_sync(safe_picture, data, name, self.limits, limiter=self.busy)
+
+@patch
+def _checked(self:Api, body):
+    "Where the pictures of a request are, if it asks for what there is and for no more than the limits."
+    if body.model != self.name:
+        raise ApiError(404, f'no model {body.model[:100]!r}; there is {self.name!r}', 'model_not_found', 'model')
+    if (n := body.settings.get('max_new_tokens', 0)) > self.limits.tokens:
+        raise _bad(f'{n} tokens, the limit is {self.limits.tokens}', 'max_tokens')
+    parts = [p for m in body.messages if not isinstance(m.content, str) for p in m.content]
+    urls = [p.image_url.url for p in parts if p.type == 'image_url']
+    if len(urls) > self.limits.images: raise _bad(f'{len(urls)} pictures, the limit is {self.limits.images}')
+    return urls
 
 # %% ../../nbs/serving/03_api.ipynb #a5745dd4
 def _finish_reason(a): return 'stop' if a.finish == 'stop' else 'length'
@@ -256,6 +273,18 @@ def _extra(a):
     return dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish,
                 first_token=round(a.first_token, 4), seconds=round(a.seconds, 4))
 
+def _completion(head, text, a):
+    "A whole answer."
+    choice = dict(index=0, message=dict(role='assistant', content=text, refusal=None), logprobs=None,
+                  finish_reason=_finish_reason(a))
+    return dict(head, object='chat.completion', choices=[choice], usage=_usage(a), aligngpt=_extra(a))
+
+def _event(head, delta=None, finish=None, **more):
+    "A server-sent event: a piece of an answer."
+    choices = [] if delta is None else [dict(index=0, delta=delta, logprobs=None, finish_reason=finish)]
+    return 'data: ' + json.dumps(dict(head, object='chat.completion.chunk', choices=choices, **more)) + '\n\n'
+
+# %% ../../nbs/serving/03_api.ipynb #9245dd45
 async def _gone(request, job):
     "Wait until the client goes away, and cancel its job."
     while (await request.receive())['type'] != 'http.disconnect': pass
@@ -266,28 +295,28 @@ def _over(self:Api, job, request):
     "Count an answer, for the metrics and the log."
     a = job.answer
     request.state.note = f'{a.prompt_tokens}+{a.tokens} tokens, {a.finish}, first after {a.first_token:.3f} s'
-    self.tokens.labels('prompt').inc(a.prompt_tokens); self.tokens.labels('completion').inc(a.tokens)
+    self.tokens.labels('prompt').inc(a.prompt_tokens)
+    self.tokens.labels('completion').inc(a.tokens)
     if a.tokens: self.first.observe(a.first_token)
     self.whole.observe(a.seconds)
 
 @patch
 def _stream(self:Api, job, pieces, first, request, head, usage):
     "Server-sent events of an answer."
-    def event(delta=None, finish=None, **more):
-        choices = [] if delta is None else [dict(index=0, delta=delta, logprobs=None, finish_reason=finish)]
-        return 'data: ' + json.dumps(dict(head, object='chat.completion.chunk', choices=choices, **more)) + '\n\n'
     async def events():
         try:
-            yield event(dict(role='assistant', content=''))
-            if first: yield event(dict(content=first))
-            async for p in pieces: yield event(dict(content=p))
-            yield event({}, _finish_reason(job.answer), aligngpt=_extra(job.answer))
-            if usage: yield event(usage=_usage(job.answer))
+            yield _event(head, dict(role='assistant', content=''))
+            if first: yield _event(head, dict(content=first))
+            async for p in pieces: yield _event(head, dict(content=p))
+            yield _event(head, {}, _finish_reason(job.answer), aligngpt=_extra(job.answer))
+            if usage: yield _event(head, usage=_usage(job.answer))
             yield 'data: [DONE]\n\n'
         except Exception as e:
             self.log.error('%s %r', request.state.id, e, exc_info=e)
             yield 'data: ' + json.dumps(as_api_error(e).body) + '\n\n'
-        finally: job.cancel(); self._over(job, request)
+        finally:
+            job.cancel()
+            self._over(job, request)
     return StreamingResponse(events(), media_type='text/event-stream',
                              headers={'Cache-Control':'no-cache', 'X-Accel-Buffering':'no'})
 
@@ -303,20 +332,18 @@ async def answer(self:Api,
     watch = asyncio.create_task(_gone(request, job))
     try:
         pieces = aiter(job)
-        first, a = await anext(pieces, ''), job.answer
-        if a.finish == 'time' and not a.tokens:
+        first = await anext(pieces, '')
+        if job.answer.finish == 'time' and not job.answer.tokens:
             raise ApiError(503, f'the queue did not move within {self.limits.seconds:g} s', 'timeout',
                            headers={'Retry-After':'10'})
         if body.stream:
-            return self._stream(job, pieces, first, request, head,
-                                body.stream_options and body.stream_options.include_usage)
+            usage = body.stream_options and body.stream_options.include_usage
+            return self._stream(job, pieces, first, request, head, usage)
         text = first + ''.join([p async for p in pieces])
     finally:
         watch.cancel()
         if not body.stream: self._over(job, request)
-    choice = dict(index=0, message=dict(role='assistant', content=text, refusal=None), logprobs=None,
-                  finish_reason=_finish_reason(a))
-    return JSONResponse(dict(head, object='chat.completion', choices=[choice], usage=_usage(a), aligngpt=_extra(a)))
+    return JSONResponse(_completion(head, text, job.answer))
 
 # %% ../../nbs/serving/03_api.ipynb #ac3b0baf
 class Ring:
@@ -328,26 +355,35 @@ class Ring:
 
     async def __call__(self, scope, receive, send):
         if scope['type'] != 'http': return await self.app(scope, receive, send)
-        given, state, start, size, status = _header(scope, b'x-request-id'), scope.setdefault('state', {}), time.perf_counter(), 0, 0
-        state.update(id=given if re.fullmatch(r'[\w.-]{1,64}', given, re.ASCII) else secrets.token_hex(8), note='')
+        given, state, start = _header(scope, b'x-request-id'), scope.setdefault('state', {}), time.perf_counter()
+        ours = re.fullmatch(r'[\w.-]{1,64}', given, re.ASCII) is None
+        state.update(id=secrets.token_hex(8) if ours else given, note='', status=0)
+        named = self._named(send, state)
+        try:
+            if refusal := self._refuse(scope): await refusal.response(scope, receive, named)
+            else: await self.app(scope, self._limited(receive), named)
+        finally: self._note(scope, state, time.perf_counter() - start)
+
+    def _limited(self, receive):
+        "`receive`, up to the longest body."
+        size, most = 0, self.api.limits.body
         async def limited():
             nonlocal size
             m = await receive()
             size += len(m.get('body', b''))
-            if size > self.api.limits.body:
-                raise HTTPException(413, f'the request has more than {self.api.limits.body:,} bytes')
+            if size > most: raise HTTPException(413, f'the request has more than {most:,} bytes')
             return m
+        return limited
+
+    def _named(self, send, state):
+        "`send`, with the number of the request; the status is noted."
         async def named(m):
-            nonlocal status
             if m['type'] == 'http.response.start':
-                status = m['status']
+                state['status'] = m['status']
                 m['headers'] = [*m.get('headers', ()), (b'x-request-id', state['id'].encode()),
                                 (b'x-content-type-options', b'nosniff')]
             await send(m)
-        try:
-            if refusal := self._refuse(scope): await refusal.response(scope, receive, named)
-            else: await self.app(scope, limited, named)
-        finally: self._note(scope, state, status, time.perf_counter() - start)
+        return named
 
     def _refuse(self, scope):
         "What is wrong with a request, from its headers."
@@ -357,14 +393,13 @@ class Ring:
         if n.isdecimal() and int(n) > most:
             return ApiError(413, f'the request has {n[:20]} bytes, the limit is {most:,}', 'too_large')
 
-    def _note(self, scope, state, status, seconds):
+    def _note(self, scope, state, seconds):
         "Count and log."
-        path = scope['path'] if scope['path'] in ('/v1/chat/completions', '/v1/models', '/health',
-                                                  '/metrics') else 'other'
-        self.api.requests.labels(path, str(status)).inc()
-        self.api.log.log(logging.DEBUG if path in ('/health', '/metrics', 'other') else logging.INFO,
-                         '%s %s %s %s %.3f s %s', state['id'], scope['method'],
-                         path if path != 'other' else repr(scope['path'][:100]), status or 'gone', seconds,
+        known, path = ('/v1/chat/completions', '/v1/models', '/health', '/metrics'), scope['path']
+        self.api.requests.labels(path if path in known else 'other', str(state['status'])).inc()
+        level = logging.INFO if path in known[:2] else logging.DEBUG
+        self.api.log.log(level, '%s %s %s %s %.3f s %s', state['id'], scope['method'],
+                         path if path in known else repr(path[:100]), state['status'] or 'gone', seconds,
                          state['note'])
 
 def _header(scope, name): return next((v.decode('latin-1') for k,v in scope['headers'] if k == name), '')
@@ -378,8 +413,8 @@ def create_app(
     async def life(app):
         yield
         await anyio.to_thread.run_sync(api.engine.close)
-    app = FastAPI(title='AlignGPT', version='1', lifespan=life, docs_url=None,
-                  redoc_url=None) # the pages that are left out would load scripts from elsewhere
+    no_pages = dict(docs_url=None, redoc_url=None) # they would load scripts from elsewhere
+    app = FastAPI(title='AlignGPT', version='1', lifespan=life, **no_pages)
     app.state.api = api
     async def tell(request, e):
         err = as_api_error(e)
@@ -387,18 +422,27 @@ def create_app(
         return err.response
     for kind in (ApiError, AlignGPTError, HTTPException, RequestValidationError, Exception):
         app.exception_handler(kind)(tell)
+    _add_v1(app, api)
+    _add_health(app, api)
+    app.add_middleware(Ring, api=api)
+    return app
+
+def _add_v1(app, api):
+    "What OpenAI's clients ask for; it needs the key."
     v1 = dict(dependencies=[Depends(api.check_key)],
               responses={'4XX':dict(model=ErrorBody), '5XX':dict(model=ErrorBody)})
-
+    def card(): return dict(id=api.name, object='model', created=api.born, owned_by='aligngpt')
     @app.post('/v1/chat/completions', response_model=None, **v1)
     async def chat_completions(body:ChatRequest, request:Request)->Response: return await api.answer(body, request)
-    def card(): return dict(id=api.name, object='model', created=api.born, owned_by='aligngpt')
     @app.get('/v1/models', **v1)
     async def models()->dict: return dict(object='list', data=[card()])
     @app.get('/v1/models/{name:path}', **v1)
     async def one_model(name:str)->dict:
         if name == api.name: return card()
         raise ApiError(404, f'no model {name[:100]!r}; there is {api.name!r}', 'model_not_found', 'model')
+
+def _add_health(app, api):
+    "What those ask who look after the server."
     @app.get('/health', responses={503:{}})
     async def health()->dict:
         if not api.engine.thread.is_alive() or api.engine.closing:
@@ -407,5 +451,3 @@ def create_app(
     @app.get('/metrics', include_in_schema=False)
     async def metrics()->Response:
         return Response(generate_latest(api.registry), media_type='text/plain; version=0.0.4')
-    app.add_middleware(Ring, api=api)
-    return app

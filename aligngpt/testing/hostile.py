@@ -38,164 +38,283 @@ def _encoded(kind, im=None, **kwargs):
     (im or Image.linear_gradient('L').resize((96, 64)).convert('RGB')).save(b, kind, **kwargs)
     return b.getvalue()
 
+def _chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
 def _png(width, height, pixels=b'', depth=8, color=2, extra=b'', end=True):
     "A PNG whose header says what we like."
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR',
-                                        struct.pack('>IIBBBBB', width, height, depth, color, 0, 0,
-                                                    0)) + extra + chunk(b'IDAT', zlib.compress(pixels)) + (chunk(b'IEND', b'') if end else b'')
+    head = struct.pack('>IIBBBBB', width, height, depth, color, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', head) + extra + _chunk(b'IDAT', zlib.compress(pixels))
+            + (_chunk(b'IEND', b'') if end else b''))
+
+# %% ../../nbs/testing/02_hostile.ipynb #607cf2c5
+_JUNK = dict(
+    empty=b'',
+    one_byte=b'\xff',
+    nulls=bytes(1000),
+    text=b'404: Not Found',
+    html=b'<!doctype html><html>',
+    xml=b'<?xml version="1.0"?><svg/>',
+    json=b'{"error": 404}',
+    script=b'#!/bin/sh\nrm -rf /',
+    zip=b'PK\x03\x04' + bytes(100),
+    gzip=b'\x1f\x8b\x08' + bytes(100),
+    pdf=b'%PDF-1.4\n' + bytes(100),
+    film=b'\x00\x00\x00\x20ftypisom' + bytes(100),
+    elf=b'\x7fELF' + bytes(100),
+    mp3=b'ID3\x03' + bytes(100),
+    eps=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run',
+    random=bytes((i*i*7+i) % 251 for i in range(1000)),
+    pickle=b'\x80\x04\x95' + bytes(100),
+)
+_HEADS = dict(
+    JPEG=b'\xff\xd8\xff\xe0',
+    PNG=b'\x89PNG\r\n\x1a\n',
+    GIF=b'GIF89a',
+    WEBP=b'RIFF\x24\x00\x00\x00WEBPVP8 ',
+    BMP=b'BM',
+    TIFF=b'II*\x00',
+)
+_OTHERS = 'ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'ICNS', 'JPEG2000'
 
 def no_pictures()->list[Hostile]:
     "Files that are no picture, or not one of ours."
-    junk = dict(empty=b'', one_byte=b'\xff', nulls=bytes(1000), text=b'404: Not Found', html=b'<!doctype html><html>',
-                xml=b'<?xml version="1.0"?><svg/>', json=b'{"error": 404}', script=b'#!/bin/sh\nrm -rf /',
-                zip=b'PK\x03\x04' + bytes(100), gzip=b'\x1f\x8b\x08' + bytes(100), pdf=b'%PDF-1.4\n' + bytes(100),
-                film=b'\x00\x00\x00\x20ftypisom' + bytes(100), elf=b'\x7fELF' + bytes(100),
-                mp3=b'ID3\x03' + bytes(100),
-                eps=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run',
-                random=bytes((i*i*7+i) % 251 for i in range(1000)), pickle=b'\x80\x04\x95' + bytes(100))
-    heads = dict(JPEG=b'\xff\xd8\xff\xe0', PNG=b'\x89PNG\r\n\x1a\n', GIF=b'GIF89a',
-                 WEBP=b'RIFF\x24\x00\x00\x00WEBPVP8 ', BMP=b'BM', TIFF=b'II*\x00')
     no = 'not an image', 'corrupt image'
-    out = [_picture(f'{k} as jpg', v, *no) for k,v in junk.items()] + [_picture(f'only the head of {k}', v, *no)
-        for k,v in heads.items()]
-    return out + [_picture(f'{k} file', _encoded(k), *no)
-                  for k in ('ICO', 'TGA', 'PCX', 'SGI', 'DDS', 'ICNS', 'JPEG2000')]
+    return [*(_picture(f'{k} as jpg', v, *no) for k,v in _JUNK.items()),
+            *(_picture(f'only the head of {k}', v, *no) for k,v in _HEADS.items()),
+            *(_picture(f'{k} file', _encoded(k), *no) for k in _OTHERS)]
 
+# %% ../../nbs/testing/02_hostile.ipynb #9476f7be
 def half_pictures()->list[Hostile]:
     "Downloads that broke off, and bits that flipped."
     cut = lambda data, share: data[:int(len(data)*share)]
-    out = [_picture(f'{int(s*100)}% of {k}', cut(_encoded(k), s), 'corrupt image', 'not an image', ext=k.lower())
-           for k in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF') for s in (.3, .7)]
+    halves = [_picture(f'{int(s*100)}% of {k}', cut(_encoded(k), s), 'corrupt image', 'not an image', ext=k.lower())
+              for k in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF') for s in (.3, .7)]
     good = _encoded('PNG')
     at = good.index(b'IDAT') + 30
-    return out + [_picture('PNG with a flipped byte', good[:at] + bytes([good[at] ^ 255]) + good[at+1:],
-                           'corrupt image', ext='png'), _picture('PNG with a wrong checksum',
-        good[:29] + b'xxxx' + good[33:], 'corrupt image', 'not an image', ext='png'),
-                  _picture('PNG without an end', _png(8, 8, bytes(25*8), end=False), 'corrupt image', ext='png'),
-                  _picture('PNG with half its rows', _png(64, 64, bytes(64*3*30)), 'corrupt image', ext='png'),
-                  _picture('PNG of no width', _png(0, 64), 'corrupt image', 'not an image', 'too small', ext='png')]
+    flipped = good[:at] + bytes([good[at] ^ 255]) + good[at+1:]
+    def png(name, data, *more): return _picture(f'PNG {name}', data, 'corrupt image', *more, ext='png')
+    return [*halves,
+            png('with a flipped byte', flipped),
+            png('with a wrong checksum', good[:29] + b'xxxx' + good[33:], 'not an image'),
+            png('without an end', _png(8, 8, bytes(25*8), end=False)),
+            png('with half its rows', _png(64, 64, bytes(64*3*30))),
+            png('of no width', _png(0, 64), 'not an image', 'too small')]
 
+# %% ../../nbs/testing/02_hostile.ipynb #099f79ba
 def bombs()->list[Hostile]:
     "Small files of enormous pictures."
     too = 'too large', 'odd shape', 'corrupt image'
-    squeezed = zlib.compress(bytes(10**7))
-    text = struct.pack('>I', len(squeezed)+7) + b'zTXtbomb\0\0x' + squeezed + b'xxxx'
-    return [_picture('PNG of 30,000 x 30,000', _png(30000, 30000, bytes(10**6), color=0), *too, ext='png'),
-            _picture('PNG of 2 billion a side', _png(2**31-1, 2**31-1), *too, ext='png'),
-            _picture('PNG strip', _png(80000, 1, bytes(240001)), *too, ext='png'),
-            _picture('PNG column', _png(1, 80000, bytes(4*80000)), *too, ext='png'),
-            _picture('PNG with ten megabytes of note', _png(8, 8, bytes(200), extra=text), 'too large',
-                     'corrupt image', 'not an image', ext='png'),
-            _picture('GIF of 65,535 a side', b'GIF89a' + struct.pack('<HH', 65535, 65535) + b'\0\0\0,'
-                     + struct.pack('<HHHH', 0, 0, 65535, 65535) + b'\0\2\2L\1\0;', *too, ext='gif'),
-            _picture('BMP of 100,000 a side', b'BM' + struct.pack('<IHHI', 54, 0, 0, 54)
-                     + struct.pack('<IiiHHIIiiII', 40, 100000, 100000, 1, 24, 0, 0, 0, 0, 0, 0), *too, ext='bmp'),
+    def png(name, data): return _picture(f'PNG {name}', data, *too, ext='png')
+    return [png('of 30,000 x 30,000', _png(30000, 30000, bytes(10**6), color=0)),
+            png('of 2 billion a side', _png(2**31-1, 2**31-1)),
+            png('strip', _png(80000, 1, bytes(240001))),
+            png('column', _png(1, 80000, bytes(4*80000))),
+            _picture('PNG with ten megabytes of note', _png(8, 8, bytes(200), extra=_long_note()),
+                     'too large', 'corrupt image', 'not an image', ext='png'),
+            _picture('GIF of 65,535 a side', _huge_gif(65535), *too, ext='gif'),
+            _picture('BMP of 100,000 a side', _huge_bmp(100000), *too, ext='bmp'),
             _picture('PPM of 99,999 a side', b'P6 99999 99999 255\n', *too, 'not an image'),
-            _picture('JPEG of 65,500 a side', _encoded('JPEG').replace(struct.pack('>HH', 64, 96),
-        struct.pack('>HH', 65500, 65500)), *too)]
+            _picture('JPEG of 65,500 a side', _huge_jpeg(65500), *too)]
+
+def _long_note():
+    "A compressed text chunk of a PNG, ten megabytes long, with a wrong checksum."
+    squeezed = zlib.compress(bytes(10**7))
+    return struct.pack('>I', len(squeezed)+7) + b'zTXtbomb\0\0x' + squeezed + b'xxxx'
+
+def _huge_gif(side):
+    screen, frame = struct.pack('<HH', side, side), struct.pack('<HHHH', 0, 0, side, side)
+    return b'GIF89a' + screen + b'\0\0\0,' + frame + b'\0\2\2L\1\0;'
+
+def _huge_bmp(side):
+    head = struct.pack('<IHHI', 54, 0, 0, 54)
+    return b'BM' + head + struct.pack('<IiiHHIIiiII', 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
+
+def _huge_jpeg(side):
+    "Our small one, with other numbers in its header."
+    return _encoded('JPEG').replace(struct.pack('>HH', 64, 96), struct.pack('>HH', side, side))
 
 # %% ../../nbs/testing/02_hostile.ipynb #1b432c35
 def odd_pictures()->list[Hostile]:
     "Pictures that look strange and must be read, and two that cannot be."
-    import numpy as np
     from PIL import Image
     im = Image.linear_gradient('L').resize((96, 64)).convert('RGB')
-    def turned(o): e = Image.Exif(); e[0x0112] = o; return e
-    good = {'grey JPEG':('JPEG', im.convert('L')), 'CMYK JPEG':('JPEG', im.convert('CMYK')),
-            'black and white PNG':('PNG', im.convert('1')), 'palette PNG':('PNG', im.convert('P')),
-            'RGBA PNG':('PNG', im.convert('RGBA')),
-            'LA PNG':('PNG', im.convert('LA')), '16-bit PNG':('PNG',
-        Image.fromarray(np.arange(6144, dtype='uint16').reshape(64, 96))), 'one pixel':('PNG', im.resize((1, 1))),
-        'WebP':('WEBP', im), 'GIF':('GIF', im), 'TIFF':('TIFF', im)}
-    out = [_picture(k, _encoded(kind, p)) for k,(kind, p) in good.items()]
-    more = {'animated GIF':('GIF', dict(save_all=True, append_images=[im.rotate(90)])),
-            'animated WebP':('WEBP', dict(save_all=True, append_images=[im.rotate(90)])),
-            'turned JPEG':('JPEG', dict(exif=turned(6))),
-            'JPEG with a senseless EXIF':('JPEG', dict(exif=b'Exif\0\0MM\0*' + bytes(20))),
-            'progressive JPEG':('JPEG', dict(progressive=True)), 'transparent palette':('GIF', dict(transparency=0))}
-    out += [_picture(k, _encoded(kind, im, **kw)) for k,(kind, kw) in more.items()]
-    return out + [_picture('JPEG and then more', _encoded('JPEG') + b'tail'*100),
-                  _picture('float TIFF', _encoded('TIFF', Image.fromarray(np.ones((64, 64), 'float32'))),
-                           'odd pixels'), _picture('32-bit TIFF', _encoded('TIFF',
-        Image.fromarray(np.full((64, 64), 10**6, 'int32'))), 'odd pixels')]
+    return [*(_picture(k, _encoded(kind, p)) for k,(kind, p) in _odd_pixels(im).items()),
+            *(_picture(k, _encoded(kind, im, **kw)) for k,(kind, kw) in _odd_files(im).items()),
+            _picture('JPEG and then more', _encoded('JPEG') + b'tail'*100),
+            _picture('float TIFF', _encoded('TIFF', _of_ones(1, 'float32')), 'odd pixels'),
+            _picture('32-bit TIFF', _encoded('TIFF', _of_ones(10**6, 'int32')), 'odd pixels')]
+
+def _odd_pixels(im):
+    "name -> (format, picture)"
+    import numpy as np
+    from PIL import Image
+    deep = np.arange(6144, dtype='uint16').reshape(64, 96)
+    return {'grey JPEG':           ('JPEG', im.convert('L')),
+            'CMYK JPEG':           ('JPEG', im.convert('CMYK')),
+            'black and white PNG': ('PNG', im.convert('1')),
+            'palette PNG':         ('PNG', im.convert('P')),
+            'RGBA PNG':            ('PNG', im.convert('RGBA')),
+            'LA PNG':              ('PNG', im.convert('LA')),
+            '16-bit PNG':          ('PNG', Image.fromarray(deep)),
+            'one pixel':           ('PNG', im.resize((1, 1))),
+            'WebP':                ('WEBP', im),
+            'GIF':                 ('GIF', im),
+            'TIFF':                ('TIFF', im)}
+
+def _odd_files(im):
+    "name -> (format, how to save it)"
+    from PIL import Image
+    turned, more = Image.Exif(), dict(save_all=True, append_images=[im.rotate(90)])
+    turned[0x0112] = 6
+    return {'animated GIF':               ('GIF', more),
+            'animated WebP':              ('WEBP', more),
+            'turned JPEG':                ('JPEG', dict(exif=turned)),
+            'JPEG with a senseless EXIF': ('JPEG', dict(exif=b'Exif\0\0MM\0*' + bytes(20))),
+            'progressive JPEG':           ('JPEG', dict(progressive=True)),
+            'transparent palette':        ('GIF', dict(transparency=0))}
+
+def _of_ones(value, dtype):
+    "A picture of numbers that are no bytes."
+    import numpy as np
+    from PIL import Image
+    return Image.fromarray(np.full((64, 64), value, dtype))
 
 # %% ../../nbs/testing/02_hostile.ipynb #196bad65
+_ESCAPES = {
+    'parent':        '../secret.png',
+    'deep parent':   'a/../../secret.png',
+    'hidden parent': './x/../../secret.png',
+    'absolute':      '/etc/passwd',
+    'current':       '.',
+    'empty':         '',
+    'null byte':     'a\0.png',
+}
+_NOWHERE = {
+    'not there':        'nowhere.png',
+    'address':          'https://example.com/x.png',
+    'file address':     'file:///etc/passwd',
+    'home':             '~/.ssh/id_rsa',
+    'Windows':          'C:\\x.png',
+    'backslash parent': '..\\secret.png',
+    'new line':         'a\nb.png',
+    'very long':        'x'*5000 + '.png',
+    'other case':       'GOOD.PNG',
+    'spaces':           ' good.png ',
+    'shell':            '$(id).png',
+    'wildcard':         '*.png',
+    'unicode':          'ｇood.png',
+}
+_MADE = {
+    'link out':         ('link', '../secret.png'),
+    'absolute link':    ('link', '/etc/passwd'),
+    'link to a device': ('link', '/dev/zero'),
+    'link to itself':   ('link', 'link_to_itself.png'),
+    'dangling link':    ('link', 'nowhere.png'),
+    'folder':           'folder',
+    'pipe':             'pipe',
+}
+
 def bad_paths()->list[Hostile]:
     "Names that lead elsewhere, or to something that is no file."
-    names = {'parent':'../secret.png', 'deep parent':'a/../../secret.png', 'hidden parent':'./x/../../secret.png',
-             'absolute':'/etc/passwd', 'current':'.', 'empty':'', 'null byte':'a\0.png'}
-    out = [Hostile(f'path: {k}', _line(v), reasons=('path', 'missing image', 'not an image'))
-           for k,v in names.items()]
-    gone = {'not there':'nowhere.png', 'address':'https://example.com/x.png', 'file address':'file:///etc/passwd',
-            'home':'~/.ssh/id_rsa', 'Windows':'C:\\x.png', 'backslash parent':'..\\secret.png', 'new line':'a\nb.png',
-            'very long':'x'*5000 + '.png', 'other case':'GOOD.PNG', 'spaces':' good.png ', 'shell':'$(id).png',
-            'wildcard':'*.png', 'unicode':'ｇood.png'}
-    out += [Hostile(f'path: {k}', _line(v), reasons=('missing image', 'path')) for k,v in gone.items()]
-    made = {'link out':('link', '../secret.png'), 'absolute link':('link', '/etc/passwd'),
-            'link to a device':('link', '/dev/zero'), 'link to itself':('link', 'link_to_itself.png'),
-            'dangling link':('link', 'nowhere.png'), 'folder':'folder', 'pipe':'pipe'}
-    return out + [Hostile(f'path: {k}', _line(f := k.replace(' ', '_') + '.png'), f, v,
-                          ('path', 'missing image', 'not an image')) for k,v in made.items()]
+    no = 'path', 'missing image', 'not an image'
+    def made(k, v): return Hostile(f'path: {k}', _line(f := k.replace(' ', '_') + '.png'), f, v, no)
+    return [*(Hostile(f'path: {k}', _line(v), reasons=no) for k,v in _ESCAPES.items()),
+            *(Hostile(f'path: {k}', _line(v), reasons=('missing image', 'path')) for k,v in _NOWHERE.items()),
+            *(made(k, v) for k,v in _MADE.items())]
 
 # %% ../../nbs/testing/02_hostile.ipynb #1be6731e
+_TURN = [{'from':'human', 'value':'a'}, {'from':'gpt', 'value':'b'}]
+def _talk(*turns): return {'conversations': list(turns)}
+_NO_RECORDS = {
+    'null':                     None,
+    'number':                   5,
+    'text':                     'record',
+    'list':                     [_TURN],
+    'true':                     True,
+    'empty':                    {},
+    'no conversations':         {'id':1},
+    'conversations null':       {'conversations':None},
+    'conversations empty':      _talk(),
+    'conversations a text':     {'conversations':'hi'},
+    'conversations an object':  {'conversations':_TURN[0]},
+    'turn a text':              _talk('hi', 'ho'),
+    'turn null':                _talk(None, None),
+    'no value':                 _talk({'from':'human'}, _TURN[1]),
+    'value null':               _talk({'from':'human', 'value':None}, _TURN[1]),
+    'value a number':           _talk(_TURN[0], {'from':'gpt', 'value':5}),
+    'value a list':             _talk(_TURN[0], {'from':'gpt', 'value':['b']}),
+    'no from':                  _talk({'value':'a'}, _TURN[1]),
+    'from unknown':             _talk({'from':'bard', 'value':'a'}, _TURN[1]),
+    'from a list':              _talk({'from':['human'], 'value':'a'}, _TURN[1]),
+    'two questions':            _talk(_TURN[0], _TURN[0], _TURN[1]),
+    'two answers':              _talk(*_TURN, _TURN[1]),
+    'only an answer':           _talk(_TURN[1]),
+    'empty answer':             _talk(_TURN[0], {'from':'gpt', 'value':''}),
+    'blank answer':             _talk(_TURN[0], {'from':'gpt', 'value':' \n\t'}),
+}
+_BAD_FIELDS = {
+    'image a number':             dict(image=5),
+    'image an object':            dict(image={'path':'good.png'}),
+    'images numbers':             dict(image=[1, 2]),
+    'image true':                 dict(image=True),
+    'picture without a place':    dict(image='good.png', question='What?'),
+    'two places for one':         dict(image='good.png', question='<image><image>'),
+    'two pictures for one place': dict(image=['good.png', 'good.png']),
+    'half a surrogate':           dict(question='\ud83d'),
+    'half a surrogate in a name': dict(image='\udc00.png'),
+    **{f'level {v!r}': dict(image='good.png', similarity=v) for v in ('7', 7.0, True, -1, 8, 10**30, [7])},
+}
+
+# %% ../../nbs/testing/02_hostile.ipynb #1299f2fa
 def bad_records()->list[Hostile]:
     "Records that are none."
-    turn = [{'from':'human', 'value':'a'}, {'from':'gpt', 'value':'b'}]
-    odd = {'null':None, 'number':5, 'text':'record', 'list':[turn], 'true':True, 'empty':{},
-           'no conversations':{'id':1}, 'conversations null':{'conversations':None},
-           'conversations empty':{'conversations':[]}, 'conversations a text':{'conversations':'hi'},
-           'conversations an object':{'conversations':turn[0]}, 'turn a text':{'conversations':['hi', 'ho']},
-           'turn null':{'conversations':[None, None]}, 'no value':{'conversations':[{'from':'human'}, turn[1]]},
-           'value null':{'conversations':[{'from':'human', 'value':None}, turn[1]]},
-           'value a number':{'conversations':[turn[0], {'from':'gpt', 'value':5}]},
-           'value a list':{'conversations':[turn[0], {'from':'gpt', 'value':['b']}]},
-           'no from':{'conversations':[{'value':'a'}, turn[1]]},
-           'from unknown':{'conversations':[{'from':'bard', 'value':'a'}, turn[1]]},
-           'from a list':{'conversations':[{'from':['human'], 'value':'a'}, turn[1]]},
-           'two questions':{'conversations':[turn[0], turn[0], turn[1]]},
-           'two answers':{'conversations':[*turn, turn[1]]}, 'only an answer':{'conversations':[turn[1]]},
-           'empty answer':{'conversations':[turn[0], {'from':'gpt', 'value':''}]},
-           'blank answer':{'conversations':[turn[0], {'from':'gpt', 'value':' \n\t'}]}}
-    reasons = 'no conversations', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
-    out = [Hostile(f'record: {k}', json.dumps(v).encode(), reasons=reasons) for k,v in odd.items()]
-    fields = {'image a number':dict(image=5), 'image an object':dict(image={'path':'good.png'}),
-              'images numbers':dict(image=[1, 2]), 'image true':dict(image=True),
-              'picture without a place':dict(image='good.png', question='What?'),
-              'two places for one':dict(image='good.png', question='<image><image>'),
-              'two pictures for one place':dict(image=['good.png', 'good.png']),
-              'half a surrogate':dict(question='\ud83d'), 'half a surrogate in a name':dict(image='\udc00.png'),
-              **{f'level {v!r}':dict(image='good.png', similarity=v) for v in ('7', 7.0, True, -1, 8, 10**30, [7])}}
-    return out + [Hostile(f'record: {k}', _line(**{'question':'a' if 'image' not in v else '<image>', **v}),
-                          reasons=reasons) for k,v in fields.items()] + [Hostile('record: a question only',
-        json.dumps({'conversations':turn[:1]}).encode(), reasons=('nothing to learn', 'roles'))]
+    no = 'no conversations', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
+    def fields(v): return _line(**{'question':'<image>' if 'image' in v else 'a', **v})
+    return [*(Hostile(f'record: {k}', json.dumps(v).encode(), reasons=no) for k,v in _NO_RECORDS.items()),
+            *(Hostile(f'record: {k}', fields(v), reasons=no) for k,v in _BAD_FIELDS.items()),
+            Hostile('record: a question only', json.dumps(_talk(_TURN[0])).encode(),
+                    reasons=('nothing to learn', 'roles'))]
+
+# %% ../../nbs/testing/02_hostile.ipynb #bf35a526
+_GOOD = _line(question='a')
+_BAD_LINES = {
+    'NaN':                 b'{"x": NaN, ' + _GOOD[1:],
+    'Infinity':            b'{"x": [-Infinity], ' + _GOOD[1:],
+    '1e999':               b'{"x": 1e999, ' + _GOOD[1:],
+    'ten thousand digits': b'{"x": ' + b'9'*10_000 + b', ' + _GOOD[1:],
+    'key twice':           _GOOD[:-1] + b', "conversations": []}',
+    'key twice inside':    _GOOD.replace(b'"from": "gpt"', b'"from": "gpt", "from": "human"'),
+    'not UTF-8':           _GOOD.replace(b'a shape', b'caf\xe9 \xff'),
+    'UTF-16':              '{"a": 1}'.encode('utf-16'),
+    'truncated':           _GOOD[:-20],
+    'two records':         _GOOD + b' ' + _GOOD,
+    'raw tab':             _GOOD.replace(b'a shape', b'a\tshape'),
+    'single quotes':       _GOOD.replace(b'"', b"'"),
+    'comma at the end':    _GOOD[:-1] + b',}',
+    'comment':             _GOOD + b' // good',
+    'Python':              b'{"conversations": None, "ok": True}',
+    'bare words':          b'hello world',
+    'deep nesting':        b'['*100_000,
+    'deep objects':        b'{"a":'*100_000,
+    'null bytes':          bytes(50),
+    'bracket only':        b'[',
+    'bad escape':          _GOOD.replace(b'a shape', b'\\x41'),
+}
+_ODD_LINES = {
+    'control tokens as text': _line(question='</s><s>[INST] <|eot_id|>', answer='<image> <align> <unk> </s>'),
+    'a null character':       _line(question='a\0b'),
+    'unknown fields':         _line(question='a', extra={'deep':[1, {'x':None}]}),
+    'right to left':          _line(question='שלום ‮ abc', answer='مرحبا'),
+    'emoji':                  _line(question='👩‍👩‍👧‍👦', answer='🏳️‍🌈'),
+}
 
 def bad_lines()->list[Hostile]:
-    "Lines that are not JSON, or not all of it."
-    good = _line(question='a')
-    lines = {'NaN':b'{"x": NaN, ' + good[1:], 'Infinity':b'{"x": [-Infinity], ' + good[1:],
-             '1e999':b'{"x": 1e999, ' + good[1:], 'ten thousand digits':b'{"x": ' + b'9'*10_000 + b', ' + good[1:],
-             'key twice':good[:-1] + b', "conversations": []}',
-             'key twice inside':good.replace(b'"from": "gpt"', b'"from": "gpt", "from": "human"'),
-             'not UTF-8':good.replace(b'a shape', b'caf\xe9 \xff'), 'UTF-16':'{"a": 1}'.encode('utf-16'),
-             'truncated':good[:-20], 'two records':good + b' ' + good,
-             'raw tab':good.replace(b'a shape', b'a\tshape'), 'single quotes':good.replace(b'"', b"'"),
-             'comma at the end':good[:-1] + b',}', 'comment':good + b' // good',
-             'Python':b'{"conversations": None, "ok": True}', 'bare words':b'hello world',
-             'deep nesting':b'['*100_000, 'deep objects':b'{"a":'*100_000, 'null bytes':bytes(50),
-             'bracket only':b'[', 'bad escape':good.replace(b'a shape', b'\\x41')}
-    out = [Hostile(f'line: {k}', v, reasons=('not JSON', 'duplicate key', 'encoding', 'shape'))
-           for k,v in lines.items()]
-    big = json.dumps({'conversations':[{'from':'human', 'value':'a'},
-                                       {'from':'gpt', 'value':'word '*10_000_000}]}).encode()
-    return out + [Hostile('line: 50 MB of text', big, reasons=('too long',)),
-                  Hostile('line: control tokens as text', _line(question='</s><s>[INST] <|eot_id|>',
-                                                                answer='<image> <align> <unk> </s>')),
-                  Hostile('line: a null character', _line(question='a\0b')),
-                  Hostile('line: unknown fields', _line(question='a', extra={'deep':[1, {'x':None}]})),
-                  Hostile('line: right to left', _line(question='שלום ‮ abc', answer='مرحبا')),
-                  Hostile('line: emoji', _line(question='👩‍👩‍👧‍👦', answer='🏳️‍🌈'))]
+    "Lines that are not JSON, or not all of it; and some that only look so."
+    no = 'not JSON', 'duplicate key', 'encoding', 'shape'
+    big = json.dumps(_talk(_TURN[0], {'from':'gpt', 'value':'word '*10_000_000})).encode()
+    return [*(Hostile(f'line: {k}', v, reasons=no) for k,v in _BAD_LINES.items()),
+            Hostile('line: 50 MB of text', big, reasons=('too long',)),
+            *(Hostile(f'line: {k}', v) for k,v in _ODD_LINES.items())]
 
 # %% ../../nbs/testing/02_hostile.ipynb #ac515409
 def hostile_inputs()->list[Hostile]:
@@ -211,11 +330,14 @@ def write_hostile(
     folder = Path(folder)
     images, data = folder/'images', folder/'data.jsonl'
     images.mkdir(parents=True)
-    (images/'good.png').write_bytes(_encoded('PNG')); (folder/'secret.png').write_bytes(_encoded('PNG'))
-    for h in inputs:
-        if isinstance(h.data, bytes): (images/h.file).write_bytes(h.data)
-        elif h.data == 'folder': (images/h.file).mkdir()
-        elif h.data == 'pipe': os.mkfifo(images/h.file)
-        elif h.data: (images/h.file).symlink_to(h.data[1])
+    for place in (images/'good.png', folder/'secret.png'): place.write_bytes(_encoded('PNG'))
+    for h in inputs: _make(images/h.file, h.data)
     data.write_bytes(b''.join(h.line + b'\n' + (_line('good.png') + b'\n')*good for h in inputs))
     return data, images
+
+def _make(path, data):
+    "The picture of an input, or what stands in its place."
+    if isinstance(data, bytes): path.write_bytes(data)
+    elif data == 'folder': path.mkdir()
+    elif data == 'pipe': os.mkfifo(path)
+    elif data: path.symlink_to(data[1])

@@ -22,36 +22,48 @@ class Kind(NamedTuple):
     question:tuple[int,int] # words, from and to
     answer:tuple[float,float] # words: median, and spread (of the logarithm)
 
-MIX = (Kind('vqav2', 82_783, True, (1, 12), (5, 9), (1.2, .2)),
-       Kind('gqa', 72_140, True, (1, 20), (6, 14), (1.1, .2)), Kind('okvqa', 8_998, True, (1, 2), (6, 14), (1.3, .3)),
-       Kind('ocrvqa', 80_000, True, (2, 6), (5, 9), (3, .8)), Kind('aokvqa', 66_160, True, (1, 1), (30, 50), (1, .1)),
-       Kind('textcaps', 21_953, True, (1, 1), (40, 60), (12, .3)),
-       Kind('refcoco', 48_447, True, (1, 10), (8, 20), (8, .3)), Kind('vg', 86_417, True, (1, 12), (8, 20), (8, .4)),
-       Kind('llava', 157_712, True, (1, 4), (8, 16), (60, .8)),
-       Kind('sharegpt', 40_688, False, (1, 6), (5, 120), (180, .9)))
+MIX = (
+    #     name         count   image  rounds   question   answer
+    Kind('vqav2',     82_783,  True,  (1, 12), (5, 9),    (1.2, .2)),
+    Kind('gqa',       72_140,  True,  (1, 20), (6, 14),   (1.1, .2)),
+    Kind('okvqa',      8_998,  True,  (1, 2),  (6, 14),   (1.3, .3)),
+    Kind('ocrvqa',    80_000,  True,  (2, 6),  (5, 9),    (3, .8)),
+    Kind('aokvqa',    66_160,  True,  (1, 1),  (30, 50),  (1, .1)),
+    Kind('textcaps',  21_953,  True,  (1, 1),  (40, 60),  (12, .3)),
+    Kind('refcoco',   48_447,  True,  (1, 10), (8, 20),   (8, .3)),
+    Kind('vg',        86_417,  True,  (1, 12), (8, 20),   (8, .4)),
+    Kind('llava',    157_712,  True,  (1, 4),  (8, 16),   (60, .8)),
+    Kind('sharegpt',  40_688,  False, (1, 6),  (5, 120),  (180, .9)),
+)
 
+# %% ../../nbs/testing/03_scale.ipynb #9bda3e19
 def synthetic_records(
     n:int=665_298, # conversations; the real mix has this many
-    seed:int=0,
+    seed:int=0, # of the draws
     mix:tuple[Kind,...]=MIX, # sources
 )->Iterator[dict]: # LLaVA format
     "Conversations of realistic lengths; words that nobody said."
     rng = random.Random(seed)
     words = [''.join(rng.choices('aeionrstlcdu', k=rng.choice([2, 3, 4, 4, 5, 6, 7, 9]))) for _ in range(4000)]
-    say = lambda k: ' '.join(rng.choices(words, k=k))
-    kinds = rng.choices(mix, weights=[k.count for k in mix], k=n)
-    for i,k in enumerate(kinds):
-        turns = []
-        for r in range(rng.randint(*k.rounds)):
-            turns.append({'from':'human', 'value':('<image>\n' if k.image and r == 0 else '')
-                          + say(rng.randint(*k.question)) + '?'})
-            turns.append({'from':'gpt', 'value':say(max(1, round(rng.lognormvariate(0, k.answer[1])*k.answer[0])))})
-        yield {'id':f'{k.name}_{i}', **({'image':f'{k.name}/{i:012}.jpg'} if k.image else {}), 'conversations':turns}
+    for i,k in enumerate(rng.choices(mix, weights=[k.count for k in mix], k=n)):
+        image = {'image':f'{k.name}/{i:012}.jpg'} if k.image else {}
+        yield {'id':f'{k.name}_{i}', **image, 'conversations':_turns(k, words, rng)}
 
+def _turns(k, words, rng):
+    "Questions and answers of a kind."
+    say = lambda n: ' '.join(rng.choices(words, k=n))
+    turns = []
+    for r in range(rng.randint(*k.rounds)):
+        picture = '<image>\n' if k.image and r == 0 else ''
+        turns.append({'from':'human', 'value':picture + say(rng.randint(*k.question)) + '?'})
+        turns.append({'from':'gpt', 'value':say(max(1, round(rng.lognormvariate(0, k.answer[1])*k.answer[0])))})
+    return turns
+
+# %% ../../nbs/testing/03_scale.ipynb #35bcd086
 def write_synthetic(
     path:str|Path, # JSON file
     n:int=665_298, # conversations
-    seed:int=0,
+    seed:int=0, # of the draws
 )->Path: # `path`
     "Write a synthetic data set as one JSON array, as the real one is."
     with atomic_path(path) as tmp, open(tmp, 'w') as f:

@@ -15,21 +15,24 @@ from ..evaluation.benchmarks import LETTER, SHORT
 from ..evaluation.yesno import COGNITION, PERCEPTION
 
 # %% ../../nbs/testing/04_synthetic.ipynb #bd3544fc
-WORDS = 'red', 'the dog', 'two', 'a man on the left', "it's", '3.5', 'coca-cola', 'yes', 'no', '10,000', 'dont know', 'x/y', 'Unanswerable', 'New York', 'u.s.a.'
+WORDS = ('red', 'the dog', 'two', 'a man on the left', "it's", '3.5', 'coca-cola', 'yes', 'no', '10,000', 'dont know',
+         'x/y', 'Unanswerable', 'New York', 'u.s.a.')
 
 def _answers(r, n, words=WORDS):
     "A right answer, what the model says, and what n people say."
     right = r.choice(words)
-    return (right, right if r.random() < .5
-            else r.choice(words), [right if r.random() < .7 else r.choice(words) for _ in range(n)])
+    said = right if r.random() < .5 else r.choice(words)
+    return right, said, [right if r.random() < .7 else r.choice(words) for _ in range(n)]
 
 def _lines(path, rows):
+    "Write JSON lines."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(''.join(json.dumps(x) + '\n' for x in rows), encoding='utf-8')
 
 def _json(path, data): path.write_text(json.dumps(data), encoding='utf-8')
 
 def _row(i, prompt, text, **more):
+    "A row of the answers file."
     return dict(question_id=i, prompt=prompt, text=text, answer_id='', model_id='synthetic', metadata={}) | more
 
 # %% ../../nbs/testing/04_synthetic.ipynb #ad856b8c
@@ -41,72 +44,96 @@ def vqav2(
     "Files of VQAv2."
     data = [_answers(r, 10) for _ in range(n)]
     kinds = 'yes/no', 'number', 'other'
-    _json(d/'annotations.json', dict(annotations=[dict(question_id=i, image_id=i, question_type=f'type {i%65}',
-                                                       answer_type=kinds[i%3], multiple_choice_answer=a,
-        answers=[dict(answer=h, answer_confidence='yes', answer_id=k) for k,h in enumerate(hs, 1)])
-        for i,(a,_,hs) in enumerate(data)]))
-    _lines(d/'llava_questions.jsonl', (dict(question_id=i, image=f'{i//5}.jpg', text=f'What is it?\n{SHORT}',
-                                            category='default') for i in range(n)))
-    return [_row(i, f'What is it?\n{SHORT}', said) for i,(_,said,_) in enumerate(data)]
+    people = lambda hs: [dict(answer=h, answer_confidence='yes', answer_id=k) for k,h in enumerate(hs, 1)]
+    _json(d/'annotations.json', dict(annotations=[
+        dict(question_id=i, image_id=i, question_type=f'type {i%65}', answer_type=kinds[i%3],
+             multiple_choice_answer=a, answers=people(hs)) for i,(a,_,hs) in enumerate(data)]))
+    ask = f'What is it?\n{SHORT}'
+    _lines(d/'llava_questions.jsonl', (dict(question_id=i, image=f'{i//5}.jpg', text=ask, category='default')
+                                       for i in range(n)))
+    return [_row(i, ask, said) for i,(_,said,_) in enumerate(data)]
 
-def vizwiz(d, n, r):
+def vizwiz(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of VizWiz."
-    data = [_answers(r, 10) for _ in range(n)]
-    _json(d/'annotations.json', [dict(image=f'{i}.jpg', question='What is it?',
-                                      answers=[dict(answer=h, answer_confidence='yes') for h in hs],
-                                      answer_type='other', answerable=1) for i,(_,_,hs) in enumerate(data)])
-    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i}.jpg', text='What is it?') for i in range(n)))
-    return [_row(i, 'What is it?', said) for i,(_,said,_) in enumerate(data)]
+    data, ask = [_answers(r, 10) for _ in range(n)], 'What is it?'
+    people = lambda hs: [dict(answer=h, answer_confidence='yes') for h in hs]
+    _json(d/'annotations.json', [dict(image=f'{i}.jpg', question=ask, answers=people(hs), answer_type='other',
+                                      answerable=1) for i,(_,_,hs) in enumerate(data)])
+    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i}.jpg', text=ask) for i in range(n)))
+    return [_row(i, ask, said) for i,(_,said,_) in enumerate(data)]
 
-def gqa(d, n, r):
+# %% ../../nbs/testing/04_synthetic.ipynb #0400acd9
+_STEP = dict(operation='select', argument='x', dependencies=[])
+_KINDS = 'query', 'verify', 'logical', 'choose', 'compare'
+
+def gqa(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of GQA."
     data = [_answers(r, 0) for _ in range(n)]
-    kinds = 'query', 'verify', 'logical', 'choose', 'compare'
-    _json(d/'annotations.json', {str(i): dict(question='What?', imageId=f'n{i}', answer=a, isBalanced=True,
-                                              types=dict(structural=kinds[i%5], semantic='obj', detailed='x'),
-                                              entailed=[],
-        groups={'global': f'group {i%50}', 'local': None},
-        semantic=[dict(operation='select', argument='x', dependencies=[])]*(1 + i%4))
+    types = [dict(structural=k, semantic='obj', detailed='x') for k in _KINDS]
+    _json(d/'annotations.json', {
+        str(i): dict(question='What?', imageId=f'n{i}', answer=a, isBalanced=True, types=types[i%5], entailed=[],
+                     groups={'global': f'group {i%50}', 'local': None}, semantic=[_STEP]*(1 + i%4))
         for i,(a,_,_) in enumerate(data)})
     _lines(d/'questions.jsonl', (dict(question_id=str(i), image=f'{i}.jpg', text='What?') for i in range(n)))
     return [_row(str(i), 'What?', said) for i,(_,said,_) in enumerate(data)]
 
-def textvqa(d, n, r):
+def textvqa(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of TextVQA."
-    data = [_answers(r, 10) for _ in range(n)]
-    _json(d/'annotations.json', dict(data=[dict(question_id=i, image_id=f'im{i}', question='What does it say?',
-                                                answers=hs) for i,(_,_,hs) in enumerate(data)]))
-    prompt = f'What does it say?\nReference OCR token: a, b\n{SHORT}'
+    data, ask = [_answers(r, 10) for _ in range(n)], 'What does it say?'
+    _json(d/'annotations.json', dict(data=[dict(question_id=i, image_id=f'im{i}', question=ask, answers=hs)
+                                           for i,(_,_,hs) in enumerate(data)]))
+    prompt = f'{ask}\nReference OCR token: a, b\n{SHORT}'
     _lines(d/'questions.jsonl', (dict(question_id=f'im{i}', image=f'{i}.jpg', text=prompt) for i in range(n)))
     return [_row(f'im{i}', prompt, said) for i,(_,said,_) in enumerate(data)]
 
 # %% ../../nbs/testing/04_synthetic.ipynb #0ebd5693
-def scienceqa(d, n, r):
+def scienceqa(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of ScienceQA."
-    _json(d/'annotations.json', {str(i): dict(question='Which?', choices=['x', 'y', 'z'], answer=i%3, hint='',
-                                              image='image.png', split='test') for i in range(n)})
-    _json(d/'pid_splits.json', dict(test=[str(i) for i in range(n)]))
-    _json(d/'questions.json', [dict(id=str(i), image=f'{i}/image.png',
-                                    conversations=[{'from':'human', 'value':'<image>\nWhich?\nA. x\nB. y\nC. z'}])
-                                    for i in range(n)])
-    return [_row(str(i), f'<image>\nWhich?\nA. x\nB. y\nC. z\n{LETTER}',
-                 r.choice(['A', 'B. y', 'The answer is C.', 'c'])) for i in range(n)]
+    shown, ids = '<image>\nWhich?\nA. x\nB. y\nC. z', [str(i) for i in range(n)]
+    _json(d/'annotations.json', {i: dict(question='Which?', choices=['x', 'y', 'z'], answer=int(i)%3, hint='',
+                                         image='image.png', split='test') for i in ids})
+    _json(d/'pid_splits.json', dict(test=ids))
+    turns = [{'from':'human', 'value':shown}]
+    _json(d/'questions.json', [dict(id=i, image=f'{i}/image.png', conversations=turns) for i in ids])
+    return [_row(i, f'{shown}\n{LETTER}', r.choice(['A', 'B. y', 'The answer is C.', 'c'])) for i in ids]
 
-def pope(d, n, r):
+def pope(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of POPE."
-    (d/'annotations').mkdir(parents=True, exist_ok=True)
     cats = 'adversarial', 'popular', 'random'
     rows = [dict(question_id=i, image=f'{i//18}.jpg', text='Is there a dog in the image?', category=cats[3*i//n])
             for i in range(n)]
     for c in cats:
-        _lines(d/'annotations'/f'coco_pope_{c}.json',
-               (dict(question_id=q['question_id'], image=q['image'], text=q['text'], label=r.choice(['yes', 'no']))
-                for q in rows if q['category'] == c))
+        mine = [{k: q[k] for k in ('question_id', 'image', 'text')} for q in rows if q['category'] == c]
+        _lines(d/'annotations'/f'coco_pope_{c}.json', (q | dict(label=r.choice(['yes', 'no'])) for q in mine))
     _lines(d/'questions.jsonl', rows)
-    return [_row(q['question_id'], q['text'], r.choice(['Yes', 'No', 'There is no dog.', 'yes, there is']))
-            for q in rows]
+    said = ['Yes', 'No', 'There is no dog.', 'yes, there is']
+    return [_row(q['question_id'], q['text'], r.choice(said)) for q in rows]
 
-def mme(d, n, r):
+def mme(
+    d:Path, # folder
+    n:int, # questions, two for each image
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of MME."
     names, out, ask = PERCEPTION + COGNITION, [], 'Please answer yes or no.'
     for c in names: (d/'annotations'/c).mkdir(parents=True, exist_ok=True)
@@ -115,51 +142,80 @@ def mme(d, n, r):
         (d/'annotations'/c/f'{i:05d}.txt').write_text(f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
         out += [_row(f'{c}/{i:05d}.jpg', f'Is it {k}?\n{SHORT}', r.choice(['Yes', 'No', 'yes.', 'maybe']))
                 for k in ('red', 'blue')]
-    out.sort(key=lambda x: x['question_id'].split('/')[0])
+    folder = lambda x: x['question_id'].split('/')[0]
+    out.sort(key=folder)
     _lines(d/'questions.jsonl', (dict(question_id=x['question_id'], image=x['question_id'], text=x['prompt'],
-                                      category=x['question_id'].split('/')[0]) for x in out))
+                                      category=folder(x)) for x in out))
     return out
 
 # %% ../../nbs/testing/04_synthetic.ipynb #d2d4a60e
-def mmbench(d, n, r, language='en'):
+_COLUMNS = 'index question hint A B C D answer category image source l2-category comment split'.split()
+_ABILITIES = 'logic_reasoning', 'attribute_reasoning', 'coarse_perception'
+
+def _mmbench_row(i):
+    "A question, or one of its three rotations."
+    options = (f'option {"abcd"[(k+i)%4]}' for k in range(4))
+    return dict(zip(_COLUMNS, [i//4 + i%4*1_000_000, 'Which?', '', *options, 'ABCD'[i%4], f'kind {i//4%20}', 'AAAA', '',
+                               _ABILITIES[i//4%3], '', 'dev']))
+
+def mmbench(
+    d:Path, # folder
+    n:int, # rows, four for each question
+    r:random.Random, # where chance comes from
+    language:str='en', # not used: the files of both languages are alike
+)->list[dict]: # the answers' rows
     "Files of MMBench; four rotations of each question."
-    cols = 'index question hint A B C D answer category image source l2-category comment split'.split()
-    l2, png = ('logic_reasoning', 'attribute_reasoning', 'coarse_perception'), 'AAAA'
-    rows = [dict(zip(cols, [i//4 + i%4*1_000_000, 'Which?', '', *(f'option {"abcd"[(k+i)%4]}' for k in range(4)),
-                            'ABCD'[i%4], f'kind {i//4%20}', png, '', l2[i//4%3], '', 'dev'])) for i in range(n)]
+    rows = [_mmbench_row(i) for i in range(n)]
     d.mkdir(parents=True, exist_ok=True)
-    (d/'annotations.tsv').write_text('\t'.join(cols) + '\n'
-                                     + ''.join('\t'.join(map(str, x.values())) + '\n' for x in rows),
-                                     encoding='utf-8')
-    return [_row(x['index'], 'Which?', x['answer'] if r.random() < .8
-                 else r.choice(['A', 'B.', 'It is option c.', '选项A'])) for x in rows]
+    lines = ('\t'.join(map(str, cells)) + '\n' for cells in (_COLUMNS, *(x.values() for x in rows)))
+    (d/'annotations.tsv').write_text(''.join(lines), encoding='utf-8')
+    slips = ['A', 'B.', 'It is option c.', '选项A']
+    return [_row(x['index'], 'Which?', x['answer'] if r.random() < .8 else r.choice(slips)) for x in rows]
 
-def mmbench_cn(d, n, r): return mmbench(d, n, r)
+def mmbench_cn(
+    d:Path, # folder
+    n:int, # rows, four for each question
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
+    "Files of the Chinese MMBench."
+    return mmbench(d, n, r)
 
-def seed_bench(d, n, r):
+# %% ../../nbs/testing/04_synthetic.ipynb #ecd072e1
+def seed_bench(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of SEED-Bench."
-    kinds = {f'kind {k}': k for k in range(1, 13)}
+    choices = dict(zip(('choice_a', 'choice_b', 'choice_c', 'choice_d'), 'xyzw'))
     qs = [dict(question_id=str(i), question_type_id=1 + i%12, data_type='image' if i%12 < 9 else 'video',
-               data_id=f'{i}', question='Which?', choice_a='x', choice_b='y', choice_c='z', choice_d='w',
-               answer='ABCD'[i%4]) for i in range(n)]
-    _json(d/'annotations.json', dict(questions=qs, question_type=kinds))
-    _lines(d/'questions.jsonl', (dict(question_id=int(q['question_id']), image=f'{q["data_id"]}.jpg', text='Which?')
-                                 for q in qs))
+               data_id=f'{i}', question='Which?', **choices, answer='ABCD'[i%4]) for i in range(n)]
+    _json(d/'annotations.json', dict(questions=qs, question_type={f'kind {k}': k for k in range(1, 13)}))
+    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i}.jpg', text='Which?') for i in range(n)))
     return [_row(i, 'Which?', r.choice('ABCD')) for i in range(n)]
 
-def llava_bench_wild(d, n, r):
+# %% ../../nbs/testing/04_synthetic.ipynb #f3ac607a
+def llava_bench_wild(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of LLaVA-Bench, with a judge's replies."
-    cats = 'conv', 'detail', 'complex'
-    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i//3}.jpg', text='What is it?', category=cats[i%3])
+    cats, ask = ('conv', 'detail', 'complex'), 'What is it?'
+    _lines(d/'questions.jsonl', (dict(question_id=i, image=f'{i//3}.jpg', text=ask, category=cats[i%3])
                                  for i in range(n)))
     _lines(d/'context.jsonl', (dict(image=f'{i}.jpg', caption='A dog.') for i in range(n//3 + 1)))
     _lines(d/'answers_gpt4.jsonl', (dict(question_id=i, text='It is a dog.') for i in range(n)))
     _json(d/'rule.json', {f'llava_bench_{c}': dict(role='Assistant', prompt='Rate both.') for c in cats})
     _lines(d/'judge_replies.jsonl', (dict(question_id=i, reply=f'{r.randint(5, 10)} {r.randint(1, 10)}\nGood.')
                                      for i in range(n)))
-    return [_row(i, 'What is it?', 'A dog.') for i in range(n)]
+    return [_row(i, ask, 'A dog.') for i in range(n)]
 
-def mm_vet(d, n, r):
+def mm_vet(
+    d:Path, # folder
+    n:int, # questions
+    r:random.Random, # where chance comes from
+)->list[dict]: # the answers' rows
     "Files of MM-Vet, with a judge's replies."
     caps = ['ocr', 'math'], ['rec'], ['rec', 'know', 'gen'], ['spat']
     _json(d/'annotations.json', {f'v1_{i}': dict(imagename=f'{i}.jpg', question='What?', answer='a<AND>b<OR>c',

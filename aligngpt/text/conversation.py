@@ -44,12 +44,7 @@ def check_messages(
     for i,m in enumerate(messages): _check_content(m, i, bad)
     turns = messages[1:] if messages[0]['role'] == 'system' else messages
     if not turns: bad('roles', 'there is a system message and nothing else', 'add a user message')
-    for i,m in enumerate(turns):
-        if m['role'] != ('user','assistant')[i%2]:
-            bad('roles', f"turn {i} is by {m['role']!r}, expected {('user','assistant')[i%2]!r}",
-                'user and assistant speak in turn, the user first')
-        if m['role'] == 'assistant' and not text_of(m).strip():
-            bad('empty answer', f'the answer in turn {i} is empty', 'drop the record, or its last turns')
+    for i,m in enumerate(turns): _check_turn(m, i, bad)
     return messages
 
 # %% ../../nbs/text/01_conversation.ipynb #b2a5638f
@@ -66,18 +61,29 @@ def _check_content(m, i, bad):
         bad('shape', f"message {i} needs 'role' and 'content', got {_short(m)}")
     if m['role'] not in ('system','user','assistant'):
         bad('roles', f"message {i} has the role {m['role']!r}. Valid: system, user, assistant")
-    c = m['content']
-    if isinstance(c, str): return
-    if not isinstance(c, (list, tuple)):
-        bad('shape', f'message {i}: content must be a string or a list of parts, got {_short(c)}')
-    for p in c:
-        kind = p.get('type') if isinstance(p, dict) else None
-        if kind not in ('text','image','image_url'):
-            bad('shape', f'message {i} has the part {_short(p)}. Valid types: text, image, image_url')
-        if kind == 'text' and not isinstance(p.get('text'), str):
-            bad('shape', f'message {i} has a text part without text: {_short(p)}')
+    if isinstance(m['content'], str): return
+    if not isinstance(m['content'], (list, tuple)):
+        bad('shape', f"message {i}: content must be a string or a list of parts, got {_short(m['content'])}")
+    for p in m['content']: _check_part(p, i, bad)
     if images_of(m) and m['role'] != 'user':
         bad('placeholders', f"message {i} by {m['role']!r} has a picture", 'only the user shows pictures')
+
+def _check_part(p, i, bad):
+    "Check a part of the `i`th message."
+    kind = p.get('type') if isinstance(p, dict) else None
+    if kind not in ('text','image','image_url'):
+        bad('shape', f'message {i} has the part {_short(p)}. Valid types: text, image, image_url')
+    if kind == 'text' and not isinstance(p.get('text'), str):
+        bad('shape', f'message {i} has a text part without text: {_short(p)}')
+
+def _check_turn(m, i, bad):
+    "Check who speaks in turn `i`, and that an answer says something."
+    due = ('user','assistant')[i%2]
+    if m['role'] != due:
+        bad('roles', f"turn {i} is by {m['role']!r}, expected {due!r}",
+            'user and assistant speak in turn, the user first')
+    if m['role'] == 'assistant' and not text_of(m).strip():
+        bad('empty answer', f'the answer in turn {i} is empty', 'drop the record, or its last turns')
 
 # %% ../../nbs/text/01_conversation.ipynb #c3da2374
 def record_images(
@@ -94,50 +100,53 @@ def to_messages(
 )->list[dict]: # messages, checked
     "Turn a LLaVA record into messages. An answer before the first question is dropped, as LLaVA does."
     where = where or (f"record {record['id']!r}" if isinstance(record, dict) and 'id' in record else 'record')
-    turns = record.get('conversations') if isinstance(record, dict) else None
-    if not isinstance(turns, list) or not turns:
-        raise BadRecord('no conversations',
-                        f"no list of turns in 'conversations', got {_short(turns if isinstance(record, dict) else record)}",
-                        'a record looks like {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}', where)
-    files = record_images(record)
+    turns, files = _turns(record, where), record_images(record)
     images = iter(files)
     messages = [_turn(t, i, images if files else None, where) for i,t in enumerate(turns)]
     if messages[0]['role'] == 'assistant': messages = messages[1:]
-    n, left = sum(len(images_of(m)) for m in messages), len(list(images))
-    if left:
+    n = sum(len(images_of(m)) for m in messages)
+    if list(images): # some are left
         raise BadRecord('placeholders', f'{n} {IMAGE} in the human turns for {len(files)} pictures',
                         f'write {IMAGE} once for each picture', where)
     return check_messages(messages, where)
 
 # %% ../../nbs/text/01_conversation.ipynb #1c4f5498
+def _turns(record, where):
+    "The list of turns of a record."
+    turns = record.get('conversations') if isinstance(record, dict) else None
+    if isinstance(turns, list) and turns: return turns
+    got = turns if isinstance(record, dict) else record
+    raise BadRecord('no conversations', f"no list of turns in 'conversations', got {_short(got)}",
+                    'a record looks like '
+                    '{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}', where)
+
 def _turn(t, i, images, where):
-    "Turn `i` of a record as a message; `images` yields the files of its placeholders, and is None in a record without any."
+    "Turn `i` of a record as a message; `images` yields the files of its placeholders, None: the record has none."
     def bad(reason, msg, hint=''): raise BadRecord(reason, msg, hint, where)
     if not isinstance(t, dict) or not isinstance(t.get('value'), str):
         bad('shape', f"turn {i} needs 'from' and 'value', got {_short(t)}")
-    role = ROLES.get(t.get('from'))
+    role, text = ROLES.get(t.get('from')), t['value']
     if role is None: bad('roles', f"turn {i} is by {t.get('from')!r}. Valid: {', '.join(ROLES)}")
-    text = t['value']
     n = text.count(IMAGE) if images is not None and role == 'user' else 0
     if not n: return dict(role=role, content=text)
     files = list(islice(images, n))
     if len(files) < n:
         bad('placeholders', f'turn {i} has {n} {IMAGE}, and only {len(files)} pictures are left for it',
             f'write {IMAGE} once for each picture')
-    return dict(role=role, content=[dict(type='image', path=f) for f in files]
-                + [dict(type='text', text=text.replace(IMAGE, '').strip())])
+    said = dict(type='text', text=text.replace(IMAGE, '').strip())
+    return dict(role=role, content=[*(dict(type='image', path=f) for f in files), said])
 
 # %% ../../nbs/text/01_conversation.ipynb #125db4e8
 def to_record(
     messages:list[dict], # a conversation
-    **fields, # what else the record shall hold, such as id or similarity
+    **fields, # what else the record should hold, such as id or similarity
 )->dict: # LLaVA format
     "Turn messages into a LLaVA record."
     names = dict(user='human', assistant='gpt', system='system')
-    turns = [{'from': names[m['role']], 'value': '\n'.join([IMAGE]*len(images_of(m))
-        + ([text_of(m)] if text_of(m) else []))} for m in check_messages(messages)]
+    def value(m): return '\n'.join([IMAGE]*len(images_of(m)) + [text_of(m)]*bool(text_of(m)))
+    turns = [{'from':names[m['role']], 'value':value(m)} for m in check_messages(messages)]
     files = [p.get('path') for m in messages for p in images_of(m)]
-    return dict(fields, **({'image': files if len(files) > 1 else files[0]} if files else {}), conversations=turns)
+    return dict(fields, **({'image':files if len(files) > 1 else files[0]} if files else {}), conversations=turns)
 
 # %% ../../nbs/text/01_conversation.ipynb #57c143b3
 @dataclass(frozen=True)
@@ -147,9 +156,9 @@ class Template:
     system:str='' # the system message if the conversation has none
     start:str='' # before everything
     before_system:str='' # written only if there is a system message
-    after_system:str=''
-    before_user:str=''
-    after_user:str=''
+    after_system:str='' # likewise
+    before_user:str='' # before each question
+    after_user:str='' # after each question
     before_answer:str='' # the assistant's header; also the generation prompt
     answer_lead:str='' # learnt, between the header and the answer
     answer_end:str='' # learnt, tells that the answer is over
@@ -164,31 +173,32 @@ class Template:
         eos:str='</s>', # the tokenizer's last token
     )->'Template': # with the two in place
         "Replace `{bos}` and `{eos}`."
-        keep = 'name','system'
-        new = {k:v.replace('{bos}', bos).replace('{eos}', eos) for k,v in vars(self).items() if isinstance(v, str)
-               and k not in keep}
+        marks = {k:v for k,v in vars(self).items() if isinstance(v, str) and k not in ('name','system')}
+        new = {k:v.replace('{bos}', bos).replace('{eos}', eos) for k,v in marks.items()}
         return type(self)(**{**vars(self), **new})
 
 # %% ../../nbs/text/01_conversation.ipynb #34ff513a
-_helpful = ('You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, '
+_helpful = ('You are a helpful language and vision assistant. '
+            'You are able to understand the visual content that the user provides, '
             'and assist the user with a variety of tasks using natural language.')
-_curious = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-            "and polite answers to the user's questions.")
+_curious = ('A chat between a curious user and an artificial intelligence assistant. '
+            "The assistant gives helpful, detailed, and polite answers to the user's questions.")
 
 TEMPLATES = {t.name:t for t in (
     Template('plain', answer_end='\n', keep_question=False),
-    Template('v1', system=_curious, after_system=' ', before_user='USER: ', before_answer=' ASSISTANT:',
-             answer_lead=' ', answer_end='{eos}'),
+    Template('v1', system=_curious, after_system=' ',
+             before_user='USER: ',
+             before_answer=' ASSISTANT:', answer_lead=' ', answer_end='{eos}'),
     Template('llava_llama_2', system=_helpful, before_system='<<SYS>>\n', after_system='\n<</SYS>>\n\n',
-             system_in_user=True,
-             before_user='{bos}[INST] ', before_answer=' [/INST]', answer_lead=' ', answer_end=' {eos}'),
+             system_in_user=True, before_user='{bos}[INST] ',
+             before_answer=' [/INST]', answer_lead=' ', answer_end=' {eos}'),
     Template('llama_3', system=_helpful, start='{bos}', trim=True,
              before_system='<|start_header_id|>system<|end_header_id|>\n\n', after_system='<|eot_id|>',
              before_user='<|start_header_id|>user<|end_header_id|>\n\n', after_user='<|eot_id|>',
              before_answer='<|start_header_id|>assistant<|end_header_id|>\n\n', answer_end='<|eot_id|>'),
     Template('chatml', system='You are a helpful assistant.', trim=True,
-             before_system='<|im_start|>system\n', after_system='<|im_end|>\n', before_user='<|im_start|>user\n',
-             after_user='<|im_end|>\n',
+             before_system='<|im_start|>system\n', after_system='<|im_end|>\n',
+             before_user='<|im_start|>user\n', after_user='<|im_end|>\n',
              before_answer='<|im_start|>assistant\n', answer_end='<|im_end|>', after_answer='\n'),
 )}
 
@@ -224,8 +234,8 @@ class Spans(list):
         if text: self.append(Span(text, supervised, literal))
 
     def _repr_html_(self)->str:
-        look = {(False,False):'color:#888', (False,True):'background:#dbeafe', (True,True):'background:#bbf7d0',
-                (True,False):'background:#86efac'}
+        look = {(False,False):'color:#888',         (False,True):'background:#dbeafe',
+                (True,False):'background:#86efac', (True,True):'background:#bbf7d0'} # by supervised, literal
         parts = (f'<span style="color:#111;{look[s[1:]]}">{escape(s.text)}</span>' for s in self)
         return f'<div style="white-space:pre-wrap;font:13px/1.7 monospace">{"".join(parts)}</div>'
 
@@ -239,40 +249,49 @@ def render(
 )->Spans: # the text in pieces
     "Write `messages` as text, each piece marked as learnt or read, template or literal."
     t, out = get_template(template).fill(bos, eos), Spans()
-    check_messages(messages)
-    system, turns = (text_of(messages[0]), messages[1:]) if messages[0]['role'] == 'system' else (t.system, messages)
+    system, turns = _split_system(check_messages(messages), t.system)
     out.add(t.start)
     if not t.system_in_user: _add_system(out, t, system)
     for i,m in enumerate(turns):
-        if m['role'] == 'user':
-            out.add(t.before_user)
-            if i == 0 and t.system_in_user: _add_system(out, t, system)
-            _add_question(out, t, m)
-            out.add(t.after_user)
-        else:
-            out.add(t.before_answer)
-            out.add(t.answer_lead, supervised=True)
-            out.add(_trim(t, text_of(m)), supervised=True, literal=True)
-            out.add(t.answer_end, supervised=True)
-            out.add(t.after_answer)
+        if m['role'] == 'assistant': _add_answer(out, t, m)
+        else: _add_question(out, t, m, system if t.system_in_user and i == 0 else '')
     if generation_prompt: out.add(t.before_answer)
     return out
 
 # %% ../../nbs/text/01_conversation.ipynb #481669fc
 def _trim(t, text): return text.strip() if t.trim else text
 
+def _split_system(messages, default):
+    "(the system message or the template's own, the turns)"
+    given = messages[0]['role'] == 'system'
+    return (text_of(messages[0]), messages[1:]) if given else (default, messages)
+
 def _add_system(out, t, system):
     "Write the system message, if there is one."
     if not (system := _trim(t, system)): return
-    out.add(t.before_system); out.add(system, literal=True); out.add(t.after_system)
+    out.add(t.before_system)
+    out.add(system, literal=True)
+    out.add(t.after_system)
 
-def _add_question(out, t, m):
-    "Write a user turn: its pictures first, each on a line of its own, then the text."
+def _add_question(out, t, m, system):
+    "Write a user turn: perhaps the system message, the pictures, each on a line of its own, then the text."
     n, text = len(images_of(m)), _trim(t, text_of(m))
-    if not t.keep_question: out.add(IMAGE*n); return
     if n: text = text.strip()
-    out.add('\n'.join([IMAGE]*n + ['']*bool(n and text)))
-    out.add(text, literal=True)
+    out.add(t.before_user)
+    _add_system(out, t, system)
+    if t.keep_question:
+        out.add('\n'.join([IMAGE]*n + ['']*bool(n and text)))
+        out.add(text, literal=True)
+    else: out.add(IMAGE*n)
+    out.add(t.after_user)
+
+def _add_answer(out, t, m):
+    "Write an assistant's turn, the only one that is learnt."
+    out.add(t.before_answer)
+    out.add(t.answer_lead, supervised=True)
+    out.add(_trim(t, text_of(m)), supervised=True, literal=True)
+    out.add(t.answer_end, supervised=True)
+    out.add(t.after_answer)
 
 # %% ../../nbs/text/01_conversation.ipynb #a8cbdbf8
 def prompt_end(
@@ -291,10 +310,12 @@ def prompt_end(
 # %% ../../nbs/text/01_conversation.ipynb #a24e1d57
 _JINJA = """
 {%- macro text(m) -%}
-{%- if m.content is string -%}{{- m.content -}}{%- else -%}{%- for p in m.content if p.type == 'text' -%}{{- p.text -}}{%- endfor -%}{%- endif -%}
+{%- if m.content is string -%}{{- m.content -}}{%- else -%}\
+{%- for p in m.content if p.type == 'text' -%}{{- p.text -}}{%- endfor -%}{%- endif -%}
 {%- endmacro -%}
 {%- macro marks(m) -%}
-{%- if m.content is not string -%}{%- for p in m.content if p.type in ('image', 'image_url') -%}{{- 'x' -}}{%- endfor -%}{%- endif -%}
+{%- if m.content is not string -%}\
+{%- for p in m.content if p.type in ('image', 'image_url') -%}{{- 'x' -}}{%- endfor -%}{%- endif -%}
 {%- endmacro -%}
 {%- macro system_turn(s) -%}
 {%- if s -%}{{- before_system + s + after_system -}}{%- endif -%}
@@ -306,7 +327,8 @@ _JINJA = """
 {%- if not system_in_user -%}{{- system_turn(given) -}}{%- endif -%}
 {%- for m in (messages[1:] if first else messages) -%}
 {%- set body = (text(m) | trim) if trim or marks(m) else text(m) -%}
-{%- if m.role != ('user', 'assistant')[loop.index0 % 2] -%}{{- raise_exception('user and assistant speak in turn, the user first') -}}{%- endif -%}
+{%- if m.role != ('user', 'assistant')[loop.index0 % 2] -%}\
+{{- raise_exception('user and assistant speak in turn, the user first') -}}{%- endif -%}
 {%- if m.role == 'user' -%}
 {{- before_user -}}
 {%- if loop.first and system_in_user -%}{{- system_turn(given) -}}{%- endif -%}

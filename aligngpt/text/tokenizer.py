@@ -22,9 +22,10 @@ def _merges(
     pieces:dict[str,float], # the score of every ordinary piece
 )->list[tuple[str,str]]: # pairs to merge, first come first merged
     "The order in which sentencepiece's byte-pair encoding merges."
-    cuts = [(score, i, p) for p,score in pieces.items() for i in range(1, len(p)) if p[:i] in pieces
-            and p[i:] in pieces]
-    return [(p[:i], p[i:]) for _,i,p in sorted(cuts, key=lambda c: (c[0], c[1], len(c[2])), reverse=True)]
+    cuts = [(score, i, p) for p,score in pieces.items()
+            for i in range(1, len(p)) if p[:i] in pieces and p[i:] in pieces]
+    cuts.sort(key=lambda c: (c[0], c[1], len(c[2])), reverse=True)
+    return [(p[:i], p[i:]) for _,i,p in cuts]
 
 # %% ../../nbs/text/02_tokenizer.ipynb #05f53bad
 def sentencepiece_backend(
@@ -32,33 +33,52 @@ def sentencepiece_backend(
     legacy:bool=True, # a space before each text between control tokens, not only before the first
 )->'tokenizers.Tokenizer': # gives the same ids as the sentencepiece library
     "Convert a sentencepiece model into a fast tokenizer, exactly."
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     proto = SentencePieceExtractor(str(file)).proto
     if proto.trainer_spec.model_type != 2:
         raise AlignGPTError(f'{file}: not a byte-pair model', 'let AutoTokenizer convert it')
-    ordinary = {p.piece:p.score for p in proto.pieces if p.type in (1, 4)} # NORMAL, USER_DEFINED
-    tok = Tokenizer(models.BPE(vocab={p.piece:i for i,p in enumerate(proto.pieces)}, merges=_merges(ordinary),
-                               unk_token=proto.trainer_spec.unk_piece,
-                               fuse_unk=True, byte_fallback=proto.trainer_spec.byte_fallback))
-    spec, prefix = proto.normalizer_spec, proto.normalizer_spec.add_dummy_prefix
-    norm = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
-    if spec.remove_extra_whitespaces: norm += [normalizers.Strip(), normalizers.Replace(Regex(' {2,}'), ' ')]
-    norm += [normalizers.Prepend('▁')]*(prefix and legacy) + [normalizers.Replace(' ', '▁')]
-    tok.normalizer = normalizers.Sequence(norm)
+    tok, prefix = Tokenizer(_pairs(proto)), proto.normalizer_spec.add_dummy_prefix
+    tok.normalizer, tok.decoder = _normalizer(proto.normalizer_spec, prefix and legacy), _decoder(prefix)
     if prefix and not legacy: tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-                                    + [decoders.Strip(' ', 1, 0)]*prefix)
-    added = [AddedToken(p.piece, normalized=False, special=p.type != 4) for p in proto.pieces
-             if p.type in (2, 3, 4)] # UNKNOWN, CONTROL
-    tok.add_special_tokens([a for a in added if a.special]); tok.add_tokens([a for a in added if not a.special])
+    _add_controls(tok, proto.pieces)
     return tok
 
+# %% ../../nbs/text/02_tokenizer.ipynb #8f1febbc
+def _pairs(proto):
+    "The model: pieces and their merges."
+    from tokenizers import models
+    spec = proto.trainer_spec
+    ordinary = {p.piece:p.score for p in proto.pieces if p.type in (1, 4)} # NORMAL, USER_DEFINED
+    return models.BPE(vocab={p.piece:i for i,p in enumerate(proto.pieces)}, merges=_merges(ordinary),
+                      unk_token=spec.unk_piece, fuse_unk=True, byte_fallback=spec.byte_fallback)
+
+def _normalizer(spec, prefix):
+    "What happens to a text first; `prefix`: it gets a space in front."
+    from tokenizers import Regex, normalizers as n
+    steps = [n.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces: steps += [n.Strip(), n.Replace(Regex(' {2,}'), ' ')]
+    return n.Sequence(steps + [n.Prepend('▁')]*prefix + [n.Replace(' ', '▁')])
+
+def _decoder(prefix):
+    "The way back to text."
+    from tokenizers import decoders as d
+    return d.Sequence([d.Replace('▁', ' '), d.ByteFallback(), d.Fuse()] + [d.Strip(' ', 1, 0)]*prefix)
+
+def _add_controls(tok, pieces):
+    "Pieces that are found before any merging."
+    from tokenizers import AddedToken
+    added = [AddedToken(p.piece, normalized=False, special=p.type != 4) for p in pieces
+             if p.type in (2, 3, 4)] # UNKNOWN, CONTROL, USER_DEFINED
+    tok.add_special_tokens([a for a in added if a.special])
+    tok.add_tokens([a for a in added if not a.special])
+
 # %% ../../nbs/text/02_tokenizer.ipynb #0c0d17b9
-LLAMA_3_CONTROL = ['<|begin_of_text|>', '<|end_of_text|>', *(f'<|reserved_special_token_{i}|>' for i in range(4)),
-                   '<|start_header_id|>', '<|end_header_id|>',
-                   '<|reserved_special_token_4|>', '<|eot_id|>',
-                   *(f'<|reserved_special_token_{i}|>' for i in range(5, 251))] # 256, from id 128000 on
+def _reserved(*numbers): return [f'<|reserved_special_token_{i}|>' for i in numbers]
+
+LLAMA_3_CONTROL = ['<|begin_of_text|>', '<|end_of_text|>', *_reserved(0, 1, 2, 3),
+                   '<|start_header_id|>', '<|end_header_id|>', *_reserved(4),
+                   '<|eot_id|>', *_reserved(*range(5, 251))] # 256, from id 128000 on
 
 # %% ../../nbs/text/02_tokenizer.ipynb #04224016
 def is_tiktoken(
@@ -91,8 +111,8 @@ def add_placeholders(
     "Add `<align>` and `<image>`, and choose a padding token if there is none."
     from tokenizers import AddedToken
     have = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in (ALIGN, IMAGE) if t not in have],
-                         special_tokens=True)
+    new = [AddedToken(t, normalized=False, special=True) for t in (ALIGN, IMAGE) if t not in have]
+    tokenizer.add_tokens(new, special_tokens=True)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -101,27 +121,15 @@ def load_tokenizer(
     path:str|Path, # a checkpoint folder, or a model's name on the hub
 )->Any: # a `PreTrainedTokenizerFast` with the placeholders
     "Load a language model's tokenizer, exact to the id, and add the placeholders."
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
     path = str(path)
-    model, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer.json')
-    config, about = (read_json(f) if (f := _file(path, n)) else {} for n in ('tokenizer_config.json', 'config.json'))
-    if not (ready or model or any(_file(path, n)
-                                  for n in ('vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'))):
-        raise AlignGPTError(f'{path}: no tokenizer found',
-                            'copy tokenizer.json or tokenizer.model from the language model')
-    kind = config.get('tokenizer_class') or ('LlamaTokenizer'
-                                             if about.get('model_type', 'llama') in ('llama','llava','aligngpt')
-                                             else '')
-    llama, tiktoken = kind in ('LlamaTokenizer', 'LlamaTokenizerFast'), bool(model) and is_tiktoken(model)
+    model, ready = _tokenizer_files(path)
+    config = _json(path, 'tokenizer_config.json')
+    llama, tiktoken = _is_llama(path, config), bool(model) and is_tiktoken(model)
     if tiktoken and not ready:
-        tok = _from_backend(tiktoken_backend(model), config, bos_token=LLAMA_3_CONTROL[0],
-                            eos_token=LLAMA_3_CONTROL[1])
+        bos, eos, *_ = LLAMA_3_CONTROL
+        tok = _from_backend(tiktoken_backend(model), config, bos_token=bos, eos_token=eos)
     elif model and llama and not tiktoken: tok = _exact_llama(path, model, config)
-    else:
-        try: tok = (PreTrainedTokenizerFast if llama and ready else AutoTokenizer).from_pretrained(path)
-        except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
-    if not tok.is_fast:
-        raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
+    else: tok = _as_written(path, plain=llama and ready)
     return add_placeholders(tok)
 
 # %% ../../nbs/text/02_tokenizer.ipynb #13330e61
@@ -133,21 +141,45 @@ def _file(path, name):
                            _raise_exceptions_for_connection_errors=False)
     except OSError as e: raise AlignGPTError(f'{path}: no such folder or model', str(e).split('\n')[0]) from e
 
+def _json(path, name): return read_json(f) if (f := _file(path, name)) else {}
+
+def _tokenizer_files(path):
+    "(tokenizer.model, tokenizer.json), or None for what is not there."
+    model, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer.json')
+    others = 'vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'
+    if model or ready or any(_file(path, n) for n in others): return model, ready
+    raise AlignGPTError(f'{path}: no tokenizer found',
+                        'copy tokenizer.json or tokenizer.model from the language model')
+
+def _is_llama(path, config):
+    "Does a folder ask for LLaMA's tokenizer? Without a name in its settings, by the kind of its model."
+    if kind := config.get('tokenizer_class'): return kind in ('LlamaTokenizer', 'LlamaTokenizerFast')
+    return _json(path, 'config.json').get('model_type', 'llama') in ('llama','llava','aligngpt')
+
+def _as_written(path, plain):
+    "A tokenizer as transformers loads it; `plain`: what tokenizer.json says and no more."
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    try: tok = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path)
+    except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
+    if tok.is_fast: return tok
+    raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
+
 def _from_backend(backend, config, **special):
     "A tokenizer of transformers around `backend`, with the settings of a tokenizer_config.json."
     from transformers import PreTrainedTokenizerFast
-    keep = 'bos_token','eos_token','unk_token','pad_token','add_bos_token','add_eos_token','model_max_length','padding_side','chat_template'
+    keep = ('bos_token', 'eos_token', 'unk_token', 'pad_token', 'add_bos_token', 'add_eos_token',
+            'model_max_length', 'padding_side', 'chat_template')
     given = {k:config[k] for k in keep if config.get(k) is not None}
     given = {k:v['content'] if isinstance(v, dict) else v for k,v in given.items()}
-    return PreTrainedTokenizerFast(tokenizer_object=backend,
-                                   **{'add_bos_token':True, 'clean_up_tokenization_spaces':False, **special, **given})
+    defaults = {'add_bos_token':True, 'clean_up_tokenization_spaces':False, **special}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{**defaults, **given})
 
 def _exact_llama(path, model, config):
     "LLaMA's tokenizer around the exact conversion of sentencepiece file `model`."
     from transformers import LlamaTokenizer
-    tok = _from_backend(sentencepiece_backend(model, config.get('legacy', True)), config, bos_token='<s>',
-                        eos_token='</s>', unk_token='<unk>')
-    added = LlamaTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # those of a fine-tuned checkpoint
+    backend = sentencepiece_backend(model, config.get('legacy', True))
+    tok = _from_backend(backend, config, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+    added = LlamaTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # of a fine-tuned checkpoint
     tok.add_tokens([t for i,t in sorted(added.items()) if i >= len(tok)])
     return tok
 
@@ -156,7 +188,7 @@ def _exact_llama(path, model, config):
 class Tokens:
     "Token ids that remember where they came from."
     ids:list[int]=field(default_factory=list) # [n]
-    chars:list[int]=field(default_factory=list) # [n] index of the last character each stands for; -1 for an added first token
+    chars:list[int]=field(default_factory=list) # [n] index of each one's last character; -1: an added first token
     supervised:list[bool]=field(default_factory=list) # [n] does it carry a loss?
     def __len__(self): return len(self.ids)
 
@@ -170,10 +202,9 @@ class TextEncoder:
         added = {i:t for i,t in tokenizer.added_tokens_decoder.items() if t.special and t.content != ALIGN}
         self.control = {t.content:i for i,t in added.items()}
         self.bos_id, self.image_id = tokenizer.bos_token_id, self.control[IMAGE]
-        strip = lambda t: r'\s*'*t.lstrip + re.escape(t.content) + r'\s*'*t.rstrip
-        self.pattern = re.compile('(' + '|'.join(strip(t)
-                                                 for t in sorted(added.values(), key=lambda t: -len(t.content)))
-                                                 + ')')
+        longest = sorted(added.values(), key=lambda t: -len(t.content))
+        strip = [r'\s*'*t.lstrip + re.escape(t.content) + r'\s*'*t.rstrip for t in longest]
+        self.pattern = re.compile('(' + '|'.join(strip) + ')')
         source = tokenizer.backend_tokenizer.to_str()
         later = source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         self.first = _text_only(source)
@@ -207,18 +238,15 @@ class TextEncoder:
     )->Tokens: # ids, where they came from, and whether they are learnt
         "Tokenize."
         spans = [Span(spans)] if isinstance(spans, str) else list(spans)
-        learnt, out, begins = [s.supervised for s in spans for _ in s.text], Tokens(), True
-        pieces = self.pieces(spans)
+        pieces, out, begins = self.pieces(spans), Tokens(), True
         if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id):
             out.ids, out.chars = [self.bos_id], [-1]
         for text,at,control in pieces:
-            if control is None:
-                ids, ends = self.read(text, begins)
-                out.ids += ids
-                out.chars += [at + e for e in ends]
-            else:
-                out.ids.append(control); out.chars.append(at + len(text) - 1)
-                begins = control == self.image_id or len(out) == 1
+            ids, ends = self.read(text, begins) if control is None else ([control], [len(text)-1])
+            out.ids += ids
+            out.chars += [at + e for e in ends]
+            if control is not None: begins = control == self.image_id or len(out) == 1
+        learnt = [s.supervised for s in spans for _ in s.text]
         out.supervised = [c >= 0 and learnt[c] for c in out.chars]
         return out
 
@@ -235,27 +263,31 @@ def _text_only(source):
 class TokenText:
     "Tokens in, text out, as soon as it is final; ends at a stop string."
     def __init__(self,
-        tokenizer, # decodes
-        stop:list[str]=(), # where the text shall end; they are not part of it
-    ): self.tokenizer, self.stop, self.ids, self.window, self.text, self.given, self.ended = tokenizer, tuple(stop), [], (0, 0), '', 0, False
+        tokenizer:Any, # decodes
+        stop:Iterable[str]=(), # where the text ends; they are not part of it
+    ):
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.ids, self.window = [], (0, 0) # tokens so far; those that were read last, up to where text was complete
+        self.text, self.given, self.ended = '', 0, False # so far; its characters that are out; has a stop string come?
 
     def add(self,
         token:int, # the next one
     )->str: # text that is final now
         "Take a token."
         self.ids.append(token)
-        (a, b), decode = self.window, self._decode
-        old, new = decode(self.ids[a:b]), decode(self.ids[a:])
+        a, b = self.window
+        old, new = self._decode(self.ids[a:b]), self._decode(self.ids[a:])
         if len(new) <= len(old) or new.endswith('\ufffd'): return ''
-        self.window, self.text = (b, len(self.ids)), (self.text + new[len(old):] if self.text
-                                                      else new[len(old):].lstrip())
+        more = new[len(old):]
+        self.window, self.text = (b, len(self.ids)), self.text + (more if self.text else more.lstrip())
         return self._give(len(self.text.rstrip()) - self._held())
 
     def end(self)->str: # the rest
         "There are no more tokens."
         if not self.ended:
-            self.text = (self.text
-                         + self._decode(self.ids[self.window[0]:])[len(self._decode(self.ids[slice(*self.window)])):]).strip()
+            a, b = self.window
+            self.text += self._decode(self.ids[a:])[len(self._decode(self.ids[a:b])):]
+            self.text = self.text.strip()
         return self._give(len(self.text))
 
     def _decode(self, ids): return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ''

@@ -11,6 +11,7 @@ import re
 from torch import nn
 
 from ..core.errors import AlignGPTError
+from ..core.markup import Table
 from ..model.layers import AlignmentGate, check_config
 from .settings import StageConfig
 
@@ -19,12 +20,14 @@ PARTS = 'vision_tower', 'projector', 'levels', 'gate', 'language_model'
 
 class FreezeTable(dict):
     "Parameter counts by part: `{part: (trained, all)}`."
-    def _rows(self): return [(p, t, n) for p,(t,n) in self.items()] + [('all', *map(sum, zip(*self.values())))]
-    def __str__(self): return '\n'.join(f'{p:15}{t:>15,} of {n:>15,} trained' for p,t,n in self._rows())
+    def table(self)->Table: # a row for each part, and one for all
+        "The counts under headings."
+        rows = [(p, t, n) for p,(t,n) in self.items()]
+        return Table([*rows, ('all', sum(t for _,t,_ in rows), sum(n for *_,n in rows))], ('part', 'trained', 'all'))
+
+    def __str__(self): return str(self.table())
     __repr__ = __str__
-    def _repr_markdown_(self):
-        return '\n'.join(['| part | trained | all |', '|---|--:|--:|']
-                         + [f'| {p} | {t:,} | {n:,} |' for p,t,n in self._rows()])
+    def _repr_markdown_(self): return self.table()._repr_markdown_()
 
 # %% ../../nbs/training/02_freezing.ipynb #345ff3c4
 def _is_read(name, config):
@@ -47,21 +50,22 @@ def freeze(
     if gone := [p for p in train if p not in have]:
         raise AlignGPTError(f'The model has no {gone[0]}, which this stage trains',
                             'add it first: `add_gate(model)`' if gone[0] == 'gate' else '')
-    table = FreezeTable()
-    for part in have:
-        ps = list(getattr(model, part).named_parameters())
-        adapted = any('lora_' in n for n,_ in ps)
-        for n,p in ps:
-            learns = 'lora_' in n if adapted else part != 'vision_tower' or _is_read(n, model.config)
-            p.requires_grad_(part in train and p.is_floating_point() and learns)
-        table[part] = sum(_size(p) for _,p in ps if p.requires_grad), sum(_size(p) for _,p in ps)
-    return table
+    return FreezeTable((part, _freeze_part(model, part, part in train)) for part in have)
+
+def _freeze_part(model, part, learns):
+    "Freeze a part, or let it learn as far as it can; (trained, all)."
+    params = list(getattr(model, part).named_parameters())
+    adapted = any('lora_' in n for n,_ in params)
+    for n,p in params:
+        able = 'lora_' in n if adapted else part != 'vision_tower' or _is_read(n, model.config)
+        p.requires_grad_(learns and able and p.is_floating_point())
+    return sum(_size(p) for _,p in params if p.requires_grad), sum(_size(p) for _,p in params)
 
 # %% ../../nbs/training/02_freezing.ipynb #0970c3a8
 def add_gate(
-    model, # an AlignGPT without a gate
-    gate_text:str='prompt', # which text it shall read: 'prompt' or 'full'
-):# the same model
+    model:nn.Module, # an AlignGPT without a gate; changed in place
+    gate_text:str='prompt', # which text it reads: 'prompt' or 'full'
+)->nn.Module: # the same model
     "Give a pre-trained model a fresh gate for instruction tuning (paper, section 3.3)."
     if model.gate is not None: raise AlignGPTError('The model has a gate already', 'continue its tuning as it is')
     c = model.config
@@ -80,10 +84,13 @@ def param_groups(
     if bad := [p for p in stage.part_rates if p not in PARTS]:
         raise AlignGPTError(f"part_rates: unknown part {bad[0]!r}. Valid: {', '.join(PARTS)}")
     for n,p in model.named_parameters():
-        if not p.requires_grad: continue
-        part = next((k for k in PARTS if f'{k}.' in n), None)
-        matrix = len(getattr(p, 'ds_shape', p.shape)) > 1 and part != 'levels'
-        groups.setdefault((stage.part_rates.get(part, stage.learning_rate), stage.weight_decay*matrix), []).append(p)
+        if p.requires_grad: groups.setdefault(_rate_and_decay(n, p, stage), []).append(p)
     if not groups:
         raise AlignGPTError('Nothing to train: every parameter is frozen', "name parts in the stage's `train`")
     return [dict(params=ps, lr=rate, weight_decay=decay) for (rate, decay),ps in groups.items()]
+
+def _rate_and_decay(name, p, stage):
+    "What the optimizer does with a parameter."
+    part = next((k for k in PARTS if f'{k}.' in name), None)
+    matrix = len(getattr(p, 'ds_shape', p.shape)) > 1 and part != 'levels'
+    return stage.part_rates.get(part, stage.learning_rate), stage.weight_decay*matrix

@@ -9,8 +9,10 @@ __all__ = ['SPEEDS', 'part_sizes', 'layer_size', 'layer_activations', 'activatio
 # %% ../../nbs/training/07_plan.ipynb #b28b3c2e
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.errors import AlignGPTError
+from ..core.markup import Table
 from ..model.layers import AlignGPTConfig, num_patches, projector_depth
 from .settings import StageConfig, override
 
@@ -19,37 +21,44 @@ def part_sizes(
     c:AlignGPTConfig, # of the model
 )->dict[str,int]: # parameters by part
     "Count the parameters of each part."
-    t, v, n = c.text_config, c.vision_config, c.num_image_tokens
-    H, depth = t.hidden_size, projector_depth(c.projector_type)
+    t, v, n, depth = c.text_config, c.vision_config, c.num_image_tokens, projector_depth(c.projector_type)
+    H = t.hidden_size
+    gate = (n + 1)*c.gate_hidden_size + (c.gate_hidden_size + 1)*(c.num_levels - 1)
+    embeddings = t.vocab_size*H*(1 if t.tie_word_embeddings else 2)
     return dict(vision_tower=_tower_size(v),
-                projector=0 if not depth else (v.hidden_size + 1)*H + (depth-1)*(H + 1)*H, levels=c.num_levels*H,
-                gate=(n + 1)*c.gate_hidden_size + (c.gate_hidden_size + 1)*(c.num_levels - 1) if c.use_gate else 0,
-                language_model=t.num_hidden_layers*layer_size(t) + t.vocab_size*H*(1 if t.tie_word_embeddings else 2)
-                + H)
+                projector=(v.hidden_size + 1)*H + (depth - 1)*(H + 1)*H if depth else 0,
+                levels=c.num_levels*H,
+                gate=gate if c.use_gate else 0,
+                language_model=t.num_hidden_layers*layer_size(t) + embeddings + H)
 
 def layer_size(
-    t, # configuration of a Llama
+    t:Any, # configuration of a Llama
 )->int: # parameters
     "Count the parameters of one layer of the language model."
-    H, head = t.hidden_size, getattr(t, 'head_dim', None) or t.hidden_size//t.num_attention_heads
-    q, kv = t.num_attention_heads*head, (getattr(t, 'num_key_value_heads', None) or t.num_attention_heads)*head
-    return 2*H*q + 2*H*kv + 3*H*t.intermediate_size + 2*H
+    H, (Q, K) = t.hidden_size, _attention_widths(t)
+    return 2*H*Q + 2*H*K + 3*H*t.intermediate_size + 2*H
 
 # %% ../../nbs/training/07_plan.ipynb #d3cf60b1
+def _attention_widths(t):
+    "Widths of the queries and of the keys, over all heads."
+    head = getattr(t, 'head_dim', None) or t.hidden_size//t.num_attention_heads
+    return t.num_attention_heads*head, (getattr(t, 'num_key_value_heads', None) or t.num_attention_heads)*head
+
 def _tower_size(v):
     "Parameters of a CLIP vision tower."
-    W, layer = v.hidden_size, 4*(v.hidden_size + 1)*v.hidden_size + 2*v.hidden_size*v.intermediate_size + v.hidden_size + v.intermediate_size + 4*v.hidden_size
-    return v.num_hidden_layers*layer + 3*v.patch_size**2*W + (num_patches(v) + 1)*W + W + 4*W
+    W, I = v.hidden_size, v.intermediate_size
+    attention, mlp, norms = 4*(W + 1)*W, 2*W*I + W + I, 4*W
+    embeddings = 3*v.patch_size**2*W + (num_patches(v) + 1)*W + W
+    return v.num_hidden_layers*(attention + mlp + norms) + embeddings + 4*W
 
 # %% ../../nbs/training/07_plan.ipynb #6997e921
 def layer_activations(
-    t, # configuration of a Llama
+    t:Any, # configuration of a Llama
     trained:bool, # do its weights learn?
     size:int=2, # bytes of a number
 )->int: # bytes per token
     "What the backward pass of one layer needs of the forward pass."
-    H, I, head = t.hidden_size, t.intermediate_size, getattr(t, 'head_dim', None) or t.hidden_size//t.num_attention_heads
-    Q, K = t.num_attention_heads*head, (getattr(t, 'num_key_value_heads', None) or t.num_attention_heads)*head
+    H, I, (Q, K) = t.hidden_size, t.intermediate_size, _attention_widths(t)
     kept = 2*Q + 2*K + 3*I + (3*H + Q + I if trained else 0)
     return size*kept + 2*H*max(size, 4) + 4*t.num_attention_heads
 
@@ -57,7 +66,7 @@ def activations(
     c:AlignGPTConfig, # of the model
     tokens:int, # of a batch on one device
     trained:tuple[str,...], # parts that learn
-    checkpointing:bool=True,
+    checkpointing:bool=True, # compute activations again in the backward pass
     size:int=2, # bytes of a number
 )->int: # bytes
     "What a batch keeps until its backward pass."
@@ -70,29 +79,36 @@ def activations(
 class Plan:
     "What a stage needs on one GPU, and how long it takes."
     name:str # of the stage
-    gpus:int
+    gpus:int # how many
     gpu_memory:float # GB each
     parts:dict # GB by purpose
     hours:tuple[float,float] # from, to
     tokens_per_second:tuple[float,float] # of all GPUs together, from, to
     steps:int # optimizer steps
-    sharding:str='none'
-    notes:list=field(default_factory=list)
+    sharding:str='none' # as in `StageConfig`
+    notes:list=field(default_factory=list) # sentences
 
     @property
     def total(self)->float: # GB
+        "Memory on one GPU."
         return sum(self.parts.values())
+
     @property
-    def fits(self)->bool: return self.total <= self.gpu_memory
+    def fits(self)->bool:
+        "Is the GPU large enough?"
+        return self.total <= self.gpu_memory
 
     def __str__(self):
-        rows = [f'{k:28}{v:8.1f} GB'
-                for k,v in self.parts.items()] + [f"{'together':28}{self.total:8.1f} GB of {self.gpu_memory:g}: {'fits' if self.fits else 'does not fit'}"]
-        return '\n'.join([f'{self.name}, {self.gpus} GPUs, {self.sharding}', *rows,
-                          f'{self.steps:,} steps, {self.hours[0]:.1f} to {self.hours[1]:.1f} hours, '
-                          f'{self.tokens_per_second[0]:,.0f} to {self.tokens_per_second[1]:,.0f} tokens per second',
-                          *self.notes])
+        verdict = f"of {self.gpu_memory:g}: {'fits' if self.fits else 'does not fit'}"
+        return '\n'.join([f'{self.name}, {self.gpus} GPUs, {self.sharding}',
+                          *[f'{k:28}{v:8.1f} GB' for k,v in self.parts.items()],
+                          f"{'together':28}{self.total:8.1f} GB {verdict}", *self._time(), *self.notes])
     __repr__ = __str__
+
+    def _time(self):
+        (short, long), (slow, fast) = self.hours, self.tokens_per_second
+        return [f'{self.steps:,} steps, {short:.1f} to {long:.1f} hours, {slow:,.0f} to {fast:,.0f} tokens per second']
+
     def _repr_markdown_(self): return '```\n' + str(self) + '\n```'
 
 # %% ../../nbs/training/07_plan.ipynb #32ff17cb
@@ -100,20 +116,20 @@ def static_memory(
     sizes:dict[str,int], # parameters by part
     trained:tuple[str,...], # parts that learn
     sharding:str='none', # as in `StageConfig`
-    gpus:int=1,
+    gpus:int=1, # that share
     half:bool=True, # mixed precision; else float32 throughout
 )->dict[str,float]: # bytes on one GPU: weights, gradients, optimizer
     "What stays on a GPU from step to step, and the gradients."
+    if sharding == 'zero3-offload': return dict(weights=0., gradients=0., optimizer=0.)
     T, all_ = sum(sizes[p] for p in trained), sum(sizes.values())
-    share = lambda *kinds: gpus if sharding in kinds else 1
-    sharded = sharding != 'none'
-    frozen, learnt, grad, adam = (2, 2, 2, 12) if half and sharded else (2, 4, 4, 8) if half else (4, 4, 4, 8)
-    if sharding == 'fsdp': frozen, learnt, grad, adam = 4, 4, 4, 8
-    whole = share('zero3', 'zero3-offload', 'fsdp')
-    away = sharding == 'zero3-offload'
-    return dict(weights=0. if away else ((all_ - T)*frozen + T*learnt)/whole,
-                gradients=0. if away else T*grad/share('zero2', 'zero3', 'fsdp'),
-                optimizer=0. if away else T*adam/share('zero2', 'zero3', 'fsdp'))
+    frozen, learnt, grad, adam = _bytes_each(sharding, half)
+    whole, some = (gpus if sharding in kinds else 1 for kinds in (('zero3', 'fsdp'), ('zero2', 'zero3', 'fsdp')))
+    return dict(weights=((all_ - T)*frozen + T*learnt)/whole, gradients=T*grad/some, optimizer=T*adam/some)
+
+def _bytes_each(sharding, half):
+    "Bytes of a frozen parameter, and of a trained one, its gradient and its moments."
+    if sharding == 'fsdp' or not half: return 4, 4, 4, 8
+    return (2, 4, 4, 8) if sharding == 'none' else (2, 2, 2, 12)
 
 # %% ../../nbs/training/07_plan.ipynb #23eaeffa
 SPEEDS = dict(v100=125e12, a100=312e12, h100=989e12, l40s=362e12,
@@ -127,17 +143,17 @@ def step_operations(
     supervised:float=100., # mean labels of a sample
 )->float: # floating-point operations
     "What one sample costs."
-    t, sizes = c.text_config, part_sizes(c)
-    H, learns = t.hidden_size, 'language_model' in stage.train
-    factor = 2 + 2 + 2*learns + 2*stage.checkpointing
+    t, H, learns = c.text_config, c.text_config.hidden_size, 'language_model' in stage.train
     attention = 2*t.num_hidden_layers*H*length # two products of half the square
-    return length*factor*(t.num_hidden_layers*layer_size(t)
-                          + attention) + supervised*(6 if learns else 4)*t.vocab_size*H + images*(num_patches(c.vision_config)+1)*2*sizes['vision_tower']
+    layers = length*(2 + 2 + 2*learns + 2*stage.checkpointing)*(t.num_hidden_layers*layer_size(t) + attention)
+    output = supervised*(6 if learns else 4)*t.vocab_size*H
+    tower = images*(num_patches(c.vision_config) + 1)*2*_tower_size(c.vision_config)
+    return layers + output + tower
 
 def plan(
     config:AlignGPTConfig, # of the model
     stage:StageConfig, # batch, sharding, precision, what is trained
-    gpus:int=8,
+    gpus:int=8, # how many
     gpu_memory:float=80., # GB each
     samples:int|None=None, # in the data; those of the release by default
     length:float|None=None, # mean tokens of a sample; those of the release by default
@@ -146,32 +162,42 @@ def plan(
 )->Plan:
     "Predict memory and time of a stage."
     if gpu not in SPEEDS: raise AlignGPTError(f"Unknown GPU {gpu!r}. Valid: {', '.join(SPEEDS)}")
-    tuning, t = 'language_model' in stage.train, config.text_config
-    samples = samples or (665_298 if tuning else 558_128)
-    length = length or config.num_image_tokens + (180 if tuning else 25)
-    tokens = stage.batch_size*(longest or min(stage.max_length,
-                                              int(config.num_image_tokens + (900 if tuning else 60))))
-    half, sharding = stage.precision != 'fp32', stage.sharding if gpus > 1 or stage.sharding.endswith('offload') else 'none'
+    usual = _usual(config, stage)
+    sharding = stage.sharding if gpus > 1 or stage.sharding.endswith('offload') else 'none'
+    parts = _memory(config, stage, sharding, gpus, stage.batch_size*(longest or usual['longest']))
+    length, batch = length or usual['length'], stage.batch_size*stage.accumulate*gpus
+    steps = stage.max_steps if stage.max_steps >= 0 else math.ceil((samples or usual['samples'])/batch*stage.epochs)
+    work = steps*batch*step_operations(config, stage, length)
+    fast, slow = (work/(gpus*SPEEDS[gpu]*use) for use in (.55, .25))
+    tokens = steps*batch*length
+    notes = [_FLOAT32] if stage.precision == 'fp32' and gpus > 1 else []
+    return Plan(stage.name, gpus, gpu_memory, {k:v/1e9 for k,v in parts.items()}, (fast/3600, slow/3600),
+                (tokens/slow, tokens/fast), steps, sharding, notes)
+
+_FLOAT32 = 'float32 throughout: bf16 would take about half the memory and a quarter of the time'
+
+def _usual(config, stage):
+    "The release's data: samples, their mean length, and a length that 95 of 100 do not reach."
+    tuning, n = 'language_model' in stage.train, config.num_image_tokens
+    return dict(samples=665_298 if tuning else 558_128, length=n + (180 if tuning else 25),
+                longest=min(stage.max_length, n + (900 if tuning else 60)))
+
+def _memory(config, stage, sharding, gpus, tokens):
+    "Bytes on one GPU by purpose, with a batch of so many tokens."
+    t, half, tuning = config.text_config, stage.precision != 'fp32', 'language_model' in stage.train
     sizes = part_sizes(config) | ({'gate':0} if 'gate' not in stage.train else {})
-    parts = static_memory(sizes, stage.train, sharding, gpus, half)
-    parts['activations'] = activations(config, tokens, stage.train, stage.checkpointing, 2 if half else 4)
-    parts['logits in slices'] = (2**25*4*(3 if tuning else 2)
-                                 + (t.vocab_size*t.hidden_size*2 if sharding != 'none' else 0))
-    if sharding in ('zero3', 'zero3-offload', 'fsdp'): parts['parameters in use'] = 2*min(1e9, 3*layer_size(t))
-    parts['CUDA and fragments'] = 1e9 + .05*sum(parts.values())
-    steps = (math.ceil(samples/(stage.batch_size*stage.accumulate*gpus)*stage.epochs)
-             if stage.max_steps < 0 else stage.max_steps)
-    seen = steps*stage.batch_size*stage.accumulate*gpus
-    seconds = [seen*step_operations(config, stage, length)/(gpus*SPEEDS[gpu]*use) for use in (.55, .25)]
-    notes = [] if half or gpus == 1 else ['float32 throughout: bf16 would take about half the memory and a quarter of the time']
-    return Plan(stage.name, gpus, gpu_memory, {k:v/1e9 for k,v in parts.items()}, tuple(s/3600 for s in seconds),
-                tuple(seen*length/s for s in reversed(seconds)), steps, sharding, notes)
+    out = static_memory(sizes, stage.train, sharding, gpus, half)
+    out['activations'] = activations(config, tokens, stage.train, stage.checkpointing, 2 if half else 4)
+    out['logits in slices'] = 2**25*4*(3 if tuning else 2) + (sharding != 'none')*t.vocab_size*t.hidden_size*2
+    if sharding in ('zero3', 'zero3-offload', 'fsdp'): out['parameters in use'] = 2*min(1e9, 3*layer_size(t))
+    out['CUDA and fragments'] = 1e9 + .05*sum(out.values())
+    return out
 
 # %% ../../nbs/training/07_plan.ipynb #580d41f3
 def choose_sharding(
     config:AlignGPTConfig, # of the model
     stage:StageConfig, # everything but the sharding
-    **kwargs, # gpus, gpu_memory and so on, for `plan`
+    **kwargs:Any, # gpus, gpu_memory and so on, for `plan`
 )->Plan: # the first that fits, else the last
     "Try the ways of sharding from the fastest to the leanest."
     for kind in ('none', 'zero2', 'zero3', 'zero3-offload'):
@@ -186,13 +212,12 @@ def predicted_peak(
     batch:int, # samples
     length:int, # tokens of each
     supervised:int, # labels of each
-    checkpointing:bool=False,
+    checkpointing:bool=False, # compute activations again in the backward pass
     size:int=4, # bytes of a number
 )->float: # bytes
     "Peak memory of a training step of one process, in float32."
     t, m = config.text_config, static_memory(part_sizes(config), train, half=False)
-    tokens, labels, learns = batch*length, batch*supervised, 'language_model' in train
-    at_once = min(labels, 2**25//t.vocab_size)*t.vocab_size*4*3
-    head = t.vocab_size*t.hidden_size*4 if learns else 0
-    return m['weights'] + m['optimizer'] + max(activations(config, tokens, train, checkpointing, size) + at_once
-                                               + head, m['gradients'])
+    logits = min(batch*supervised, 2**25//t.vocab_size)*t.vocab_size*4*3
+    head = t.vocab_size*t.hidden_size*4 if 'language_model' in train else 0
+    step = activations(config, batch*length, train, checkpointing, size) + logits + head
+    return m['weights'] + m['optimizer'] + max(step, m['gradients'])

@@ -51,6 +51,9 @@ def seal(
         shutil.rmtree(p, ignore_errors=True)
 
 # %% ../../nbs/training/03_runs.ipynb #d89ab652
+_FULL = ('No space left', 'quota exceeded', 'File too large', 'file write failed', 'PytorchStreamWriter',
+         'unexpected pos') # what the writers below say of a full disk
+
 @contextlib.contextmanager
 def saving(
     folder:Path, # of the stage
@@ -59,14 +62,13 @@ def saving(
     "Turn what goes wrong while a checkpoint is written into an `AlignGPTError`, and remove the torso."
     try: yield
     except Exception as e:
-        full = (getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                or any(s in str(e) for s in ('No space left', 'quota exceeded', 'File too large', 'file write failed',
-                                             'PytorchStreamWriter', 'unexpected pos')))
-        if not full: raise
+        full = getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not any(s in str(e) for s in _FULL): raise
         shutil.rmtree(what, ignore_errors=True)
         last = last_checkpoint(folder)
+        kept = f'{last.name} is whole' if last else 'nothing was saved before'
         raise AlignGPTError(f'{what}: the disk is full (or a size limit is reached); it could not be written',
-                            f"{f'{last.name} is whole' if last else 'nothing was saved before'}: free some space, and run the same command again") from e
+                            f'{kept}: free some space, and run the same command again') from e
 
 # %% ../../nbs/training/03_runs.ipynb #0486805f
 class Interrupted(AlignGPTError):
@@ -95,19 +97,19 @@ class Stop:
         if self.number and number == signal.SIGINT and now - self.since > 1: raise KeyboardInterrupt
         if not self.number: self.number, self.since = int(number), now
 
-    def listen(self):
+    def listen(self)->None:
         "Begin to listen; only the main thread can."
         if threading.current_thread() is threading.main_thread():
             self.old = {s:signal.signal(s, self._heard) for s in self.signals}
 
-    def leave(self):
+    def leave(self)->None:
         "Give the signals back."
         for s,h in self.old.items(): signal.signal(s, h)
         self.old = {}
 
     def agree(self,
-        device='cpu', # of this process, for the exchange
-    )->bool: # shall we stop?
+        device:str|torch.device='cpu', # of this process, for the exchange
+    )->bool: # should we stop?
         "Tell all processes what any of them heard."
         if dist.is_available() and dist.is_initialized():
             heard = torch.tensor(self.number, device=device)
@@ -126,43 +128,54 @@ class RunCallback(TrainerCallback):
         self.folder, self.desc, self.keep, self.stop, self.bar = Path(folder), desc, keep, Stop(), None
 
     def on_train_begin(self, args, state, control, **kwargs):
+        "Start the clock and the bar, and listen to signals."
         self.since = time.perf_counter(), state.global_step, state.num_input_tokens_seen
         if self.desc and state.is_world_process_zero:
             self.bar = progress(desc=self.desc, total=state.max_steps, initial=state.global_step, unit='step')
         self.stop.listen()
 
-    def on_train_end(self, args, state, control, **kwargs): self.close()
-    def close(self):
+    def on_train_end(self, args, state, control, **kwargs):
+        "Give everything back."
+        self.close()
+
+    def close(self)->None:
         "Give back the signals and the bar."
         self.stop.leave()
         if self.bar is not None: self.bar.close()
 
     def on_step_end(self, args, state, control, **kwargs):
+        "Move the bar, and agree whether to stop."
         if self.bar is not None: self.bar.update(state.global_step - self.bar.n)
         if self.stop.agree(args.device): control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        "Write a line; a loss that is no number ends the run."
         if 'loss' not in logs and 'eval_loss' not in logs: return
         if not math.isfinite(logs.get('loss', 0.)):
             raise AlignGPTError(f"{self.folder}: the loss is {logs['loss']} at step {state.global_step}",
-                                'the last checkpoint is intact: lower the learning rate, or use bf16 or fp32 instead of fp16, and run the command again')
+                                'the last checkpoint is intact: lower the learning rate, or use bf16 or fp32 instead '
+                                'of fp16, and run the command again')
         if state.is_world_process_zero: self._write(state, logs)
 
     def _write(self, state, logs):
-        row = dict(step=state.global_step, **{k:logs[k] for k in ('loss', 'eval_loss', 'learning_rate', 'grad_norm')
-                                              if k in logs})
-        if 'loss' in logs:
-            now = time.perf_counter(), state.global_step, state.num_input_tokens_seen
-            seconds, steps, tokens = (a-b for a,b in zip(now, self.since))
-            self.since = now
-            row.update(ms=round(seconds*1000/max(steps, 1), 1),
-                       **({'tokens_per_second':round(tokens/seconds)} if tokens else {}))
-            if self.bar is not None:
-                self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
+        names = 'loss', 'eval_loss', 'learning_rate', 'grad_norm'
+        row = dict(step=state.global_step, **{k:logs[k] for k in names if k in logs})
+        if 'loss' in logs: row |= self._speed(state)
+        if 'loss' in logs and self.bar is not None:
+            self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
         with os_errors(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
 
+    def _speed(self, state):
+        "Milliseconds per step and tokens per second since the last line."
+        now = time.perf_counter(), state.global_step, state.num_input_tokens_seen
+        seconds, steps, tokens = (a-b for a,b in zip(now, self.since))
+        self.since = now
+        return dict(ms=round(seconds*1000/max(steps, 1), 1),
+                    **({'tokens_per_second':round(tokens/seconds)} if tokens else {}))
+
     def on_save(self, args, state, control, **kwargs):
+        "Seal the checkpoint when all processes have written theirs."
         if dist.is_available() and dist.is_initialized(): dist.barrier()
         p = self.folder/f'checkpoint-{state.global_step}'
         if state.is_world_process_zero and p.exists():

@@ -32,12 +32,12 @@ class StageConfig:
     max_length: int = 2048 # tokens of a sample, image tokens included
     template: str = 'v1' # conversation template
     image_aspect_ratio: str = 'pad' # 'pad' to a square, or a 'square' crop
-    pack: int = 0 # several samples in one row of so many positions, `batch_size` rows at a time; 0: each sample has a row of its own
+    pack: int = 0 # pack samples into rows of so many positions, `batch_size` rows at a time; 0: a row for each sample
     group: str = 'modality' # batches of samples of the same modality and similar length: 'modality', or 'none'
     shuffle: bool = True # draw the samples in an order that seed and epoch decide
     precision: str = 'auto' # 'auto', 'fp32', 'bf16', 'fp16'
     checkpointing: bool = True # recompute activations in the backward pass
-    sharding: str = 'none' # over several processes: 'none' (each has everything), 'zero2', 'zero3', 'zero3-offload', 'fsdp', or a DeepSpeed JSON file
+    sharding: str = 'none' # among processes: 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp', or a DeepSpeed JSON
     seed: int = 42 # of the order of the samples, and of all chance in training
     save_every: float = 500 # optimizer steps between checkpoints, or a share of the run if below 1; 0 for none
     keep: int = 2 # checkpoints that stay; 0 for all
@@ -46,12 +46,11 @@ class StageConfig:
     show: int = 2 # answers generated at each evaluation
     workers: int = 0 # processes that prepare data
     trackers: tuple[str,...] = () # 'tensorboard', 'wandb', 'trackio', ...
-    said: tuple[str,...] = field(default=(), compare=False, repr=False) # which fields `override` replaced; no setting itself
+    said: tuple[str,...] = field(default=(), compare=False, repr=False) # fields that `override` replaced; no setting
 
 # %% ../../nbs/training/01_settings.ipynb #6b4c1f59
 PRETRAIN = StageConfig('pretrain', train=('projector', 'levels'), use_levels=True, learning_rate=1e-3, batch_size=8,
-                       accumulate=4,
-                       template='plain', image_aspect_ratio='square', group='none', sharding='zero2')
+                       accumulate=4, template='plain', image_aspect_ratio='square', group='none', sharding='zero2')
 FINETUNE = StageConfig('finetune', train=('language_model', 'projector', 'gate'), learning_rate=2e-5, batch_size=16,
                        sharding='zero3')
 
@@ -61,19 +60,24 @@ def override(
     **changes, # fields to replace; None leaves a field as it is
 )->StageConfig:
     "A copy of `stage` with some fields replaced; unknown fields and wrong types are errors."
-    known = {f.name:getattr(stage, f.name) for f in dataclasses.fields(stage) if f.name != 'said'}
     changes = {k:tuple(v) if isinstance(v, list) else v for k,v in changes.items() if v is not None}
-    for k,v in changes.items():
-        if k not in known: raise AlignGPTError(f"Unknown training option {k!r}. Valid: {', '.join(known)}")
-        if not _fits(v, known[k]):
-            raise AlignGPTError(f'training option {k}: got {v!r}, expected something like {known[k]!r}')
-        if k in CHOICES and v not in CHOICES[k]:
-            raise AlignGPTError(f"training option {k}: got {v!r}. Valid: {', '.join(CHOICES[k])}")
+    for k,v in changes.items(): _check(stage, k, v)
     return dataclasses.replace(stage, **changes, said=tuple(dict.fromkeys((*stage.said, *changes))))
 
 # %% ../../nbs/training/01_settings.ipynb #c63ab8ed
-CHOICES = dict(group=('modality', 'none'), precision=('auto', 'fp32', 'bf16', 'fp16'),
-               image_aspect_ratio=('pad', 'square')) # fields with a few values only
+CHOICES = dict(
+    group=('modality', 'none'),
+    precision=('auto', 'fp32', 'bf16', 'fp16'),
+    image_aspect_ratio=('pad', 'square')) # fields with a few values only
+
+def _check(stage, k, v):
+    "May `v` be the value of the field `k`?"
+    known = {f.name:getattr(stage, f.name) for f in dataclasses.fields(stage) if f.name != 'said'}
+    if k not in known: raise AlignGPTError(f"Unknown training option {k!r}. Valid: {', '.join(known)}")
+    if not _fits(v, known[k]):
+        raise AlignGPTError(f'training option {k}: got {v!r}, expected something like {known[k]!r}')
+    if k in CHOICES and v not in CHOICES[k]:
+        raise AlignGPTError(f"training option {k}: got {v!r}. Valid: {', '.join(CHOICES[k])}")
 
 def _fits(new, old):
     "May `new` take the place of `old`?"
@@ -85,9 +89,8 @@ def given(
     stage:StageConfig, # of a user
 )->set[str]: # names of fields
     "The fields that the user said: those that `override` replaced, and those that differ from the release."
-    base = next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
-    return {*stage.said} | {f.name for f in dataclasses.fields(stage) if f.compare
-                            and getattr(stage, f.name) != getattr(base, f.name)}
+    base, fields = _release(stage), [f.name for f in dataclasses.fields(stage) if f.compare]
+    return {*stage.said} | {k for k in fields if getattr(stage, k) != getattr(base, k)}
 
 def fill_in(
     stage:StageConfig, # of a user
@@ -103,11 +106,16 @@ def origins(
     preset:str='', # name of the model whose preset was filled in
 )->dict[str,str]: # field -> 'given', the preset's name, 'release', or 'installed' for trackers
     "Where each setting came from."
-    base = next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
+    base = _release(stage)
     def origin(k):
-        return ('given' if k in stage.said else 'release' if getattr(stage, k) == getattr(base, k) else 'installed'
-                if k == 'trackers' else preset or 'default')
+        if k in stage.said: return 'given'
+        if getattr(stage, k) == getattr(base, k): return 'release'
+        return 'installed' if k == 'trackers' else preset or 'default'
     return {f.name:origin(f.name) for f in dataclasses.fields(stage) if f.compare and f.name != 'name'}
+
+def _release(stage):
+    "The release's stage of that name, or a stage of its own."
+    return next((s for s in (PRETRAIN, FINETUNE) if s.name == stage.name), stage)
 
 # %% ../../nbs/training/01_settings.ipynb #eaa40d7e
 def read_settings(
@@ -134,7 +142,7 @@ def _number(v):
 def from_flag(
     name:str, # a field of `StageConfig`
     text:str, # as typed
-):# the field's value
+)->tuple|dict|bool|int|float|str: # the field's value
     "Read a field's value from text."
     old = getattr(FINETUNE, name)
     try:

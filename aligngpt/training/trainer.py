@@ -33,30 +33,36 @@ class GroupedSampler(torch.utils.data.Sampler):
         has_image:list[bool], # modality of each sample
         chunk:int, # samples of one optimizer step on all devices
         group:str='modality', # or 'none'
-        seed:int=42,
-        shuffle:bool=True,
+        seed:int=42, # of the order
+        shuffle:bool=True, # False: as they stand
     ):
-        if group not in ('modality', 'none'):
-            raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
-        self.lengths, self.has_image, self.chunk, self.group, self.seed, self.shuffle, self.epoch = lengths, has_image, chunk, group, seed, shuffle, 0
+        if group not in ('modality', 'none'): raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
+        self.lengths, self.has_image, self.chunk, self.group = lengths, has_image, chunk, group
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
 
     def __len__(self): return len(self.lengths)
-    def set_epoch(self, epoch): self.epoch = epoch
+    def set_epoch(self,
+        epoch:int, # its number; each has an order of its own
+    ):
+        "Begin an epoch."
+        self.epoch = epoch
 
     def __iter__(self):
         g = torch.Generator().manual_seed(self.seed*1_000_003 + self.epoch)
         order = torch.randperm(len(self), generator=g).tolist() if self.shuffle else list(range(len(self)))
         if self.group == 'none' or not self.shuffle: return iter(order)
-        chunks, rest = [], []
-        for modality in (True, False):
-            own = [i for i in order if bool(self.has_image[i]) == modality]
-            pools = [own[i:i+50*self.chunk] for i in range(0, len(own), 50*self.chunk)]
-            own = [i for p in pools for i in sorted(p, key=lambda i: -self.lengths[i])]
-            cut = len(own) - len(own) % self.chunk
-            chunks += [own[i:i+self.chunk] for i in range(0, cut, self.chunk)]
-            rest += own[cut:]
+        (some, a), (others, b) = (self._chunks([i for i in order if bool(self.has_image[i]) == modality])
+                                  for modality in (True, False))
+        chunks = some + others
         chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=g).tolist()]
-        return iter([i for c in chunks for i in c] + rest)
+        return iter([i for c in chunks for i in c] + a + b)
+
+    def _chunks(self, order):
+        "Chunks of similar length, and the samples that are left."
+        pools = [order[i:i+50*self.chunk] for i in range(0, len(order), 50*self.chunk)]
+        order = [i for p in pools for i in sorted(p, key=lambda i: -self.lengths[i])]
+        cut = len(order) - len(order) % self.chunk
+        return [order[i:i+self.chunk] for i in range(0, cut, self.chunk)], order[cut:]
 
 # %% ../../nbs/training/04_trainer.ipynb #e7d798e2
 def blind_picture(
@@ -64,7 +70,7 @@ def blind_picture(
     side:int, # of the pictures that the tower takes
     use_levels:bool=False, # do batches with pictures carry `alignment`?
 )->dict[str,Tensor]: # to add to the batch
-    "A picture that goes through the modules and that no row points at."
+    "A dummy image that goes through the modules and that no row points at."
     device = batch['input_ids'].device
     n = int(batch['sample_ids'].max()) + 1 if 'sample_ids' in batch else len(batch['input_ids'])
     out = dict(pixel_values=torch.zeros(1, 3, side, side, device=device),
@@ -85,22 +91,25 @@ class AlignGPTTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         d, s = train_dataset if train_dataset is not None else self.train_dataset, self.stage
-        chunk = s.batch_size * s.accumulate * self.args.world_size
         lengths, has_image = (getattr(d, k, None) for k in ('lengths', 'has_image'))
+        chunk = s.batch_size*s.accumulate*self.args.world_size
         self.sampler = GroupedSampler(lengths or [1]*len(d), has_image or [True]*len(d), chunk, s.group, s.seed,
                                       s.shuffle)
         return self.sampler
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self,
+        model=None, # whose parameters; the trainer's own by default
+    )->torch.optim.Optimizer:
+        "AdamW over the groups of `param_groups`."
         if self.optimizer is None:
             groups = param_groups(self.model if model is None else model, self.stage)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate,
-                                               fused=self.args.device.type in ('cpu', 'cuda')
-                                               and not self._is_offloaded())
+            fused = self.args.device.type in ('cpu', 'cuda') and not self._is_offloaded()
+            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, fused=fused)
             if not self.is_deepspeed_enabled: self.optimizer.register_step_pre_hook(_fill_gradients)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        "The loss of a batch, in step with other processes."
         out = super().compute_loss(model, self.in_step(inputs), return_outputs, num_items_in_batch)
         self.last_loss = (out[0] if return_outputs else out).detach()
         return out
@@ -116,10 +125,14 @@ class AlignGPTTrainer(Trainer):
 
     def _slices(self, labels, max_logits=2**25):
         "How many slices the loss needs in the process with the most supervised tokens."
-        n = torch.tensor(-(-int((labels != -100).sum())*self.model.config.text_config.vocab_size//max_logits),
-                         device=labels.device)
+        logits = int((labels != -100).sum())*self.model.config.text_config.vocab_size
+        n = torch.tensor(-(-logits//max_logits), device=labels.device)
         dist.all_reduce(n, dist.ReduceOp.MAX)
         return max(1, int(n))
+
+    def _is_offloaded(self):
+        "Does DeepSpeed keep the optimizer on the CPU?"
+        return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.hf_ds_config.is_offload()
 
 # %% ../../nbs/training/04_trainer.ipynb #3024453d
 class _Epochs(TrainerCallback):
@@ -146,58 +159,37 @@ def _fill_gradients(optimizer, *_):
     "A trained parameter that a step did not touch has the gradient zero, as it has among several processes."
     for p in (p for g in optimizer.param_groups for p in g['params'] if p.grad is None): p.grad = torch.zeros_like(p)
 
-@patch
-def _is_offloaded(self:AlignGPTTrainer):
-    "Does DeepSpeed keep the optimizer on the CPU?"
-    return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.hf_ds_config.is_offload()
-
 # %% ../../nbs/training/04_trainer.ipynb #738371af
 @patch
 def _save_checkpoint(self:AlignGPTTrainer, model, trial):
     folder = Path(self.args.output_dir)
-    self._check_finite()
+    _check_finite(self)
     with saving(folder, folder/f'checkpoint-{self.state.global_step}'): Trainer._save_checkpoint(self, model, trial)
 
-@patch
-def _check_finite(self:AlignGPTTrainer):
+def _check_finite(trainer):
     "All processes stop if a number of any is not finite."
-    numbers = [self.last_loss, *(p.detach() for p in self.model.parameters() if p.requires_grad and p.numel())]
-    mine = [n.to_local() if hasattr(n, 'to_local') else n for n in numbers] # FSDP's are in pieces
-    bad = torch.tensor(int(not all(bool(torch.isfinite(n).all()) for n in mine)), device=self.args.device)
+    trained = [p.detach() for p in trainer.model.parameters() if p.requires_grad and p.numel()]
+    mine = [n.to_local() if hasattr(n, 'to_local') else n for n in (trainer.last_loss, *trained)] # FSDP has pieces
+    bad = torch.tensor(int(not all(bool(torch.isfinite(n).all()) for n in mine)), device=trainer.args.device)
     if dist.is_available() and dist.is_initialized(): dist.all_reduce(bad, dist.ReduceOp.MAX)
-    if int(bad):
-        raise AlignGPTError(f'{self.args.output_dir}: loss or weights are not finite at step {self.state.global_step}; no checkpoint is written',
-                            'the last checkpoint is intact: lower the learning rate, or use bf16 or fp32 instead of fp16, and run the command again')
+    if not int(bad): return
+    raise AlignGPTError(f'{trainer.args.output_dir}: loss or weights are not finite at step '
+                        f'{trainer.state.global_step}; no checkpoint is written',
+                        'the last checkpoint is intact: lower the learning rate, or use bf16 or fp32 instead of '
+                        'fp16, and run the command again')
 
 # %% ../../nbs/training/04_trainer.ipynb #bc626677
 @patch
-def save_model(self:AlignGPTTrainer, output_dir=None, _internal_call=False):
+def save_model(self:AlignGPTTrainer,
+    output_dir:str|Path|None=None, # where to
+    _internal_call:bool=False, # for a checkpoint
+)->None:
     "The whole model; inside a checkpoint, what is trained."
-    if not _internal_call and _adapted(self.model): self._save_adapters(output_dir)
-    elif not _internal_call:
-        if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT')
-        Trainer.save_model(self, output_dir)
-        if self.args.should_save: (Path(output_dir)/'training_args.bin').unlink(missing_ok=True)
-    elif self.args.should_save:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled: self.model.config.save_pretrained(output_dir)
-        else:
-            save_file({n:p.detach().contiguous() for n,p in self.model.named_parameters() if p.requires_grad},
-                      Path(output_dir)/SAFE_WEIGHTS_NAME, metadata=dict(format='pt'))
-
-@patch
-def _save_adapters(self:AlignGPTTrainer, folder):
-    "Adapters, projector, levels and gate, without the base; ZeRO-3 has them in pieces."
-    if self.is_fsdp_enabled:
-        raise AlignGPTError('FSDP holds adapters in pieces that are not gathered',
-                            'use sharding zero2 or zero3 with adapters')
-    whole = contextlib.nullcontext()
-    if self.is_deepspeed_enabled:
-        import deepspeed
-        whole = deepspeed.zero.GatheredParameters([p for n,p in self.model.named_parameters() if p.requires_grad
-                                                   or n.startswith(('projector.', 'levels.', 'gate.'))])
-    with whole:
-        if self.args.should_save: save_adapter(self.model, folder, self.base, self.processing_class)
+    if _internal_call: return _save_trained(self, Path(output_dir))
+    if _adapted(self.model): return _save_adapters(self, output_dir)
+    if self.is_fsdp_enabled: self.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT')
+    Trainer.save_model(self, output_dir)
+    if self.args.should_save: (Path(output_dir)/'training_args.bin').unlink(missing_ok=True)
 
 @patch
 def _issue_warnings_after_load(self:AlignGPTTrainer, load_result):
@@ -207,35 +199,63 @@ def _issue_warnings_after_load(self:AlignGPTTrainer, load_result):
         raise AlignGPTError(f'{self.args.output_dir}: the checkpoint does not fit the model, first {bad[0]}',
                             'this run began with another model: name another folder')
 
+def _save_trained(trainer, folder):
+    "Configuration and trained parameters; DeepSpeed and FSDP write these themselves."
+    if not trainer.args.should_save: return
+    folder.mkdir(parents=True, exist_ok=True)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled: return trainer.model.config.save_pretrained(folder)
+    trained = {n:p.detach().contiguous() for n,p in trainer.model.named_parameters() if p.requires_grad}
+    save_file(trained, folder/SAFE_WEIGHTS_NAME, metadata=dict(format='pt'))
+
+def _save_adapters(trainer, folder):
+    "Adapters, projector, levels and gate, without the base; ZeRO-3 has them in pieces."
+    if trainer.is_fsdp_enabled:
+        raise AlignGPTError('FSDP holds adapters in pieces that are not gathered',
+                            'use sharding zero2 or zero3 with adapters')
+    whole = contextlib.nullcontext()
+    if trainer.is_deepspeed_enabled:
+        import deepspeed
+        whole = deepspeed.zero.GatheredParameters([p for n,p in trainer.model.named_parameters() if p.requires_grad
+                                                   or n.startswith(('projector.', 'levels.', 'gate.'))])
+    with whole:
+        if trainer.args.should_save: save_adapter(trainer.model, folder, trainer.base, trainer.processing_class)
+
 # %% ../../nbs/training/04_trainer.ipynb #f019e0e0
 @patch
-def evaluate(self:AlignGPTTrainer, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
+def evaluate(self:AlignGPTTrainer,
+    eval_dataset=None, # samples; those of the trainer by default
+    ignore_keys=None, # for `Trainer`
+    metric_key_prefix:str='eval', # before the names of the numbers
+)->dict[str,float]: # e.g. {'eval_loss': 1.25}
     "Loss per supervised token of the validation samples."
-    loader = self.get_eval_dataloader(eval_dataset)
-    model, was_training = self.model_wrapped, self.model.training
-    model.eval()
-    total = torch.zeros(2, device=self.args.device, dtype=torch.float64)
-    for batch in loader:
-        batch = self._without_repeats(self.in_step(send_to_device(batch, self.args.device)), loader)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = model(**batch, return_logits=False, num_items_in_batch=1).loss
-        total += torch.stack([loss, (batch['labels'][:, 1:] != -100).sum()]).double()
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
-    model.train(was_training)
+    was_training = self.model.training
+    self.model_wrapped.eval()
+    total = _loss_and_tokens(self, self.get_eval_dataloader(eval_dataset))
+    self.model_wrapped.train(was_training)
     metrics = {f'{metric_key_prefix}_loss':(total[0]/total[1].clamp(min=1)).item()}
     self.log(metrics)
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
     return metrics
 
-@patch
-def _without_repeats(self:AlignGPTTrainer, batch, loader):
+def _loss_and_tokens(trainer, loader):
+    "Summed loss and number of supervised tokens, over all processes."
+    total = torch.zeros(2, device=trainer.args.device, dtype=torch.float64)
+    for batch in loader:
+        batch = _without_repeats(trainer, trainer.in_step(send_to_device(batch, trainer.args.device)), loader)
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            loss = trainer.model_wrapped(**batch, return_logits=False, num_items_in_batch=1).loss
+        total += torch.stack([loss, (batch['labels'][:, 1:] != -100).sum()]).double()
+    if dist.is_available() and dist.is_initialized(): dist.all_reduce(total)
+    return total
+
+def _without_repeats(trainer, batch, loader):
     "Take the labels from the repetitions that fill up the last batch."
-    n, whole = len(batch['labels']), len(loader.dataset) % (self.args.eval_batch_size*self.args.world_size)
-    if not getattr(loader, 'end_of_dataloader', False) or not whole or self.args.world_size == 1: return batch
-    mine = max(0, min(n, whole - self.args.process_index*self.args.eval_batch_size))
-    return {**batch,
-            'labels':batch['labels'].masked_fill(torch.arange(n, device=batch['labels'].device)[:,None] >= mine,
-                                                 -100)}
+    labels, args = batch['labels'], trainer.args
+    whole = len(loader.dataset) % (args.eval_batch_size*args.world_size)
+    if not getattr(loader, 'end_of_dataloader', False) or not whole or args.world_size == 1: return batch
+    mine = max(0, min(len(labels), whole - args.process_index*args.eval_batch_size))
+    repeated = torch.arange(len(labels), device=labels.device)[:,None] >= mine
+    return {**batch, 'labels':labels.masked_fill(repeated, -100)}
 
 # %% ../../nbs/training/04_trainer.ipynb #ac46da28
 SHARDINGS = 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp'
@@ -253,8 +273,7 @@ def deepspeed_config(
         zero.update({f'offload_{o}':dict(device='cpu', pin_memory=not cpu) for o in ('optimizer', 'param')})
     auto = ('train_batch_size', 'train_micro_batch_size_per_gpu', 'gradient_accumulation_steps', 'gradient_clipping')
     return dict(zero_optimization=zero, bf16=dict(enabled='auto'), fp16=dict(enabled='auto'),
-                zero_allow_untested_optimizer=True,
-                zero_force_ds_cpu_optimizer=not cpu, **dict.fromkeys(auto, 'auto'))
+                zero_allow_untested_optimizer=True, zero_force_ds_cpu_optimizer=not cpu, **dict.fromkeys(auto, 'auto'))
 
 # %% ../../nbs/training/04_trainer.ipynb #3359e859
 def _sharding(stage, cpu):
@@ -268,11 +287,24 @@ def _sharding(stage, cpu):
                                                 activation_checkpointing=stage.checkpointing))
     if not is_deepspeed_available():
         raise AlignGPTError(f'sharding {kind!r} needs DeepSpeed, which is not installed',
-                            "pip install 'aligngpt[deepspeed]', or use sharding 'fsdp', or 'none' if a GPU holds everything")
+                            "pip install 'aligngpt[deepspeed]', or use sharding 'fsdp', or 'none' if a GPU holds "
+                            "everything")
     return dict(deepspeed=kind if Path(kind).is_file() else deepspeed_config(kind, cpu))
+
+def _precision(stage, cpu):
+    "The type of the computation."
+    if stage.precision == 'fp16' and cpu:
+        raise AlignGPTError('precision fp16 needs a GPU', "use 'bf16' or 'fp32' on a CPU")
+    able = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return dict(bf16=stage.precision == 'bf16' or stage.precision == 'auto' and able, fp16=stage.precision == 'fp16',
+                tf32=None if cpu else True)
 
 _CHECKPOINTING = next(k for k in ('activation_checkpointing', 'gradient_checkpointing')
                       if k in {f.name for f in dataclasses.fields(TrainingArguments)})
+_ALWAYS = dict(
+    optim='adamw_torch', remove_unused_columns=False, label_names=['labels'], use_cache=True, disable_tqdm=True,
+    average_tokens_across_devices=True, include_num_input_tokens_seen='non_padding', logging_nan_inf_filter=False,
+    prediction_loss_only=True, ddp_find_unused_parameters=False, save_total_limit=None) # for every stage
 
 # %% ../../nbs/training/04_trainer.ipynb #b9caf81b
 def training_arguments(
@@ -282,24 +314,16 @@ def training_arguments(
     evaluate:bool=False, # there is validation data
 )->TrainingArguments:
     "Translate a stage into transformers' `TrainingArguments`; under a launcher this starts the process group."
-    s, cpu, fp16 = stage, pick_device(device)[0] == 'cpu', stage.precision == 'fp16'
-    bf16 = s.precision == 'bf16' or (s.precision == 'auto' and torch.cuda.is_available() and not cpu
-                                     and torch.cuda.is_bf16_supported())
-    if fp16 and cpu: raise AlignGPTError('precision fp16 needs a GPU', "use 'bf16' or 'fp32' on a CPU")
-    sharding = _sharding(s, cpu)
+    s, cpu = stage, pick_device(device)[0] == 'cpu'
+    sharding, precision = _sharding(s, cpu), _precision(s, cpu)
     return TrainingArguments(
         output_dir=str(folder), num_train_epochs=s.epochs, max_steps=s.max_steps,
+        learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup,
+        weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm, seed=s.seed, data_seed=s.seed,
         per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.batch_size,
-        gradient_accumulation_steps=s.accumulate, learning_rate=s.learning_rate, lr_scheduler_type=s.schedule,
-        warmup_steps=s.warmup,
-        weight_decay=s.weight_decay, max_grad_norm=s.max_grad_norm, optim='adamw_torch', bf16=bf16, fp16=fp16,
-        tf32=None if cpu else True,
-        seed=s.seed, data_seed=s.seed, use_cpu=cpu, save_strategy='steps' if s.save_every else 'no',
-        save_steps=s.save_every or 500, save_total_limit=None,
-        logging_steps=s.log_every, logging_nan_inf_filter=False,
+        gradient_accumulation_steps=s.accumulate,
+        save_strategy='steps' if s.save_every else 'no', save_steps=s.save_every or 500,
         eval_strategy='steps' if evaluate and s.eval_every else 'no', eval_steps=s.eval_every or None,
-        remove_unused_columns=False, label_names=['labels'], prediction_loss_only=True,
-        average_tokens_across_devices=True, ddp_find_unused_parameters=False,
-        include_num_input_tokens_seen='non_padding', dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu,
-        report_to=list(s.trackers) or 'none',
-        disable_tqdm=True, use_cache=True, **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **sharding)
+        logging_steps=s.log_every, report_to=list(s.trackers) or 'none',
+        use_cpu=cpu, dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu,
+        **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **precision, **sharding, **_ALWAYS)

@@ -6,7 +6,7 @@ import pytest, torch
 from aligngpt.data.batches import Collator, SampleDataset
 from aligngpt.data.records import Records
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
-from aligngpt.training.stage import FINETUNE, PRETRAIN, override, run_stage
+from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, override, run_stage
 
 N = 32
 
@@ -42,7 +42,7 @@ def taught(stage, world, folder, **more):
     data = SampleDataset(Records(world/f'{stage.name}.json', quiet=True), world,
                          processor.with_settings(template=now.template), levels=stage.use_levels)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    return model, before, run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, folder,
+    return model, before, run_stage(model, StageData(data, Collator(processor.tokenizer.pad_token_id)), now, folder,
                                     device='cpu', quiet=True)['losses']
 
 

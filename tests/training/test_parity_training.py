@@ -11,7 +11,7 @@ import pytest
 from aligngpt.data.batches import Collator, SampleDataset
 from aligngpt.checkpoints.layouts import load_parts, load_pretrained_align
 from aligngpt.data.records import Records
-from aligngpt.training.stage import FINETUNE, PRETRAIN, add_gate, override, run_stage
+from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, run_stage
 
 HERE = Path(__file__).resolve().parents[2]
 ROOT = HERE/os.environ.get('ALIGNGPT_REFERENCE', HERE.parent/'shared'/'reference')
@@ -37,7 +37,7 @@ def check(model, processor, stage, folder, tmp):
     for key in keys:
         rate = float(re.search(r'lr([\d.e-]+)_', key)[1])
         now = override(stage, learning_rate=rate, max_steps=len(want[key]), **exact)
-        done = run_stage(model, data, Collator(processor.tokenizer.pad_token_id), now, tmp/key, processor,
+        done = run_stage(model, StageData(data, Collator(processor.tokenizer.pad_token_id)), now, tmp/key, processor,
                          device='cpu', quiet=True)
         assert done['losses'] == pytest.approx(want[key], rel=1e-5), key
 
