@@ -78,13 +78,16 @@ def _indent(src, by='    '):
                 inside |= set(range(o.lineno+1, o.end_lineno+1))
     return '\n'.join(l if not l.strip() or i in inside else by + l for i,l in enumerate(src.splitlines(), 1))
 
+def _span(part):
+    "The numbers of a part's lines, decorators included."
+    first = min(o.lineno for o in [part.body[0], *getattr(part.body[0], 'decorator_list', [])])
+    return set(range(first, part.body[-1].end_lineno + 1))
+
 def _source(cell, parts, whole):
     "The lines of `cell` that belong to `parts`, or to no part at all if the cell is run as a `whole`."
-    def span(p): return set(range(p.body[0].lineno, p.body[-1].end_lineno + 1))
-    out = set().union(*map(span, cell.parts if whole else [])) - set().union(*map(span, parts))
+    mine, all_ = (set().union(*map(_span, ps)) for ps in (parts, cell.parts))
     lines = enumerate(cell.source.splitlines(), 1)
-    inside = set().union(*map(span, parts))
-    return '\n'.join(l for i,l in lines if i in inside or whole and i not in out).strip('\n')
+    return '\n'.join(l for i,l in lines if i in mine or whole and i not in all_).strip('\n')
 
 # %% ../../nbs/book/02_celltests.ipynb #36c77ddc
 def case_code(

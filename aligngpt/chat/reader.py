@@ -9,6 +9,7 @@ __all__ = ['Settings', 'Answer', 'Turn', 'context', 'Gumbel', 'sampling', 'stop_
 # %% ../../nbs/chat/01_reader.ipynb #1e3c5df9
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,8 +138,8 @@ def sampling(
 
 # %% ../../nbs/chat/01_reader.ipynb #4d7bb7c9
 def stop_ids(
-    model, # an AlignGPT model
-    processor, # its processor
+    model:Any, # an AlignGPT model
+    processor:Any, # its processor
 )->list[int]: # token ids
     "The tokens that end an answer."
     eos = model.generation_config.eos_token_id
@@ -146,8 +147,8 @@ def stop_ids(
 
 # %% ../../nbs/chat/01_reader.ipynb #9b59a625
 def context_limit(
-    model, # an AlignGPT model
-    processor, # its processor
+    model:Any, # an AlignGPT model
+    processor:Any, # its processor
 )->int: # tokens
     "The model's context: prompt and answer together."
     longest = getattr(processor.tokenizer, 'model_max_length', 1e30)
@@ -172,8 +173,8 @@ def shared_prefix(
 class Reader:
     "Prompts in, tokens out; remembers tower features, level weights and the cache as far as they stay valid."
     def __init__(self,
-        model, # an AlignGPT model, in eval mode
-        processor, # its processor
+        model:Any, # an AlignGPT model, in eval mode
+        processor:Any, # its processor
     ):
         self.model, self.processor, self.features, self.stops = model, processor, {}, stop_ids(model, processor)
         self.forget()
@@ -189,7 +190,7 @@ class Reader:
 
 # %% ../../nbs/chat/01_reader.ipynb #ad3e4789
 def prompt_layout(
-    processor, # of the model
+    processor:Any, # of the model
     turns:list[Turn], # what the model reads
     system:str|None=None, # system message; None: the template's own
 )->dict: # lists `input_ids` and `gate_mask`, [length]

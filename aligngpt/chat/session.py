@@ -10,8 +10,8 @@ import atexit, base64, io, queue, random, re, threading, time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
@@ -24,7 +24,7 @@ from .reader import Answer, Reader, Settings, Stopped, Turn, context
 class Reply:
     "An answer on its way: iterate over it for pieces of text; `answer` holds what is known."
     def __init__(self,
-        session, # the `ChatSession`
+        session:'ChatSession', # the `ChatSession`
         before:list[Turn], # the turns that the question follows
         turn:Turn, # the question
         settings:Settings, # what the user wants
@@ -129,8 +129,8 @@ def _finish(self:Reply, how, seen=None):
 class ChatSession:
     "A conversation with a model: `ask` waits for the answer, `stream` hands it out as it comes."
     def __init__(self,
-        model, # an AlignGPT model
-        processor, # its processor
+        model:Any, # an AlignGPT model
+        processor:Any, # its processor
         system:str|None=None, # system message; None: the template's own
         **settings, # see `Settings`
     ):
@@ -140,7 +140,7 @@ class ChatSession:
 
     def stream(self,
         question:str, # what the user says
-        images:list=(), # pictures to show with it: one, or several; see `open_picture`
+        images:Any=(), # pictures to show with it: one, or several; see `open_picture`
         **settings, # for this answer alone
     )->Reply: # iterate over it
         "Start an answer."
@@ -151,7 +151,7 @@ class ChatSession:
 
     def ask(self,
         question:str, # what the user says
-        images:list=(), # pictures to show with it
+        images:Any=(), # pictures to show with it
         **settings, # for this answer alone
     )->Answer: # the whole answer
         "Ask and wait."
@@ -233,8 +233,8 @@ def reset(self:ChatSession)->None:
 
 # %% ../../nbs/chat/02_session.ipynb #fe180c54
 def open_session(
-    source, # a model, a folder with a checkpoint or a run, a model's name on the hub, or a `ChatSession`
-    processor=None, # the model's processor, if `source` is a model
+    source:Any, # a model, a folder with a checkpoint or a run, a model's name on the hub, or a `ChatSession`
+    processor:Any=None, # the model's processor, if `source` is a model
     system:str|None=None, # system message; None: the template's own
     load:dict|None=None, # how to load, see `open_model`: dtype, device, attention, ...
     **settings, # see `Settings`
@@ -248,13 +248,6 @@ def open_session(
         raise AlignGPTError('there is a model and no processor', 'give both, or the folder that holds them')
     return ChatSession(source, processor, system, **settings)
 
-# %% ../../nbs/chat/02_session.ipynb #b7394b1c
-def _data_url(im):
-    "A picture as a data URL; PNG, so nothing is lost."
-    out = io.BytesIO()
-    im.save(out, 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
-
 # %% ../../nbs/chat/02_session.ipynb #5ec0c6e8
 @patch(as_prop=True)
 def messages(self:ChatSession)->list[dict]: # roles and contents, pictures as data URLs
@@ -264,6 +257,12 @@ def messages(self:ChatSession)->list[dict]: # roles and contents, pictures as da
     turns = [dict(m, content=m['content'] if isinstance(m['content'], str) else [part(p) for p in m['content']])
              for t in self.turns for m in t.messages]
     return ([dict(role='system', content=self.system)] if self.system is not None else []) + turns
+
+def _data_url(im):
+    "A picture as a data URL; PNG, so nothing is lost."
+    out = io.BytesIO()
+    im.save(out, 'PNG')
+    return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
 # %% ../../nbs/chat/02_session.ipynb #747cae51
 def turns_of(
@@ -306,12 +305,11 @@ def from_dict(self:ChatSession,
     self.system, self.turns, self.settings = system, turns, settings
     return self
 
-# %% ../../nbs/chat/02_session.ipynb #6ccce529
+# %% ../../nbs/chat/02_session.ipynb #7e0e7814
 _head = re.compile(r'^(\\*)(### (?:System|User|Assistant)|!\[picture\]\(data:.*\))$', re.M)
 _part = re.compile(r'^### (System|User|Assistant)\n\n(.*?)\n*(?=^### (?:System|User|Assistant)$|\Z)', re.M | re.S)
 _pic = re.compile(r'^!\[picture\]\((data:[^)]*)\)\n+', re.M)
 
-# %% ../../nbs/chat/02_session.ipynb #7e0e7814
 @patch
 def to_markdown(self:ChatSession)->str: # with the pictures inside
     "The conversation for people."

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from PIL import Image
 from fastcore.basics import patch
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core.errors import AlignGPTError
 from ..core.pictures import open_picture
 from .reader import Settings
-from .session import ChatSession
+from .session import ChatSession, Reply
 
 # %% ../../nbs/chat/04_terminal.ipynb #d9d35e10
 def colour_depth(
@@ -81,7 +81,7 @@ class Terminal:
         self.out.flush()
 
     def attach(self,
-        source, # see `open_picture`
+        source:Any, # see `open_picture`
     )->None:
         "Show a picture, and keep it for the next question."
         im = open_picture(source)
@@ -93,7 +93,7 @@ class Terminal:
 # %% ../../nbs/chat/04_terminal.ipynb #6f58633b
 @patch
 def stream(self:Terminal,
-    reply, # from `ChatSession.stream` or `regenerate`
+    reply:Reply, # from `ChatSession.stream` or `regenerate`
 )->None:
     "Print an answer as it comes; Ctrl-C stops it, and only it."
     try:
@@ -256,7 +256,7 @@ def run(self:Terminal)->None:
 # %% ../../nbs/chat/04_terminal.ipynb #ae0fd270
 def chat_terminal(
     session:ChatSession, # the conversation
-    images:list=(), # pictures for the first question, see `open_picture`
+    images:Any=(), # pictures for the first question, see `open_picture`
     question:str|None=None, # answer this and return; default: ask the user, or read a pipe
     inp:TextIO|None=None, # default: standard input
     out:TextIO|None=None, # default: standard output

@@ -12,6 +12,7 @@ from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import anywidget, ipywidgets as w, traitlets
 from fastcore.basics import patch
@@ -118,9 +119,9 @@ class ChatView(anywidget.AnyWidget):
 class Chat(w.VBox):
     "A chat with a model, in a notebook."
     def __init__(self,
-        model, # an AlignGPT model, a folder with one, or a `ChatSession`
-        processor=None, # the model's processor, if `model` is a model
-        examples:list=(), # pictures to choose from, or pairs of picture and question
+        model:Any, # an AlignGPT model, a folder with one, or a `ChatSession`
+        processor:Any=None, # the model's processor, if `model` is a model
+        examples:Any=(), # pictures to choose from, or pairs of picture and question
         system:str|None=None, # system message; None: the template's own
         **settings, # see `aligngpt.chat.reader.Settings`
     ):
@@ -222,7 +223,7 @@ def _follow(self:Chat, reply):
 @patch
 def send(self:Chat,
     question:str, # what to ask
-    images=(), # one picture or several, see `open_picture`
+    images:Any=(), # one picture or several, see `open_picture`
     wait:bool=False, # for the answer; otherwise it comes while other cells run
     **settings, # for this answer alone
 )->Answer|None: # the answer, if waited for

@@ -7,6 +7,7 @@ __all__ = ['ALIGN_PARTS', 'ADAPTER', 'PREFIX', 'add_lora', 'has_adapter', 'save_
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #88bf4aba
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ def add_lora(
     rank:int=128, # r, the width of the thin matrices
     alpha:float=256, # scale of their product, relative to `rank`
     dropout:float=0.05, # of the adapters' input in training
-    **kwargs, # more fields of peft's `LoraConfig`
+    **kwargs:Any, # more fields of peft's `LoraConfig`
 )->AlignGPTForConditionalGeneration: # the same model
     "Put LoRA adapters beside all linear layers of the language model, the output layer excepted."
     try: from peft import LoraConfig, inject_adapter_in_model
@@ -37,7 +38,7 @@ def add_lora(
     return model.train(model.training) # new layers would drop out in evaluation mode otherwise
 
 def has_adapter(
-    model:AlignGPTForConditionalGeneration,
+    model:AlignGPTForConditionalGeneration, # with or without adapters
 )->bool: # are there adapters in its language model?
     "Does the model carry adapters?"
     return bool(getattr(model.language_model, 'peft_config', None))
@@ -50,26 +51,21 @@ def save_adapter(
     model:AlignGPTForConditionalGeneration, # with adapters
     folder:str|Path, # where to
     base:str|Path='', # the checkpoint that the adapters belong to: a folder or a name on the hub
-    processor=None, # saved too, if given
+    processor:Any=None, # saved too, if given
 )->Path: # `folder`
     "Save the adapters, and what of AlignGPT was trained with them."
-    from safetensors.torch import save_file
-    def write(tensors, name):
-        save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, folder/name,
-                  metadata=dict(format='pt'))
     if not has_adapter(model):
         raise AlignGPTError('The language model has no adapter',
                             'add one first: add_lora(model), or save the whole model')
     from peft import get_peft_model_state_dict
     folder, lm = Path(folder), model.language_model
     folder.mkdir(parents=True, exist_ok=True)
-    write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, ADAPTER)
+    _write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, folder/ADAPTER)
+    _write(_align_parts(model), folder/ALIGN_PARTS)
     lm.peft_config['default'].save_pretrained(folder)
-    write_json({**read_json(folder/'adapter_config.json'), 'base_model_name_or_path':str(base)},
-               folder/'adapter_config.json')
-    write({n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}, ALIGN_PARTS)
-    model.config.save_pretrained(folder)
-    if processor is not None: processor.save_pretrained(folder)
+    config = folder/'adapter_config.json'
+    write_json({**read_json(config), 'base_model_name_or_path':str(base)}, config)
+    for part in filter(None, (model.config, processor)): part.save_pretrained(folder)
     return folder
 
 def load_adapter(
@@ -77,15 +73,11 @@ def load_adapter(
     folder:str|Path, # from `save_adapter`
 )->AlignGPTForConditionalGeneration: # the same model
     "Put saved adapters, projector, levels and gate onto a base model."
-    folder, saved = Path(folder), AlignGPTConfig.from_pretrained(folder)
-    parts, at = map_tensors(folder/ALIGN_PARTS), model.levels.weight
-    if model.gate is None and saved.use_gate:
-        model.gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size,
-                                   saved.num_levels).to(at.device, at.dtype)
-    model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
-    have = {n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}
-    if bad := [n for n in have.keys() | parts.keys() if n not in parts or n not in have
-               or parts[n].shape != have[n].shape]:
+    folder = Path(folder)
+    _match_gate(model, AlignGPTConfig.from_pretrained(folder))
+    parts, have = map_tensors(folder/ALIGN_PARTS), _align_parts(model)
+    if bad := [n for n in have.keys() | parts.keys()
+               if n not in parts or n not in have or parts[n].shape != have[n].shape]:
         raise AlignGPTError(f'{folder}: {min(bad)} does not fit the base model',
                             'load the checkpoint that the adapter was trained on')
     with torch.no_grad():
@@ -97,6 +89,21 @@ def load_adapter(
     return model.train(model.training)
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #a919b39f
+def _align_parts(model):
+    "The parameters that AlignGPT adds to a language model."
+    return {n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}
+
+def _write(tensors, file):
+    from safetensors.torch import save_file
+    save_file({k:v.detach().cpu().contiguous() for k,v in tensors.items()}, file, metadata=dict(format='pt'))
+
+def _match_gate(model, saved):
+    "Give a base model the gate that an adapter was trained with."
+    if model.gate is None and saved.use_gate:
+        gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size, saved.num_levels)
+        model.gate = gate.to(model.levels.weight)
+    model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
+
 def _inject(lm, folder):
     "Put the adapters of a folder into a language model, frozen."
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict

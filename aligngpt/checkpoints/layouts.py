@@ -379,7 +379,7 @@ def _few_bits(kind, dtype):
 # %% ../../nbs/checkpoints/03_layouts.ipynb #baa4f3d1
 def save(
     model:AlignGPTForConditionalGeneration, # with or without adapters
-    processor:AlignGPTProcessor,
+    processor:AlignGPTProcessor, # saved beside it
     folder:str|Path, # where to
     code:bool=False, # put the model's Python files into the folder as well
     base:str|Path='', # for a model with adapters: the checkpoint that they belong to

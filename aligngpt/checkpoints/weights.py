@@ -24,28 +24,32 @@ def map_tensors(
     "Map a weight file. Nothing in it is executed."
     file = Path(file)
     with os_errors(file), open(file, 'rb'): pass
-    try:
-        if file.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            return load_file(file)
-        tensors = torch.load(file, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as e: raise _no_tensors(file, e) from e
-    except Exception as e:
-        if 'annot allocate memory' in str(e):
-            raise AlignGPTError(f'{file}: not enough memory to map its {file.stat().st_size:,} bytes',
-                                'free some memory, or use a checkpoint with smaller shards') from e
-        raise AlignGPTError(f"{file}: damaged or cut short ({file.stat().st_size:,} bytes): {str(e).splitlines()[0][:150]}", 'download or copy the file again') from e
+    try: tensors = _mapped(file)
+    except Exception as e: raise _unreadable(file, e) from e
     if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()): return tensors
     raise AlignGPTError(f'{file}: holds a {type(tensors).__name__}, expected a dictionary of tensors',
-                        'name the file with the model\'s weights')
+                        "name the file with the model's weights")
+
+def _mapped(file):
+    "What is in a file, by the library for its kind."
+    if file.suffix != '.safetensors':
+        return torch.load(file, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(file))
+    from safetensors.torch import load_file
+    return load_file(file)
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #1c0e48af
-def _no_tensors(file, e):
-    "The error for a pickle that torch refuses."
-    code = re.search(r'GLOBAL (\S+)', str(e))
-    if not code: return AlignGPTError(f'{file}: not a torch weight file', 'download or copy the file again')
-    return AlignGPTError(f'{file}: holds code ({code[1]}), not only tensors. It was not run.',
-                         'get the checkpoint as safetensors, or from a source that you trust')
+def _unreadable(file, e):
+    "The error for a file that a library refuses."
+    again, size = 'download or copy the file again', f'{file.stat().st_size:,} bytes'
+    if isinstance(e, pickle.UnpicklingError):
+        code = re.search(r'GLOBAL (\S+)', str(e))
+        if not code: return AlignGPTError(f'{file}: not a torch weight file', again)
+        return AlignGPTError(f'{file}: holds code ({code[1]}), not only tensors. It was not run.',
+                             'get the checkpoint as safetensors, or from a source that you trust')
+    if 'annot allocate memory' in str(e):
+        return AlignGPTError(f'{file}: not enough memory to map its {size}',
+                             'free some memory, or use a checkpoint with smaller shards')
+    return AlignGPTError(f'{file}: damaged or cut short ({size}): {str(e).splitlines()[0][:150]}', again)
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #e6e73ed5
 WEIGHT_FILES = SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME # in order of preference
@@ -63,16 +67,17 @@ def find_weights(
         raise AlignGPTError(f"{folder/name}: no key 'weight_map'", 'download or copy the file again')
     shards = sorted(set(index['weight_map'].values()))
     if gone := [s for s in shards if not (folder/s).is_file()]:
-        raise AlignGPTError(f'{folder}: shard {gone[0]} is missing ({len(shards)-len(gone)} of {len(shards)} shards are there)', 'download or copy the missing files')
+        raise AlignGPTError(f'{folder}: shard {gone[0]} is missing ({len(shards)-len(gone)} of {len(shards)} shards '
+                            'are there)', 'download or copy the missing files')
     return [folder/s for s in shards]
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #11516e85
 class Entry(NamedTuple):
     "Where a tensor lies, and what it is."
-    file:Path
+    file:Path # that holds it
     key:str # its name in the file
-    shape:tuple[int,...]
-    dtype:torch.dtype
+    shape:tuple[int,...] # of the tensor
+    dtype:torch.dtype # of its numbers
 
 def entries(
     *files:str|Path, # weight files
@@ -82,7 +87,7 @@ def entries(
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #1fa3ee12
 def stream(
-    wanted:dict[str,Entry], # by the names that they shall come with
+    wanted:dict[str,Entry], # by the names that they come with
     budget:int=1<<28, # bytes to hand out from one mapping
 )->Iterator[tuple[str,Tensor]]: # name and tensor; valid until the next one
     "Read tensors one after the other, in the order given, without gathering memory."
@@ -97,28 +102,31 @@ def stream(
 # %% ../../nbs/checkpoints/01_weights.ipynb #7504d5fe
 def write_safetensors(
     file:str|Path, # to write, atomically
-    wanted:dict[str,Entry], # by the names that they shall have
+    wanted:dict[str,Entry], # by the names that they get
     dtype:torch.dtype|None=None, # convert floating-point tensors to this
     report:Callable=lambda n: None, # called with the number of bytes after each tensor
 )->None:
     "Copy tensors into a safetensors file, in the memory of one."
-    def kind(e): return dtype if dtype is not None and e.dtype.is_floating_point else e.dtype
-    wanted = dict(sorted(wanted.items(),
-                         key=lambda o: -kind(o[1]).itemsize)) # wide types first, so that all are aligned
-    header, at = {'__metadata__':{'format':'pt'}}, 0
-    for name,e in wanted.items():
-        size = kind(e).itemsize * torch.Size(e.shape).numel()
-        header[name] = dict(dtype=_type_name(kind(e)), shape=list(e.shape), data_offsets=[at, at := at + size])
-    head = json.dumps(header, separators=(',', ':')).encode()
-    head += b' ' * (-len(head) % 8)
+    types = {n:dtype if dtype is not None and e.dtype.is_floating_point else e.dtype for n,e in wanted.items()}
+    wanted = dict(sorted(wanted.items(), key=lambda o: -types[o[0]].itemsize)) # wide types first: all are aligned
+    head = _header(wanted, types)
     with atomic_path(file) as p, open(p, 'wb') as f:
         f.write(len(head).to_bytes(8, 'little') + head)
         for name,t in stream(wanted):
-            t = t.to(kind(wanted[name])).contiguous()
+            t = t.to(types[name]).contiguous()
             f.write(t.reshape(-1).view(torch.uint8).numpy())
             report(t.nbytes)
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #25dd45b2
+def _header(wanted, types):
+    "What tensors there are and where their bytes stand."
+    header, at = {'__metadata__':{'format':'pt'}}, 0
+    for name,e in wanted.items():
+        size = types[name].itemsize * torch.Size(e.shape).numel()
+        header[name] = dict(dtype=_type_name(types[name]), shape=list(e.shape), data_offsets=[at, at := at + size])
+    text = json.dumps(header, separators=(',', ':')).encode()
+    return text + b' ' * (-len(text) % 8)
+
 def _type_name(dtype):
     "What safetensors calls a type."
     from safetensors.torch import save

@@ -4,31 +4,37 @@
 
 # %% auto #0
 __all__ = ['CLIP_L', 'SIGLIP2', 'LLAMA_7B', 'LLAMA_13B', 'LLAMA_3_8B', 'QWEN3_4B', 'PRESETS', 'Preset', 'get_preset',
-           'count_parameters', 'ZooTable', 'zoo_table']
+           'count_parameters', 'zoo_table']
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #6ca06b84
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.errors import AlignGPTError
+from ..core.markup import Table
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #5527b33a
-CLIP_L = dict(model_type='clip_vision_model', hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
-              num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768)
-SIGLIP2 = dict(model_type='siglip_vision_model', hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
-               num_attention_heads=16, image_size=384, patch_size=16)
-LLAMA_7B = dict(model_type='llama', vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                num_attention_heads=32, num_key_value_heads=32,
-                max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-LLAMA_13B = {**LLAMA_7B, **dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
-                                num_attention_heads=40, num_key_value_heads=40)}
-LLAMA_3_8B = dict(model_type='llama', vocab_size=128256, hidden_size=4096, intermediate_size=14336,
-                  num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-                  max_position_embeddings=8192, rms_norm_eps=1e-5, bos_token_id=128000, eos_token_id=128001,
-                  rope_parameters=dict(rope_type='default', rope_theta=500000.))
-QWEN3_4B = dict(model_type='qwen3', vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
-                num_attention_heads=32, num_key_value_heads=8, head_dim=128,
-                max_position_embeddings=40960, rms_norm_eps=1e-6, bos_token_id=151643, eos_token_id=151645,
-                tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1000000.))
+CLIP_L = dict(
+    model_type='clip_vision_model', hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+    num_attention_heads=16, image_size=336, patch_size=14, projection_dim=768)
+SIGLIP2 = dict(
+    model_type='siglip_vision_model', hidden_size=1152, intermediate_size=4304, num_hidden_layers=27,
+    num_attention_heads=16, image_size=384, patch_size=16)
+LLAMA_7B = dict(
+    model_type='llama', vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0)
+LLAMA_13B = LLAMA_7B | dict(
+    hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40)
+LLAMA_3_8B = dict(
+    model_type='llama', vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192, rms_norm_eps=1e-5,
+    bos_token_id=128000, eos_token_id=128001, rope_parameters=dict(rope_type='default', rope_theta=500000.))
+QWEN3_4B = dict(
+    model_type='qwen3', vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960, rms_norm_eps=1e-6,
+    bos_token_id=151643, eos_token_id=151645, tie_word_embeddings=True,
+    rope_parameters=dict(rope_type='default', rope_theta=1000000.))
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #e4442223
 @dataclass(frozen=True)
@@ -50,13 +56,13 @@ class Preset:
 
     def config(self,
         use_gate:bool=True, # False for pre-training
-        **changes, # other fields of `AlignGPTConfig`
+        **changes:Any, # other fields of `AlignGPTConfig`
     )->'AlignGPTConfig': # complete; building the model needs no download
         "The full configuration."
         from aligngpt.model.layers import AlignGPTConfig
-        return AlignGPTConfig(**{**dict(vision_config=dict(self.vision), text_config=dict(self.text),
-                                        align_token_id=self.n_tokens, image_token_id=self.n_tokens+1,
-                                        use_gate=use_gate), **changes})
+        parts = dict(vision_config=dict(self.vision), text_config=dict(self.text), use_gate=use_gate,
+                     align_token_id=self.n_tokens, image_token_id=self.n_tokens+1)
+        return AlignGPTConfig(**{**parts, **changes})
 
     def stage(self,
         name:str, # 'pretrain' or 'finetune'
@@ -68,10 +74,10 @@ class Preset:
         return {**(dict(template=self.template) if self.template != 'v1' else {}), **self.stage2}
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #59d265cd
-_research = 'research only; licences of LLaMA and GPT-4 apply'
 _VICUNA = dict(template='v1', n_tokens=32000, vision=CLIP_L, tower='openai/clip-vit-large-patch14-336',
-               licence=_research)
+               licence='research only; licences of LLaMA and GPT-4 apply')
 _CLIP = dict(vision_tower=303_507_456, levels=8*4096, gate=149_511)
+_NOT_PUBLISHED = 'in the paper; no weights were published, train them'
 
 PRESETS = {p.name:p for p in (
     Preset('aligngpt-7b', 'lmsys/vicuna-7b-v1.5', text=LLAMA_7B, **_VICUNA,
@@ -83,27 +89,24 @@ PRESETS = {p.name:p for p in (
            weights=dict(pretrain='nlpzhaof/aligngpt-13b-pretrain', tuned='nlpzhaof/aligngpt-13b'),
            note="the paper's large model"),
     Preset('aligngpt-llama2', 'meta-llama/Llama-2-7b-chat-hf', text=LLAMA_7B,
-           **{**_VICUNA, 'template':'llava_llama_2'},
-           parameters=dict(_CLIP, projector=20_979_712, language_model=6_738_415_616),
-           note='in the paper; no weights were published, train them'),
+           **{**_VICUNA, 'template':'llava_llama_2'}, note=_NOT_PUBLISHED,
+           parameters=dict(_CLIP, projector=20_979_712, language_model=6_738_415_616)),
     Preset('aligngpt-llama3', 'meta-llama/Meta-Llama-3-8B', text=LLAMA_3_8B,
-           **{**_VICUNA, 'template':'llama_3', 'n_tokens':128256},
-           parameters=dict(_CLIP, projector=20_979_712, language_model=8_030_261_248),
-           note='in the paper; no weights were published, train them'),
-    Preset('aligngpt-qwen3', 'Qwen/Qwen3-4B', 'google/siglip2-so400m-patch16-384', QWEN3_4B, SIGLIP2, 'chatml',
-           151669,
-           dict(vision_tower=428_256_704, projector=9_507_840, levels=8*2560, gate=149_511,
-                language_model=4_022_468_096),
-           stage1=dict(image_aspect_ratio='pad'), licence='parts Apache-2.0',
-           note='an open stack, not in the paper; train it'),
-    Preset('tiny', 'aligngpt quickstart', 'aligngpt quickstart',
-           dict(LLAMA_7B, vocab_size=459, hidden_size=96, intermediate_size=192, num_hidden_layers=3,
-                num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, rms_norm_eps=1e-6),
-           dict(CLIP_L, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-                image_size=64, patch_size=8, hidden_act='gelu', projection_dim=512), 'v1', 459,
-           dict(vision_tower=117_184, projector=15_552, levels=8*96, gate=18_439, language_model=365_280),
+           **{**_VICUNA, 'template':'llama_3', 'n_tokens':128256}, note=_NOT_PUBLISHED,
+           parameters=dict(_CLIP, projector=20_979_712, language_model=8_030_261_248)),
+    Preset('aligngpt-qwen3', 'Qwen/Qwen3-4B', 'google/siglip2-so400m-patch16-384', text=QWEN3_4B, vision=SIGLIP2,
+           template='chatml', n_tokens=151669, stage1=dict(image_aspect_ratio='pad'), licence='parts Apache-2.0',
+           note='an open stack, not in the paper; train it',
+           parameters=dict(vision_tower=428_256_704, projector=9_507_840, levels=8*2560, gate=149_511,
+                           language_model=4_022_468_096)),
+    Preset('tiny', 'aligngpt quickstart', 'aligngpt quickstart', template='v1', n_tokens=459, licence='Apache-2.0',
+           text=dict(LLAMA_7B, vocab_size=459, hidden_size=96, intermediate_size=192, num_hidden_layers=3,
+                     num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, rms_norm_eps=1e-6),
+           vision=dict(CLIP_L, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+                       image_size=64, patch_size=8, hidden_act='gelu', projection_dim=512),
+           parameters=dict(vision_tower=117_184, projector=15_552, levels=8*96, gate=18_439, language_model=365_280),
            stage1=dict(learning_rate=5e-3, batch_size=32, accumulate=1, epochs=2.5, image_aspect_ratio='pad'),
-           stage2=dict(learning_rate=2e-3, epochs=3.), licence='Apache-2.0', note='made from scratch on easy-VQA'),
+           stage2=dict(learning_rate=2e-3, epochs=3.), note='made from scratch on easy-VQA'),
 )}
 
 def get_preset(
@@ -124,21 +127,12 @@ def count_parameters(
     return {n:sum(p.numel() for p in part.parameters()) for n,part in model.named_children()}
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #b0617cd9
-class ZooTable(list):
-    "Rows of the zoo; a notebook shows a table, `str` is for a terminal."
-    columns = 'model', 'parameters', 'language model', 'vision tower', 'image tokens', 'template', 'weights', 'licence'
-    def _repr_markdown_(self):
-        return '\n'.join(['| ' + ' | '.join(self.columns) + ' |', '|---' * len(self.columns) + '|']
-                         + ['| ' + ' | '.join(r) + ' |' for r in self])
-    def __str__(self):
-        rows = [self.columns, *self]
-        width = [max(len(r[i]) for r in rows) for i in range(len(self.columns))]
-        return '\n'.join('  '.join(c.ljust(w) for c,w in zip(r, width)).rstrip() for r in rows)
-    __repr__ = __str__
-
-def zoo_table()->ZooTable: # a row for each preset
+def zoo_table()->Table: # a row for each preset; text in a terminal
     "The zoo as a table."
     def size(n): return f'{n/1e9:.1f}B' if n > 1e9 else f'{n/1e6:.1f}M'
-    return ZooTable((p.name, size(sum(p.parameters.values())), p.llm, p.tower,
-                     str((p.vision['image_size']//p.vision['patch_size'])**2), p.template,
-                     p.weights.get('tuned') or p.note, p.licence) for p in PRESETS.values())
+    def row(p):
+        patches = (p.vision['image_size']//p.vision['patch_size'])**2
+        return (p.name, size(sum(p.parameters.values())), p.llm, p.tower, patches, p.template,
+                p.weights.get('tuned') or p.note, p.licence)
+    return Table(map(row, PRESETS.values()), ('model', 'parameters', 'language model', 'vision tower', 'image tokens',
+                                              'template', 'weights', 'licence'))

@@ -87,21 +87,23 @@ def show_command(
     processor:Annotated[str, typer.Option(help='Folder of a model, or of its processor.')],
     images:Annotated[Optional[str], typer.Option(help='Folder, tar shards or table of the pictures.')]=None,
     row:Annotated[list[int], typer.Option(help='Which record, from 0; may be given several times.')]=[0],
-    template:Annotated[Optional[str],
-                       typer.Option(help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
+    template:Annotated[Optional[str], typer.Option(
+        help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
     p, records = AlignGPTProcessor.from_pretrained(processor), Records(data)
     if template: p = p.with_settings(template=template)
     for i in row:
-        if not 0 <= i < len(records):
-            raise AlignGPTError(f'{data}: no record {i}', f'it has {len(records):,}, counted from 0')
+        _check_row(data, i, len(records))
         typer.echo(view_sample(records, i, images, p, max_length))
+
+def _check_row(data, i, n):
+    from aligngpt.core.errors import AlignGPTError
+    if not 0 <= i < n: raise AlignGPTError(f'{data}: no record {i}', f'it has {n:,}, counted from 0')
 
 # %% ../../nbs/cli/02_data.ipynb #ec29a733
 def unpack_command(

@@ -4,53 +4,57 @@
 
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Yes', 'hire',
-           'agreed', 'folders_of', 'check_files', 'list_files', 'compare_command', 'eval_command', 'score_command',
-           'register_eval']
+           'agreed', 'folders_of', 'check_files', 'list_files', 'compare_command', 'ask_tasks', 'eval_command',
+           'score_command', 'register_eval']
 
 # %% ../../nbs/cli/04_evaluate.ipynb #0e794e76
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Callable, Optional
 
 import typer
 
 from .data import DType, Device
 
 # %% ../../nbs/cli/04_evaluate.ipynb #834baa31
-JudgeURL = Annotated[str,
-                     typer.Option(help="Endpoint of the judge, up to /v1, such as https://api.openai.com/v1; 'none' stops after the answers.", rich_help_panel='Judge')]
-JudgeModel = Annotated[Optional[str],
-                       typer.Option(help="The judge's name there; by default that of the published scores.",
-                                    rich_help_panel='Judge')]
-JudgeKey = Annotated[str,
-                     typer.Option(help='Environment variable with the key; may be unset for a server of your own.',
-                                  rich_help_panel='Judge')]
-JudgeJobs = Annotated[int, typer.Option(min=1, help='Calls at once.', rich_help_panel='Judge')]
-JudgeRetries = Annotated[int, typer.Option(min=0, help='Tries after a failed one, each after a longer wait.',
-                                           rich_help_panel='Judge')]
-JudgeTimeout = Annotated[float, typer.Option(min=.1, help='Seconds without a sign of life.', rich_help_panel='Judge')]
-JudgePrice = Annotated[Optional[tuple[float, float]],
-                       typer.Option(metavar='READ WRITTEN', help='US dollars per million tokens, for the estimate.',
-                                    rich_help_panel='Judge')]
-Yes = Annotated[bool, typer.Option('--yes', help='Do not ask before the judge is paid.', rich_help_panel='Judge')]
+def _judge(kind, help, *names, **kwargs):
+    "An option about the judge."
+    return Annotated[kind, typer.Option(*names, help=help, rich_help_panel='Judge', **kwargs)]
 
+JudgeURL = _judge(str, 'Endpoint of the judge, up to /v1, such as https://api.openai.com/v1; '
+                       "'none' stops after the answers.")
+JudgeModel = _judge(Optional[str], "The judge's name there; by default that of the published scores.")
+JudgeKey = _judge(str, 'Environment variable with the key; may be unset for a server of your own.')
+JudgeJobs = _judge(int, 'Calls at once.', min=1)
+JudgeRetries = _judge(int, 'Tries after a failed one, each after a longer wait.', min=0)
+JudgeTimeout = _judge(float, 'Seconds without a sign of life.', min=.1)
+JudgePrice = _judge(Optional[tuple[float, float]], 'US dollars per million tokens, for the estimate.',
+                    metavar='READ WRITTEN')
+Yes = _judge(bool, 'Do not ask before the judge is paid.', '--yes')
+
+# %% ../../nbs/cli/04_evaluate.ipynb #b3c40002
 def hire(
-    url:str, # of the endpoint, or 'none'
+    settings:Any, # `JudgeSettings` of the options; its url may be 'none', its model is the task's by default
     cache:Path, # file with all replies
-    model:str|None=None, # its name there; None takes the one of the task
-    **kwargs, # to `Judge`: key_env, concurrency, retries, timeout, price
-): # (task) -> a `Judge`; None without one
+)->Callable|None: # (task) -> a `Judge`; None without one
     "The judge that the options describe."
+    from dataclasses import replace
     from aligngpt.evaluation.judge import Judge
-    return None if url == 'none' else lambda task: Judge(model or task.judge_model, url, cache, **kwargs)
+    if settings.url == 'none': return None
+    return lambda task: Judge(replace(settings, model=settings.model or task.judge_model), cache)
 
 def agreed(
     yes:bool, # do not ask
-): # (estimate) -> may it be spent?
+)->Callable: # (estimate) -> may it be spent?
     "Ask a person before money is spent; without one at the keyboard the options have the last word."
     import sys
     return lambda estimate: yes or not sys.stdin.isatty() or typer.confirm('Go on?', err=True)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #f15b46cd
+def _folder(name, data):
+    "Where the files of a task are; a question file may lie beside its pictures."
+    if name == 'easy_vqa': return Path('.')
+    return Path(name).parent if name.endswith('.jsonl') and not data.is_dir() else data
+
 def folders_of(
     tasks:str, # names and question files, separated by commas; `all`
     data:Path, # the benchmarks' files
@@ -58,12 +62,10 @@ def folders_of(
     "Which tasks are asked for, and where their files are. Of all, those whose files are there."
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task
-    names = [n for n,t in TASKS.items() if t.name == 'easy_vqa'
-             or Files(t, data).ready('asking')] if tasks == 'all' else [n.strip() for n in tasks.split(',')
-        if n.strip()]
+    names = [n.strip() for n in tasks.split(',') if n.strip()]
+    if tasks == 'all': names = [n for n,t in TASKS.items() if n == 'easy_vqa' or Files(t, data).ready('asking')]
     for n in names: get_task(n)
-    return {n: Path('.') if n == 'easy_vqa' else Path(n).parent if n.endswith('.jsonl') and not data.is_dir()
-            else data for n in names}
+    return {n: _folder(n, data) for n in names}
 
 # %% ../../nbs/cli/04_evaluate.ipynb #296a74b7
 def check_files(
@@ -95,98 +97,140 @@ def list_files(
     if tasks in ('all', ''): return markdown_table(list_tasks(data, list(TASKS)), 'task')
     return '\n\n'.join(Files(get_task(n), data, must_exist=False)._repr_markdown_() for n in folders_of(tasks, data))
 
+# %% ../../nbs/cli/04_evaluate.ipynb #b3c40005
 def compare_command(
     a:Path, # a run
     b:Path, # another run
     data:Path|None, # the files, if they are elsewhere now
     page:Path, # HTML to write
-    say=typer.echo, # told the result
-)->None:
+    say:Callable=typer.echo, # told the result
+)->None: # the page is written
     "Compare two runs on the terminal and on a page."
     from aligngpt.evaluation.compare import compare, comparison_page
     found = compare(a, b, data)
     for c in found: say(f'{c}\n')
     say(comparison_page(found, page))
 
+def ask_tasks(
+    load:Callable, # () -> (model, processor)
+    folders:dict, # from `folders_of`
+    out:Path, # answers, scores, pages and uploads
+    judge:Callable|None, # from `hire`
+    agree:Callable, # from `agreed`
+    **settings, # of `AskSettings`
+)->None: # all is in `out`
+    "Evaluate a model; a table in the end, if there is more than one task."
+    from aligngpt.evaluation.report import markdown_table
+    from aligngpt.evaluation.results import evaluate_all, results_rows, scores_of
+    from aligngpt.model.cpu import keep_freed_memory
+    check_files(folders)
+    keep_freed_memory()
+    done = evaluate_all(*load(), folders, out, judge, typer.echo, agree, **settings)
+    if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), settings['model_id']), 'model'))
+
+# %% ../../nbs/cli/04_evaluate.ipynb #b3c40007
+_Run = Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]
+_Tasks = Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; '
+                                          'a question file (.jsonl) is one too.')]
+_Data = Annotated[Optional[Path], typer.Option(help="The benchmarks' files. Default: playground/data/eval.")]
+_Out = Annotated[Optional[Path], typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues '
+                                                   'there. Default: runs/eval/NAME.')]
+_Batch = Annotated[int, typer.Option(min=1, help='Questions at a time.')]
+_Limit = Annotated[Optional[int], typer.Option(min=1, help='Ask the first questions of each task only.')]
+_Missing = Annotated[str, typer.Option(help="'error', or 'skip': count those that are missing or unreadable, "
+                                            'and leave their answers empty.')]
+_Lenient = Annotated[bool, typer.Option('--lenient', help='Go on where official scripts stop, if there is '
+                                                          'a sensible way.')]
+_Level = Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]
+_Show = Annotated[bool, typer.Option('--list', help='Show which files each task expects and which are there, '
+                                                    'and exit.')]
+_Compare = Annotated[Optional[tuple[Path, Path]],
+                     typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, '
+                                                      'changed answers.')]
+_Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
+
 # %% ../../nbs/cli/04_evaluate.ipynb #fc069707
 def eval_command(
-    run:Annotated[Optional[str],
-                  typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]=None,
-    tasks:Annotated[str,
-                    typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; a question file (.jsonl) is one too.')]='',
-    data:Annotated[Optional[Path], typer.Option(help="The benchmarks' files. Default: playground/data/eval.")]=None,
-    out:Annotated[Optional[Path],
-                  typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues there. Default: runs/eval/NAME.')]=None,
-    batch_size:Annotated[int, typer.Option(min=1, help='Questions at a time.')]=32,
-    limit:Annotated[Optional[int], typer.Option(min=1, help='Ask the first questions of each task only.')]=None,
-    on_missing_image:Annotated[str,
-                               typer.Option(help="'error', or 'skip': count those that are missing or unreadable, and leave their answers empty.")]='error',
-    lenient:Annotated[bool, typer.Option('--lenient',
-                                         help='Go on where official scripts stop, if there is a sensible way.')]=False,
-    level:Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]=None,
-    show:Annotated[bool, typer.Option('--list',
-                                      help='Show which files each task expects and which are there, and exit.')]=False,
-    compare:Annotated[Optional[tuple[Path, Path]],
-                      typer.Option(metavar='A B',
-                                   help='Compare two finished runs: scores, breakdowns, changed answers.')]=None,
-    page:Annotated[Path, typer.Option(help='Page that a comparison writes.')]=Path('compare.html'),
+    run:_Run=None,
+    tasks:_Tasks='',
+    data:_Data=None,
+    out:_Out=None,
+    batch_size:_Batch=32,
+    limit:_Limit=None,
+    on_missing_image:_Missing='error',
+    lenient:_Lenient=False,
+    level:_Level=None,
+    show:_Show=False,
+    compare:_Compare=None,
+    page:_Page=Path('compare.html'),
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
-    judge_retries:JudgeRetries=8,
-    judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False, device:Device='auto',
-    dtype:DType='auto',
+    judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False,
+    device:Device='auto', dtype:DType='auto',
 ):
-    "Ask a model the questions of benchmarks, and score the answers. Under torchrun on all devices; goes on where it was killed."
+    """Ask a model the questions of benchmarks, and score the answers.
+    Under torchrun on all devices; goes on where it was killed."""
     base = data or Path('playground/data/eval')
     if show: typer.echo(list_files(tasks, base)); return
     if compare: compare_command(*compare, data, page); return
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
-    from aligngpt.evaluation.report import markdown_table
-    from aligngpt.evaluation.results import evaluate_all, results_rows, scores_of
     from aligngpt.checkpoints.layouts import open_model
-    from aligngpt.model.cpu import keep_freed_memory
+    from aligngpt.evaluation.judge import JudgeSettings
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
-    out, folders = out or Path('runs/eval')/name, folders_of(tasks or 'easy_vqa', base)
-    hired = hire(judge, out/'judge.jsonl', judge_model, key_env=judge_key, concurrency=judge_jobs,
-                 retries=judge_retries, timeout=judge_timeout, price=judge_price)
-    check_files(folders)
-    keep_freed_memory()
-    model, processor = open_model(run, device, dtype)
-    done = evaluate_all(model, processor, folders, out, hired, typer.echo, agreed(yes), name, lenient=lenient,
-                        batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, alignment=level)
-    if len(done) > 1: typer.echo('\n' + markdown_table(results_rows(scores_of(out), name), 'model'))
+    out = out or Path('runs/eval')/name
+    boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
+                         price=judge_price)
+    ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
+              hire(boss, out/'judge.jsonl'), agreed(yes), model_id=name, batch_size=batch_size, limit=limit,
+              on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
+_Task = Annotated[str, typer.Argument(help='A benchmark, or a question file (.jsonl).')]
+_Files = Annotated[Path, typer.Option(help="The benchmark's files.")]
+_Predictions = Annotated[Path, typer.Option(help='Answers (.jsonl), or a submission (.json).')]
+_JSON = Annotated[Optional[Path], typer.Option(help='Write headline and every breakdown here.')]
+_Upload = Annotated[Optional[Path], typer.Option(help='Also write the file that the server takes, and check it.')]
+_Sensible = Annotated[bool, typer.Option('--lenient', help='Go on where the official script stops, if there is '
+                                                           'a sensible way.')]
+
+def _hired(settings, yes, files, predictions):
+    "The judge of a judged task, if it is agreed to what it costs."
+    from aligngpt.evaluation.tasks import judge_calls
+    boss = hire(settings, predictions.with_suffix('.judge.jsonl')) if files.task.judged else None
+    if boss is None: return None
+    judge = boss(files.task)
+    estimate = judge.estimate(judge_calls(files, predictions))
+    typer.echo(estimate, err=True)
+    if estimate.calls and not agreed(yes)(estimate): raise typer.Exit(1)
+    return judge
+
 def score_command(
-    task:Annotated[str, typer.Argument(help='A benchmark, or a question file (.jsonl).')],
-    data:Annotated[Path, typer.Option(help="The benchmark's files.")],
-    predictions:Annotated[Path, typer.Option(help='Answers (.jsonl), or a submission (.json).')],
-    json:Annotated[Optional[Path], typer.Option(help='Write headline and every breakdown here.')]=None,
-    upload:Annotated[Optional[Path],
-                     typer.Option(help='Also write the file that the server takes, and check it.')]=None,
-    lenient:Annotated[bool, typer.Option('--lenient',
-                                         help='Go on where the official script stops, if there is a sensible way.')]=False,
+    task:_Task,
+    data:_Files,
+    predictions:_Predictions,
+    json:_JSON=None,
+    upload:_Upload=None,
+    lenient:_Sensible=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
-    judge_retries:JudgeRetries=8,
-    judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False,
+    judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, yes:Yes=False,
 ):
     "Score a file of answers as the benchmark's authors do."
-    from aligngpt.evaluation.tasks import get_task, judge_calls, score, submit
-    boss, t = hire(judge, predictions.with_suffix('.judge.jsonl'), judge_model, key_env=judge_key,
-                   concurrency=judge_jobs, retries=judge_retries, timeout=judge_timeout,
-                   price=judge_price), get_task(task)
-    if boss := boss(t) if boss and t.judged else None:
-        estimate = boss.estimate(judge_calls(t, data, predictions))
-        typer.echo(estimate, err=True)
-        if estimate.calls and not agreed(yes)(estimate): raise typer.Exit(1)
-    report = score(t, data, predictions, boss, lenient)
+    from aligngpt.evaluation.judge import JudgeSettings
+    from aligngpt.evaluation.questions import Files, Options
+    from aligngpt.evaluation.tasks import get_task, score_answers, write_upload
+    boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
+                         price=judge_price)
+    files = Files(get_task(task), data)
+    options = Options(_hired(boss, yes, files, predictions), lenient)
+    report = score_answers(files, predictions, options)
     if json is not None: report.save(json)
     typer.echo(f'{report.title}: {report.metric} {report.headline}')
     for note in report.notes: typer.echo(f'note: {note}', err=True)
-    if upload is not None: typer.echo(submit(t, data, predictions, upload, lenient))
+    if upload is not None: typer.echo(write_upload(files, predictions, upload, options))
 
+# %% ../../nbs/cli/04_evaluate.ipynb #b3c40008
 def register_eval(
     app:typer.Typer, # to add the commands to
-)->None:
+)->None: # they are in it
     "Add `eval` and `score`."
     app.command('eval')(eval_command)
     app.command('score')(score_command)

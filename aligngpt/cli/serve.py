@@ -8,7 +8,7 @@ __all__ = ['need', 'read_key', 'own_names', 'listen', 'serve_command', 'build_ap
 # %% ../../nbs/cli/05_serve.ipynb #7153c6d5
 import importlib.util, os, socket, sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -42,6 +42,7 @@ def own_names(
     local = host == 'localhost' or host.startswith('127.') or host == '::1'
     return frozenset({'localhost', '127.0.0.1', '[::1]', host}) if local else None
 
+# %% ../../nbs/cli/05_serve.ipynb #c34672d0
 def listen(
     host:str, # name or number
     port:int, # 0: any that is free
@@ -61,10 +62,10 @@ def _server(app, grace):
     class Server(uvicorn.Server):
         async def shutdown(self, sockets=None):
             for s in self.servers: s.close()
-            engine, end = app.state.api.engine, asyncio.get_running_loop().time() + grace
+            engine, clock = app.state.api.engine, asyncio.get_running_loop().time
             engine.refuse()
-            while (engine.jobs or engine.waiting) and not self.force_exit and asyncio.get_running_loop().time() < end:
-                await asyncio.sleep(.05)
+            end = clock() + grace
+            while (engine.jobs or engine.waiting) and not self.force_exit and clock() < end: await asyncio.sleep(.05)
             for r in app.routes:
                 if hasattr(getattr(r, 'app', None), 'stop_event'): r.app.stop_event.set() # pages that are open
             await super().shutdown(sockets)
@@ -87,13 +88,13 @@ def _logging():
 
 # %% ../../nbs/cli/05_serve.ipynb #ef8c1158
 def serve_command(
-    run:Annotated[str,
-                  typer.Argument(help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
-    host:Annotated[str,
-                   typer.Option(help='Where to listen. 127.0.0.1: only this machine; 0.0.0.0: everywhere, for which set a key.')]='127.0.0.1',
+    run:Annotated[str, typer.Argument(
+        help='A run folder, a checkpoint folder in our or the official layout, or a name on the hub.')],
+    host:Annotated[str, typer.Option(
+        help='Where to listen. 127.0.0.1: only this machine; 0.0.0.0: everywhere, for which set a key.')]='127.0.0.1',
     port:Annotated[int, typer.Option(min=0, max=65535, help='0 takes one that is free.')]=8000,
-    api_key_file:Annotated[Optional[Path],
-                           typer.Option(help='File with the key that clients must send. Or set ALIGNGPT_API_KEY.')]=None,
+    api_key_file:Annotated[Optional[Path], typer.Option(
+        help='File with the key that clients must send. Or set ALIGNGPT_API_KEY.')]=None,
     name:Annotated[Optional[str], typer.Option(help="The model's name for clients; default: the folder's.")]=None,
     max_batch:Annotated[int, typer.Option(min=1, help='Answers that are written at a time.')]=16,
     queue:Annotated[int, typer.Option(min=0, help='Questions that may wait; beyond, clients get 429.')]=64,
@@ -102,8 +103,8 @@ def serve_command(
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
     max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded.')]=50.,
-    remote_images:Annotated[bool, typer.Option('--remote-images',
-                                               help='Fetch pictures from addresses on the public internet.')]=False,
+    remote_images:Annotated[bool, typer.Option(
+        '--remote-images', help='Fetch pictures from addresses on the public internet.')]=False,
     page:Annotated[bool, typer.Option(help='Serve the web page, too.')]=True,
     temperature:Annotated[float, typer.Option(min=0, help='Where a client does not say.')]=0.2,
     grace:Annotated[float, typer.Option(min=0, help='Seconds to finish answers in when the server is stopped.')]=30.,
@@ -116,21 +117,26 @@ def serve_command(
     key = read_key(api_key_file)
     if engine == 'vllm': return _vllm(run, host, port, key, name, max_batch, dtype)
     need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'] + ['gradio', 'python_multipart']*page, 'serve')
-    os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
-    _logging()
-    from tempfile import TemporaryDirectory
     from aligngpt.serving.remote import Limits
     limits = Limits(images=max_images, image_bytes=int(max_image_mb*2**20), pixels=int(max_megapixels*1e6),
                     tokens=max_tokens, seconds=max_seconds, remote=remote_images)
+    _serve(host, port, grace, dict(
+        run=run, name=name or Path(run).resolve().name, key=key, limits=limits, hosts=own_names(host), page=page,
+        engine=dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
+        load=dict(device=device, dtype=dtype)))
+
+def _serve(host, port, grace, what):
+    "Take the port, load the model, say where it is, and serve."
+    from tempfile import TemporaryDirectory
+    os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
+    _logging()
     with listen(host, port) as sock, TemporaryDirectory(prefix='aligngpt-page-') as uploads:
         os.environ['GRADIO_TEMP_DIR'] = uploads
-        app = build_app(run, name or Path(run).resolve().name, key, limits, own_names(host), page,
-                        dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
-                        dict(device=device, dtype=dtype))
+        app = build_app(**what)
         at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-        if key is None and own_names(host) is None:
+        if what['key'] is None and what['hosts'] is None:
             typer.echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
-        typer.echo(f'{app.state.api.name}: API {at}/v1' + f', page {at}/'*page)
+        typer.echo(f"{what['name']}: API {at}/v1" + f', page {at}/'*what['page'])
         sys.stdout.flush()
         _run(app, sock, grace)
 
@@ -139,16 +145,16 @@ def build_app(
     run:str, # see `open_session`
     name:str, # of the model
     key:str|None, # that clients must send
-    limits, # of a request, see `Limits`
+    limits:Any, # of a request, see `Limits`
     hosts:frozenset|None, # names to answer to; None: any
     page:bool, # with the web page
     engine:dict, # see `Engine`
     load:dict, # see `aligngpt.checkpoints.layouts.load`
 ): # a FastAPI app
     "Model, engine, API, page."
+    from aligngpt.chat.session import open_session
     from aligngpt.serving.api import Api, create_app
     from aligngpt.serving.engine import Engine
-    from aligngpt.chat.session import open_session
     reader = open_session(run, load=load).reader
     app = create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts))
     if not page: return app
@@ -180,6 +186,7 @@ def vllm_line(
             str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch),
             '--dtype', dtype]
 
+# %% ../../nbs/cli/05_serve.ipynb #66864a56
 def register_serve(
     app:typer.Typer, # to add the command to
 )->None:

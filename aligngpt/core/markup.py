@@ -22,10 +22,13 @@ def picture_tag(
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(b.getvalue()).decode()}" alt="">'
 
 # %% ../../nbs/core/07_markup.ipynb #b0d90a52
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><title>{title}</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}} h1{{font-size:1.5em}} h2{{font-size:1.1em;margin-top:2em}}
+_PAGE = """<!doctype html><html lang=en><meta charset=utf-8>
+<meta name=viewport content="width=device-width"><title>{title}</title><style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}}
+h1{{font-size:1.5em}} h2{{font-size:1.1em;margin-top:2em}}
 .verdict{{padding:.7em 1em;border-radius:8px;background:{color}}} .note{{color:#777}} .error{{color:#b00020}}
-.grid{{display:flex;flex-wrap:wrap;gap:12px}} figure{{margin:0;width:220px;font-size:12px;overflow-wrap:anywhere}} .none{{width:112px;height:84px;background:#eee;color:#777;display:grid;place-items:center}}
+.grid{{display:flex;flex-wrap:wrap;gap:12px}} figure{{margin:0;width:220px;font-size:12px;overflow-wrap:anywhere}}
+.none{{width:112px;height:84px;background:#eee;color:#777;display:grid;place-items:center}}
 {css}</style><h1>{title}</h1><p class=verdict>{verdict}</p>{body}</html>"""
 
 def html_page(

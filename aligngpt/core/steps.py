@@ -9,9 +9,9 @@ __all__ = ['environment', 'Steps', 'progress']
 import hashlib, importlib.metadata, importlib.util, json, platform, shutil, subprocess, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
-from .files import _plain, read_json, write_json
+from .files import plain, read_json, write_json
 
 # %% ../../nbs/core/04_steps.ipynb #1240038a
 def environment()->dict: # versions, platform, commit and time
@@ -54,19 +54,19 @@ class Steps:
         settings:Any=None, # what its result depends on
     )->str: # hash over this step's settings and those of all before it
         "The identity of a step's result."
-        text = json.dumps([self.chain, name, settings], sort_keys=True, default=_plain)
+        text = json.dumps([self.chain, name, settings], sort_keys=True, default=plain)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def run(self,
         name:str, # the step
-        fn, # called without arguments if the step is not done; its result must be JSON
+        fn:Callable[[],Any], # called if the step is not done; its result must be JSON
         settings:Any=None, # what the result depends on
     )->Any: # the result, from now or from before
         "Run `fn` unless this very step is done; remember its result."
         self.chain = self.key(name, settings)
         if self.done.get(name, {}).get('key') != self.chain:
             result = fn()
-            self.done[name] = dict(key=self.chain, result=json.loads(json.dumps(result, default=_plain)))
+            self.done[name] = dict(key=self.chain, result=json.loads(json.dumps(result, default=plain)))
             write_json(self.done, self.path)
         return self.done[name]['result']
 

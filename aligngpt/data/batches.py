@@ -7,7 +7,6 @@ __all__ = ['SampleDataset', 'LoaderError', 'for_loader', 'Collator', 'gather_ima
 
 # %% ../../nbs/data/04_batches.ipynb #9ff25c9e
 import hashlib, sys
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np, torch

@@ -100,7 +100,7 @@ def pack(
     lengths:np.ndarray, # tokens of each sample, [n_samples]; samples of length 0 are left out
     capacity:int=4096, # positions in a row
     window:int=8192, # samples packed together
-    seed:int=42,
+    seed:int=42, # of both shuffles
 )->list[list[int]]: # rows of sample numbers
     "Shuffle samples, pack them window by window, and shuffle the rows."
     lengths, rng = np.asarray(lengths), np.random.default_rng(seed)

@@ -172,59 +172,58 @@ class Source:
         folder, self.meta = ensure_index(self.path, self._build)
         self._map(folder)
 
-    def _build(self, folder):
-        "Write the index."
-        digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
-        with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
-                      disable=self.quiet) as bar:
-            n = build_index(read_records(self.path, lambda b: bar.update(b - bar.n), digest), folder/'records.arrow')
-        return dict(records=n, sha256=digest.hexdigest())
-
-    def _map(self, folder):
-        "Map the index, and note where the text of each block begins in its file."
-        import pyarrow as pa
-        self.folder = folder
-        with os_errors(folder):
-            self.file = open(folder/'records.arrow', 'rb')
-            mapped = pa.memory_map(self.file.name)
-            self.table = pa.ipc.open_file(mapped).read_all()
-            mapped.seek(0)
-            base = mapped.read_buffer(1).address
-        chunks = self.table['raw'].chunks
-        buffers = [c.buffers() for c in chunks] # (validity, offsets, text)
-        self._chunks = [(np.frombuffer(offsets, np.int32), text.address - base) for _, offsets, text in buffers]
-        self._starts = np.cumsum([0, *map(len, chunks)])[:-1].tolist()
-
     def __len__(self): return self.meta['records']
     def __repr__(self): return f'Source({str(self.path)!r}, {len(self):,} records)'
     def __reduce__(self): return Source, (self.path, self.quiet)
 
+    def raw(self,
+        i:int, # row
+    )->bytes: # JSON text
+        "The record as it stands in the file."
+        c = bisect.bisect_right(self._starts, i) - 1
+        (offsets, start), j = self._chunks[c], i - self._starts[c]
+        a, b = offsets[j].item(), offsets[j+1].item()
+        with os_errors(self.file.name): return os.pread(self.file.fileno(), b-a, start+a)
+
+    def column(self,
+        name:str, # 'chars', 'turns', 'level'
+        missing:int=0, # stands for null
+    )->np.ndarray: # [n]
+        "A column of numbers."
+        col = self.table[name]
+        return col.to_numpy() if not col.null_count else np.nan_to_num(col.to_numpy(), nan=missing).astype(np.int64)
+
+    def problems(self)->dict[int,tuple[str,str]]: # row -> (reason, message)
+        "The records that cannot be used."
+        chunks = zip(self._starts, self.table['problem'].chunks)
+        return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c)
+                for i,p in enumerate(c.to_pylist()) if p is not None}
+
 # %% ../../nbs/data/02_records.ipynb #947600c6
 @patch
-def raw(self:Source,
-    i:int, # row
-)->bytes: # JSON text
-    "The record as it stands in the file."
-    c = bisect.bisect_right(self._starts, i) - 1
-    (offsets, start), j = self._chunks[c], i - self._starts[c]
-    a, b = offsets[j].item(), offsets[j+1].item()
-    with os_errors(self.file.name): return os.pread(self.file.fileno(), b-a, start+a)
+def _build(self:Source, folder):
+    "Write the index."
+    digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
+    with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
+                  disable=self.quiet) as bar:
+        n = build_index(read_records(self.path, lambda b: bar.update(b - bar.n), digest), folder/'records.arrow')
+    return dict(records=n, sha256=digest.hexdigest())
 
 @patch
-def column(self:Source,
-    name:str, # 'chars', 'turns', 'level'
-    missing:int=0, # stands for null
-)->np.ndarray: # [n]
-    "A column of numbers."
-    col = self.table[name]
-    return col.to_numpy() if not col.null_count else np.nan_to_num(col.to_numpy(), nan=missing).astype(np.int64)
-
-@patch
-def problems(self:Source)->dict[int,tuple[str,str]]: # row -> (reason, message)
-    "The records that cannot be used."
-    chunks = zip(self._starts, self.table['problem'].chunks)
-    return {start+i:tuple(p.split('\t', 1)) for start,c in chunks if c.null_count < len(c)
-            for i,p in enumerate(c.to_pylist()) if p is not None}
+def _map(self:Source, folder):
+    "Map the index, and note where the text of each block begins in its file."
+    import pyarrow as pa
+    self.folder = folder
+    with os_errors(folder):
+        self.file = open(folder/'records.arrow', 'rb')
+        mapped = pa.memory_map(self.file.name)
+        self.table = pa.ipc.open_file(mapped).read_all()
+        mapped.seek(0)
+        base = mapped.read_buffer(1).address
+    chunks = self.table['raw'].chunks
+    buffers = [c.buffers() for c in chunks] # (validity, offsets, text)
+    self._chunks = [(np.frombuffer(offsets, np.int32), text.address - base) for _, offsets, text in buffers]
+    self._starts = np.cumsum([0, *map(len, chunks)])[:-1].tolist()
 
 # %% ../../nbs/data/02_records.ipynb #29a0926c
 class Records:

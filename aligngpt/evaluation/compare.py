@@ -14,18 +14,19 @@ from pathlib import Path
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from ..core.markup import html_page
-from .pages import CSS, Run, figure, html_table
+from .pages import CSS, figure, html_table, outcomes
 from .questions import Question
 from .report import breakdowns, markdown_table
+from .run import Run
 
 # %% ../../nbs/evaluation/12_compare.ipynb #4d37198a
 @dataclass
 class Change:
     "A question that was answered differently."
-    question:Question
-    before:str   # the first run's answer
-    after:str    # the second run's
-    gain:float   # points won, negative if lost; 0 without points
+    question:Question # with text and image
+    before:str # the first run's answer
+    after:str # the second run's
+    gain:float # points won, negative if lost; 0 without points
     right:str|None # the right answer, where it is known
 
 def changes(
@@ -33,10 +34,10 @@ def changes(
     b:Run, # the second run
 )->list[Change]: # losses first, then gains, then the rest
     "The questions whose answers changed."
-    before = {o.question.key: o for o in a.outcomes()}
-    pairs = [(before[o.question.key], o) for o in b.outcomes() if o.question.key in before]
-    got = [Change(o.question, x.said, o.said, (o.points or 0) - (x.points or 0), o.right) for x,o in pairs
-           if x.said != o.said]
+    before = {o.question.key: o for o in outcomes(a)}
+    pairs = [(before[o.question.key], o) for o in outcomes(b) if o.question.key in before]
+    got = [Change(o.question, x.said, o.said, (o.points or 0) - (x.points or 0), o.right)
+           for x,o in pairs if x.said != o.said]
     return sorted(got, key=lambda c: (c.gain == 0, c.gain))
 
 # %% ../../nbs/evaluation/12_compare.ipynb #7ce9de94
@@ -49,27 +50,36 @@ def sign_test(
     return min(1., 2*sum(comb(n, i) for i in range(k+1))/2**n)
 
 # %% ../../nbs/evaluation/12_compare.ipynb #cedbfca6
+_HASHES = dict(prompts='the questions or prompts', processor='the preparations of image and text')
+
 def caveats(
     a:Run, # the first run
     b:Run, # the second run
 )->list[str]: # in plain words
     "Why two scores should not be compared, if so."
     ma, mb = a.manifest, b.manifest
-    out = [f'{what} differ' for what, k in (('the questions or prompts', 'prompts'),
-                                            ('the preparations of image and text', 'processor'))
-                                            if ma.get(k) != mb.get(k)]
+    out = [f'{what} differ' for k,what in _HASHES.items() if ma.get(k) != mb.get(k)]
     sa, sb = ma.get('settings', {}), mb.get('settings', {})
     out += [f'{k}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
-    return out + ['they were scored by different versions: score them again']*(a.score.get('scorer') != b.score.get('scorer'))
+    if a.score.get('scorer') != b.score.get('scorer'):
+        out.append('they were scored by different versions: score them again')
+    return out
 
 # %% ../../nbs/evaluation/12_compare.ipynb #6b1b91f0
+def _difference(x, y): return dict(before=x, after=y, difference=None if x is None or y is None else y - x)
+
+def _column(rows):
+    "The column of a breakdown to compare."
+    known = [c for c in ('value', 'score', 'accuracy', 'f1', 'relative_score') if all(c in r for r in rows.values())]
+    return known[0] if known else next(iter(next(iter(rows.values()))))
+
 @dataclass
 class Comparison:
     "Two runs of one task."
-    a:Run
-    b:Run
-    changed:list[Change]
-    caveats:list[str]
+    a:Run # the first
+    b:Run # the second
+    changed:list[Change] # from `changes`
+    caveats:list[str] # why the scores should not be compared
 
     @property
     def names(self)->tuple: # two different ones
@@ -78,35 +88,39 @@ class Comparison:
         return tuple(r.folder.parent.name if same else r.name for r in (self.a, self.b))
 
     @property
-    def headline(self)->dict:
-        "Scores and their difference."; return _difference(self.a.score.get('headline'), self.b.score.get('headline'))
+    def headline(self)->dict: # 'before', 'after', 'difference'
+        "Scores and their difference."
+        return _difference(self.a.score.get('headline'), self.b.score.get('headline'))
 
     @property
     def groups(self)->dict: # breakdown -> {group: {'before', 'after', 'difference'}}
         "The breakdowns side by side."
         x, y, out = breakdowns(self.a.score), breakdowns(self.b.score), {}
         for name in x.keys() & y.keys():
-            cols = [c for c in ('value', 'score', 'accuracy', 'f1', 'relative_score')
-                    if all(c in r for r in x[name].values())][:1] or [next(iter(next(iter(x[name].values()))))]
-            out[name if cols == ['value'] else f'{name}, {cols[0]}'] = {g: _difference(x[name][g].get(cols[0]),
-                y[name][g].get(cols[0])) for g in x[name] if g in y[name]}
+            c = _column(x[name])
+            rows = {g: _difference(r.get(c), y[name][g].get(c)) for g,r in x[name].items() if g in y[name]}
+            out[name if c == 'value' else f'{name}, {c}'] = rows
         return dict(sorted(out.items()))
 
     @property
-    def gains(self)->int: return sum(c.gain > 0 for c in self.changed)
+    def gains(self)->int:
+        "Answers that became better."
+        return sum(c.gain > 0 for c in self.changed)
+
     @property
-    def losses(self)->int: return sum(c.gain < 0 for c in self.changed)
+    def losses(self)->int:
+        "Answers that became worse."
+        return sum(c.gain < 0 for c in self.changed)
 
     def __str__(self):
         "For the terminal."
         head = markdown_table({self.a.task.title: self.headline}, ' -> '.join(self.names))
         tables = [markdown_table(rows, name) for name,rows in self.groups.items() if name != 'counts']
-        say = f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse (sign test: p = {sign_test(self.gains, self.losses):.2g})'
+        say = (f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse '
+               f'(sign test: p = {sign_test(self.gains, self.losses):.2g})')
         return '\n\n'.join([*(f'not comparable? {c}' for c in self.caveats), head, *tables, say])
 
     _repr_markdown_ = __str__
-
-def _difference(x, y): return dict(before=x, after=y, difference=None if x is None or y is None else y - x)
 
 # %% ../../nbs/evaluation/12_compare.ipynb #e9a67700
 def compare(
@@ -119,7 +133,7 @@ def compare(
     if not (both := [n for n in mine if n in other]):
         raise AlignGPTError(f'{a} and {b} have no task in common ({", ".join(mine)}; {", ".join(other)})',
                             'evaluate both on the same tasks')
-    pairs = [(Run(mine[n], data), Run(other[n], data)) for n in both]
+    pairs = [(Run.finished(mine[n], data), Run.finished(other[n], data)) for n in both]
     return [Comparison(x, y, changes(x, y), caveats(x, y)) for x,y in pairs]
 
 def _runs(folder):
@@ -135,33 +149,40 @@ def _runs(folder):
 # %% ../../nbs/evaluation/12_compare.ipynb #74bcd450
 def _signed(rows):
     "Differences with their sign."
-    return {g: {k: v if k != 'difference' or v is None else f'{v:+.2f}' for k,v in r.items()} for g,r in rows.items()}
+    return {g: {k: f'{v:+.2f}' if k == 'difference' and v is not None else v for k,v in r.items()}
+            for g,r in rows.items()}
+
+def _changed_part(c, title, some, n):
+    "The first of some changed questions, with both answers."
+    more = f', the first {n}'*(len(some) > n)
+    figures = ''.join(figure(x.question, dict(zip(c.names, (x.before, x.after))), x.right, c.b.images)
+                      for x in some[:n])
+    return f'<h3>{title}: {len(some):,}{more}</h3><div class=grid>{figures}</div>'
 
 def _section(c, n):
     "What the page says about a task."
-    parts = [f'<h2>{escape(c.a.task.title)}</h2>'] + [f'<p class=error>not comparable? {escape(x)}</p>'
-                                                      for x in c.caveats]
-    parts += ([html_table(_signed({c.a.score.get('metric', ''): c.headline}))]
-              + [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items()
-                 if name != 'counts'])
-    for what, some in (('worse', [x for x in c.changed if x.gain < 0]),
-                       ('better', [x for x in c.changed if x.gain > 0]),
-                       ('other words', [x for x in c.changed if not x.gain])):
-        if some:
-            parts.append(f'<h3>{what}: {len(some):,}' + f', the first {n}'*(len(some) > n)
-                         + f'</h3><div class=grid>{"".join(figure(x.question, dict(zip(c.names, (x.before, x.after))), x.right, c.b.images) for x in some[:n])}</div>')
-    return ''.join(parts)
+    parts = [f'<h2>{escape(c.a.task.title)}</h2>']
+    parts += [f'<p class=error>not comparable? {escape(x)}</p>' for x in c.caveats]
+    parts.append(html_table(_signed({c.a.score.get('metric', ''): c.headline})))
+    parts += [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items()
+              if name != 'counts']
+    kinds = {'worse': [x for x in c.changed if x.gain < 0],
+             'better': [x for x in c.changed if x.gain > 0],
+             'other words': [x for x in c.changed if not x.gain]}
+    return ''.join(parts + [_changed_part(c, title, some, n) for title,some in kinds.items() if some])
+
+def _verdict(c):
+    "A task in a few words."
+    if c.headline['difference'] is None: return f'{c.a.task.title}: {len(c.changed)} answers changed'
+    return f'{c.a.task.title} {c.headline["difference"]:+.2f} ({c.gains} better, {c.losses} worse)'
 
 def comparison_page(
     comparisons:list[Comparison], # from `compare`
     path:str|Path, # HTML file
     n:int=24, # questions to show of each kind
-)->Path:
+)->Path: # the file
     "Scores, breakdowns and changed answers, with pictures."
-    verdict = ', '.join(f'{c.a.task.title} {c.headline["difference"]:+.2f} ({c.gains} better, {c.losses} worse)'
-                        if c.headline['difference'] is not None
-                        else f'{c.a.task.title}: {len(c.changed)} answers changed' for c in comparisons)
-    page = html_page(' and '.join(comparisons[0].names), verdict, ''.join(_section(c, n) for c in comparisons),
-                     css=CSS)
+    page = html_page(' and '.join(comparisons[0].names), ', '.join(map(_verdict, comparisons)),
+                     ''.join(_section(c, n) for c in comparisons), css=CSS)
     with atomic_path(path) as p: p.write_text(page, encoding='utf-8')
     return Path(path)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 'llava_bench_message', 'llava_bench_calls',
            'parse_review', 'relative_scores', 'score_llava_bench', 'mm_vet_calls', 'parse_grade', 'mm_vet_grade',
-           'score_mm_vet', 'read_mm_vet_header', 'Judge', 'Estimate']
+           'score_mm_vet', 'read_mm_vet_header', 'JudgeSettings', 'Judge', 'Estimate']
 
 # %% ../../nbs/evaluation/05_judge.ipynb #2a26d00c
 import hashlib, json, os, random, re, threading, urllib.error, urllib.parse, urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
@@ -32,9 +32,15 @@ class Call:
     group:str = ''    # the question's category
 
     @property
-    def content(self)->str: return self.messages[-1]['content']
+    def content(self)->str:
+        "The last message's text."
+        return self.messages[-1]['content']
 
-def user(content): return dict(role='user', content=content)
+def user(
+    content:str, # what a person says
+)->dict: # a message
+    "A turn of the user."
+    return dict(role='user', content=content)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #a4f4e0d7
 class Replies:
@@ -107,6 +113,29 @@ def llava_bench_message(
     return f'[Context]\n{caption}\n\n[Question]\n{question["text"]}\n\n{said}[System]\n{rule["prompt"]}\n\n'
 
 # %% ../../nbs/evaluation/05_judge.ipynb #924f55b8
+def _pairing_notes(questions, references, answers):
+    "What is odd about three files that are paired by line."
+    notes = []
+    if len(answers) != len(questions):
+        notes.append(f'{len(answers)} answers and {len(questions)} questions, paired by line')
+    if odd := [q['question_id'] for q,*aa in zip(questions, references, answers)
+               if any(a['question_id'] != q['question_id'] for a in aa)]:
+        notes.append(f'{len(odd)} questions are paired with the line of another question: {some(odd)}')
+    return notes
+
+def _llava_bench_call(q, captions, ref, ans, rules):
+    "The call about one answer."
+    where, category = f'question {q["question_id"]!r}', 'llava_bench_' + q['category']
+    if category not in rules:
+        raise AlignGPTError(f'{where}: no rule for {category!r} (rules: {some(rules, 9)})',
+                            'take rule.json from the LLaVA repository')
+    if q['image'] not in captions:
+        raise AlignGPTError(f'{where}: no caption for {q["image"]!r}',
+                            'take context.jsonl and questions.jsonl from one release')
+    content = llava_bench_message(q, captions[q['image']], ref, ans, rules[category])
+    messages = dict(role='system', content=LLAVA_BENCH_SYSTEM), user(content)
+    return Call(str(q['question_id']), messages, .2, 1024, category)
+
 def llava_bench_calls(
     questions:list[dict], # `question_id`, `image`, `text`, `category`
     contexts:list[dict], # `image`, `caption`
@@ -115,24 +144,9 @@ def llava_bench_calls(
     rules:dict, # 'llava_bench_' + category -> {'role', 'prompt'}
 )->tuple[list[Call],list[str]]: # calls, notes
     "The judge's calls for LLaVA-Bench (in the wild)."
-    captions, calls, notes = {c['image']: c for c in contexts}, [], []
-    if len(answers) != len(questions):
-        notes.append(f'{len(answers)} answers and {len(questions)} questions, paired by line')
-    if odd := [q['question_id'] for q,*aa in zip(questions, references, answers)
-               if any(a['question_id'] != q['question_id'] for a in aa)]:
-        notes.append(f'{len(odd)} questions are paired with the line of another question: {some(odd)}')
-    for q,ref,ans in zip(questions, references, answers):
-        rule = rules.get(category := 'llava_bench_' + q['category'])
-        if rule is None:
-            raise AlignGPTError(f'question {q["question_id"]!r}: no rule for {category!r} (rules: {some(rules, 9)})',
-                                'take rule.json from the LLaVA repository')
-        if q['image'] not in captions:
-            raise AlignGPTError(f'question {q["question_id"]!r}: no caption for {q["image"]!r}',
-                                'take context.jsonl and questions.jsonl from one release')
-        content = llava_bench_message(q, captions[q['image']], ref, ans, rule)
-        calls.append(Call(str(q['question_id']), (dict(role='system', content=LLAVA_BENCH_SYSTEM), user(content)), .2,
-                          1024, category))
-    return calls, notes
+    captions = {c['image']: c for c in contexts}
+    calls = [_llava_bench_call(q, captions, ref, ans, rules) for q,ref,ans in zip(questions, references, answers)]
+    return calls, _pairing_notes(questions, references, answers)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #363608ff
 def parse_review(
@@ -169,18 +183,21 @@ def score_llava_bench(
                 tuples={c.id: t for c,t in zip(calls, tuples)}, categories={c.id: c.group for c in calls})
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b7255147
+def _mm_vet_content(d, text, header):
+    "What MM-Vet's judge reads about an answer."
+    truth = d['answer'].replace('<AND>', ' <AND> ').replace('<OR>', ' <OR> ')
+    return header + '\n' + ' | '.join([d['question'], truth, text, ''])
+
 def mm_vet_calls(
     data:dict, # the official mm-vet.json: id -> {'question', 'answer', 'capability'}
     results:dict, # id -> the model's text
     header:str, # instruction and examples, ending with a line feed
-)->list[Call]:
+)->list[Call]: # in the order of `data`
     "The first call for each question of MM-Vet."
     if lost := [i for i in data if i not in results]:
         raise AlignGPTError(f'{len(lost)} of {len(data)} questions have no answer: {some(lost)}',
                             'MM-Vet needs all of them; let the evaluation finish')
-    truth = lambda d: d['answer'].replace('<AND>', ' <AND> ').replace('<OR>', ' <OR> ')
-    return [Call(i, (user(header + '\n' + ' | '.join([d['question'], truth(d), results[i], ''])),), 0., 3)
-            for i,d in data.items()]
+    return [Call(i, (user(_mm_vet_content(d, results[i], header)),), 0., 3) for i,d in data.items()]
 
 # %% ../../nbs/evaluation/05_judge.ipynb #c1bf0c3f
 AGAIN = '\nPredict the correctness of the answer (digit): '
@@ -205,30 +222,33 @@ def mm_vet_grade(
     return 0., 6
 
 # %% ../../nbs/evaluation/05_judge.ipynb #a666d1f3
+def _percent(grades, digits):
+    "Mean grades of groups, times 100."
+    import numpy as np
+    return {k: float(np.round(sum(v)/len(v)*100, digits)) for k,v in grades.items()}
+
 def score_mm_vet(
     data:dict, # the official mm-vet.json
     calls:list[Call], # from `mm_vet_calls`
     judge, # a function from a call to a reply
 )->dict: # mean grades times 100: total, per capability, per combination; the grades and numbers of calls
     "Ask the judge for each grade, and summarise."
-    import numpy as np
     graded = dict(zip((c.id for c in calls), ask_all(lambda c: mm_vet_grade(c, judge), calls, judge)))
     caps, combos = {}, {}
     for i,(g,_) in graded.items():
-        mine = set(data[i]['capability'])
+        mine = sorted(set(data[i]['capability']))
         for k in mine: caps.setdefault(k, []).append(g)
-        combos.setdefault('_'.join(sorted(mine)), []).append(g)
-    caps = {k: caps[k] for k in sorted(caps)} | {'total': [g for g,_ in graded.values()]}
-    combos['total'] = caps['total']
-    pct = lambda d, n: {k: float(np.round(sum(v)/len(v)*100, n)) for k,v in d.items()}
-    return dict(capabilities=pct(caps, 1), capabilities_6dp=pct(caps, 6), integrations_sorted_names=pct(combos, 1),
-                counts={k: len(v) for k,v in caps.items()},
+        combos.setdefault('_'.join(mine), []).append(g)
+    total = {'total': [g for g,_ in graded.values()]}
+    caps, combos = {k: caps[k] for k in sorted(caps)} | total, combos | total
+    return dict(capabilities=_percent(caps, 1), capabilities_6dp=_percent(caps, 6),
+                integrations_sorted_names=_percent(combos, 1), counts={k: len(v) for k,v in caps.items()},
                 grades={i: g for i,(g,_) in graded.items()}, calls={i: n for i,(_,n) in graded.items()})
 
 # %% ../../nbs/evaluation/05_judge.ipynb #0f23259a
 def read_mm_vet_header(
     path:str|Path, # a text file, or the official mm-vet_evaluator.ipynb
-)->str:
+)->str: # instruction and examples
     "MM-Vet's instruction to the judge."
     path = Path(path)
     if path.suffix != '.ipynb':
@@ -240,6 +260,26 @@ def read_mm_vet_header(
         if m := re.search(r'^prompt = """(.*?)"""', ''.join(c['source']), re.M | re.S): return m[1]
     raise AlignGPTError(f'{path}: no cell assigns the prompt',
                         'take mm-vet_evaluator.ipynb from the MM-Vet repository')
+
+# %% ../../nbs/evaluation/05_judge.ipynb #b3e50004
+@dataclass(frozen=True)
+class JudgeSettings:
+    "Where a judge is, and how it is asked."
+    model:str = '' # its name there, such as 'gpt-4-0613'
+    url:str = '' # up to '/v1'; by default $OPENAI_BASE_URL, or OpenAI's
+    key_env:str = 'OPENAI_API_KEY' # the environment variable with the key; may be unset for a local server
+    concurrency:int = 8 # calls at once
+    retries:int = 8 # after the first try
+    timeout:float = 120. # seconds without a sign of life
+    backoff:float = 1. # seconds before the first retry, doubled each time, at most 60
+    price:tuple|None = None # US dollars per million tokens: (prompt, reply)
+    extra:dict = field(default_factory=dict) # more fields of the request; None removes one
+    run:int = 0 # another number asks again what was asked before
+
+    @property
+    def endpoint(self)->str:
+        "The address, without a slash at its end."
+        return (self.url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1').rstrip('/')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #33c6b8d9
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -263,27 +303,21 @@ def _wait_time(headers):
 class Judge:
     "A judge behind an OpenAI-compatible endpoint."
     def __init__(self,
-        model:str, # its name there, such as 'gpt-4-0613'
-        url:str='', # up to '/v1'; default: $OPENAI_BASE_URL, else OpenAI's
+        settings:JudgeSettings, # where it is, and how it is asked
         cache:str|Path|None=None, # JSON lines with all replies; None keeps them in memory only
-        key_env:str='OPENAI_API_KEY', # the environment variable with the key; may be unset for a local server
-        concurrency:int=8, # calls at once
-        retries:int=8, # after the first try
-        timeout:float=120., # seconds without a sign of life
-        backoff:float=1., # seconds before the first retry, doubled each time, at most 60
-        price:tuple|None=None, # US dollars per million tokens: (read, written)
-        extra:dict|None=None, # more fields of the request; None removes one
-        run:int=0, # another number asks again what was asked before
     ):
-        self.model, self.cache, self.key_env, self.concurrency = model, cache and Path(cache), key_env, concurrency
-        self.url = (url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1').rstrip('/')
-        self.retries, self.timeout, self.backoff, self.price, self.extra, self.run = retries, timeout, backoff, price, extra or {}, run
+        self.settings, self.url, self.cache = settings, settings.endpoint, cache and Path(cache)
         if urllib.parse.urlparse(self.url).scheme not in ('http', 'https'):
             raise AlignGPTError(f'the judge\'s URL is {self.url!r}',
                                 'it begins with http:// or https:// and usually ends with /v1')
         self.asked, self._lock, self.halt, self.replies = 0, threading.Lock(), threading.Event(), self._read_cache()
 
-    def __repr__(self): return f'Judge({self.model!r}, {self.url!r}, {len(self.replies)} replies kept)'
+    @property
+    def concurrency(self)->int:
+        "Calls at once."
+        return self.settings.concurrency
+
+    def __repr__(self): return f'Judge({self.settings.model!r}, {self.url!r}, {len(self.replies)} replies kept)'
 
 # %% ../../nbs/evaluation/05_judge.ipynb #6ed61a8d
 @patch
@@ -302,36 +336,44 @@ def _read_cache(self:Judge):
 @patch
 def _key(self:Judge, call):
     "The identity of a call."
-    what = [self.url, self.model, call.id, call.messages, call.temperature, call.max_tokens, self.extra, self.run]
+    s = self.settings
+    what = [self.url, s.model, call.id, call.messages, call.temperature, call.max_tokens, s.extra, s.run]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 @patch
 def _keep(self:Judge, call, key, reply):
     "Remember a reply, at once."
+    row = dict(key=key, id=call.id, model=self.settings.model, temperature=call.temperature, reply=reply)
     with self._lock:
         self.replies[key] = reply
         if not self.cache: return
         with os_errors(self.cache):
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.cache, 'a', encoding='utf-8') as f:
-                f.write(json.dumps(dict(key=key, id=call.id, model=self.model, temperature=call.temperature,
-                                        reply=reply)) + '\n')
+            with open(self.cache, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #77027f0c
 @patch
+def _request(self:Judge, call, key):
+    "A call as an HTTP request."
+    body = dict(model=self.settings.model, messages=list(call.messages), temperature=call.temperature,
+                max_tokens=call.max_tokens) | self.settings.extra
+    head = {'Content-Type':'application/json'} | ({'Authorization':f'Bearer {key}'} if key else {})
+    data = json.dumps({k:v for k,v in body.items() if v is not None}).encode()
+    return urllib.request.Request(self.url + '/chat/completions', data, head)
+
+@patch
+def _opener(self:Judge):
+    "What sends requests: no redirects, and no proxy to this machine."
+    local = urllib.parse.urlparse(self.url).hostname in ('localhost', '127.0.0.1', '::1')
+    return urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
+
+@patch
 def _post(self:Judge, call):
     "One request; the reply, or `_Again`, or an error that ends it."
-    key = os.environ.get(self.key_env, '')
-    body = dict(model=self.model, messages=list(call.messages), temperature=call.temperature,
-                max_tokens=call.max_tokens) | self.extra
-    req = urllib.request.Request(self.url + '/chat/completions',
-                                 json.dumps({k:v for k,v in body.items() if v is not None}).encode(),
-                                 {'Content-Type':'application/json'} | ({'Authorization':f'Bearer {key}'} if key
-        else {}))
-    local = urllib.parse.urlparse(self.url).hostname in ('localhost', '127.0.0.1', '::1')
-    opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if local else []))
+    key = os.environ.get(self.settings.key_env, '')
+    request = self._request(call, key)
     try:
-        with opener.open(req, timeout=self.timeout) as r: raw = r.read()
+        with self._opener().open(request, timeout=self.settings.timeout) as r: raw = r.read()
     except urllib.error.HTTPError as e: raise self._refused(e, key) from None
     except (OSError, ValueError) as e: raise _Again(f'{type(e).__name__}: {getattr(e, "reason", e)}') from None
     except Exception as e: raise _Again(f'{type(e).__name__}: {e}') from None
@@ -346,33 +388,38 @@ def _refused(self:Judge, e, key):
     "What an HTTP error means."
     with e: text = e.read(2000).decode('utf-8', 'replace')
     why = f'HTTP {e.code}: {" ".join(_hide(text, key).split())[:300]}'
-    if e.code in (408, 409, 425, 429) or e.code >= 500:
-        if 'insufficient_quota' not in text: return _Again(why, _wait_time(e.headers))
-    hint = {401:f'is the right key in ${self.key_env}?',
-            403:f'is the key in ${self.key_env} allowed to use this model?',
-            404:'check the URL (it usually ends with /v1) and the name of the model',
-            429:'there is no quota left for this key'}.get(e.code,
-        'the endpoint does not take this request; extra={...} changes its fields')
+    if (e.code in (408, 409, 425, 429) or e.code >= 500) and 'insufficient_quota' not in text:
+        return _Again(why, _wait_time(e.headers))
+    name = f'${self.settings.key_env}'
+    hints = {401: f'is the right key in {name}?',
+             403: f'is the key in {name} allowed to use this model?',
+             404: 'check the URL (it usually ends with /v1) and the name of the model',
+             429: 'there is no quota left for this key'}
+    hint = hints.get(e.code, 'the endpoint does not take this request; extra={...} changes its fields')
     return AlignGPTError(f'{self.url}: {why}', hint)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #6180dc9c
+@patch
+def _pause(self:Judge, n, wait):
+    "Wait after the n-th failure, as long as the server wants or longer each time; is everything to stop?"
+    if wait is None: wait = self.settings.backoff*2**n*random.uniform(.5, 1)
+    return self.halt.wait(min(60, wait))
+
 @patch
 def __call__(self:Judge,
     call:Call, # what to ask
 )->str: # the reply's text
     "The reply to a call: from the cache, or from the endpoint, after as many tries as it takes."
-    key = self._key(call)
+    key, tries = self._key(call), self.settings.retries + 1
     if key in self.replies: return self.replies[key]
-    for n in range(self.retries+1):
+    for n in range(tries):
         with self._lock: self.asked += 1
         try: reply = self._post(call)
         except _Again as e: why, wait = str(e), e.wait
         else: self._keep(call, key, reply); return reply
-        if n < self.retries and self.halt.wait(min(60,
-                                                   wait if wait is not None
-                                                   else self.backoff*2**n*random.uniform(.5, 1))):
-            break
-    raise AlignGPTError(f'{self.url}: no usable reply for question {call.id!r} after {self.retries+1} tries; the last: {why}', 'what came so far is kept; run the same command again later')
+        if n < tries - 1 and self._pause(n, wait): break
+    raise AlignGPTError(f'{self.url}: no usable reply for question {call.id!r} after {tries} tries; the last: {why}',
+                        'what came so far is kept; run the same command again later')
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b8cecf26
 @dataclass
@@ -385,14 +432,14 @@ class Estimate:
 
     def __str__(self):
         cost = 'price unknown' if self.usd is None else f'about ${self.usd:.2f}'
-        return f'{self.calls} calls to the judge, about {self.tokens_in:,} tokens to read and at most {self.tokens_out:,} to write: {cost}'
+        return (f'{self.calls} calls to the judge, about {self.tokens_in:,} tokens to read and at most '
+                f'{self.tokens_out:,} to write: {cost}')
 
 @patch
 def estimate(self:Judge,
     calls:list[Call], # what will be asked
 )->Estimate: # of what is not in the cache
     "What these calls will cost."
-    new = [c for c in calls if self._key(c) not in self.replies]
-    read, written = sum(len(m['content']) for c in new for m in c.messages)//4, sum(c.max_tokens for c in new)
-    return Estimate(len(new), read, written,
-                    None if self.price is None else (read*self.price[0] + written*self.price[1])/1e6)
+    new, price = [c for c in calls if self._key(c) not in self.replies], self.settings.price
+    prompt, reply = sum(len(m['content']) for c in new for m in c.messages)//4, sum(c.max_tokens for c in new)
+    return Estimate(len(new), prompt, reply, None if price is None else (prompt*price[0] + reply*price[1])/1e6)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Callable
 
 import torch
+from PIL import Image
 
 from ..core.errors import AlignGPTError
 from ..core.shards import process_rank
@@ -23,7 +24,7 @@ from ..model.decoding import Ask, answers, ask_batch, image_features
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #9686a6c8
 @dataclass(frozen=True)
 class Decoding:
-    "How an answer is to be decoded."
+    "How an answer is decoded."
     max_new_tokens: int = 1024 # where the benchmark does not say, as the LLaVA models of the harness have it
     until: tuple = () # strings that end an answer
     sampling: tuple = () # items of settings for `generate`; none: greedy
@@ -48,24 +49,27 @@ class Decoding:
         return text[:min((i for u in self.until if (i := text.find(u)) >= 0), default=len(text))].strip()
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #5f84af51
+def _is_picture(v):
+    "A PIL image, or a path or URL of one."
+    if isinstance(v, Image.Image): return True
+    return isinstance(v, str) and (v.startswith('data:image/')
+                                   or (mimetypes.guess_type(v.split('?')[0])[0] or '').startswith('image/'))
+
 def pictures_of(
-    visuals, # what `doc_to_visual` gave
+    visuals:list|None, # what `doc_to_visual` gave
     where:str='', # the question, for an error
 )->list: # PIL images, or paths and URLs of images
     "The pictures of a question."
     flat = [v for x in visuals or [] for v in (x if isinstance(x, (list, tuple)) else [x]) if v is not None]
     for v in flat:
-        if hasattr(v, 'tobytes') and hasattr(v, 'mode'): continue
-        if isinstance(v, str) and ((mimetypes.guess_type(v.split('?')[0])[0] or '').startswith('image/')
-                                   or v.startswith('data:image/')):
-            continue
-        raise AlignGPTError(f'{where}: not a picture: {str(v)[:80]!r} ({type(v).__name__})',
-                            'AlignGPT reads text and pictures; choose a benchmark without video and sound')
+        if not _is_picture(v):
+            raise AlignGPTError(f'{where}: not a picture: {str(v)[:80]!r} ({type(v).__name__})',
+                                'AlignGPT reads text and pictures; choose a benchmark without video and sound')
     return flat
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #d1d51555
 def picture_key(
-    image, # PIL image, path or URL
+    image:Image.Image|str, # a picture, or its path or URL
 )->str: # equal for equal pictures
     "What tells pictures apart: their pixels."
     if isinstance(image, str): return image
@@ -80,10 +84,20 @@ class Question:
     pictures: Callable[[],list]=field(repr=False) # opens them
     target: Any = None # the settings of an answer, or the answer whose likelihood is wanted
 
+    @property
+    def key(self)->str|None:
+        "The name of its only picture; None without one."
+        return self.keys[0] if self.keys else None
+
+    def chat(self)->list: # messages
+        "The question as a conversation."
+        return [dict(role='user', content=[*(dict(type='image', image=p) for p in self.pictures()),
+                                           dict(type='text', text=self.text)])]
+
 def read_request(
     args:tuple, # (prompt, settings or answer, doc_to_visual, doc_id, task, split)
     data:dict, # task -> split -> rows
-)->Question:
+)->Question: # without its pictures: they are opened again when they are needed
     "Translate a request; its pictures are looked at and put away again."
     text, target, visual, i, task, split = args
     def row(): return data[task][split][i]
@@ -102,19 +116,33 @@ def generated(
     alignment=None, # a level, or a mixture [N]; None lets the gate decide
 )->list[str]: # an answer for each
     "Answer questions of any number of pictures, with any decoding, as one batch."
-    def chat(q):
-        return [dict(role='user', content=[*(dict(type='image', image=p) for p in q.pictures()),
-                                           dict(type='text', text=q.text)])]
-    batch = processor.apply_chat_template([chat(q) for q in qs], add_generation_prompt=True, tokenize=True,
+    tok = processor.tokenizer
+    batch = processor.apply_chat_template([q.chat() for q in qs], add_generation_prompt=True, tokenize=True,
                                           return_dict=True, return_tensors='pt', padding=True).to(model.device)
     if alignment is not None: batch['alignment'] = alignment
     settings = dict(do_sample=False, num_beams=1) | dict(how.sampling)
     ids = model.eval().generate(**batch, max_new_tokens=how.max_new_tokens, eos_token_id=processor.stop_token_ids,
-                                pad_token_id=processor.tokenizer.pad_token_id or 0, **settings)
-    return [t.strip() for t in processor.tokenizer.batch_decode(ids[:, batch['input_ids'].shape[1]:],
-                                                                skip_special_tokens=True)]
+                                pad_token_id=tok.pad_token_id or 0, **settings)
+    new = ids[:, batch['input_ids'].shape[1]:]
+    return [t.strip() for t in tok.batch_decode(new, skip_special_tokens=True)]
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #e4fec26c
+def _answer_rows(processor, qs):
+    "Questions with their answers, as token ids with labels."
+    def chat(q):
+        return [dict(role='user', content=[dict(type='image')]*len(q.keys) + [dict(type='text', text=q.text)]),
+                dict(role='assistant', content=q.target.strip())]
+    return [processor.layout(render(chat(q), processor.template, False, *processor.ends)) for q in qs]
+
+def _answer_batch(model, processor, qs, rows, alignment):
+    "What `forward` takes, each picture once."
+    seen = {q.key: q for q in qs if q.keys}
+    index, V = image_features(model.eval(), processor, list(seen), lambda k: seen[k].pictures()[0])
+    batch = ask_batch(rows, [q.key for q in qs], index, V, processor.tokenizer.pad_token_id or 0)
+    batch['position_ids'] = (batch['attention_mask'].cumsum(-1) - 1).clamp(min=0)
+    batch = {k: v.to(model.device) for k,v in batch.items()}
+    return batch if alignment is None else dict(batch, alignment=alignment)
+
 @torch.inference_mode()
 def losses(
     model, # an AlignGPT model
@@ -126,20 +154,10 @@ def losses(
     if many := [q for q in qs if len(q.keys) > 1]:
         raise AlignGPTError(f'{many[0].text[:60]!r}: {len(many[0].keys)} pictures',
                             'likelihoods are computed of answers about one picture')
-    def chat(q):
-        return [dict(role='user', content=[dict(type='image')]*len(q.keys) + [dict(type='text', text=q.text)]),
-                dict(role='assistant', content=q.target.strip())]
-    rows, seen = [processor.layout(render(chat(q), processor.template, False, *processor.ends))
-                  for q in qs], {k:q for q in qs for k in q.keys}
-    index, V = image_features(model.eval(), processor, list(seen), lambda k: seen[k].pictures()[0])
-    batch = ask_batch(rows, [q.keys[0] if q.keys else None for q in qs], index, V,
-                      processor.tokenizer.pad_token_id or 0)
-    batch = {k:v.to(model.device) for k,v in batch.items()} | ({} if alignment is None else dict(alignment=alignment))
+    rows, out = _answer_rows(processor, qs), []
     keep = 1 + max(len(r['labels']) - next(i for i,l in enumerate(r['labels']) if l >= 0) for r in rows)
-    logp = model(**batch, position_ids=(batch['attention_mask'].cumsum(-1) - 1).clamp(min=0),
-                 logits_to_keep=keep).logits.float().log_softmax(-1)
-    out = []
-    for r,p in zip(rows, logp):
+    logits = model(**_answer_batch(model, processor, qs, rows, alignment), logits_to_keep=keep).logits
+    for r,p in zip(rows, logits.float().log_softmax(-1)):
         want = torch.tensor(r['labels'][-(keep - 1):], device=p.device)
         p, want = p[-1 - len(want):-1][want >= 0], want[want >= 0]
         out.append((-p.gather(1, want[:, None]).mean().item(), bool((p.argmax(-1) == want).all())))
@@ -158,12 +176,17 @@ class Examinee:
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise AlignGPTError(f'Unknown batch_size {batch_size!r}',
                                 'give the number of questions at a time, such as 32')
-        self.model, self.processor, self.batch_size, self.alignment, self.device = model, processor, int(batch_size), alignment, model.device
+        self.model, self.processor, self.device = model, processor, model.device
+        self.batch_size, self.alignment = int(batch_size), alignment
         (self._rank, self._world_size), self.task_dict = process_rank(), {}
+
+    def _bar(self, n, desc='lmms-eval', unit='question'):
+        "A progress bar, in the first process."
+        return progress(desc=desc, total=n, unit=unit, disable=self._rank > 0)
 
     def _read(self, requests):
         "Requests as questions, in order."
-        with progress(desc='read questions', total=len(requests), unit='question', disable=self._rank > 0) as bar:
+        with self._bar(len(requests), 'read questions') as bar:
             out = []
             for r in requests: out.append(read_request(r.args, self.task_dict)); bar.update(1)
         return out
@@ -174,8 +197,9 @@ class Examinee:
         "Answer questions."
         qs, out, groups = self._read(requests), {}, {}
         for i,q in enumerate(qs):
-            groups.setdefault((d := Decoding.read(q.target), bool(d.sampling) or len(q.keys) > 1), []).append(i)
-        with progress(desc='lmms-eval', total=len(qs), unit='question', disable=self._rank > 0) as bar:
+            d = Decoding.read(q.target)
+            groups.setdefault((d, bool(d.sampling) or len(q.keys) > 1), []).append(i)
+        with self._bar(len(qs)) as bar:
             for (d, special), rows in groups.items():
                 for part in (self._one_by_batch if special else self._together)([qs[i] for i in rows], d):
                     out.update({rows[k]: d.cut(t) for k,t in part})
@@ -184,32 +208,34 @@ class Examinee:
 
     def _together(self, qs, d):
         "Greedy answers about single pictures."
-        by_key = {k:q for q in qs for k in q.keys}
-        asks = [Ask(i, q.text, q.keys[0] if q.keys else None) for i,q in enumerate(qs)]
-        return answers(self.model, self.processor, asks, lambda k: by_key[k].pictures()[0], d.max_new_tokens,
-                       self.batch_size, max(256, self.batch_size), self.alignment)
+        by_key, asks = {k:q for q in qs for k in q.keys}, [Ask(i, q.text, q.key) for i,q in enumerate(qs)]
+        return answers(self.model, self.processor, asks, lambda k: by_key[k].pictures()[0],
+                       max_new_tokens=d.max_new_tokens, batch_size=self.batch_size,
+                       n_images=max(256, self.batch_size), alignment=self.alignment)
 
     def _one_by_batch(self, qs, d):
         "All other answers."
         for k in range(0, len(qs), self.batch_size):
-            yield list(enumerate(generated(self.model, self.processor, qs[k:k+self.batch_size], d, self.alignment),
-                                 k))
+            said = generated(self.model, self.processor, qs[k:k+self.batch_size], d, self.alignment)
+            yield list(enumerate(said, k))
 
     def loglikelihood(self,
         requests:list, # with `args` as `read_request` takes them, the answer in place of the settings
     )->list[tuple[float,bool]]: # (loss, would greedy decoding say it?), in order
         "How likely are answers? See `losses`."
         qs, out = self._read(requests), []
-        with progress(desc='lmms-eval', total=len(qs), unit='answer', disable=self._rank > 0) as bar:
+        with self._bar(len(qs), unit='answer') as bar:
             for k in range(0, len(qs), self.batch_size):
                 out += losses(self.model, self.processor, qs[k:k+self.batch_size], self.alignment)
                 bar.update(len(out) - k)
         return out
 
-    def generate_until_multi_round(self, requests):
+    def generate_until_multi_round(self,
+        requests:list, # in several rounds
+    ):
         "Benchmarks in several rounds are not supported."
-        raise AlignGPTError('this benchmark asks in several rounds',
-                            'choose one that asks once: each round would need the pictures that its code picks on the way')
+        raise AlignGPTError('this benchmark asks in several rounds', 'choose one that asks once: '
+                            'each round would need the pictures that its code picks on the way')
 
 # %% ../../nbs/evaluation/14_lmms_eval.ipynb #40801e57
 @lru_cache

@@ -6,16 +6,18 @@
 __all__ = ['scores_of', 'results_rows', 'plot_radar', 'evaluate_all', 'write_table']
 
 # %% ../../nbs/evaluation/13_results.ipynb #bdd73e79
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, read_json, write_json
 from .benchmarks import MODELS
-from .pages import Run, error_page
+from .judge import Judge
+from .pages import error_page
 from .report import markdown_table
-from .run import predict, score_run, weights_hash
-from .tasks import TASKS, get_task, judge_calls, submit
+from .run import AskSettings, Run, predict, score_run, weights_hash
+from .tasks import TASKS, judge_calls, write_upload
 
 # %% ../../nbs/evaluation/13_results.ipynb #bfa99d86
 def scores_of(
@@ -36,32 +38,68 @@ def results_rows(
     return rows
 
 # %% ../../nbs/evaluation/13_results.ipynb #4c4db8c5
+def _radius(values):
+    "Scores as distances from the centre: the best of a column is 1, the centre half the span below the worst."
+    import numpy as np
+    top, low = values.max(0), values.min(0)
+    centre = np.maximum(0, low - .5*np.where(top > low, top - low, top*.2))
+    return (values - centre)/(top - centre)
+
+def _rim(ax, angles, labels):
+    "Names around the plot, each beside its axis."
+    import numpy as np
+    ax.set_xticks(angles, labels, fontsize=9)
+    ax.set(yticks=[], ylim=(0, 1.02)); ax.tick_params(pad=6)
+    for label, a in zip(ax.get_xticklabels(), angles):
+        label.set_horizontalalignment('center' if abs(np.cos(a)) < .1 else 'left' if np.cos(a) > 0 else 'right')
+
 def plot_radar(
     rows:dict, # from `results_rows`
     ax=None, # polar matplotlib axes
 ): # the axes; None with fewer than three benchmarks that can be compared
     "The scores of several models on several benchmarks."
     import numpy as np, matplotlib.pyplot as plt
-    name, ours = next(iter(rows.items()))
+    ours = next(iter(rows.values()))
     axes = [t for t,x in ours.items() if x is not None and all(t in r for r in rows.values())]
     if len(axes) < 3 or len(rows) < 2: return None
     if ax is None: _, ax = plt.subplots(figsize=(6, 6), subplot_kw=dict(polar=True))
     values = np.array([[r[t] for t in axes] for r in rows.values()], dtype=float)
-    top, low = values.max(0), values.min(0)
-    centre = np.maximum(0, low - .5*np.where(top > low, top-low, top*.2))
     angles = np.linspace(0, 2*np.pi, len(axes), endpoint=False)
-    for k, (model, r) in enumerate(zip(rows, (values - centre)/(top - centre))):
-        style = (dict(lw=2.5, color='#c0392b', zorder=3)
-                 if k == 0 else dict(lw=1.2, color=['#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57'][(k-1)%4]))
-        line, = ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
-        if k == 0: ax.fill(angles, r, color=line.get_color(), alpha=.12)
-    ax.set_xticks(angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], top)],
-                  fontsize=9)
-    ax.set(yticks=[], ylim=(0, 1.02)); ax.tick_params(pad=6)
-    for label, a in zip(ax.get_xticklabels(), angles):
-        label.set_horizontalalignment('center' if abs(np.cos(a)) < .1 else 'left' if np.cos(a) > 0 else 'right')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.08), ncols=3, frameon=False, fontsize=9)
+    colors = ['#c0392b', '#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57']
+    for k, (model, r) in enumerate(zip(rows, _radius(values))):
+        style = dict(color=colors[0], lw=2.5, zorder=3) if k == 0 else dict(color=colors[(k-1)%4 + 1], lw=1.2)
+        ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
+        if k == 0: ax.fill(angles, r, color=colors[0], alpha=.12)
+    _rim(ax, angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], values.max(0))])
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.15), ncols=3, frameon=False, fontsize=9)
     return ax
+
+# %% ../../nbs/evaluation/13_results.ipynb #b3ed0002
+def _judge_of(run, judge, tell, agree):
+    "The judge of a task, if it has one and the user agrees to what it costs."
+    if not run.task.judged: return None
+    found = judge(run.task) if judge else 'none'
+    if not isinstance(found, Judge): return found
+    estimate = found.estimate(judge_calls(run.files, run.answers))
+    tell(f'{run.task.title}: {estimate}')
+    return found if not estimate.calls or agree(estimate) else 'none'
+
+def _extras(run):
+    "Write upload and page; what happened, in lines."
+    page = f'worst errors: {error_page(run)}'
+    if not run.task.submit: return [page]
+    try: up = write_upload(run.files, run.answers, run.folder/f'upload{run.task.suffix}')
+    except AlignGPTError as e: return [f'no upload: {e.message}', page]
+    return [f'for the server: {up}', page]
+
+def _evaluate_run(model, processor, run, judge, tell, agree):
+    "Ask, score, write upload and page of one task; None in all processes but the first, which speaks."
+    path = predict(model, processor, run)
+    if path is None: return None
+    report = score_run(run, _judge_of(run, judge, tell, agree))
+    tell(f'{report.title}: {report.headline if report.headline is not None else "not scored here"}    {path}')
+    for line in [*report.notes, *_extras(run)]: tell(f'  {line}')
+    return report
 
 # %% ../../nbs/evaluation/13_results.ipynb #d4560c6e
 def evaluate_all(
@@ -72,47 +110,21 @@ def evaluate_all(
     judge:Callable|None=None, # (task) -> a judge for it; None stops after the answers
     tell:Callable=print, # told what is ready
     agree:Callable=lambda estimate: True, # asked before a judge is paid
-    name:str='', # what to call the model
-    lenient:bool=False, # go on where official scripts stop, if there is a sensible way
-    **kwargs, # to `predict`
+    **settings, # of `AskSettings`; `model_id` is what the model is called in the table
 )->dict: # task -> report; empty in all processes but the first
     "Ask, score, write uploads and pages; everything that is done already is kept."
-    weights, reports, failed = weights_hash(model), {}, []
+    how, reports, failed = AskSettings(**settings), {}, []
+    how = replace(how, weights=how.weights or weights_hash(model))
     for n, folder in tasks.items():
-        task, folder = get_task(n), Path(folder)
-        try:
-            path, _ = predict(model, processor, task, folder, out, model_id=name, weights=weights, lenient=lenient,
-                              **kwargs)
-            if path is None: continue # the first process speaks
-            reports[task.name] = r = score_run(task, folder, path.parent,
-                                               _hire(task, folder, path, judge, tell, agree), lenient)
-            tell(f'{r.title}: {r.headline if r.headline is not None else "not scored here"}    {path}')
-            for line in [*r.notes, *_extras(task, folder, path)]: tell(f'  {line}')
+        run = Run.start(n, folder, out, how)
+        try: reports[run.task.name] = _evaluate_run(model, processor, run, judge, tell, agree)
         except AlignGPTError as e:
             failed.append(e)
-            if len(tasks) > 1: tell(f'{task.title}: {e.message}')
-    if reports: write_table(out, name)
+            if len(tasks) > 1: tell(f'{run.task.title}: {e.message}')
+    reports = {n: r for n,r in reports.items() if r is not None}
+    if reports: write_table(out, how.model_id)
     if failed: raise failed[0]
     return reports
-
-# %% ../../nbs/evaluation/13_results.ipynb #e5934e7e
-def _hire(task, data, path, judge, tell, agree):
-    "The judge of a task, if it has one and the user agrees to what it costs."
-    if not task.judged: return None
-    j = judge(task) if judge else 'none'
-    if hasattr(j, 'estimate'):
-        estimate = j.estimate(judge_calls(task, data, path))
-        tell(f'{task.title}: {estimate}')
-        if estimate.calls and not agree(estimate): return 'none'
-    return j
-
-def _extras(task, data, path):
-    "Write upload and page; what happened, in lines."
-    out = []
-    if task.submit:
-        try: out.append(f'for the server: {submit(task, data, path, path.with_name("upload" + task.suffix))}')
-        except AlignGPTError as e: out.append(f'no upload: {e.message}')
-    return out + [f'worst errors: {error_page(Run(path.parent, data))}']
 
 # %% ../../nbs/evaluation/13_results.ipynb #eee62631
 def write_table(

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['EASY_VQA', 'TASKS', 'plain_match', 'score_plain', 'question_file_task', 'easy_vqa_rows', 'get_task', 'questions',
-           'image_folder', 'score', 'list_tasks', 'check_release', 'submit', 'judge_calls']
+           'images_of', 'image_folder', 'score_answers', 'score', 'list_tasks', 'check_release', 'write_upload',
+           'submit', 'judge_calls']
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #a2163f79
 import json
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +27,7 @@ from .text import ID, check_rows, read_answers, read_jsonl
 def plain_match(
     text:str, # the model's text
     answer:str, # the right one
-)->bool:
+)->bool: # are they the same?
     "Equal but for capitals, a full stop at the end and white space around."
     return text.strip().rstrip('.').lower() == str(answer).strip().rstrip('.').lower()
 
@@ -39,43 +41,62 @@ def score_plain(
     return dict(accuracy=100*vqa.mean(correct.values()), categories={k: 100*v for k,v in means.items()},
                 correct=correct)
 
+# %% ../../nbs/evaluation/09_tasks.ipynb #b3e90005
 def _answers_of(rows):
+    "From a question to the right answer in its row."
     known = {r['question_id']: str(r['answer']) for r in rows if 'answer' in r}
     return lambda q: known.get(q.id)
 
+def _score_file(files, predictions, o):
+    "Score answers to a question file."
+    rows, answers = read_jsonl(files['questions'], dict(question_id=ID)), read_answers(predictions)
+    notes = answers.notes(r['question_id'] for r in rows)
+    if not any('answer' in r for r in rows):
+        return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
+    check_rows(rows, dict(answer=(str, int, float)), files['questions'], 'line')
+    return score_plain(rows, answers.texts()) | dict(notes=notes)
+
 def question_file_task(
     path:str|Path, # JSON lines: question_id, text, answer, and perhaps image, category
-    images:str='.', # the image folder, relative to the file's; without the first image there, the folder that the task is given
+    images:str='.', # image folder beside the file; without the first image there, the task's folder
 )->Task:
     "Make a task of a question file."
-    path = Path(path).absolute()
-    def score(files, answers_file, o):
-        rows, answers = read_jsonl(files['questions'], dict(question_id=ID)), read_answers(answers_file)
-        notes = answers.notes(r['question_id'] for r in rows)
-        if not any('answer' in r for r in rows):
-            return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
-        return score_plain(check_rows(rows, dict(answer=(str, int, float)), path, 'line'),
-                           answers.texts()) | dict(notes=notes)
+    path, asked = Path(path).absolute(), lru_cache(maxsize=1)(read_questions)
     def folder(files):
-        first = next((q.image for q in read_questions(path) if q.image), '.')
+        first = next((q.image for q in asked(path) if q.image), '.')
         return next((d for d in (path.parent/images, files.folder) if (d/first).exists()), path.parent/images)
-    return Task(path.stem, path.stem, 'exact-match accuracy, percent', dict(questions=need('asking', str(path))),
-                lambda f: read_questions(f['questions']), score,
-                lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None, lambda r: r.get('correct', {}),
-                images=folder, truth=lambda f: _answers_of(read_jsonl(f['questions'])))
+    return Task(
+        name=path.stem,
+        title=path.stem,
+        metric='exact-match accuracy, percent',
+        needs=dict(questions=need('asking', str(path))),
+        questions=lambda files: asked(files['questions']),
+        score=_score_file,
+        headline=lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None,
+        points=lambda r: r.get('correct', {}),
+        images=folder,
+        truth=lambda files: _answers_of(read_jsonl(files['questions'])),
+    )
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #6c4c0a73
+def _kind(answer):
+    "What a question of easy-VQA is about."
+    if answer in ('yes', 'no'): return 'yes/no'
+    return 'shape' if answer in ('circle', 'rectangle', 'triangle') else 'color'
+
 def easy_vqa_rows(
     test:bool=True, # the test questions, or those for training
     suffix:str='', # an instruction to add to each question, such as '\nAnswer the question ...'
 )->list[dict]: # rows of a question file
     "easy-VQA's questions as a question file; the images are in the package's folder."
     import easy_vqa
-    questions, answers, ids = easy_vqa.get_test_questions() if test else easy_vqa.get_train_questions()
-    kind = (lambda a: 'yes/no' if a in ('yes', 'no') else 'shape'
-            if a in ('circle', 'rectangle', 'triangle') else 'color')
-    return [dict(question_id=n, image=f'{i}.png', text=q + suffix, answer=a, category=kind(a))
-            for n,(q,a,i) in enumerate(zip(questions, answers, ids))]
+    parts = easy_vqa.get_test_questions() if test else easy_vqa.get_train_questions()
+    return [dict(question_id=n, image=f'{i}.png', text=q + suffix, answer=a, category=_kind(a))
+            for n,(q,a,i) in enumerate(zip(*parts))]
+
+def _easy_vqa_questions(files):
+    return [Question(r['question_id'], r['text'], r['image'], category=r['category'],
+                     where=f'easy-VQA, question {r["question_id"]}') for r in easy_vqa_rows()]
 
 def _easy_vqa_images(files):
     import easy_vqa
@@ -85,11 +106,19 @@ def _easy_vqa_score(files, path, o):
     rows, answers = easy_vqa_rows(), read_answers(path)
     return score_plain(rows, answers.texts()) | dict(notes=answers.notes(r['question_id'] for r in rows))
 
-EASY_VQA = Task('easy_vqa', 'easy-VQA', 'exact-match accuracy, percent', {},
-    lambda f: [Question(r['question_id'], r['text'], r['image'], category=r['category'],
-                        where=f'easy-VQA, question {r["question_id"]}') for r in easy_vqa_rows()],
-    _easy_vqa_score, lambda r: round(r['accuracy'], 2), lambda r: r['correct'], images=_easy_vqa_images,
-    max_new_tokens=8, truth=lambda f: _answers_of(easy_vqa_rows()))
+EASY_VQA = Task(
+    name='easy_vqa',
+    title='easy-VQA',
+    metric='exact-match accuracy, percent',
+    needs={},
+    questions=_easy_vqa_questions,
+    score=_easy_vqa_score,
+    headline=lambda r: round(r['accuracy'], 2),
+    points=lambda r: r['correct'],
+    images=_easy_vqa_images,
+    max_new_tokens=8,
+    truth=lambda files: _answers_of(easy_vqa_rows()),
+)
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #6762ff0c
 TASKS = {t.name: t for t in (VQAV2, GQA, VIZWIZ, SCIENCEQA, TEXTVQA, POPE, MME, MMBENCH, MMBENCH_CN, SEED_BENCH,
@@ -103,27 +132,47 @@ def get_task(
     if str(name) in TASKS: return TASKS[str(name)]
     if str(name).endswith('.jsonl'): return question_file_task(name)
     raise AlignGPTError(f'Unknown task {str(name)!r}. Valid: {", ".join(TASKS)}',
-                        "or the path of a question file ending in .jsonl")
+                        'or the path of a question file ending in .jsonl')
 
+# %% ../../nbs/evaluation/09_tasks.ipynb #b3e90009
 def questions(
     task:'str|Task', # a task or its name
     folder:str|Path='.', # its files
-)->list[Question]:
+)->list[Question]: # in order
     "The questions of a task, as the model is asked."
     task = get_task(task)
     return task.questions(Files(task, folder))
+
+def images_of(
+    files:Files, # a task's files
+)->Path|None: # None where the questions carry their images
+    "Where a task's images are."
+    if files.task.images: return files.task.images(files)
+    return files['images'] if 'images' in files.task.needs else None
 
 def image_folder(
     task:'str|Task', # a task or its name
     folder:str|Path='.', # its files
 )->Path|None: # None where the questions carry their images
-    "Where a task's images are."
-    task = get_task(task)
-    files = Files(task, folder)
-    if task.images: return task.images(files)
-    return files['images'] if 'images' in task.needs else None
+    "Where the images of a task are, by its name."
+    return images_of(Files(get_task(task), folder))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #d1a6de41
+def score_answers(
+    files:Files, # a task's files
+    predictions:str|Path, # the answers file, or a submission (.json)
+    options:Options=Options(), # how, where there is a choice
+)->ScoreReport: # with the official tool's results
+    "Score a file of answers as the benchmark's authors do."
+    task = files.task
+    try: results = task.score(files, predictions, options)
+    except AlignGPTError as e:
+        if str(predictions) in e.message or str(files.folder) in e.message: raise
+        raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
+    return ScoreReport(task.name, task.title, task.metric, task.headline(results),
+                       {k:v for k,v in results.items() if k != 'notes'}, results.get('notes', []), task.published,
+                       str(predictions))
+
 def score(
     task:'str|Task', # a task, its name, or a question file
     folder:str|Path, # its files: its own folder, or one that holds those of many tasks
@@ -131,19 +180,24 @@ def score(
     judge:Any=None, # for judged tasks: a judge, 'none', or None for recorded replies
     lenient:bool=False, # go on where the official script stops, if there is a sensible way
     convert:bool=True, # VQAv2: clean the answers as for the upload
-)->ScoreReport:
-    "Score a file of answers as the benchmark's authors do."
-    task = get_task(task)
-    files = Files(task, folder)
-    try: results = task.score(files, predictions, Options(judge, lenient, convert))
-    except AlignGPTError as e:
-        if str(predictions) in e.message or str(files.folder) in e.message: raise
-        raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
-    return ScoreReport(task.name, task.title, task.metric, task.headline(results),
-                       {k:v for k,v in results.items() if k != 'notes'},
-                       results.get('notes', []), task.published, str(predictions))
+)->ScoreReport: # with the official tool's results
+    "Score a file of answers to a task, by its name, as the benchmark's authors do."
+    return score_answers(Files(get_task(task), folder), predictions, Options(judge, lenient, convert))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #88bba9b4
+def _can(files, use):
+    "Is there what this takes?"
+    t = files.task
+    if use == ('scoring' if t.judged else 'judging'): return '-'
+    if not files.ready(use): return 'no'
+    known = t.needs.get('annotations')
+    return 'server' if use == 'scoring' and known and known.optional and not files.get('annotations') else 'yes'
+
+def _found(files):
+    "The folder of a task, and what lies in it."
+    names = [p.name for r in files.task.needs if (p := files.get(r)) is not None]
+    return f'{files.folder.name}: {", ".join(names)}' if names and files.folder.is_dir() else ''
+
 def list_tasks(
     folder:str|Path, # such as playground/data/eval
     names:list[str]|None=None, # tasks; all by default
@@ -152,59 +206,72 @@ def list_tasks(
     out = {}
     for n in names or TASKS:
         files = Files(get_task(n), folder, must_exist=False)
-        needs, here = files.task.needs.items(), files.folder.is_dir()
-        found = ([files.folder.name] if here
-                 and (p := [files.get(r).name for r,_ in needs if files.get(r) is not None]) else [])
-        lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in needs if not w.optional and files.get(r) is None]
-        out[n] = {u: _can(files, u)
-                  for u in ('asking', 'scoring', 'judging')} | dict(found=f'{found[0]}: {", ".join(p)}' if found
-            else '', missing='; '.join(lost))
+        lost = [f'{" or ".join(w.names)} ({w.use})' for r,w in files.task.needs.items()
+                if not w.optional and files.get(r) is None]
+        can = {use: _can(files, use) for use in ('asking', 'scoring', 'judging')}
+        out[n] = dict(can, found=_found(files), missing='; '.join(lost))
     return out
 
-def _can(files, use):
-    "Is there what this takes?"
-    t = files.task
-    if use == ('scoring' if t.judged else 'judging'): return '-'
-    if not files.ready(use): return 'no'
-    return ('server' if use == 'scoring' and (w := t.needs.get('annotations')) and w.optional
-            and files.get('annotations') is None else 'yes')
-
 # %% ../../nbs/evaluation/09_tasks.ipynb #447f0c6b
-def check_release(
-    task:'str|Task', # a task or its name
-    folder:str|Path='.', # its files
-    lenient:bool=False, # as for `score`
-)->ScoreReport|None: # what the right answers score; None if there is nothing to check
-    "Do questions and annotations belong together? Else an `AlignGPTError` names both."
-    task = get_task(task)
-    files = Files(task, folder)
-    known = files.get('annotations') or files.get('references')
-    if known is None or 'questions' not in task.needs or not files.ready(use := 'judging' if task.judged
-        else 'scoring'):
-        return None
-    qs, right = task.questions(files), task.truth(files)
-    rows = [q.row(a) for q in qs if (a := _right(right, q)) is not None]
-    lost = [q for q in qs if _right(right, q) is None]
-    if len(lost) == len(qs) and task.needs['annotations' if 'annotations' in task.needs else 'references'].optional:
-        return None # those of another split
-    if lost:
-        raise AlignGPTError(f'{lost[0].where}: question {lost[0].id!r} is not in {known} ({len(lost)} of {len(qs)} questions)', 'take questions and annotations of one release')
-    with TemporaryDirectory() as d:
-        path = Path(d)/'right.jsonl'
-        path.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
-        try:
-            if task.judged: task.calls(files, path)
-            else: return score(task, folder, path, 'none', lenient)
-        except AlignGPTError as e:
-            if str(path) not in e.message and str(files.folder) in e.message: raise
-            raise AlignGPTError(f'{known} does not fit {files["questions"]}: {e.message.replace(f"{task.name}, {path}: ", "")}', e.hint) from e
-
 def _right(right, q):
     "The right answer; None if there is none."
     try: return right(q)
     except AlignGPTError: return None
 
+def _score_right(files, rows, known, lenient):
+    "What the right answers score; an error says which two files do not fit."
+    with TemporaryDirectory() as d:
+        path = Path(d)/'right.jsonl'
+        path.write_text(''.join(json.dumps(r) + '\n' for r in rows), encoding='utf-8')
+        try:
+            if not files.task.judged: return score_answers(files, path, Options('none', lenient))
+            files.task.calls(files, path)
+        except AlignGPTError as e:
+            if str(path) not in e.message and str(files.folder) in e.message: raise
+            why = e.message.replace(f'{files.task.name}, {path}: ', '')
+            raise AlignGPTError(f'{known} does not fit {files["questions"]}: {why}', e.hint) from e
+
+def check_release(
+    files:Files, # a task's files
+    qs:list[Question], # its questions
+    lenient:bool=False, # as for `score`
+)->ScoreReport|None: # what the right answers score; None if there is nothing to check
+    "Do questions and annotations belong together? Otherwise an `AlignGPTError` names both."
+    task = files.task
+    role = 'annotations' if 'annotations' in task.needs else 'references'
+    known, use = files.get(role), 'judging' if task.judged else 'scoring'
+    if known is None or 'questions' not in task.needs or not files.ready(use): return None
+    right = task.truth(files)
+    answers = [_right(right, q) for q in qs]
+    lost = [q for q,a in zip(qs, answers) if a is None]
+    if len(lost) == len(qs) and task.needs[role].optional: return None # those of another split
+    if lost:
+        raise AlignGPTError(f'{lost[0].where}: question {lost[0].id!r} is not in {known} '
+                            f'({len(lost)} of {len(qs)} questions)', 'take questions and annotations of one release')
+    return _score_right(files, [q.row(a) for q,a in zip(qs, answers)], known, lenient)
+
 # %% ../../nbs/evaluation/09_tasks.ipynb #b38cac27
+def _write_rows(rows, out):
+    "An upload as a table, as JSON lines, or as JSON."
+    if out.suffix == '.xlsx': choice.write_xlsx(rows, out); return
+    text = '\n'.join(map(json.dumps, rows)) + '\n' if out.suffix == '.jsonl' else json.dumps(rows)
+    with atomic_path(out) as p: p.write_text(text, encoding='utf-8')
+
+def write_upload(
+    files:Files, # a task's files
+    predictions:str|Path, # the answers file
+    out:str|Path, # the upload; its suffix is the task's
+    options:Options=Options(), # `lenient` and `columns`, see `submit`
+)->Path: # `out`
+    "Write and check the file that a benchmark's server takes."
+    task, out = files.task, Path(out)
+    if task.submit is None: raise AlignGPTError(f'{task.name} has no upload', 'it is scored here: use score')
+    if out.suffix != task.suffix:
+        raise AlignGPTError(f'{out}: the upload of {task.name} is a {task.suffix} file', 'change the name')
+    _write_rows(task.submit(files, predictions, options), out)
+    if task.check: task.check(out, files)
+    return out
+
 def submit(
     task:'str|Task', # a task or its name
     folder:str|Path, # its files
@@ -213,30 +280,16 @@ def submit(
     lenient:bool=False, # VizWiz: '' for a missing answer
     columns:str='aligngpt', # MMBench: which columns, 'aligngpt' or 'llava'
 )->Path: # `out`
-    "Write and check the file that a benchmark's server takes."
-    task, out = get_task(task), Path(out)
-    if task.submit is None: raise AlignGPTError(f'{task.name} has no upload', 'it is scored here: use score')
-    if out.suffix != task.suffix:
-        raise AlignGPTError(f'{out}: the upload of {task.name} is a {task.suffix} file', 'change the name')
-    files = Files(task, folder)
-    rows = task.submit(files, predictions, Options(lenient=lenient, columns=columns))
-    if out.suffix == '.xlsx': choice.write_xlsx(rows, out)
-    else:
-        with atomic_path(out) as p:
-            p.write_text('\n'.join(json.dumps(r) for r in rows) + '\n' if out.suffix == '.jsonl'
-                         else json.dumps(rows), encoding='utf-8')
-    if task.check: task.check(out, files)
-    return out
+    "Write and check the file that the server of a task takes, by its name."
+    return write_upload(Files(get_task(task), folder), predictions, out, Options(lenient=lenient, columns=columns))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #da5e6020
 def judge_calls(
-    task:'str|Task', # a judged task
-    folder:str|Path, # its files
+    files:Files, # the files of a judged task
     predictions:str|Path, # the answers file
 )->list: # `judge.Call`s, the first of each question
     "What a judge would be asked: for an estimate of the cost."
-    task = get_task(task)
-    if not task.judged:
-        raise AlignGPTError(f'{task.name} needs no judge',
+    if not files.task.judged:
+        raise AlignGPTError(f'{files.task.name} needs no judge',
                             f'judged are: {", ".join(t.name for t in TASKS.values() if t.judged)}')
-    return task.calls(Files(task, folder), predictions)[0]
+    return files.task.calls(files, predictions)[0]

@@ -20,7 +20,6 @@ from ..core.files import atomic_path
 from ..core.markup import Table
 from ..core.steps import progress
 from ..text.conversation import record_images
-from ..model.processor import load_image_processor
 from ..data.records import Records
 
 # %% ../../nbs/levels/01_alignment.ipynb #dfbc453b
@@ -56,6 +55,7 @@ class DualEncoder:
     )->'DualEncoder':
         "Load any dual encoder that transformers knows."
         from transformers import AutoModel, AutoTokenizer
+        from aligngpt.model.processor import load_image_processor
         device = pick_device(device)[0]
         try:
             model = AutoModel.from_pretrained(path, dtype=pick_dtype(device, dtype)[0]).to(device)

@@ -7,6 +7,7 @@ __all__ = ['plot_scores', 'show_pairs', 'plot_lengths', 'spearman', 'Agreement',
 
 # %% ../../nbs/levels/03_plots.ipynb #7bc7a628
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,12 @@ def plot_scores(
     scores:np.ndarray, # [n_pairs], NaN for none
     levels:Levels, # with the edges
     bins:int=80, # of the histogram
-): # a matplotlib figure
+)->Any: # a matplotlib figure
     "Histogram of the scores in the colours of the levels, with the edges."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 3))
     n, s = len(levels.edges) + 1, np.asarray(scores)[~np.isnan(scores)]
-    cuts = np.histogram_bin_edges(s, bins)
-    ax.hist([s[place(s, levels.edges) == k] for k in range(n)], bins=cuts, stacked=True,
+    ax.hist([s[place(s, levels.edges) == k] for k in range(n)], bins=np.histogram_bin_edges(s, bins), stacked=True,
             color=plt.get_cmap('viridis')(np.linspace(0, 1, n)), label=[str(k) for k in range(n)])
     for e in levels.edges: ax.axvline(e, color='k', lw=.8, ls='--')
     ax.set(xlabel='score', ylabel='pairs', title=f'{len(s):,} pairs, {n} levels')
@@ -42,36 +42,39 @@ def show_pairs(
     per_level:int=6, # pairs in a row
     seed:int=0, # chooses the pairs
     width:int=28, # characters in a line of a caption
-): # a matplotlib figure
+)->Any: # a matplotlib figure
     "A grid of pairs, one row per level."
-    import matplotlib.pyplot as plt, textwrap
+    import matplotlib.pyplot as plt
     n, rng = len(levels.edges) + 1, np.random.default_rng(seed)
     fig, axes = plt.subplots(n, per_level, figsize=(1.8*per_level, 2.1*n), squeeze=False)
+    for ax in axes.flat: ax.set_axis_off()
     for k, row in zip(reversed(range(n)), axes):
         own = np.flatnonzero(levels.levels == k)
         own = np.sort(rng.choice(own, min(per_level, len(own)), replace=False))
-        for ax in row: ax.set_axis_off()
-        for ax, i in zip(row, own.tolist()):
-            name, caption = pair_of(records[i])
-            ax.imshow(load_image(images, name, f'record {i}'))
-            ax.set_title('\n'.join(textwrap.wrap(caption, width)[:3] + [f'{scores[i]:.3f}']), fontsize=7)
+        for ax, i in zip(row, own.tolist()): _show_pair(ax, records[i], images, scores[i], width)
         row[0].text(-.15, .5, f'{k}', transform=row[0].transAxes, fontsize=16, va='center', ha='right')
     fig.tight_layout()
     return fig
+
+def _show_pair(ax, record, images, score, width):
+    "A picture under its caption and score."
+    import textwrap
+    name, caption = pair_of(record)
+    ax.imshow(load_image(images, name, f"record {record.get('id', '')}"))
+    ax.set_title('\n'.join([*textwrap.wrap(caption, width)[:3], f'{score:.3f}']), fontsize=7)
 
 # %% ../../nbs/levels/03_plots.ipynb #0fe823a8
 def plot_lengths(
     levels:Levels, # of pairs
     lengths:np.ndarray, # characters, words or tokens of each caption, [n_pairs]
     unit:str='characters', # for the axis
-): # a matplotlib figure
+)->Any: # a matplotlib figure
     "The spread of caption lengths in each level, and the rank correlation of the two."
     import matplotlib.pyplot as plt
-    ok = levels.levels >= 0
+    ok, n = levels.levels >= 0, len(levels.edges) + 1
     k, y = levels.levels[ok], np.asarray(lengths)[ok]
     fig, ax = plt.subplots(figsize=(6, 3))
-    ax.boxplot([y[k == i] for i in range(len(levels.edges)+1)], tick_labels=range(len(levels.edges)+1),
-               showfliers=False)
+    ax.boxplot([y[k == i] for i in range(n)], tick_labels=range(n), showfliers=False)
     ax.set(xlabel='level', ylabel=unit, title=f'Spearman correlation {spearman(k, y):+.2f}')
     return fig
 
@@ -96,10 +99,12 @@ class Agreement:
     rank:float # Spearman's correlation
 
     def __repr__(self):
-        return f'{self.matrix.sum():,} pairs: {self.exact:.1%} equal, {self.near:.1%} within one level, rank correlation {self.rank:.3f}'
+        return (f'{self.matrix.sum():,} pairs: {self.exact:.1%} equal, {self.near:.1%} within one level, '
+                f'rank correlation {self.rank:.3f}')
+
     def plot(self,
         names:tuple[str,str]=('one', 'other'), # of the scorers
-    ): # a matplotlib figure
+    )->Any: # a matplotlib figure
         "Show the matrix, each row as shares."
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(4, 3.6))
@@ -135,7 +140,7 @@ class Drift:
     ks:float # Kolmogorov-Smirnov statistic, the largest gap between the two distributions
 
     def __repr__(self): return f'stability index {self.psi:.3f}, largest gap {self.ks:.3f}'
-    def plot(self): # a matplotlib figure
+    def plot(self)->Any: # a matplotlib figure
         "Show the shares."
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(6, 2.5))

@@ -24,11 +24,11 @@ def keep_freed_memory()->bool: # can this C library be told? glibc can
 class OneDNNLinear(nn.Linear):
     "A linear layer for inference on a CPU."
     WORK = 1<<22 # multiplications below which a plain call is as fast
-    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') # in this release of torch
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise') # in this torch
 
     def pays(self,
         x:Tensor, # [..., in_features]
-    )->bool:
+    )->bool: # use oneDNN?
         "Is the product large, in float32 on a CPU, and nothing to be differentiated?"
         if not self.known or torch.is_grad_enabled() or torch.is_autocast_enabled('cpu'): return False
         is_plain = x.dtype == self.weight.dtype == torch.float32 and self.weight.device.type == 'cpu'
@@ -38,26 +38,29 @@ class OneDNNLinear(nn.Linear):
         x:Tensor, # [..., in_features]
     )->Tensor: # [..., out_features]
         "`x @ weight.T + bias`."
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [],
-                                                  '') if self.pays(x) else super().forward(x)
+        if not self.pays(x): return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 # %% ../../nbs/model/05_cpu.ipynb #799a88b6
-def has_slow_mkl()->bool:
+def has_slow_mkl()->bool: # then `use_onednn` is worth it
     "Is this a processor with AVX-512 that is not Intel's, and MKL in use?"
     if not torch.backends.mkl.is_available(): return False
-    try:
-        return ('AVX512' in torch.backends.cpu.get_cpu_capability()
-                and 'GenuineIntel' not in Path('/proc/cpuinfo').read_text())
+    try: about = Path('/proc/cpuinfo').read_text()
     except OSError: return False # not Linux
+    return 'AVX512' in torch.backends.cpu.get_cpu_capability() and 'GenuineIntel' not in about
 
 def use_onednn(
     model:nn.Module, # for inference; its weights stay where they are
 )->nn.Module: # the same
     "Let plain float32 linear layers on the CPU be `OneDNNLinear`."
     for name, m in list(model.named_modules()):
-        if type(m) is not nn.Linear or hasattr(m, '_hf_hook') or m.weight.device.type != 'cpu' or m.weight.dtype != torch.float32:
-            continue
+        if not _is_plain(m): continue
         new = OneDNNLinear(m.in_features, m.out_features, m.bias is not None, device='meta').train(m.training)
         new.weight, new.bias = m.weight, m.bias
         model.set_submodule(name, new)
     return model
+
+def _is_plain(m):
+    "Is this a linear layer of float32 on the CPU, with no hook of accelerate's?"
+    if type(m) is not nn.Linear or hasattr(m, '_hf_hook'): return False
+    return m.weight.device.type == 'cpu' and m.weight.dtype == torch.float32

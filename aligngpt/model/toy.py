@@ -59,22 +59,27 @@ def toy_chat(
     return out
 
 # %% ../../nbs/model/06_toy.ipynb #4f11854b
-def toy_processor()->AlignGPTProcessor:
+def toy_processor()->AlignGPTProcessor: # always the same
     "A processor for 32-pixel pictures, with a tokenizer of some 500 tokens."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+    texts = [TEMPLATES['v1'].system + ' USER: ', ' ASSISTANT:', *QUESTIONS, *(' ' + q for q in QUESTIONS),
+             *(' ' + toy_answer(q, c) for q in QUESTIONS for c in COLOURS)]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_word_pieces(texts*4), unk_token='<unk>', bos_token='<s>',
+                                        eos_token='</s>')
+    pictures = CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    return AlignGPTProcessor(pictures, tokenizer, num_image_tokens=16)
+
+def _word_pieces(texts):
+    "A byte-level tokenizer, trained on `texts`; a word's token begins with the space before it."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     tok = Tokenizer(models.BPE(unk_token='<unk>'))
     tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(' ', 'merged_with_next'),
                                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.decoder = decoders.ByteLevel()
-    texts = [TEMPLATES['v1'].system + ' USER: ', ' ASSISTANT:', *QUESTIONS, *(' ' + q for q in QUESTIONS),
-             *(' ' + toy_answer(q, c) for q in QUESTIONS for c in COLOURS)]
-    tok.train_from_iterator(texts*4, trainers.BpeTrainer(vocab_size=800, show_progress=False,
-                                                         special_tokens=['<unk>', '<s>', '</s>'],
-                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>')
-    return AlignGPTProcessor(CLIPImageProcessorPil(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32)),
-                             tokenizer, num_image_tokens=16)
+    tok.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=800, show_progress=False, special_tokens=['<unk>', '<s>', '</s>'],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tok
 
 # %% ../../nbs/model/06_toy.ipynb #58d3028f
 def toy_model(
@@ -82,14 +87,15 @@ def toy_model(
 )->AlignGPTForConditionalGeneration: # with random weights, always the same
     "A CLIP tower and a Llama of two layers each."
     from transformers import CLIPVisionConfig, LlamaConfig
+    align, image = processor.align_token_id, processor.image_token_id
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                               image_size=32, patch_size=8)
-    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+    text = LlamaConfig(vocab_size=align, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
                        num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2)
+    config = AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=align, image_token_id=image)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text,
-            align_token_id=processor.align_token_id, image_token_id=processor.image_token_id))
+        return AlignGPTForConditionalGeneration(config)
 
 # %% ../../nbs/model/06_toy.ipynb #2e84cf3c
 def toy_batch(

@@ -30,7 +30,7 @@ from ..data.records import Records
 from ..levels.alignment import DualEncoder, levels_from_scores, pair_of, pair_scores, read_scores, write_levels
 from ..levels.plots import spearman
 from ..checkpoints.layouts import from_base, load
-from ..training.stage import FINETUNE, PRETRAIN, add_gate, override, plot_losses, run_stage
+from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_losses, run_stage
 from ..evaluation.run import evaluate
 from ..evaluation.tasks import easy_vqa_rows
 from .easyvqa import COLORS, DEGREES, SHAPES, caption_records, facts, folder, questions
@@ -142,7 +142,7 @@ def pretrain(
     stage = override(PRETRAIN, learning_rate=5e-3, batch_size=32, accumulate=1, epochs=recipe.pretrain_epochs,
                      precision='fp32', checkpointing=False, save_every=200, keep=1, log_every=10,
                      image_aspect_ratio='pad', seed=recipe.seed)
-    return run_stage(model, data, collate, stage, run/'pretrain', processor, device='cpu')
+    return run_stage(model, StageData(data, collate), stage, run/'pretrain', processor, device='cpu')
 
 # %% ../../nbs/quickstart/01_run.ipynb #9a6c5308
 def tune(
@@ -156,7 +156,7 @@ def tune(
     data, collate = stage_data(run, run/'data'/'tuning.json', model, processor, levels=False)
     stage = override(FINETUNE, learning_rate=2e-3, batch_size=16, epochs=recipe.tune_epochs, precision='fp32',
                      checkpointing=False, save_every=100, keep=1, log_every=5, seed=recipe.seed)
-    return run_stage(add_gate(model), data, collate, stage, run/'finetune', processor, device='cpu')
+    return run_stage(add_gate(model), StageData(data, collate), stage, run/'finetune', processor, device='cpu')
 
 # %% ../../nbs/quickstart/01_run.ipynb #6cb4f0a2
 def turn_knob(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEANINGS', 'train_tokenizer', 'tokenizer_texts', 'fit', 'load_pixels', 'load_classes', 'truth_table',
-           'meaning_shares', 'ContrastiveCLIP', 'ClipBatches', 'shift', 'train_clip', 'clip_tokenizer', 'zero_shot',
+           'meaning_shares', 'ContrastiveCLIP', 'ClipBatches', 'shift', 'clip_tokenizer', 'train_clip', 'zero_shot',
            'TextBatches', 'pack_documents', 'train_llm']
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #f361b006
@@ -32,7 +32,7 @@ def train_tokenizer(
 )->PreTrainedTokenizerFast: # with <s>, </s> and a padding token
     "Train a byte-level BPE tokenizer."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    pad, bos, unk, eos = special = ['<pad>', '<s>', '<unk>', '</s>'] # CLIP treats an end token of number 2 in an old way
+    pad, bos, unk, eos = special = ['<pad>', '<s>', '<unk>', '</s>'] # CLIP treats an end token 2 in an old way
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
@@ -202,6 +202,19 @@ def shift(
           for _ in range(2)]
     return x[torch.arange(n)[:,None,None], :, at[0][:,:,None], at[1][:,None,:]].permute(0, 3, 1, 2)
 
+# %% ../../nbs/quickstart/03_scratch.ipynb #1d1def98
+def clip_tokenizer(
+    tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
+)->PreTrainedTokenizerFast: # a copy that puts the start and end tokens itself, as CLIP expects
+    "The tokenizer as the dual encoder uses it."
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    ends = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ('<s>', '</s>')]
+    backend.post_processor = TemplateProcessing(single='<s> $A </s>', special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', bos_token='<s>', unk_token='<unk>',
+                                   eos_token='</s>', model_max_length=32)
+
 # %% ../../nbs/quickstart/03_scratch.ipynb #794ece2a
 def train_clip(
     tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
@@ -228,19 +241,6 @@ def _clip_config(tokenizer):
     text = dict(width, num_hidden_layers=1, vocab_size=len(tokenizer), max_position_embeddings=32, **special)
     vision = dict(width, num_hidden_layers=3, image_size=64, patch_size=8, hidden_act='gelu')
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, logit_scale_init_value=math.log(10))
-
-# %% ../../nbs/quickstart/03_scratch.ipynb #1d1def98
-def clip_tokenizer(
-    tokenizer:PreTrainedTokenizerFast, # from `train_tokenizer`
-)->PreTrainedTokenizerFast: # a copy that puts the start and end tokens itself, as CLIP expects
-    "The tokenizer as the dual encoder uses it."
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    ends = [(t, tokenizer.convert_tokens_to_ids(t)) for t in ('<s>', '</s>')]
-    backend.post_processor = TemplateProcessing(single='<s> $A </s>', special_tokens=ends)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token='<pad>', bos_token='<s>', unk_token='<unk>',
-                                   eos_token='</s>', model_max_length=32)
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #2188792a
 @torch.inference_mode()

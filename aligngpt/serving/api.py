@@ -10,7 +10,7 @@ __all__ = ['ImageURL', 'TextPart', 'ImagePart', 'Message', 'StreamOptions', 'Cha
 import asyncio, hashlib, hmac, json, logging, re, secrets, time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import anyio
 from fastapi import Depends, FastAPI, Request
@@ -349,7 +349,7 @@ async def answer(self:Api,
 class Ring:
     "Around an app: request ids, the limit of a body, the log."
     def __init__(self,
-        app, # ASGI
+        app:Any, # ASGI
         api:Api, # whose limits and log
     ): self.app, self.api = app, api
 

@@ -9,7 +9,7 @@ __all__ = ['Rows', 'Job', 'TooLong', 'Busy', 'Sights', 'Engine']
 import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch, torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +27,7 @@ from ..chat.session import setting_changes
 class Rows:
     "Token sequences that are decoded together: one left-padded cache."
     def __init__(self,
-        model, # an AlignGPT model, in eval mode
+        model:Any, # an AlignGPT model, in eval mode
     ): self.model, self.cache, self.mask = model, None, None
 
     def __len__(self): return 0 if self.mask is None else len(self.mask)
@@ -80,7 +80,7 @@ def _below(a, b):
 class Job:
     "A question on its way: iterate over it for pieces of text; `answer` holds what is known."
     def __init__(self,
-        engine, # that answers it
+        engine:'Engine', # that answers it
         prompt:dict, # `input_ids`, `gate_mask` [length], `pictures`: (key, pixels [3, height, width]) for each
         settings:Settings, # what the user wants
         stop:list[str]=(), # texts to end at
@@ -173,7 +173,7 @@ class Busy(AlignGPTError):
 class Sights:
     "What the tower saw in the latest pictures."
     def __init__(self,
-        model, # an AlignGPT model
+        model:Any, # an AlignGPT model
         size:int=64, # pictures to remember
     ): self.model, self.size, self.known = model, size, OrderedDict()
 
@@ -201,8 +201,8 @@ def _keyed(processor, turns):
 class Engine:
     "Answers many questions together."
     def __init__(self,
-        model, # an AlignGPT model
-        processor, # its processor
+        model:Any, # an AlignGPT model
+        processor:Any, # its processor
         max_batch:int=16, # answers that are decoded at a time
         queue_size:int=64, # questions that may wait
         read_tokens:int=8192, # prompt tokens, with padding, of one prefill; at least one prompt is taken
@@ -268,7 +268,7 @@ def submit(self:Engine,
 @patch
 def ask(self:Engine,
     question:str, # what the user says
-    images:list=(), # PIL pictures to show with it
+    images:Any=(), # PIL pictures to show with it
     **kwargs, # see `prepare`
 )->Job: # iterate over it
     "Ask a question outside of any conversation."

@@ -10,6 +10,7 @@ import base64, secrets
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import anyio, gradio as gr
 from fastapi import FastAPI, Request
@@ -176,7 +177,7 @@ POLICY = '; '.join(("default-src 'self'", "script-src 'self' 'unsafe-inline' 'un
 class Door:
     "In front of the page: the key, and what its browser may do."
     def __init__(self,
-        app, # ASGI
+        app:Any, # ASGI
         api:Api, # whose key
         path:str, # of the page
     ): self.app, self.api, self.path = app, api, path

@@ -6,6 +6,8 @@
 __all__ = ['Info', 'DummyInputs', 'Processor', 'VllmAlignGPT']
 
 # %% ../../nbs/serving/06_vllm_model.ipynb #5b8ea4d9
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import nn, Tensor
@@ -25,15 +27,34 @@ from .vllm_plugin import cache_keys, gate_inputs, ranges, relayout
 # %% ../../nbs/serving/06_vllm_model.ipynb #ef01d142
 class Info(BaseProcessingInfo):
     "Configuration and processor of a checkpoint."
-    def get_hf_config(self): return self.ctx.get_hf_config(AlignGPTConfig)
-    def get_hf_processor(self, **kwargs): return self.ctx.get_hf_processor(AlignGPTProcessor, **kwargs)
-    def get_supported_mm_limits(self): return {'image':None}
+    def get_hf_config(self)->AlignGPTConfig:
+        "The configuration."
+        return self.ctx.get_hf_config(AlignGPTConfig)
+
+    def get_hf_processor(self,
+        **kwargs, # for the processor
+    )->AlignGPTProcessor: # of the checkpoint
+        "The processor."
+        return self.ctx.get_hf_processor(AlignGPTProcessor, **kwargs)
+
+    def get_supported_mm_limits(self)->dict: # by modality; None: any number
+        "How many items a request may have."
+        return {'image':None}
 
 class DummyInputs(BaseDummyInputsBuilder[Info]):
     "A request to measure memory with."
-    def get_dummy_text(self, mm_counts): return '<image>'*mm_counts.get('image', 0) + ' '
+    def get_dummy_text(self,
+        mm_counts:dict, # of items, by modality
+    )->str: # a prompt
+        "A prompt with so many pictures."
+        return '<image>'*mm_counts.get('image', 0) + ' '
 
-    def get_dummy_mm_data(self, seq_len, mm_counts, mm_options):
+    def get_dummy_mm_data(self,
+        seq_len:int, # not used
+        mm_counts:dict, # of items, by modality
+        mm_options:dict, # by modality
+    )->dict: # pictures
+        "Dummy images of the tower's size."
         side = self.info.get_hf_config().vision_config.image_size
         return {'image':self._get_dummy_images(width=side, height=side, num_images=mm_counts.get('image', 0),
                                                overrides=mm_options.get('image'))}
@@ -54,23 +75,27 @@ class Processor(BaseMultiModalProcessor[Info]):
         "The items of a prompt."
         x = self.info.get_hf_processor().prepare_images(pictures)
         none, last = x[:0], len(x) - 1
-        data = dict(pixel_values=x, others=[x[1:seen], *[none]*last],
-                    gate_ids=[torch.tensor(text*(seen > 0), dtype=torch.long),
-                              *[torch.zeros(0, dtype=torch.long)]*last], leads=torch.arange(len(x)) == 0)
+        reads, nothing = torch.tensor(text*(seen > 0), dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        data = dict(pixel_values=x, others=[x[1:seen], *[none]*last], gate_ids=[reads, *[nothing]*last],
+                    leads=torch.arange(len(x)) == 0)
         return MultiModalKwargsItems.from_hf_inputs(BatchFeature(data), self._get_mm_fields_config(data, {}))
 
-    def apply(self, inputs, timing_ctx):
+    def apply(self,
+        inputs:Any, # a request: prompt and pictures
+        timing_ctx:Any, # not used
+    )->dict: # tokens, items, names and ranges, as `mm_input` makes them
+        "What vLLM computes for a request."
         p, found = self.info.get_hf_processor(), inputs.mm_data_items.get('image')
         pictures = [found.get(i) for i in range(found.get_count())] if found else []
         seq = relayout(p, inputs.prompt)
         text, seen = gate_inputs(seq, p.image_token_id, p.num_image_tokens)
         names = self._get_mm_hashes(inputs).get('image', [])
-        where = [PlaceholderRange(offset=b, length=l, is_embed=torch.tensor(m))
-                 for b,l,m in ranges(seq['input_ids'], p.align_token_id, p.image_token_id, p.num_image_tokens)]
+        places = ranges(seq['input_ids'], p.align_token_id, p.image_token_id, p.num_image_tokens)
+        where = [PlaceholderRange(offset=b, length=l, is_embed=torch.tensor(m)) for b,l,m in places]
         if len(where) != len(pictures):
             raise ValueError(f'{len(where)} <image> in the prompt, {len(pictures)} pictures given')
-        kwargs = self.items([im if isinstance(im, Image.Image) else im.media for im in pictures], text,
-                            seen) if pictures else MultiModalKwargsItems({})
+        opened = [im if isinstance(im, Image.Image) else im.media for im in pictures]
+        kwargs = self.items(opened, text, seen) if pictures else MultiModalKwargsItems({})
         return mm_input(prompt_token_ids=seq['input_ids'], mm_kwargs=kwargs,
                         mm_hashes={'image':cache_keys(names, text, seen)}, mm_placeholders={'image':where})
 
@@ -83,10 +108,15 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
     alignment_weights = AlignGPTForConditionalGeneration.alignment_weights
 
     @classmethod
-    def get_placeholder_str(cls, modality, i): return '<image>'
+    def get_placeholder_str(cls,
+        modality:str, # 'image'
+        i:int, # its number
+    )->str: # as in our templates
+        "What stands for a picture in a prompt."
+        return '<image>'
 
     def __init__(self, *,
-        vllm_config, # of the engine
+        vllm_config:Any, # of the engine
         prefix:str='', # of the weights' names
     ):
         super().__init__()
@@ -125,9 +155,25 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
         def see(i): return torch.cat([I[i:i+1], self.get_image_features(others[i])]) if len(others[i]) else I[i:i+1]
         return [torch.cat([self.align(see(i), text[i]).to(I), I[i]]) if leads[i] else I[i] for i in range(len(I))]
 
-    def forward(self, input_ids, positions, intermediate_tensors=None, inputs_embeds=None, **kwargs):
+    def forward(self,
+        input_ids:Tensor|None, # [tokens]
+        positions:Tensor, # [tokens]
+        intermediate_tensors:Any=None, # of the stage before, in a pipeline
+        inputs_embeds:Tensor|None=None, # [tokens, H]
+        **kwargs, # not used
+    )->Any: # states, [tokens, H], or what the next stage takes
+        "Run the language model."
         if intermediate_tensors is not None: inputs_embeds = None
         return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
 
-    def compute_logits(self, hidden_states): return self.language_model.compute_logits(hidden_states)
-    def load_weights(self, weights): return AutoWeightsLoader(self).load_weights(weights)
+    def compute_logits(self,
+        hidden_states:Tensor, # [tokens, H]
+    )->Tensor|None: # [tokens, vocabulary]
+        "Logits of the language model."
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self,
+        weights:Any, # pairs of name and tensor
+    )->set[str]: # names that were found
+        "Fill all parts from a checkpoint of ours."
+        return AutoWeightsLoader(self).load_weights(weights)

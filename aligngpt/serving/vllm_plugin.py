@@ -8,6 +8,7 @@ __all__ = ['register', 'relayout', 'ranges', 'gate_inputs', 'cache_keys']
 # %% ../../nbs/serving/05_vllm_plugin.ipynb #56947d94
 import hashlib
 from itertools import groupby
+from typing import Any
 
 # %% ../../nbs/serving/05_vllm_plugin.ipynb #fe46093c
 def register()->None:
@@ -18,7 +19,7 @@ def register()->None:
 
 # %% ../../nbs/serving/05_vllm_plugin.ipynb #5cd0bd82
 def relayout(
-    processor, # of the model
+    processor:Any, # of the model
     ids:list[int], # a prompt, with one token for each picture, or laid out
 )->dict: # lists `input_ids` and `gate_mask`, [length]
     "Lay a prompt out as in training."

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import AlignGPTError
-from ..core.markup import Table
 from ..model.layers import AlignGPTConfig, num_patches, projector_depth
 from .settings import StageConfig, override
 

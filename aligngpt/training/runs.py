@@ -13,7 +13,7 @@ import torch, torch.distributed as dist
 from transformers import TrainerCallback
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import write_json, _sync
+from ..core.files import write_json, flush_to_disk
 from ..core.steps import progress
 
 # %% ../../nbs/training/03_runs.ipynb #b099def4
@@ -43,7 +43,7 @@ def seal(
     **facts, # for the marker
 )->None:
     "Declare a checkpoint whole, then remove the oldest beyond `keep`."
-    with os_errors(checkpoint): _sync(checkpoint)
+    with os_errors(checkpoint): flush_to_disk(checkpoint)
     write_json(facts, checkpoint/MARKER)
     whole = [p for p in checkpoints(checkpoint.parent) if (p/MARKER).exists()]
     for p in whole[:-keep] if keep else []:

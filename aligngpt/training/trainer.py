@@ -98,7 +98,7 @@ class AlignGPTTrainer(Trainer):
         return self.sampler
 
     def create_optimizer(self,
-        model=None, # whose parameters; the trainer's own by default
+        model:torch.nn.Module|None=None, # whose parameters; the trainer's own by default
     )->torch.optim.Optimizer:
         "AdamW over the groups of `param_groups`."
         if self.optimizer is None:
@@ -223,8 +223,8 @@ def _save_adapters(trainer, folder):
 # %% ../../nbs/training/04_trainer.ipynb #f019e0e0
 @patch
 def evaluate(self:AlignGPTTrainer,
-    eval_dataset=None, # samples; those of the trainer by default
-    ignore_keys=None, # for `Trainer`
+    eval_dataset:torch.utils.data.Dataset|None=None, # samples; those of the trainer by default
+    ignore_keys:list[str]|None=None, # for `Trainer`
     metric_key_prefix:str='eval', # before the names of the numbers
 )->dict[str,float]: # e.g. {'eval_loss': 1.25}
     "Loss per supervised token of the validation samples."

@@ -24,3 +24,10 @@ def test_defined_once(path):
 def test_a_second_definition_is_seen():
     two = 'def f(): pass\n@patch\ndef f(self:A): pass\n@patch\ndef f(self:B): pass\ndef f(): pass'
     assert [n for n,k in Counter(names(two)).items() if k > 1] == ['f']
+
+
+@pytest.mark.parametrize('path', sorted(root.rglob('*.py')), ids=lambda p: str(p.relative_to(root)))
+def test_no_private_name_of_another_module(path):
+    imports = [o for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(o, ast.ImportFrom)]
+    ours = [o for o in imports if o.level or (o.module or '').startswith('aligngpt')]
+    assert [f'{o.module}.{a.name}' for o in ours for a in o.names if a.name[0] == '_' and a.name[:2] != '__'] == []

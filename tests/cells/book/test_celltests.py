@@ -25,6 +25,7 @@ def test_symbol_groups():
                   '#| exporti\n_k = 2', 'assert A.n == 1',
         '#| export\n@patch\ndef m(self:A): return _k', 'A().m()', 'assert A().m() == _k')
     test_eq([(s, [c.id for c in g]) for s,g in symbol_groups(two)], [('A', ['d']), ('A.m', ['g'])])
+    [(s, [c.id for c in g]) for s,g in symbol_groups(two)]
 
 
 def test_cell_tests():
@@ -32,6 +33,8 @@ def test_cell_tests():
     c = Cell('a', "import os\n# a poem\ntext = '''one\ntwo'''\ntext")
     test_eq(_source(c, c.parts[1:2], True), "# a poem\ntext = '''one\ntwo'''")
     test_eq(_indent(_source(c, c.parts[1:2], False)), "    text = '''one\ntwo'''")
+    made = Cell('b', 'n = 1\n@lru_cache\ndef f(): return n\nf()')
+    test_eq(_source(made, made.parts[1:2], False), '@lru_cache\ndef f(): return n')
     print(_indent(_source(c, c.parts[1:2], True)))
 
 

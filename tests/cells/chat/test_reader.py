@@ -2,6 +2,7 @@
 "Tests of `aligngpt.chat.reader`: the asserting cells of its notebook, made by aligngpt_export."
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -13,7 +14,7 @@ from aligngpt.model.layers import level_weights
 import copy, matplotlib.pyplot as plt, pandas as pd
 from functools import partial
 from fastcore.test import *
-from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy
+from aligngpt.model.toy import QUESTIONS, swatch, toy
 from aligngpt.chat.session import ChatSession
 import pytest
 from aligngpt.chat.reader import Answer, Gumbel, Reader, Settings, Turn, context, context_limit, prompt_layout, sampling, shared_prefix, stop_ids

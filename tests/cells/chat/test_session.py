@@ -4,7 +4,7 @@ import atexit, base64, io, queue, random, re, threading, time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from PIL import Image
+from typing import Any
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, read_json, write_json

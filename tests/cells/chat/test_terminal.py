@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from PIL import Image
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.pictures import open_picture
 from aligngpt.chat.reader import Settings
-from aligngpt.chat.session import ChatSession
+from aligngpt.chat.session import ChatSession, Reply
 import easy_vqa, io, matplotlib.pyplot as plt, numpy as np, re, tempfile
 from fastcore.test import *
 from aligngpt.model.toy import swatch, toy

@@ -5,6 +5,7 @@ from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 import anywidget, ipywidgets as w, traitlets
 from fastcore.basics import patch
 from markdown_it import MarkdownIt

@@ -2,15 +2,15 @@
 "Tests of `aligngpt.cli.serve`: the asserting cells of its notebook, made by aligngpt_export."
 import importlib.util, os, socket, sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.cli.data import DType, Device
+import json, signal, subprocess, tempfile, time, urllib.request
 from fastcore.test import *
 from fastcore.xtras import modified_env
-import json, signal, subprocess, tempfile, time, urllib.request
-from aligngpt.model.toy import toy
 from typer.testing import CliRunner
+from aligngpt.model.toy import toy
 import pytest
 from aligngpt.cli.serve import listen, need, own_names, read_key, register_serve, vllm_line
 
@@ -21,6 +21,7 @@ def test_need():
     try: need(['json', 'no_such_library'], 'serve')
     except AlignGPTError as e: told = str(e)
     test_eq(told.splitlines(), ['not installed: no_such_library', "  hint: pip install 'aligngpt[serve]'"])
+    told
 
 
 def test_read_key():
@@ -29,20 +30,23 @@ def test_read_key():
     for part in toy(): part.save_pretrained(tmp/'run'/'model')
 
     # nbs/cli/05_serve.ipynb #e48f53a1
-    (tmp/'key').write_text('s3cret\n'); (tmp/'none').write_text('\n')
+    (tmp/'key').write_text('s3cret\n')
+    (tmp/'none').write_text('\n')
     test_eq(read_key(tmp/'key'), 's3cret')
     test_fail(lambda: read_key(tmp/'none'), contains='none: empty')
     test_fail(lambda: read_key(tmp/'gone'), contains='no such file')
-    with modified_env(ALIGNGPT_API_KEY='other'): test_eq(read_key(), 'other')
+    with modified_env(ALIGNGPT_API_KEY='other'): key = read_key()
+    test_eq(key, 'other')
+    key
 
 
-def test_own_names():
+def test_listen():
     # nbs/cli/05_serve.ipynb #ee5112cb
-    taken = listen('127.0.0.1', 0)
-    test_fail(lambda: listen('127.0.0.1', taken.getsockname()[1]), contains='Address already in use')
-    taken.close()
-    test_eq([own_names(h) is None for h in ('127.0.0.1', '::1', '0.0.0.0', '192.168.1.2')], [False, False, True, True])
-    sorted(own_names('127.0.0.1'))
+    with listen('127.0.0.1', 0) as taken:
+        test_fail(lambda: listen('127.0.0.1', taken.getsockname()[1]), contains='Address already in use')
+    hosts = '127.0.0.1 ::1 0.0.0.0 192.168.1.2'.split()
+    test_eq([own_names(h) is None for h in hosts], [False, False, True, True])
+    {h:sorted(own_names(h) or ['any']) for h in hosts}
 
 
 def test_vllm_line():
@@ -51,38 +55,56 @@ def test_vllm_line():
     for part in toy(): part.save_pretrained(tmp/'run'/'model')
 
     # nbs/cli/05_serve.ipynb #e48f53a1
-    (tmp/'key').write_text('s3cret\n'); (tmp/'none').write_text('\n')
+    (tmp/'key').write_text('s3cret\n')
+    (tmp/'none').write_text('\n')
 
-    # nbs/cli/05_serve.ipynb #4e4134a9
+    # nbs/cli/05_serve.ipynb #23b79a1e
     line = vllm_line(str(tmp/'run'), name='toy')
     test_eq(line[3:5], ['--model', str(tmp/'run'/'model')])
-    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    register_serve(app)
-    text = CliRunner().invoke(app, ['--help'], terminal_width=200).output
-    for flag in '--host --port --api-key-file --queue --max-batch --engine --remote-images --grace'.split():
-        assert flag in text, flag
-    test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
-    line[5:]
+    ' '.join(line[5:])
 
-    # nbs/cli/05_serve.ipynb #20b9efae
-    server = subprocess.Popen([sys.executable, '-m', 'aligngpt.cli', 'serve', str(tmp/'run'), '--port', '0', '--no-page',
-                               '--temperature', '0'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                              env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1'})
-    hello = server.stdout.readline()
-    at = hello.split('API ')[1].strip()
-    def post(path, body, headers={}):
-        return urllib.request.urlopen(urllib.request.Request(at + path, json.dumps(body).encode(),
+
+def test_register_serve():
+    # nbs/cli/05_serve.ipynb #955b8a91
+    tmp = Path(tempfile.mkdtemp())
+    for part in toy(): part.save_pretrained(tmp/'run'/'model')
+    def start(*flags):
+        "A server on a port that is free, its address, and the line it greets with."
+        line = [sys.executable, '-m', 'aligngpt.cli', 'serve', str(tmp/'run'), '--port', '0', '--no-page', *flags]
+        env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path), 'OMP_NUM_THREADS':'1'}
+        p = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        hello = p.stdout.readline()
+        return p, hello.split('API ')[1].strip(), hello
+    def post(at, body, headers={}):
+        return urllib.request.urlopen(urllib.request.Request(f'{at}/chat/completions', json.dumps(body).encode(),
                                                              {'Content-Type':'application/json', **headers}))
     ask = dict(model='run', messages=[dict(role='user', content='Count to ten.')])
-    answer = json.load(post('/chat/completions', ask))['choices'][0]['message']['content']
+
+    # nbs/cli/05_serve.ipynb #e48f53a1
+    (tmp/'key').write_text('s3cret\n')
+    (tmp/'none').write_text('\n')
+
+    # nbs/cli/05_serve.ipynb #4e4134a9
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    register_serve(app)
+    help_ = CliRunner().invoke(app, ['--help'], terminal_width=120).output
+    for flag in '--host --port --api-key-file --queue --max-batch --engine --remote-images --grace'.split():
+        assert flag in help_, flag
+    test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
+    print(help_)
+
+    # nbs/cli/05_serve.ipynb #20b9efae
+    server, at, hello = start('--temperature', '0')
+    answer = json.load(post(at, ask))['choices'][0]['message']['content']
     test_eq(answer, 'one, two, three, four, five, six, seven, eight, nine, ten.')
-    try: urllib.request.urlopen(urllib.request.Request(at + '/models', headers=dict(Host='evil.example'))); refused = None
+    refused = None
+    try: urllib.request.urlopen(urllib.request.Request(at + '/models', headers=dict(Host='evil.example')))
     except urllib.error.HTTPError as e: refused = e.code
     test_eq(refused, 421)
-    stream = post('/chat/completions', dict(ask, stream=True))
+    stream = post(at, dict(ask, stream=True))
     begun = stream.readline()
     server.send_signal(signal.SIGTERM)
     rest = stream.read().decode()
     assert rest.rstrip().endswith('[DONE]') and 'ten.' in rest
-    test_eq(server.wait(20), 0)
+    test_eq(server.wait(60), 0)
     hello

@@ -7,7 +7,7 @@ import typer
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 from fastcore.test import *
-import json, os, subprocess, sys, tempfile
+import subprocess, sys, tempfile
 from typer.testing import CliRunner
 from aligngpt.core.markup import Table
 from aligngpt.cli.train import OWN, register

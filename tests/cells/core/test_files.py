@@ -25,7 +25,7 @@ def test_read_json():
     read_json(tmp/'good.json')
 
 
-def test_atomic_path():
+def test_flush_to_disk():
     # nbs/core/02_files.ipynb #51721667
     tmp = Path(tempfile.mkdtemp())
     (tmp/'good.json').write_text('{"similarity": 7}')
@@ -59,7 +59,7 @@ def test_atomic_path():
     sorted(o.relative_to(tmp).as_posix() for o in tmp.rglob('*'))
 
 
-def test_write_json():
+def test_plain():
     # nbs/core/02_files.ipynb #51721667
     tmp = Path(tempfile.mkdtemp())
     (tmp/'good.json').write_text('{"similarity": 7}')

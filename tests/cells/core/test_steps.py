@@ -3,8 +3,8 @@
 import hashlib, importlib.metadata, importlib.util, json, platform, shutil, subprocess, sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Iterable
-from aligngpt.core.files import _plain, read_json, write_json
+from typing import Any, Callable, Iterable
+from aligngpt.core.files import plain, read_json, write_json
 from fastcore.test import *
 import pandas as pd, tempfile
 import aligngpt.core.steps

@@ -83,7 +83,7 @@ def test_ensure_index():
     {k:meta[k] for k in ('version', 'files', 'bytes', 'records')}
 
 
-def test_Source_raw():
+def test_Source__build():
     # nbs/data/02_records.ipynb #81beea66
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},

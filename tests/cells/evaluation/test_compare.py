@@ -7,14 +7,17 @@ from pathlib import Path
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import html_page
-from aligngpt.evaluation.pages import CSS, Run, figure, html_table
+from aligngpt.evaluation.pages import CSS, figure, html_table, outcomes
 from aligngpt.evaluation.questions import Question
 from aligngpt.evaluation.report import breakdowns, markdown_table
+from aligngpt.evaluation.run import Run
 from fastcore.test import *
-import json, shutil, tempfile
-from PIL import Image
+import json, matplotlib.pyplot as plt, shutil, tempfile
+from IPython.display import HTML
 from aligngpt.core.files import write_json
-from aligngpt.evaluation.run import score_run
+from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
+from aligngpt.evaluation.compare import compare
+from aligngpt.evaluation.run import evaluate, score_run
 from aligngpt.evaluation.tasks import questions
 import pytest
 from aligngpt.evaluation.compare import compare, comparison_page, sign_test
@@ -31,19 +34,20 @@ def test_compare():
     # nbs/evaluation/12_compare.ipynb #06576c3f
     tmp = Path(tempfile.mkdtemp())
     data = tmp/'shapes'; data.mkdir()
-    for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
-            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    asked = questions(data/'q.jsonl', data)
     def answer(folder, texts, model_id, dtype='float32'):
         "A run with these answers."
         (folder/'q').mkdir(parents=True)
-        (folder/'q'/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
+        answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), texts)]
+        (folder/'q'/'answers.jsonl').write_text('\n'.join(answered) + '\n')
         write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
                         processor='p', model='m', config='c', settings=dict(skipped=0, dtype=dtype)),
-                        folder/'q'/'manifest.json')
-        score_run(data/'q.jsonl', data, folder/'q')
+                   folder/'q'/'manifest.json')
+        score_run(Run.finished(folder/'q'))
     answer(tmp/'one', ['red', 'yes', 'red', 'yes', 'blue', 'yes'], 'one')
     answer(tmp/'two', ['Red', 'yes', 'green', 'no', 'teal', 'no'], 'two', 'bfloat16')
     [c] = compare(tmp/'one', tmp/'two')
@@ -51,33 +55,40 @@ def test_compare():
     test_eq([(x.question.id, x.gain) for x in c.changed][0], ('blue-colour', -1))
     c
 
+    # nbs/evaluation/12_compare.ipynb #b3ec0008
+    with expect_fail(AlignGPTError, 'no finished evaluation'): compare(tmp/'one', data)
+    answer(tmp/'three', ['x']*6, 'three'); (tmp/'three'/'q').rename(tmp/'three'/'other')
+    with expect_fail(AlignGPTError, 'have no task in common (q; other)'): compare(tmp/'one', tmp/'three')
+    [x.headline for x in compare(tmp/'one'/'q', tmp/'two'/'q')] # the folder of a task will do, too
+
 
 def test_comparison_page():
     # nbs/evaluation/12_compare.ipynb #06576c3f
     tmp = Path(tempfile.mkdtemp())
     data = tmp/'shapes'; data.mkdir()
-    for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
-            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    asked = questions(data/'q.jsonl', data)
     def answer(folder, texts, model_id, dtype='float32'):
         "A run with these answers."
         (folder/'q').mkdir(parents=True)
-        (folder/'q'/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
+        answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), texts)]
+        (folder/'q'/'answers.jsonl').write_text('\n'.join(answered) + '\n')
         write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
                         processor='p', model='m', config='c', settings=dict(skipped=0, dtype=dtype)),
-                        folder/'q'/'manifest.json')
-        score_run(data/'q.jsonl', data, folder/'q')
+                   folder/'q'/'manifest.json')
+        score_run(Run.finished(folder/'q'))
     answer(tmp/'one', ['red', 'yes', 'red', 'yes', 'blue', 'yes'], 'one')
     answer(tmp/'two', ['Red', 'yes', 'green', 'no', 'teal', 'no'], 'two', 'bfloat16')
     [c] = compare(tmp/'one', tmp/'two')
+
+    # nbs/evaluation/12_compare.ipynb #b3ec0008
+    answer(tmp/'three', ['x']*6, 'three'); (tmp/'three'/'q').rename(tmp/'three'/'other')
 
     # nbs/evaluation/12_compare.ipynb #84a1f9ce
     page = comparison_page([c], tmp/'compare.html').read_text()
     test_eq((page.count('data:image/jpeg'), 'worse: 1' in page, 'better: 3' in page, 'other words: 1' in page,
              '+33.33' in page), (5, True, True, True, True))
-    with expect_fail(AlignGPTError, 'no finished evaluation'): compare(tmp/'one', data)
-    answer(tmp/'three', ['x']*6, 'three'); (tmp/'three'/'q').rename(tmp/'three'/'other')
-    with expect_fail(AlignGPTError, 'have no task in common (q; other)'): compare(tmp/'one', tmp/'three')
-    len(page)
+    HTML(page[page.index('<h3>worse'):page.index('<h3>better')])

@@ -3,19 +3,21 @@
 import hashlib, json, os, random, re, threading, urllib.error, urllib.parse, urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import read_json
 from aligngpt.evaluation.text import ID, read_jsonl, some
-import time
 import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from IPython.display import Markdown
 from fastcore.test import *
+from aligngpt.evaluation.judge import Replies, mm_vet_calls, score_mm_vet
+from aligngpt.evaluation.report import ScoreReport, markdown_table
 import pytest
-from aligngpt.evaluation.judge import AGAIN, Call, Judge, Replies, ask_all, llava_bench_calls, mm_vet_calls, mm_vet_grade, parse_grade, parse_review, read_mm_vet_header, relative_scores, score_llava_bench, score_mm_vet, user
+from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, llava_bench_calls, mm_vet_grade, parse_grade, parse_review, read_mm_vet_header, relative_scores, score_llava_bench, user
 
 
 def test_Replies():
@@ -26,7 +28,7 @@ def test_Replies():
     recorded = Replies({'q1': ['5', 'five']})
     test_eq([recorded(hello), recorded(hello)], ['5', 'five'])
     with expect_fail(AlignGPTError, "question 'q1': call 3, and 2 replies are recorded"): recorded(hello)
-    len(recorded.log)
+    [(c.id, c.content) for c in recorded.log]
 
 
 def test_llava_bench_calls():
@@ -40,12 +42,12 @@ def test_llava_bench_calls():
     # nbs/evaluation/05_judge.ipynb #905d9742
     calls, notes = llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans, rules)
     test_eq((len(calls), notes), (3, []))
-    test_eq(llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans[1:], rules)[1],
-            ['2 answers and 3 questions, paired by line',
-             '2 questions are paired with the line of another question: 0, 1'])
     with expect_fail(AlignGPTError, "no rule for 'llava_bench_poem'"):
         llava_bench_calls([lb_q[0] | {'category':'poem'}], lb_context, lb_ref, lb_ans, rules)
-    [(c.id, c.group, c.temperature, c.max_tokens) for c in calls]
+    short = llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans[1:], rules)[1]
+    test_eq(short, ['2 answers and 3 questions, paired by line',
+                    '2 questions are paired with the line of another question: 0, 1'])
+    short
 
 
 def test_parse_review():
@@ -57,9 +59,9 @@ def test_parse_review():
 
 def test_relative_scores():
     # nbs/evaluation/05_judge.ipynb #1e6519fe
-    test_eq(relative_scores([[8, 7], [9, 9], [-1, -1]]),
-            dict(relative_score=93.8, reference_score=53.3, model_score=50.0))
-    relative_scores([[8, 7], [9, 9]]), relative_scores([[8, 7], [9, 9], [-1, -1]])
+    means = relative_scores([[8, 7], [9, 9]]), relative_scores([[8, 7], [9, 9], [-1, -1]])
+    test_eq(means[1], dict(relative_score=93.8, reference_score=53.3, model_score=50.0))
+    Markdown(markdown_table({'two replies': means[0], 'and one unreadable': means[1]}))
 
 
 def test_score_llava_bench():
@@ -76,37 +78,42 @@ def test_score_llava_bench():
     # nbs/evaluation/05_judge.ipynb #6240aefb
     res = score_llava_bench(calls, Replies({0:'8 7', 1:'9 9', 2:'8, 9'}))
     test_eq(res['summary']['all']['relative_score'], 93.8)
-    res
+    res['tuples']
 
 
 def test_mm_vet_calls():
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
-    header = 'Give a score from 0.0 to 1.0.\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n'
+    header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
+                        '--- | --- | --- | ---', ''])
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
     with expect_fail(AlignGPTError, "1 of 2 questions have no answer: 'v1_1'"): mm_vet_calls(mv, {'v1_0':''}, header)
-    mv_calls[0].content.splitlines()[-1]
+    print(mv_calls[0].content)
 
 
 def test_parse_grade():
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
-    header = 'Give a score from 0.0 to 1.0.\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n'
+    header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
+                        '--- | --- | --- | ---', ''])
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
 
     # nbs/evaluation/05_judge.ipynb #b8521a68
-    test_eq([parse_grade(r) for r in ('0.7 ', '.5', '1', '0.4\n', '1e-1', '0.5.', '1.5', '-0.1', 'Correctness: 0.5',
-                                      ' 0.5', '', 'nan')], [.7, .5, 1, .4, .1] + [None]*7)
-    judge = Replies({'v1_0': ['x', '1.5', '0.5'], 'v1_1': ['x']*5 + ['1.0']})
+    readable = '0.7 ', '.5', '1', '0.4\n', '1e-1'
+    not_a_grade = '0.5.', '1.5', '-0.1', 'Correctness: 0.5', ' 0.5', '', 'nan'
+    test_eq([parse_grade(r) for r in readable], [.7, .5, 1, .4, .1])
+    test_eq([parse_grade(r) for r in not_a_grade], [None]*7)
+    judge = Replies({'v1_0': ['x', '1.5', '0.5'], 'v1_1': ['x']*5 + ['1.0']}) # clear the third time; never
     test_eq([mm_vet_grade(c, judge) for c in mv_calls], [(.5, 3), (0, 6)])
     [(c.id, c.temperature, c.content.endswith(AGAIN)) for c in judge.log]
 
 
 def test_score_mm_vet():
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
-    header = 'Give a score from 0.0 to 1.0.\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n'
+    header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
+                        '--- | --- | --- | ---', ''])
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
@@ -115,20 +122,20 @@ def test_score_mm_vet():
     res = score_mm_vet(mv, mv_calls, Replies({'v1_0': ['0.5'], 'v1_1': ['?', '0.8']}))
     test_eq((res['capabilities'], res['integrations_sorted_names'], res['calls']),
             (dict(math=50, ocr=50, rec=80, total=65), dict(math_ocr=50, rec=80, total=65), {'v1_0':1, 'v1_1':2}))
-    res
+    res['integrations_sorted_names']
 
 
 def test_read_mm_vet_header():
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
-    header = 'Give a score from 0.0 to 1.0.\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n'
+    header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
+                        '--- | --- | --- | ---', ''])
 
     # nbs/evaluation/05_judge.ipynb #c81c96b9
     nb = Path(tempfile.mkdtemp())/'mm-vet_evaluator.ipynb'
-    nb.write_text(json.dumps(dict(cells=[dict(source=['import os\n']),
-                                         dict(source=['gpt_model = "g"\n', 'prompt = """', header.replace('\n', '\n'),
-                                                      '"""\n'])])))
+    theirs = ['import os\n'], ['gpt_model = "g"\n', 'prompt = """', header, '"""\n']
+    nb.write_text(json.dumps(dict(cells=[dict(source=s) for s in theirs])))
     test_eq(read_mm_vet_header(nb), header)
-    read_mm_vet_header(nb)
+    read_mm_vet_header(nb)[:29]
 
 
 def test_Estimate():
@@ -146,36 +153,44 @@ def test_Estimate():
     calls, notes = llava_bench_calls(lb_q, lb_context, lb_ref, lb_ans, rules)
 
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
-    header = 'Give a score from 0.0 to 1.0.\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n'
+    header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
+                        '--- | --- | --- | ---', ''])
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
 
     # nbs/evaluation/05_judge.ipynb #a3256f69
-    dear = Judge('gpt-4-0613', price=(30, 60))
+    with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge(JudgeSettings('m', 'example.org'))
+    dear = Judge(JudgeSettings('gpt-4-0613', price=(30, 60)))
     test_eq(dear.estimate(mv_calls).calls, 2)
     print(dear.estimate(calls + mv_calls))
 
     # nbs/evaluation/05_judge.ipynb #9c87d883
+    def chat(content): return json.dumps(dict(choices=[dict(message=dict(content=content))]))
+    def mooded(mood, key):
+        "What an endpoint in this mood sends: (status, headers, body)."
+        there = dict(Location='http://127.0.0.1:9/v1/chat/completions')
+        return dict(busy=(429, {'Retry-After':'0.01'}, 'slow down'),
+                    broken=(500, {}, 'oops'),
+                    locked=(401, {}, f'bad key {key}'),
+                    moved=(302, there, ''),
+                    poor=(429, {}, '{"error": {"code": "insufficient_quota"}}'),
+                    html=(200, {}, '<html>'),
+                    empty=(200, {}, '{"choices": []}'),
+                    odd=(200, {}, chat([1])),
+                    echo=(200, {}, chat(f'0.5 {key}')),
+                    mute=(200, {}, chat(None))).get(mood, (200, {}, chat('0.5')))
     class Moody(BaseHTTPRequestHandler):
         def do_POST(self):
+            s, key = self.server, self.headers.get('Authorization')
             body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-            with self.server.lock:
-                self.server.seen.append((self.headers.get('Authorization'), body))
-                mood = self.server.moods.pop(0) if self.server.moods else 'ok'
-            if mood == 'stall': self.server.over.wait()
-            if mood == 'meet': self.server.meeting.wait()
+            with s.lock:
+                s.seen.append((key, body))
+                mood = s.moods.pop(0) if s.moods else 'ok'
+            if mood == 'stall': s.over.wait()
+            if mood == 'meet': s.meeting.wait()
             if mood == 'hang up': self.close_connection = True; return
-            code, head, text = {'busy': (429, {'Retry-After':'0.01'}, 'slow down'), 'broken': (500, {}, 'oops'),
-                                'locked': (401, {}, f'bad key {self.headers.get("Authorization")}'),
-                'moved': (302, {'Location':'http://127.0.0.1:9/v1/chat/completions'}, ''),
-                'poor': (429, {}, '{"error": {"code": "insufficient_quota"}}'),
-                'html': (200, {}, '<html>'), 'empty': (200, {}, '{"choices": []}'),
-                'odd': (200, {}, '{"choices": [{"message": {"content": [1]}}]}'),
-                'echo': (200, {},
-                         json.dumps(dict(choices=[dict(message=dict(content=f'0.5 {self.headers.get("Authorization")}'))]))),
-                'mute': (200, {}, '{"choices": [{"message": {"content": null}}]}')}.get(mood,
-                (200, {}, json.dumps(dict(choices=[dict(message=dict(content='0.5'))]))))
+            code, head, text = mooded(mood, key)
             self.send_response(code)
             for k,v in head.items(): self.send_header(k, v)
             self.send_header('Content-Length', str(len(text))); self.end_headers()
@@ -186,29 +201,30 @@ def test_Estimate():
         "An endpoint with moods, for one `with` block."
         def __init__(self, *moods): self.moods = list(moods)
         def __enter__(self):
-            self.server = ThreadingHTTPServer(('127.0.0.1', 0), Moody)
-            self.server.moods, self.server.seen, self.server.lock, self.server.daemon_threads = self.moods, [], threading.Lock(), True
-            self.server.over, self.server.meeting = threading.Event(), threading.Barrier(10)
-            threading.Thread(target=self.server.serve_forever, args=(.01,), daemon=True).start()
-            self.url, self.seen = f'http://127.0.0.1:{self.server.server_port}/v1', self.server.seen
+            self.server = s = ThreadingHTTPServer(('127.0.0.1', 0), Moody)
+            s.moods, s.seen, s.lock, s.daemon_threads = self.moods, [], threading.Lock(), True
+            s.over, s.meeting = threading.Event(), threading.Barrier(10)
+            threading.Thread(target=s.serve_forever, args=(.01,), daemon=True).start()
+            self.url, self.seen = f'http://127.0.0.1:{s.server_port}/v1', s.seen
             return self
         def __exit__(self, *a): self.server.over.set(); self.server.shutdown(); self.server.server_close()
+        def judge(self, cache=None, **settings): return Judge(JudgeSettings('stub', self.url, **settings), cache)
 
     # nbs/evaluation/05_judge.ipynb #5f57e03f
-    with Stub('busy', 'broken', 'stall', 'hang up', 'html', 'empty', 'odd') as s:
-        j = Judge('stub', s.url, timeout=1, backoff=.001, retries=30)
+    moods = 'busy', 'broken', 'stall', 'hang up', 'html', 'empty', 'odd'
+    with Stub(*moods) as s:
+        j = s.judge(timeout=1, backoff=.001, retries=30)
         test_eq(j(hello), '0.5')
         assert j.asked >= 8 and s.moods == []   # 8, or more on a busy machine
-        sent = s.seen[0][1]
-    sent
+    s.seen[-1][1]
 
     # nbs/evaluation/05_judge.ipynb #e5e20e30
     os.environ['STUB_KEY'] = 'sk-very-secret'
     with Stub(*['broken']*3) as s:
         with expect_fail(AlignGPTError, "no usable reply for question 'q1' after 3 tries; the last: HTTP 500: oops"):
-            Judge('stub', s.url, retries=2, backoff=.001)(hello)
+            s.judge(retries=2, backoff=.001)(hello)
     with Stub('locked', 'moved', 'poor') as s:
-        j = Judge('stub', s.url, key_env='STUB_KEY', backoff=.001)
+        j = s.judge(key_env='STUB_KEY', backoff=.001)
         errors = []
         for _ in range(3):
             try: j(hello)
@@ -219,39 +235,37 @@ def test_Estimate():
 
     # nbs/evaluation/05_judge.ipynb #233197bc
     class StandingClock(threading.Event):
-        "Who waits is woken by the halt, and never by the time."
+        "A wait that ends with the halt, and never with the time."
         def wait(self, timeout=None): return super().wait(600)
     with Stub('locked', *['broken']*99) as s:
-        j = Judge('stub', s.url, concurrency=4)
+        j = s.judge(concurrency=4)
         j.halt = StandingClock()
         forty = [Call(str(i), (user(f'call {i}'),), 0., 3) for i in range(40)]
         with expect_fail(AlignGPTError, 'HTTP 401'): ask_all(j, forty, j)
     tried = [body['messages'][0]['content'] for _,body in s.seen]
-    test_eq(len(set(tried)), len(tried)) # no call was tried again
-    len(tried)
-
-    # nbs/evaluation/05_judge.ipynb #f884b0d0
-    with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge('m', 'example.org')
-    with Stub('mute') as s: test_eq(Judge('stub', s.url)(hello), '')
+    test_eq(len(set(tried)), len(tried))
+    max(Counter(tried).values())
 
     # nbs/evaluation/05_judge.ipynb #33e649c5
     cache = Path(tempfile.mkdtemp())/'judge'/'replies.jsonl'
     with Stub() as s:
-        first = Judge('stub', s.url, cache, key_env='STUB_KEY')
+        first = s.judge(cache, key_env='STUB_KEY')
         res = score_mm_vet(mv, mv_calls, first)
         with open(cache, 'a') as f: f.write('{"key": "cut o')
-        second = Judge('stub', s.url, cache, key_env='STUB_KEY')
+        second = s.judge(cache, key_env='STUB_KEY')
         test_eq(second.estimate(mv_calls).calls, 0)
         test_eq(score_mm_vet(mv, mv_calls, second), res)
         test_eq((first.asked, second.asked, len(s.seen)), (2, 0, 2))
-        test_eq(Judge('stub', s.url, cache, run=1).estimate(mv_calls).calls, 2)
-    with Stub('echo') as s:
-        test_eq(Judge('stub', s.url, cache, key_env='STUB_KEY')(hello), '0.5 Bearer ***') # a server that talks too much
+        test_eq(s.judge(cache, run=1).estimate(mv_calls).calls, 2)
+    with Stub('echo', 'mute') as s: # one says too much, one nothing
+        test_eq(s.judge(cache, key_env='STUB_KEY')(hello), '0.5 Bearer ***')
+        test_eq(s.judge()(hello), '')
     assert 'secret' not in cache.read_text()
-    second
+    str(second).replace(second.url, 'URL')
 
     # nbs/evaluation/05_judge.ipynb #ad20b2f4
     with Stub(*['meet']*10) as s:
-        j = Judge('stub', s.url, concurrency=10, retries=0, timeout=600)
+        j = s.judge(concurrency=10, retries=0, timeout=600)
         out = ask_all(j, [Call(str(i), hello.messages, 0., 3) for i in range(10)], j)
     test_eq((out, j.asked), (['0.5']*10, 10))
+    out

@@ -5,16 +5,19 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Callable
 import torch
+from PIL import Image
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.shards import process_rank
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import IMAGE, render
 from aligngpt.model.decoding import Ask, answers, ask_batch, image_features
 from fastcore.test import *
+import matplotlib.pyplot as plt
 from importlib.util import find_spec
 from types import SimpleNamespace
-from PIL import Image
+from IPython.utils.capture import capture_output
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
+from aligngpt.evaluation.lmms_eval import Examinee
 import pytest
 from aligngpt.evaluation.lmms_eval import Decoding, Examinee, Question, examinee_class, generated, lmms_manifest, losses, picture_key, pictures_of, read_request
 
@@ -45,10 +48,12 @@ def test_Decoding():
 def test_pictures_of():
     # nbs/evaluation/14_lmms_eval.ipynb #afc4d0d1
     test_eq(pictures_of(None), [])
-    test_eq(pictures_of([['a.png'], ['b.jpg', None]]), ['a.png', 'b.jpg'])
     test_eq(pictures_of([swatch('red')])[0].size, (32, 32))
     with expect_fail(AlignGPTError, contains="egoschema/test, question 7: not a picture: 'walk.mp4'"):
         pictures_of(['walk.mp4'], 'egoschema/test, question 7')
+    flat = pictures_of([['a.png'], ['https://example.org/b.jpg?size=2', None]])
+    test_eq(flat, ['a.png', 'https://example.org/b.jpg?size=2'])
+    flat
 
 
 def test_picture_key():
@@ -73,7 +78,8 @@ def test_Question():
     test_eq(q.text, QUESTIONS[0])
     test_eq(q.keys, (picture_key(swatch('red')),))
     test_eq(read_request((f'{IMAGE}\nWhat?', {}, visual, 0, 'colours', 'test'), data).text, 'What?')
-    test_eq(read_request((f'What is {IMAGE}?', {}, lambda doc: [], 0, 'colours', 'test'), data).text, f'What is {IMAGE}?')
+    alone = read_request((f'What is {IMAGE}?', {}, lambda doc: [], 0, 'colours', 'test'), data)
+    test_eq((alone.text, alone.key), (f'What is {IMAGE}?', None))
     q
 
 
@@ -97,14 +103,10 @@ def test_losses():
     got = losses(model, processor, choices)
     test_eq(min(range(4), key=lambda i: got[i]), list(COLOURS).index('red'))
     test_eq([g for _,g in got], [True, False, False, False])
-    sample = processor.encode([dict(role='user',
-                                    content=[dict(type='image', image=swatch('red')),
-                                             dict(type='text', text=QUESTIONS[0])]), dict(role='assistant',
-        content=choices[2].target)])
-    with torch.no_grad():
-        test_close(got[2][0], model(**{k:v if k == 'pixel_values' else v[None] for k,v in sample.items()}).loss.item(),
-                   1e-4)
-    {c:round(l, 3) for c,(l,_) in zip(COLOURS, got)}
+    sample = processor.encode([*choices[2].chat(), dict(role='assistant', content=choices[2].target)])
+    batch = {k: v if k == 'pixel_values' else v[None] for k,v in sample.items()}
+    with torch.no_grad(): test_close(got[2][0], model(**batch).loss.item(), 1e-4)
+    {c: round(l, 3) for c,(l,_) in zip(COLOURS, got)}
 
 
 def test_Examinee():
@@ -124,8 +126,8 @@ def test_Examinee():
     pupil.task_dict = data
     got = pupil.generate_until(requests)
     asks = [Ask(i, d['question'], str(i)) for i,d in enumerate(docs)]
-    test_eq(got, [t for _,t in sorted(x for part in answers(model, processor, asks, lambda k: docs[int(k)]['image'], 16)
-                                      for x in part)])
+    ours = dict(x for part in answers(model, processor, asks, lambda k: docs[int(k)]['image'], 16) for x in part)
+    test_eq(got, [ours[i] for i in range(len(docs))])
     test_eq(got[0], docs[0]['answer'])
     got
 
@@ -140,8 +142,9 @@ def test_Examinee():
 
     # nbs/evaluation/14_lmms_eval.ipynb #105fecf9
     def choose(i):
-        return [SimpleNamespace(args=(docs[i]['question'], f' {toy_answer(docs[i]["question"], c)}', visual, i, 'colours',
-                                      'test')) for c in COLOURS]
+        "A request for each answer that there is to a question."
+        q = docs[i]['question']
+        return [SimpleNamespace(args=(q, f' {toy_answer(q, c)}', visual, i, 'colours', 'test')) for c in COLOURS]
     lls = pupil.loglikelihood(choose(0) + choose(2))
     test_eq([g for _,g in lls], [True, False, False, False, False, True, False, False])
     test_eq([min(range(4), key=lambda k: lls[o + k]) for o in (0, 4)], [0, 1])
@@ -150,13 +153,16 @@ def test_Examinee():
     # nbs/evaluation/14_lmms_eval.ipynb #ccba5b96
     with expect_fail(AlignGPTError, contains="Unknown batch_size 'auto'"): Examinee(model, processor, 'auto')
     with expect_fail(AlignGPTError, contains='several rounds'): pupil.generate_until_multi_round([])
+    Examinee(model, processor, '16').batch_size # the harness hands numbers over as text
 
 
 def test_examinee_class():
     # nbs/evaluation/14_lmms_eval.ipynb #1acdd189
-    if find_spec('lmms_eval'): test_eq([b.__name__ for b in examinee_class().__bases__], ['Examinee', 'lmms'])
+    def bases(): return [b.__name__ for b in examinee_class().__bases__]
+    if find_spec('lmms_eval'): test_eq(bases(), ['Examinee', 'lmms'])
     else:
-        with expect_fail(ImportError, contains='lmms_eval'): examinee_class()
+        with expect_fail(ImportError, contains='lmms_eval'): bases()
+    [m for m in vars(Examinee) if m[0] != '_'] # what the harness finds in it
 
 
 def test_lmms_manifest():

@@ -4,98 +4,129 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path, read_json
+from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import html_page, picture_tag
-from aligngpt.evaluation.questions import Files, Question, load_image
+from aligngpt.evaluation.questions import Question, load_image
 from aligngpt.evaluation.report import breakdowns
-from aligngpt.evaluation.run import whole_lines
-from aligngpt.evaluation.tasks import get_task, image_folder, questions
-from fastcore.test import *
+from aligngpt.evaluation.run import Run, whole_lines
 import json, shutil, tempfile
-from PIL import Image
+from IPython.display import HTML
+from fastcore.test import *
 from aligngpt.core.files import write_json
-from aligngpt.evaluation.run import score_run
+from aligngpt.model.toy import COLOURS, swatch, toy
+from aligngpt.evaluation.pages import figure, outcomes, worst
+from aligngpt.evaluation.run import evaluate, score_run
+from aligngpt.evaluation.tasks import questions
 import pytest
-from aligngpt.evaluation.pages import Run, error_page, worst
+from aligngpt.evaluation.pages import error_page, html_table, question_picture
 
 
 def test_Outcome():
     # nbs/evaluation/11_pages.ipynb #e52dbe92
     tmp = Path(tempfile.mkdtemp())
-    data, run = tmp/'shapes', tmp/'out'/'q'
-    data.mkdir(); run.mkdir(parents=True)
-    for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
-            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    data, place = tmp/'shapes', tmp/'out'/'q'
+    data.mkdir(); place.mkdir(parents=True)
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    asked = questions(data/'q.jsonl', data)
-    def answer(folder, texts, model_id):
-        "A run with these answers."
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
-        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
-                        processor='p', model='m', config='c', settings=dict(skipped=0)), folder/'manifest.json')
-        score_run(data/'q.jsonl', data, folder)
-    answer(run, ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes'], 'demo')
-    r = Run(run)
-    test_eq([o.points for o in r.outcomes()], [1, 1, 0, 0, 1, 0])
-    test_eq(r.outcomes()[3].right, 'no')
-    r.outcomes()[3]
-
-    # nbs/evaluation/11_pages.ipynb #e7634ff6
-    with expect_fail(AlignGPTError, 'no answers.jsonl'): Run(tmp)
-    test_eq((r.name, r.images), ('demo', data))
+    said = ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes']
+    answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), said)]
+    (place/'answers.jsonl').write_text('\n'.join(answered) + '\n')
+    write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id='demo', questions=6, prompts='p',
+                    processor='p', model='m', config='c', settings=dict(skipped=0)), place/'manifest.json')
+    run = Run.finished(place)
+    score_run(run)
+    test_eq([o.points for o in outcomes(run)], [1, 1, 0, 0, 1, 0])
+    wrong = outcomes(run)[3]
+    test_eq(wrong.right, 'no')
+    wrong.question.text, wrong.said, wrong.points, wrong.right
 
 
 def test_worst():
     # nbs/evaluation/11_pages.ipynb #e52dbe92
     tmp = Path(tempfile.mkdtemp())
-    data, run = tmp/'shapes', tmp/'out'/'q'
-    data.mkdir(); run.mkdir(parents=True)
-    for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
-            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    data, place = tmp/'shapes', tmp/'out'/'q'
+    data.mkdir(); place.mkdir(parents=True)
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    asked = questions(data/'q.jsonl', data)
-    def answer(folder, texts, model_id):
-        "A run with these answers."
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
-        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
-                        processor='p', model='m', config='c', settings=dict(skipped=0)), folder/'manifest.json')
-        score_run(data/'q.jsonl', data, folder)
-    answer(run, ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes'], 'demo')
-    r = Run(run)
+    said = ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes']
+    answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), said)]
+    (place/'answers.jsonl').write_text('\n'.join(answered) + '\n')
+    write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id='demo', questions=6, prompts='p',
+                    processor='p', model='m', config='c', settings=dict(skipped=0)), place/'manifest.json')
+    run = Run.finished(place)
+    score_run(run)
 
     # nbs/evaluation/11_pages.ipynb #1a5d7192
-    test_eq([o.question.id for o in worst(r.outcomes())], ['green-yes/no', 'green-colour', 'blue-yes/no'])
-    [o.question.category for o in worst(r.outcomes())]
+    bad = worst(outcomes(run))
+    test_eq([o.question.id for o in bad], ['green-yes/no', 'green-colour', 'blue-yes/no'])
+    [(o.question.category, o.question.id, o.said) for o in bad]
+
+
+def test_question_picture():
+    # nbs/evaluation/11_pages.ipynb #e52dbe92
+    tmp = Path(tempfile.mkdtemp())
+    data, place = tmp/'shapes', tmp/'out'/'q'
+    data.mkdir(); place.mkdir(parents=True)
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
+    (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    said = ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes']
+    answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), said)]
+    (place/'answers.jsonl').write_text('\n'.join(answered) + '\n')
+    write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id='demo', questions=6, prompts='p',
+                    processor='p', model='m', config='c', settings=dict(skipped=0)), place/'manifest.json')
+    run = Run.finished(place)
+    score_run(run)
+
+    # nbs/evaluation/11_pages.ipynb #1a5d7192
+    bad = worst(outcomes(run))
+
+    # nbs/evaluation/11_pages.ipynb #b3eb0002
+    shown = figure(bad[1].question, dict(said=bad[1].said), bad[1].right, data)
+    test_eq(('<script>' in shown, '&lt;script&gt;' in shown), (False, True))
+    HTML(shown)
+
+
+def test_html_table():
+    # nbs/evaluation/11_pages.ipynb #c1edd172
+    table = html_table({'AlignGPT-7B': dict(POPE=86.0, MME=1527.4), '<b>': dict(POPE=.512)}, 'model')
+    assert '&lt;b&gt;' in table
+    HTML(table)
 
 
 def test_error_page():
     # nbs/evaluation/11_pages.ipynb #e52dbe92
     tmp = Path(tempfile.mkdtemp())
-    data, run = tmp/'shapes', tmp/'out'/'q'
-    data.mkdir(); run.mkdir(parents=True)
-    for c in ('red', 'green', 'blue'): Image.new('RGB', (64, 48), c).save(data/f'{c}.png')
-    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c in ('red', 'green', 'blue')
-            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', 'yes' if c == 'red' else 'no'))]
+    data, place = tmp/'shapes', tmp/'out'/'q'
+    data.mkdir(); place.mkdir(parents=True)
+    right = dict(red='yes', green='no', blue='no')
+    for c in right: swatch(c, 64).save(data/f'{c}.png')
+    rows = [dict(question_id=f'{c}-{k}', image=f'{c}.png', text=t, answer=a, category=k) for c,is_red in right.items()
+            for k,t,a in (('colour', 'What colour is it?', c), ('yes/no', 'Is it red?', is_red))]
     (data/'q.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    asked = questions(data/'q.jsonl', data)
-    def answer(folder, texts, model_id):
-        "A run with these answers."
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder/'answers.jsonl').write_text('\n'.join(json.dumps(q.row(t)) for q,t in zip(asked, texts)) + '\n')
-        write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id=model_id, questions=6, prompts='p',
-                        processor='p', model='m', config='c', settings=dict(skipped=0)), folder/'manifest.json')
-        score_run(data/'q.jsonl', data, folder)
-    answer(run, ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes'], 'demo')
-    r = Run(run)
+    said = ['red', 'yes', '<script>alert("green")</script>', 'yes', 'blue', 'yes']
+    answered = [json.dumps(q.row(t)) for q,t in zip(questions(data/'q.jsonl', data), said)]
+    (place/'answers.jsonl').write_text('\n'.join(answered) + '\n')
+    write_json(dict(task='q', file=str(data/'q.jsonl'), data=str(data), model_id='demo', questions=6, prompts='p',
+                    processor='p', model='m', config='c', settings=dict(skipped=0)), place/'manifest.json')
+    run = Run.finished(place)
+    score_run(run)
+
+    # nbs/evaluation/11_pages.ipynb #b3eb0007
+    HTML(question_picture(Question(7, 'What is it?', 'gone.png'), data))
 
     # nbs/evaluation/11_pages.ipynb #b9b4c6fa
-    page = error_page(r).read_text()
+    page = error_page(run).read_text()
     test_eq(('<script>' in page, '&lt;script&gt;' in page, page.count('data:image/jpeg')), (False, True, 3))
     test_eq('yes/no' in page and 'right</b> no' in page, True)
     (data/'green.png').unlink()
-    test_eq(error_page(r).read_text().count('class=none>no image'), 2)
-    len(page)
+    test_eq(error_page(run).read_text().count('class=none>no image'), 2)
+    HTML(page[page.index('<p class=verdict>'):page.index('<h2>The worst')])

@@ -11,7 +11,6 @@ from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import Table
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import record_images
-from aligngpt.model.processor import load_image_processor
 from aligngpt.data.records import Records
 from fastcore.test import *
 import easy_vqa, matplotlib.pyplot as plt, os, tempfile, time, torch

@@ -85,7 +85,7 @@ def test_collect_scores():
     test_fail(lambda: score_pairs(records, pictures, length, world/'scores'), contains='another job (scorer')
     lengths = score_pairs(records, pictures, length, world/'lengths', quiet=True)['scores']
     test_eq(lengths[:3], [-10, -12, -14])
-    read_json(world/'scores'/'job.json')
+    again['scores'][:3], lengths[:3]
 
     # nbs/levels/02_scoring.ipynb #2743c25c
     def without(i):
@@ -118,9 +118,6 @@ def test_bucket():
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
-
-    # nbs/levels/02_scoring.ipynb #9e6bfa3c
-    read_json(world/'scores'/'job.json')
 
     # nbs/levels/02_scoring.ipynb #05ea0899
     def scored():
@@ -158,9 +155,6 @@ def test_levels():
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
 
-    # nbs/levels/02_scoring.ipynb #9e6bfa3c
-    read_json(world/'scores'/'job.json')
-
     # nbs/levels/02_scoring.ipynb #05ea0899
     def scored():
         "The folder of scores of the first example."
@@ -194,9 +188,6 @@ def test_levels_slow():
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
-
-    # nbs/levels/02_scoring.ipynb #9e6bfa3c
-    read_json(world/'scores'/'job.json')
 
     # nbs/levels/02_scoring.ipynb #695ac791
     (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))

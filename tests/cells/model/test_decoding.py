@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from aligngpt.text.conversation import render
-import collections, threading, time, torch
+import collections, threading, time
 import matplotlib.pyplot as plt, numpy as np
 from fastcore.test import *
 from PIL import Image

@@ -10,12 +10,12 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaModel, rotate_half
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.versions import CACHE
-import time, torch, torch.nn.functional as F
+import time
 from unittest.mock import patch as replaced
 import matplotlib.pyplot as plt
 from fastcore.test import *
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, DynamicCache, Gemma2Config
-from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, set_seed
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, Gemma2Config
+from transformers import GraniteConfig, Qwen3Config, set_seed
 from aligngpt.model.layers import AlignmentGate, AlignmentLevels
 from aligngpt.testing.fixtures import tiny_config
 import pytest

@@ -11,12 +11,12 @@ from transformers.utils import ModelOutput
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.versions import CACHE, named_cache
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss, targets
-import tempfile, torch
+import tempfile
 from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from matplotlib.colors import ListedColormap
-from transformers import DynamicCache, SiglipVisionConfig, set_seed
+from transformers import SiglipVisionConfig, set_seed
 from aligngpt.testing.fixtures import letter_processor, tiny_config
 import pytest
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, Prompt

@@ -9,9 +9,11 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor
 import time
+import matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer
 import pytest
-from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer, toy_chat, toy_model, toy_processor
+from aligngpt.model.toy import toy, toy_chat, toy_model, toy_processor
 
 
 def test_swatch():
@@ -24,13 +26,16 @@ def test_swatch():
 def test_toy_chat():
     # nbs/model/06_toy.ipynb #2ffc1cb8
     test_eq([m['role'] for m in toy_chat(random.Random(0), 1)], ['user', 'assistant'])
-    toy_chat(random.Random(1))
+    [m['content'] for m in toy_chat(random.Random(1)) if m['role'] == 'assistant']
 
 
 def test_toy_model():
     # nbs/model/06_toy.ipynb #313f02ae
     processor = toy_processor()
     processor.tokenizer.tokenize(' It is **blue**. ASSISTANT: seven, eight')
+
+    # nbs/model/06_toy.ipynb #13ba9014
+    processor.show_tokens(processor.encode(toy_chat(random.Random(0))))
 
     # nbs/model/06_toy.ipynb #35ef6c51
     fresh = toy_model(processor)
@@ -50,6 +55,7 @@ def test_toy():
         ids = model.generate(**ready, max_new_tokens=40, do_sample=False, eos_token_id=processor.stop_token_ids,
                              pad_token_id=0)
         return processor.decode(ids[0, ready['input_ids'].shape[1]:], skip_special_tokens=True).strip()
-    right = {(q, c): says(q, c) == toy_answer(q, c) for q in QUESTIONS for c in COLOURS}
-    assert sum(right.values()) >= 14, right
+
+    right = [[says(q, c) == toy_answer(q, c) for c in COLOURS] for q in QUESTIONS]
+    assert sum(map(sum, right)) >= 14, right
     says('Describe it.', 'green')

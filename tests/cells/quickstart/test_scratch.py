@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt, shutil, tempfile
 from aligngpt.levels.alignment import pair_scores
 from aligngpt.quickstart.scratch import load_pixels, shift
 import pytest
-from aligngpt.quickstart.scratch import ClipBatches, MEANINGS, clip_tokenizer, load_classes, meaning_shares, pack_documents, tokenizer_texts, train_clip, train_llm, train_tokenizer, truth_table, zero_shot
+from aligngpt.quickstart.scratch import ClipBatches, MEANINGS, clip_tokenizer, fit, load_classes, meaning_shares, pack_documents, tokenizer_texts, train_clip, train_llm, train_tokenizer, truth_table, zero_shot
 
 
 def test_tokenizer_texts():
@@ -28,6 +28,21 @@ def test_tokenizer_texts():
     test_eq(tok.decode(tok('a red circle, π and 東京!')['input_ids']), 'a red circle, π and 東京!')
     test_eq(len(tok(' what color is the triangle?')['input_ids']), 6)
     len(tok), ' '.join(tok.tokenize('USER: is there not a teal shape? ASSISTANT: no'))
+
+
+def test_fit():
+    # nbs/quickstart/03_scratch.ipynb #24ebf173
+    class Line(torch.nn.Linear):
+        def forward(self, x, y): return dict(loss=F.mse_loss(super().forward(x), y))
+        def save_pretrained(self, folder): pass
+    x, home = torch.arange(4.)[:,None], Path(tempfile.mkdtemp())
+    torch.manual_seed(0)
+    line = Line(1, 1)
+    done = fit(line, lambda step: dict(x=x, y=2*x + 1), home, 'line', steps=200, rate=.1, quiet=True)
+    test_close([line.weight.item(), line.bias.item()], [2, 1], .1)
+    test_eq(fit(line, None, home, 'line', steps=200, rate=.1), done) # it is done
+    shutil.rmtree(home)
+    [round(v.item(), 2) for v in (line.weight, line.bias)]
 
 
 def test_load_pixels():
@@ -57,7 +72,7 @@ def test_meaning_shares():
     of
 
 
-def test_clip_tokenizer():
+def test_train_clip():
     # nbs/quickstart/03_scratch.ipynb #8bb47814
     tok = train_tokenizer(tokenizer_texts())
 

@@ -3,7 +3,7 @@
 import asyncio, hashlib, hmac, json, logging, re, secrets, time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 import anyio
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,7 +20,7 @@ from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
 import base64, io, pandas as pd
 from fastcore.test import *
 from starlette.testclient import TestClient
-from aligngpt.model.toy import QUESTIONS, swatch, toy
+from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.session import ChatSession
 from aligngpt.serving.api import Api, create_app
 from aligngpt.serving.engine import Engine

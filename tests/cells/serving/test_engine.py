@@ -3,7 +3,7 @@
 import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
-from typing import Iterator
+from typing import Any, Iterator
 import torch, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch

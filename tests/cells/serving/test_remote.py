@@ -11,7 +11,6 @@ from aligngpt.core.pictures import decode_image, ImageRules, open_image
 import http.server, io, matplotlib.pyplot as plt, pandas as pd, threading, time, warnings
 from collections import Counter
 from fastcore.test import *
-from PIL import Image
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.model.toy import COLOURS, swatch
 from aligngpt.serving.remote import safe_picture

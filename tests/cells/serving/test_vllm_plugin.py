@@ -2,6 +2,7 @@
 "Tests of `aligngpt.serving.vllm_plugin`: the asserting cells of its notebook, made by aligngpt_export."
 import hashlib
 from itertools import groupby
+from typing import Any
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.test import *
 from aligngpt.text.conversation import render
@@ -34,7 +35,8 @@ def test_relayout():
     for name,talk in talks.items():
         want, plain = prompt(*talk), rendered(talk)
         for ids in (want['input_ids'], plain):
-            test_eq({k:relayout(processor, ids)[k] for k in ('input_ids', 'gate_mask')}, want)
+            got = relayout(processor, ids)
+            test_eq([got['input_ids'], got['gate_mask']], [want['input_ids'], want['gate_mask']])
         lengths[name] = len(plain), len(want['input_ids'])
     pd.DataFrame(lengths, ['tokens of vLLM', 'laid out']).T
 

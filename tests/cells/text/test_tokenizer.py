@@ -8,7 +8,7 @@ from typing import Any, Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import read_json
 from aligngpt.text.conversation import IMAGE, Span
-import base64, io, json, pickle, random, shutil, sentencepiece, tempfile
+import io, json, pickle, random, shutil, sentencepiece, tempfile
 from html import escape
 import matplotlib.pyplot as plt
 from fastcore.test import *

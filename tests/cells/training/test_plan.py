@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.markup import Table
 from aligngpt.model.layers import AlignGPTConfig, num_patches, projector_depth
 from aligngpt.training.settings import StageConfig, override
 from fastcore.test import *
 import json, os, subprocess, sys, matplotlib.pyplot as plt
 from transformers import CLIPVisionConfig, LlamaConfig
+from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.plan import plan
 from aligngpt.training.settings import FINETUNE, PRETRAIN

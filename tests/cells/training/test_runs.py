@@ -5,7 +5,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from transformers import TrainerCallback
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import write_json, _sync
+from aligngpt.core.files import write_json, flush_to_disk
 from aligngpt.core.steps import progress
 from fastcore.test import *
 import tempfile, matplotlib.pyplot as plt

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
 from fastcore.test import *
-import inspect, subprocess, sys, tempfile
+import subprocess, sys, tempfile
 from aligngpt.core.markup import Table
 from aligngpt.training.settings import FINETUNE, PRETRAIN
 import pytest
