@@ -318,6 +318,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'aligngpt/checkpoints/convert.py')},
             'aligngpt.checkpoints.layouts': { 'aligngpt.checkpoints.layouts.Checkpoint': ( 'checkpoints/layouts.html#checkpoint',
                                                                                            'aligngpt/checkpoints/layouts.py'),
+                                              'aligngpt.checkpoints.layouts.Checkpoint.__repr__': ( 'checkpoints/layouts.html#checkpoint.__repr__',
+                                                                                                    'aligngpt/checkpoints/layouts.py'),
                                               'aligngpt.checkpoints.layouts.Checkpoint._repr_markdown_': ( 'checkpoints/layouts.html#checkpoint._repr_markdown_',
                                                                                                            'aligngpt/checkpoints/layouts.py'),
                                               'aligngpt.checkpoints.layouts.Checkpoint.table': ( 'checkpoints/layouts.html#checkpoint.table',

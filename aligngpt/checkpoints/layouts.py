@@ -195,7 +195,7 @@ class Parts:
     template:str|None=None # conversation template, where an official checkpoint does not say
     fresh:tuple[str,...]=() # parts that may be missing and begin untrained: 'projector', 'levels', 'gate'
 
-@dataclass
+@dataclass(repr=False)
 class Checkpoint:
     "What a checkpoint holds, known before any weight is read."
     folder:Path # that it was found in
@@ -212,6 +212,7 @@ class Checkpoint:
         return Table([(part, sum(torch.Size(e.shape).numel() for e in found), files(found))
                       for part,found in parts.items()], ('part', 'weights', 'files'))
 
+    def __repr__(self): return f'{self.layout} checkpoint {self.folder.name}\n{self.table()}'
     def _repr_markdown_(self): return self.table()._repr_markdown_()
 
 def open_checkpoint(
