@@ -200,7 +200,9 @@ def _definitions(source):
         names = patch_name(o)
         for n in [names] if isinstance(names, str) else names: res.setdefault(n, _kind(n, False))
         methods = [m for m in o.body if isinstance(m, _functions)] if isinstance(o, ast.ClassDef) else []
-        for m in methods: res.setdefault(f'{o.name}.{m.name}', _kind(f'{o.name}.{m.name}', True, bool(ast.get_docstring(m))))
+        for m in methods:
+            name = f'{o.name}.{m.name}'
+            res.setdefault(name, _kind(name, True, bool(ast.get_docstring(m))))
     return list(res.items())
 
 def _anchors(names, anchors): return ''.join(f'<a id="{anchors[n]}"></a>' for n in names if n in anchors)

@@ -150,8 +150,8 @@ def main(
     argv:list[str]|None=None, # arguments, those of the command line if None
 )->int: # exit code
     "The command `aligngpt_export`."
-    p = argparse.ArgumentParser('aligngpt_export',
-                                description='Write modules, tests and README from the notebooks, and clean the notebooks.')
+    about = 'Write modules, tests and README from the notebooks, and clean the notebooks.'
+    p = argparse.ArgumentParser('aligngpt_export', description=about)
     p.add_argument('--check', action='store_true',
                    help='change nothing; exit 1 with the list of files that an export would change')
     args = p.parse_args(argv)

@@ -33,7 +33,9 @@ def arrows(
     return res
 
 # %% ../../nbs/book/05_house.ipynb #067dd5f2
-FLOORS = 'core text model data levels checkpoints training evaluation chat serving quickstart cli testing book'.split() # from the ground up
+# from the ground up
+FLOORS = ('core text model data levels checkpoints training evaluation chat serving quickstart cli testing book'
+          .split())
 
 def part(
     module:str, # dotted name below the package
@@ -73,7 +75,8 @@ def draw_house(
     pairs = Counter((part(m), part(n)) for m,n in arrows(package))
     for i,p in enumerate(FLOORS):
         rooms = len([f for f in (Path(package)/p).glob('*.py') if f.stem[0] != '_'])
-        ax.text(-.04, i, f'{p} ({rooms})', ha='right', va='center', fontsize=9, weight='bold' if p == room else 'normal')
+        weight = 'bold' if p == room else 'normal'
+        ax.text(-.04, i, f'{p} ({rooms})', ha='right', va='center', fontsize=9, weight=weight)
         ax.plot(0, i, 'o', color='#567', ms=4)
     for (a, b), k in sorted(pairs.items()):
         if not a or not b or a == b or room and room not in (a, b): continue
