@@ -11,7 +11,7 @@ from ..core.lazy import lazy_names
 # %% ../../nbs/data/index.ipynb #2ceb77a0
 __getattr__, __dir__ = lazy_names('aligngpt.data',
     records='Records',
-    images='image_sources load_image',
+    images='Sources image_sources load_image',
     batches='Collator SampleDataset',
     packing='pack',
     features='FeatureStore',

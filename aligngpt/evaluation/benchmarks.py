@@ -377,6 +377,7 @@ MME = Task(
     points=_hits('correct'),
     called=lambda q: f'{q.id} | {q.prompt}',
     folders=('MME',),
+    together=2,
     truth=_mme_truth,
     published=published(1527.4, 1572.0, 1510.7, 1531.3),
 )

@@ -157,6 +157,7 @@ class Task:
     called:Callable = lambda q: str(q.id) # question -> its name in `points`
     judge_model:str = '' # the judge of the published scores
     truth:Callable|None = None # (files) -> function from a question to its right answer, or to None
+    together:int = 1 # consecutive questions that are scored together, so that a limit does not divide them
 
     @property
     def judged(self)->bool:

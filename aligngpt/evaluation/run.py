@@ -122,8 +122,9 @@ class Run:
 
     @property
     def asked(self)->list[Question]:
-        "The questions that are asked."
-        return self.questions[:self.how.limit]
+        "The questions that are asked: all, or the first, of which none is scored together with one left out."
+        n, limit = self.task.together, self.how.limit
+        return self.questions if limit is None else self.questions[:-(-limit//n)*n]
 
     @property
     def answers(self)->Path:

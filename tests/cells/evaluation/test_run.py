@@ -256,6 +256,8 @@ def test_evaluate():
     points = [r['answer'] == json.loads(l)['text'] for r,l in zip(rows, whole.splitlines())][:5]
     test_eq(few.notes[0].split(';')[0],
             f'only the first 5 questions were asked, which won {sum(points)/5:.1%} of their points')
+    in_pairs = Run(replace(get_task(data/'q.jsonl'), together=2), data, tmp/'pairs', AskSettings(limit=5))
+    test_eq(len(in_pairs.asked), 6)
     few.notes
 
     # nbs/evaluation/10_run.ipynb #8a9a5f06

@@ -2,6 +2,7 @@
 "Tests of `aligngpt.training.recipes`: the asserting cells of its notebook, made by aligngpt_export."
 import dataclasses, importlib.util, os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 import torch
@@ -32,7 +33,7 @@ import pytest
 from aligngpt.training.recipes import StageSources, Start, begin, finetune, hold_out, pretrain, settings_of, settings_text
 
 
-def test_Held():
+def test_SampleSubset():
     # nbs/training/06_recipes.ipynb #a3af1a8d
     torch.set_num_threads(1); logging.set_verbosity_error(); logging.disable_progress_bar()
 
@@ -43,7 +44,7 @@ def test_Held():
     test_eq((len(train), len(valid)), (8, 2))
     test_is(hold_out(Numbers(range(10)), 0)[1], None)
     test_fail(lambda: hold_out(Numbers(range(10)), 1.), contains='valid: got 1.0')
-    valid.rows, valid.fingerprint
+    valid.indices, valid.fingerprint
 
 
 def test_Start():
