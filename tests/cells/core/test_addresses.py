@@ -5,10 +5,11 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import urljoin, urlsplit
 from aligngpt.core.errors import AlignGPTError, BadRecord
-import http.server, pandas as pd, threading
+import http.server, threading
 from unittest.mock import patch
 from fastcore.test import *
 from aligngpt.core.addresses import is_public
+from aligngpt.core.markup import Table
 import pytest
 from aligngpt.core.addresses import fetch, fetch_own, is_public
 
@@ -84,7 +85,7 @@ async def test_fetch():
     test_eq(got, {'/ok':b'a picture', '/once':b'a picture', '/inside':'not an address of the public internet',
                   '/file':'not a plain http(s) address', '/round':'more than 3 redirects', '/none':'more than 3 redirects',
                   '/endless':'more than 1,048,576 bytes', '/slow':'no answer within 0.5 s', '/gone':'status 404'})
-    pd.DataFrame(got.items(), columns=['path', 'what came']).style.hide()
+    Table(got.items(), ('path', 'what came'))
 
     # nbs/core/11_addresses.ipynb #0cabe3ed
     async def insiders():
