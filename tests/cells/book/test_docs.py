@@ -64,7 +64,8 @@ def test_output_markdown():
 
 def test_kind():
     # nbs/book/04_docs.ipynb #c3178825
-    patched = 'class A:\n  "A."\n  def go(self): "Go."\n  def _x(self): "X."\n  def y(self): 1\n@patch\ndef m(self:A): 1\ndef _f(): 1'
+    patched = ('class A:\n  "A."\n  def go(self): "Go."\n  def _x(self): "X."\n  def y(self): 1\n'
+               '@patch\ndef m(self:A): 1\ndef _f(): 1')
     test_eq(_definitions(patched), [('A', 'public'), ('A.go', 'method'), ('A._x', 'private'), ('A.y', 'private'),
                                     ('A.m', 'public'), ('_f', 'private')])
     _definitions(patched)
