@@ -1,4 +1,5 @@
-"A real browser for the tests: Debian's Chromium, driven by Playwright; without one, the tests that import this are skipped."
+"""A real browser for the tests: Debian's Chromium, driven by Playwright; without one, the tests that import this
+are skipped."""
 import os, shutil
 from contextlib import contextmanager
 from io import BytesIO

@@ -1,8 +1,10 @@
-"""`aligngpt quickstart --rehearse`, stopped with Ctrl-C in the middle of each of its steps and started again, in one process.
+"""`aligngpt quickstart --rehearse`, stopped with Ctrl-C in the middle of each of its steps and started again, in
+one process.
 
     python tests/interrupted.py FOLDER RESULT
 
-RESULT becomes a JSON file: for each start the place of the Ctrl-C, the exit code, and what it said. During the first one
+RESULT becomes a JSON file: for each start the place of the Ctrl-C, the exit code, and what it said. During the
+first one
 a second command tries its luck with the same folder.
 """
 import contextlib, importlib, io, itertools, json, os, signal, subprocess, sys

@@ -2,8 +2,10 @@
 
     torchrun --nproc_per_node 2 tests/launched.py OUT [FIELD=VALUE ...]
 
-`OUT/result.json` gets the losses, `OUT/weights.safetensors` the trained weights. Fields are those of `StageConfig`;
-further: `stage` (pretrain or finetune), `n` (samples), `lora` (rank of adapters, without dropout), `device`, and at step `at`, in all processes or in `rank` alone, a `signal`
+`OUT/result.json` gets the losses, `OUT/weights.safetensors` the trained weights. Fields are those of
+`StageConfig`;
+further: `stage` (pretrain or finetune), `n` (samples), `lora` (rank of adapters, without dropout), `device`,
+and at step `at`, in all processes or in `rank` alone, a `signal`
 or a `limit` on the size of files.
 """
 import json, os, resource, signal, sys

@@ -1,6 +1,8 @@
-"""A reference folder made from a seed: the release's method once more, in plain torch, one row at a time, and its numbers in the reference's layout.
+"""A reference folder made from a seed: the release's method once more, in plain torch, one row at a time, and its
+numbers in the reference's layout.
 
-Other sizes than a real reference has (grouped-query attention, another tower, image size, feature layer, number of levels, gate width),
+Other sizes than a real reference has (grouped-query attention, another tower, image size, feature layer, number
+of levels, gate width),
 and none of the package's model code. `make_reference(folder)` writes what `test_parity_reference.py` reads.
 """
 import io, json, random

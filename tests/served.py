@@ -1,4 +1,5 @@
-"A server in a process of its own, for the tests of serving: `aligngpt serve` as a user starts it, or the toy with a brake."
+"""A server in a process of its own, for the tests of serving: `aligngpt serve` as a user starts it, or the toy
+with a brake."""
 import os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,4 +1,5 @@
-"A model made from a seed, small but with everything: grouped-query attention, weights large enough for logits that differ."
+"""A model made from a seed, small but with everything: grouped-query attention, weights large enough for logits
+that differ."""
 from functools import lru_cache
 
 import torch

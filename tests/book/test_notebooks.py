@@ -1,4 +1,5 @@
-"Each notebook runs from top to bottom, in a Jupyter kernel of its own (cells flagged `slow` are left out, `gpu` without CUDA)."
+"""Each notebook runs from top to bottom, in a Jupyter kernel of its own (cells flagged `slow` are left out, `gpu`
+without CUDA)."""
 import os, subprocess, sys
 from pathlib import Path
 import pytest

@@ -1,4 +1,5 @@
-"A newcomer's terminal shows progress bars and our own lines: no warning of any library reaches it, and none about the future is raised."
+"""A newcomer's terminal shows progress bars and our own lines: no warning of any library reaches it, and none
+about the future is raised."""
 import os, re, subprocess, sys
 from pathlib import Path
 

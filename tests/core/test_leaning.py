@@ -1,4 +1,5 @@
-"What is used of other libraries' inside is in the list of `aligngpt.core.versions`, all of it; and where something is gone, the rest works."
+"""What is used of other libraries' inside is in the list of `aligngpt.core.versions`, all of it; and where
+something is gone, the rest works."""
 import ast, importlib, inspect, re
 from pathlib import Path
 from unittest.mock import patch

@@ -1,6 +1,8 @@
-"""easy-VQA's 9,673 questions, in batches and one at a time, with the model of the quickstart: the same answers; how much faster is printed.
+"""easy-VQA's 9,673 questions, in batches and one at a time, with the model of the quickstart: the same answers;
+how much faster is printed.
 
-    aligngpt quickstart && ALIGNGPT_QUICKSTART=runs/quickstart pytest -s -m slow tests/evaluation/test_eval_speed.py
+    aligngpt quickstart && ALIGNGPT_QUICKSTART=runs/quickstart pytest -s -m slow
+    tests/evaluation/test_eval_speed.py
 """
 import os, statistics, time
 from pathlib import Path

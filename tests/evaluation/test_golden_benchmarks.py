@@ -1,7 +1,9 @@
 """Golden benchmark cases, driven by their files alone.
 
-Every folder below $ALIGNGPT_BENCHMARKS (default: ../shared/benchmarks, relative to the repository) that is named after a
-task holds official files, answers and `expected.json` with the official scorer's results. Nothing here knows what is in them.
+Every folder below $ALIGNGPT_BENCHMARKS (default: ../shared/benchmarks, relative to the repository) that is
+named after a
+task holds official files, answers and `expected.json` with the official scorer's results. Nothing here knows
+what is in them.
 """
 import json, os
 from pathlib import Path

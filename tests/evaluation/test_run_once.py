@@ -48,3 +48,10 @@ def test_once(place, task, limit):
     settings = dict(limit=limit, quiet=True, lenient=True)
     assert counted(lambda: evaluate(*toy(), task, place, place/'a', **settings)) == once
     assert counted(lambda: evaluate_all(*toy(), {task: place}, place/'b', tell=lambda line: None, **settings)) == once
+
+
+def test_a_pair_is_not_divided(place):
+    "MME scores two questions about a picture together, so a limit of one asks both."
+    report = evaluate(*toy(), 'mme', place, place/'a', limit=1, quiet=True)
+    assert len((place/'a'/'mme'/'answers.jsonl').read_text().splitlines()) == 2
+    assert 0 <= report.headline <= 200

@@ -1,4 +1,5 @@
-"""What must not change a result: batching, padding, order, caches, kernels, files; and that nothing of the future leaks.
+"""What must not change a result: batching, padding, order, caches, kernels, files; and that nothing of the future
+leaks.
 
 Model and processor together, on the model of `small.py`.
 """

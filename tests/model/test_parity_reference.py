@@ -1,7 +1,9 @@
 """The numbers of the reference implementation, reproduced through the public functions from the official files.
 
-The folder comes from `ALIGNGPT_REFERENCE` (by default `../shared/reference`). Each of its sub-folders that holds an
-`expected.json` is tested, whatever the sizes, images and conversations in it. A smaller one, which `seeded.py` makes, is
+The folder comes from `ALIGNGPT_REFERENCE` (by default `../shared/reference`). Each of its sub-folders that
+holds an
+`expected.json` is tested, whatever the sizes, images and conversations in it. A smaller one, which `seeded.py`
+makes, is
 tested always.
 """
 import json, os, re

@@ -1,4 +1,5 @@
-"""Memory of a training step with a vocabulary of 128,256 and 2048 tokens: at most half of what transformers' Llava takes."""
+"""Memory of a training step with a vocabulary of 128,256 and 2048 tokens: at most half of what transformers' Llava
+takes."""
 import json, os, subprocess, sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"`aligngpt quickstart` as a command: whole, again, stopped in every step and continued, twice at once; then asked about pictures."
+"""`aligngpt quickstart` as a command: whole, again, stopped in every step and continued, twice at once; then asked
+about pictures."""
 import dataclasses, json, os, shutil, subprocess, sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones, hostile ones."
+"""`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones,
+hostile ones."""
 import asyncio, base64, http.client, json, subprocess, sys, time
 from io import BytesIO
 from statistics import median, quantiles

@@ -1,5 +1,7 @@
-"""Does vLLM say what our own engine says? `python tests/serving/vllm_parity.py` makes an environment with vLLM for CPUs (3.5 GB; --env names its
-folder), serves a model with prefix caching on, asks it 20 questions about shared pictures, and compares every token. Not part of the test
+"""Does vLLM say what our own engine says? `python tests/serving/vllm_parity.py` makes an environment with vLLM for
+CPUs (3.5 GB; --env names its
+folder), serves a model with prefix caching on, asks it 20 questions about shared pictures, and compares every
+token. Not part of the test
 command: run by hand, and before a release."""
 import argparse, os, subprocess, sys
 from pathlib import Path

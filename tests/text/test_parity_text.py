@@ -1,6 +1,8 @@
-"""Text and pictures against the reference implementation's numbers, and against an independent account of its rules.
+"""Text and pictures against the reference implementation's numbers, and against an independent account of its
+rules.
 
-The first half reads a folder of the layout that `README.md` in `ALIGNGPT_REFERENCE` describes (default: `../shared/reference` beside the checkout)
+The first half reads a folder of the layout that `README.md` in `ALIGNGPT_REFERENCE` describes (default:
+`../shared/reference` beside the checkout)
 and is skipped without it. The second half makes its own tokenizer from a seed and needs nothing.
 """
 import json, os, random

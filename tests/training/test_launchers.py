@@ -1,4 +1,5 @@
-"""The commands of the guide to training, as they stand there but for the size: each launcher gives the losses of a plain `aligngpt finetune`."""
+"""The commands of the guide to training, as they stand there but for the size: each launcher gives the losses of a
+plain `aligngpt finetune`."""
 import json, os, socket, subprocess, sys
 from pathlib import Path
 

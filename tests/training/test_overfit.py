@@ -1,4 +1,5 @@
-"""Learning happens, and only where it should: 32 samples are learnt by heart in both stages, frozen parts stay to the bit."""
+"""Learning happens, and only where it should: 32 samples are learnt by heart in both stages, frozen parts stay to
+the bit."""
 import json
 
 import pytest, torch

@@ -1,4 +1,5 @@
-"""Processor time of a training step beside transformers' Llava: the same padded batch, in turns in one process, medians."""
+"""Processor time of a training step beside transformers' Llava: the same padded batch, in turns in one process,
+medians."""
 import statistics, time
 
 import pytest, torch
