@@ -12,9 +12,8 @@ import pytest
 
 
 def test_version():
-    # nbs/core/10_package.ipynb #af181ae4
+    # nbs/core/10_package.ipynb #a7d75172
     test_eq(aligngpt.__version__, importlib.metadata.version('aligngpt')) # that of settings.ini
-    aligngpt.__version__
 
 
 def test_dir():
@@ -39,8 +38,10 @@ import json, sys, time
 t = time.process_time(); import aligngpt; t = time.process_time() - t
 print(json.dumps(dict(seconds=round(t, 3), heavy=[m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])))
 """)
-    test_eq(quick['heavy'], [])
     quick
+
+    # nbs/core/10_package.ipynb #0800c833
+    test_eq(quick['heavy'], [])
 
     # nbs/core/10_package.ipynb #8ee18bbf
     logging.set_verbosity_error()
@@ -73,8 +74,10 @@ said = ask(text=question, return_full_text=False, **brief)[0]['generated_text'].
 print(json.dumps([ids, said, type(model).__module__.split('.')[0], 'aligngpt' in sys.modules]))
 """
     registered = run('import aligngpt.model' + doors)
-    test_eq(registered, [answer, processor.decode(answer), 'aligngpt', True])
     registered
+
+    # nbs/core/10_package.ipynb #7b1db2b9
+    test_eq(registered, [answer, processor.decode(answer), 'aligngpt', True])
 
     # nbs/core/10_package.ipynb #08bffcdb
     deny = """
@@ -93,5 +96,7 @@ sys.argv.append('--remote')
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])
     bare = run_bare(doors)
-    test_eq(bare, [answer, processor.decode(answer), 'transformers_modules', False])
     bare
+
+    # nbs/core/10_package.ipynb #efc3d097
+    test_eq(bare, [answer, processor.decode(answer), 'transformers_modules', False])

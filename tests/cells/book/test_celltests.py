@@ -24,8 +24,9 @@ def test_symbol_groups():
     two = chapter('#| export\nimport os\nfrom fastcore.basics import patch', '#| export\nclass A: n = 1',
                   '#| exporti\n_k = 2', 'assert A.n == 1',
         '#| export\n@patch\ndef m(self:A): return _k', 'A().m()', 'assert A().m() == _k')
+
+    # nbs/book/02_celltests.ipynb #b3ba1ebb
     test_eq([(s, [c.id for c in g]) for s,g in symbol_groups(two)], [('A', ['d']), ('A.m', ['g'])])
-    [(s, [c.id for c in g]) for s,g in symbol_groups(two)]
 
 
 def test_cell_tests():
@@ -62,9 +63,10 @@ def test_source_of_tests():
     res = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-c', os.devnull, '--rootdir', tmp,
                           tmp/'test_one.py'], cwd=tmp, env={**os.environ, 'PYTHONPATH':str(tmp)}, capture_output=True,
                           text=True)
+
+    # nbs/book/02_celltests.ipynb #78b38c38
     test_eq('3 passed' in res.stdout, True)
     test_eq(re.findall('def (test_.*):', src), ['test_area()', 'test_roll()', 'test_double()'])
-    print(res.stdout.splitlines()[-1].split(' in ')[0])
 
     # nbs/book/02_celltests.ipynb #7def5f27
     three = chapter('#| export\nimport json\nfrom pathlib import Path', 'from fastcore.test import *',
@@ -74,7 +76,8 @@ def test_source_of_tests():
         '#| export\ndef _hidden(): return 3', 'assert _hidden() == one + 2\nassert Path', module='three')
     src = source_of_tests(three)
     compile(src, 'test_three.py', 'exec')
+
+    # nbs/book/02_celltests.ipynb #6957d9d1
     test_eq(re.findall('def (test_.*)\\(', src), ['test_level', 'test_level_slow', 'test_hidden'])
     test_eq('    from aligngpt.three import level' in src, True)
     test_eq('from aligngpt.three import _hidden' in src, True)
-    print('\n'.join(src.splitlines()[:8]))

@@ -29,12 +29,13 @@ from aligngpt.book.docs import DocRenderer, Index, _definitions, _nav, _order, _
 def test_DocRenderer():
     # nbs/book/04_docs.ipynb #dd8f60cc
     doc = DocRenderer(fingerprint)
+
+    # nbs/book/04_docs.ipynb #c29b84c4
     test_eq(doc.call(), 'fingerprint(*paths, limit=1048576)')
     test_eq([r[:2] for r in doc.rows()], [('paths', 'str | Path'), ('limit', 'int'), ('', 'str')])
     test_eq('<code>str &#124; Path</code>' in str(doc), True)
     test_eq(DocRenderer(Steps).call(), 'Steps(folder)')
     test_eq(DocRenderer(DocRenderer).call(), 'DocRenderer(sym, name=None, title_level=3)')
-    print(doc)
 
 
 def test_Index():
@@ -52,6 +53,8 @@ def test_output_markdown():
     # nbs/book/04_docs.ipynb #93d32e31
     tmp = Path(tempfile.mkdtemp())
     def out(**data): return output_markdown(dict(output_type='display_data', data=data), tmp/'images'/'c1')
+
+    # nbs/book/04_docs.ipynb #e6e47d09
     test_eq(out(**{'text/plain':['1\n', '2']}),
             '<div class="output" markdown>\n\n``` { .text }\n1\n2\n```\n\n</div>'.replace('``` {', '```{'))
     test_eq(out(**{'text/plain':['<div>'], 'text/html':['<b>x</b>\n\n<i>']}),
@@ -59,7 +62,6 @@ def test_output_markdown():
     test_eq('![What the cell above shows](images/c1.png)' in out(**{'image/png':'aGk='}), True)
     test_eq((tmp/'images/c1.png').read_bytes(), b'hi')
     test_eq(output_markdown(dict(output_type='stream', name='stderr', text=['100%']), tmp), '')
-    print(out(**{'text/plain':['1\n', '2']}))
 
 
 def test_kind():
@@ -75,13 +77,14 @@ def test_export_markdown():
     # nbs/book/04_docs.ipynb #3d36a725
     cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
     md = export_markdown('def fingerprint():\n    1', 'aligngpt.core', {'fingerprint':'fingerprint'}, cfg)
+
+    # nbs/book/04_docs.ipynb #857a1ce5
     test_eq('### fingerprint { #fingerprint }' in md, True)
     test_eq('??? source "Source"\n\n    ```python\n    def fingerprint():\n        1\n    ```' in md, True)
     test_eq(export_markdown('import os', 'aligngpt.core', {}, cfg)[:20], '??? source "Imports"')
     test_eq(export_markdown('LEVELS = 8', 'aligngpt.core', {}, cfg), '```python\nLEVELS = 8\n```')
     test_eq(export_markdown('@patch\ndef _m(self:A): 1', 'aligngpt.core', {}, cfg).split('\n')[0],
             '??? source "Source of A._m"')
-    print(md)
 
 
 def test_page_name():
@@ -146,7 +149,9 @@ validation: {links: {anchors: warn}}
 
     # nbs/book/04_docs.ipynb #f6ae6846
     page = (tmp/'_docs'/'one.html').read_text()
+    write('index.ipynb', '# Toy\n\nSee [one](00_one.ipynb#triple).')
+
+    # nbs/book/04_docs.ipynb #d09ed918
     test_eq([f'id="{a}"' in page for a in ('double', 'ball', 'ball.roll')], [True]*3)
     test_eq('href="one.html#ball.roll"' in (tmp/'_docs'/'index.html').read_text(), True)
-    write('index.ipynb', '# Toy\n\nSee [one](00_one.ipynb#triple).')
     test_eq(build_docs(tmp), 1)

@@ -36,9 +36,10 @@ def test_readme():
     nb.cells[2].outputs = [dict(output_type='execute_result', data={'text/plain':['2']}, metadata={},
                                 execution_count=None)]
     write_nb(nb, tmp/'nbs/index.ipynb')
+
+    # nbs/book/03_export.ipynb #0d4c1f63
     test_eq(readme(tmp/'nbs/index.ipynb').split('\n\n')[1:],
             ['# Hello', 'Read [one](nbs/00_one.ipynb), [two](two.md).', '```python\n1+1\n```', '    2\n'])
-    print(readme(tmp/'nbs/index.ipynb'))
 
 
 def test_export_book():
@@ -67,9 +68,10 @@ def test_export_book():
     save_nb('index.ipynb', title='# Toy')
     export_book(tmp)
     made = sorted(o.relative_to(tmp).as_posix() for o in tmp.rglob('*.*') if o.is_file())
+
+    # nbs/book/03_export.ipynb #a5a9ad5e
     test_eq(made, ['README.md', 'nbs/00_toy.ipynb', 'nbs/index.ipynb', 'pyproject.toml', 'settings.ini',
                    'tests/cells/test_toy.py', 'toy/__init__.py', 'toy/_modidx.py', 'toy/toy.py'])
-    print((tmp/'tests/cells/test_toy.py').read_text())
 
     # nbs/book/03_export.ipynb #bdea54e5
     nb = read_nb(tmp/'nbs/00_toy.ipynb')

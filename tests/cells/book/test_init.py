@@ -14,5 +14,6 @@ def test_export_command():
     bare = "import sys; sys.modules['nbdev'] = None; from aligngpt.book import export_command; print(export_command())"
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}
     said = subprocess.run([sys.executable, '-c', bare], capture_output=True, text=True, env=env)
+
+    # nbs/book/index.ipynb #3a86bcb7
     test_eq(said.stdout, "aligngpt_export needs nbdev, which is not installed: pip install 'aligngpt[dev]'\n")
-    said.stdout

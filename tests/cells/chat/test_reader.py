@@ -32,10 +32,11 @@ def test_context():
     said = [Turn('What is it?', ['blue'], Answer('Blue.')), Turn('And this?', ['red']),
             Turn('Hello?', [], Answer('Red.')), Turn('Really?')]
     read = {drop:[(t.question, t.images) for t in context(said, drop)] for drop in range(3)}
+
+    # nbs/chat/01_reader.ipynb #81e50a2f
     test_eq(read, {0:[('What is it?', ['blue']), ('Hello?', ['red']), ('Really?', [])],
                    1:[('Hello?', ['blue', 'red']), ('Really?', [])],
                    2:[('Really?', ['blue', 'red'])]})
-    read
 
 
 def test_Gumbel():

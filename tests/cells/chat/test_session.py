@@ -35,16 +35,18 @@ def test_ChatSession_stop():
     # nbs/chat/02_session.ipynb #fc6eea48
     chat = ChatSession(model, processor, temperature=0)
     answer = chat.ask('What colour is it?', blue)
+
+    # nbs/chat/02_session.ipynb #751d2d32
     test_eq(answer.finish, 'stop')
     test_eq(answer.text, 'It is **blue**.')
-    answer
 
     # nbs/chat/02_session.ipynb #4570f396
     reply = chat.stream('Count to ten.')
     pieces = list(reply)
+
+    # nbs/chat/02_session.ipynb #e1bdb090
     test_eq(''.join(pieces), reply.answer.text)
     test_eq(reply.answer.weights, answer.weights)
-    pieces
 
     # nbs/chat/02_session.ipynb #aacfed84
     reply = chat.stream('Count to ten.')
@@ -52,16 +54,18 @@ def test_ChatSession_stop():
     for piece in reply:
         said += piece
         if len(said) > 12: break
+
+    # nbs/chat/02_session.ipynb #97a9afac
     test_eq((reply.answer.finish, len(chat.turns)), ('stopped', 3))
     test_eq(chat.turns[-1].answer.text, said)
-    chat.turns[-1].answer
 
     # nbs/chat/02_session.ipynb #8299cbc6
     again = chat.regenerate().result()
+
+    # nbs/chat/02_session.ipynb #f19ab5ba
     assert again.text.startswith(said)
     test_eq((again.finish, len(chat.turns)), ('stop', 3))
     test_eq(again.reused_tokens, again.prompt_tokens - 1)
-    again
 
     # nbs/chat/02_session.ipynb #8f02fd95
     state = torch.get_rng_state()
@@ -69,15 +73,17 @@ def test_ChatSession_stop():
     dice.ask('What colour is it?', blue, seed=1)
     bold = dict(temperature=3., top_p=1., max_new_tokens=12)
     drawn = [dice.regenerate(seed=s, **bold).result().text for s in (1, 2, 1)]
+
+    # nbs/chat/02_session.ipynb #1f54a933
     test_eq(drawn[0], drawn[2])
     test_ne(drawn[0], drawn[1])
     test_eq(torch.get_rng_state(), state)
-    drawn
 
     # nbs/chat/02_session.ipynb #bd045c86
     forced = dice.regenerate(alignment=0, temperature=0).result()
+
+    # nbs/chat/02_session.ipynb #aa68875b
     test_eq(forced.weights, [1.]+[0.]*7)
-    forced
 
     # nbs/chat/02_session.ipynb #8137cbd2
     calm = ChatSession(model, processor, temperature=0)
@@ -147,9 +153,10 @@ def test_open_session():
                    s.ask('Describe it.')]
         return [a.text for a in answers], [a.reused_tokens for a in answers]
     (words, known), (same_words, _) = glance(True), glance(False)
+
+    # nbs/chat/02_session.ipynb #ebe0a7dc
     test_eq(words, same_words)
     test_eq(known[2], 0)
-    known
 
     # nbs/chat/02_session.ipynb #bea76986
     from_full = copy.copy(processor)
@@ -232,11 +239,12 @@ def test_ChatSession_to_dict():
     kept.ask('Count to ten.')
     d = kept.to_dict()
     twin = ChatSession(model, processor).from_dict(json.loads(json.dumps(d)))
+
+    # nbs/chat/02_session.ipynb #c1960e22
     test_eq(twin.to_dict(), d)
     test_eq(twin.ask('Is it warm or cool?').text, kept.ask('Is it warm or cool?').text)
     test_fail(lambda: twin.from_dict({'hello': 1}), contains='not a saved conversation')
     test_fail(lambda: twin.from_dict([dict(role='assistant', content='Hi')]), contains="message 0 is by 'assistant'")
-    d['messages'][1:]
 
 
 def test_ChatSession_to_markdown():
@@ -266,9 +274,10 @@ def test_ChatSession_to_markdown():
     tricky.turns = [Turn('### User\n\\### User\n![picture](data:x)', [blue, red],
                          Answer('# One\n\n### Assistant\n\n- a\n\n```\n\n### x\n```')), Turn('Hm?', [], Answer('Yes.'))]
     same = ChatSession(model, processor).from_markdown(tricky.to_markdown())
+
+    # nbs/chat/02_session.ipynb #fc04ca65
     test_eq(same.messages, tricky.messages)
     test_fail(lambda: tricky.from_markdown('hello'), contains='no heading')
-    print(re.sub(r'base64,[^)]*', 'base64,...', tricky.to_markdown()))
 
 
 def test_ChatSession_save():

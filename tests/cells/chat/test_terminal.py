@@ -17,7 +17,7 @@ from fastcore.test import *
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.terminal import thumbnail
 import pytest
-from aligngpt.chat.terminal import Terminal, _endings, _files, bars, chat_terminal, colour_depth, thumbnail
+from aligngpt.chat.terminal import Terminal, _files, bars, chat_terminal, colour_depth, thumbnail
 
 
 def test_colour_depth():
@@ -39,10 +39,11 @@ def test_thumbnail():
     # nbs/chat/04_terminal.ipynb #87fff9dd
     half = Image.new('RGB', (4, 4), 'red')
     half.paste((0, 0, 255), (0, 2, 4, 4))
+
+    # nbs/chat/04_terminal.ipynb #f7b165f9
     test_eq(thumbnail(half, width=2), '\x1b[38;2;255;0;0;48;2;0;0;255m▀'*2 + '\x1b[0m')
     test_eq(thumbnail(half, width=2, depth=256), '\x1b[38;5;196;48;5;21m▀'*2 + '\x1b[0m')
     test_eq((thumbnail(half, depth=0), thumbnail(half, width=4).count('\n')), ('', 1))
-    print(thumbnail(half, width=8))
 
 
 def test_bars():
@@ -58,9 +59,10 @@ def test_Terminal_stream():
     term.attach(swatch('blue'))
     term.ask('What colour is it?')
     lines = term.out.getvalue().splitlines()
+
+    # nbs/chat/04_terminal.ipynb #2e1232af
     test_eq(lines[:2], ['32 x 32 picture, shown with your next question', 'It is **blue**.'])
     test_eq(term.pending, [])
-    print(term.out.getvalue())
 
     # nbs/chat/04_terminal.ipynb #2d5c50ad
     class Impatient(io.StringIO):
@@ -70,9 +72,10 @@ def test_Terminal_stream():
             if text.endswith('three,'): raise KeyboardInterrupt
     term.out = Impatient()
     term.ask('Count to ten.')
+
+    # nbs/chat/04_terminal.ipynb #4872a6e6
     test_eq(term.out.getvalue().splitlines()[0], 'one, two, three,')
     test_eq(term.session.turns[-1].answer.finish, 'stopped')
-    print(term.out.getvalue())
 
 
 def test_Terminal_line():
@@ -103,9 +106,10 @@ def test_Terminal_line():
     # nbs/chat/04_terminal.ipynb #a2309ae2
     kept = tmp/'t.json'
     saved = typed(f'/image "{photo}"', 'Is it warm or cool?', f'/save {kept}', '/undo', '/reset', f'/load {kept}')
+
+    # nbs/chat/04_terminal.ipynb #a2143523
     test_eq(saved.splitlines()[1], 'Warm, since it is **red**.')
     test_eq(saved.splitlines()[-3:], ['taken back: Is it warm or cool?', 'a new conversation', '1 turns'])
-    print(saved)
 
 
 def test_use_readline():
@@ -114,10 +118,9 @@ def test_use_readline():
     photo = tmp/'a picture.png'
     swatch('red').save(photo)
 
-    # nbs/chat/04_terminal.ipynb #771af609
+    # nbs/chat/04_terminal.ipynb #e045c2b2
     test_eq(_files(f'{tmp}/a'), [str(photo)])
     test_eq(_files(f'{tmp}/nowhere/'), [])
-    _endings('/l', True)
 
 
 def test_Terminal_run():
@@ -155,9 +158,10 @@ def test_Terminal_run():
                     read=at_keyboard(f'/image "{photo}"', KeyboardInterrupt, 'What colour \\', 'is it?',
                                      '/quit', 'never read'))
     term.run()
+
+    # nbs/chat/04_terminal.ipynb #df3e6f9a
     test_eq(term.session.turns[0].question, 'What colour \nis it?')
     test_eq(len(term.session.turns), 1)
-    print(term.out.getvalue())
 
 
 def test_chat_terminal():

@@ -31,10 +31,11 @@ def test_add_lora():
     batch = dict(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     before = model(**batch).logits
     add_lora(model, rank=4, alpha=8)
+
+    # nbs/checkpoints/02_adapters.ipynb #192f024f
     test_eq(torch.equal(model(**batch).logits, before), True)
     test_eq({n.split('.')[0] for n,_ in model.named_parameters() if 'lora_' in n}, {'language_model'})
     test_fail(lambda: add_lora(model), contains='has an adapter already')
-    [n for n,p in model.named_parameters() if 'lora_' in n][:2], has_adapter(model)
 
     # nbs/checkpoints/02_adapters.ipynb #8e8be6b7
     model.requires_grad_(False)

@@ -69,8 +69,9 @@ def test_unpack_command():
     loaded = subprocess.run([sys.executable, '-X', 'importtime', '-c', 'import aligngpt.cli.data'], capture_output=True,
                             text=True).stderr
     heavy = [m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded]
+
+    # nbs/cli/02_data.ipynb #47adcb13
     test_eq(heavy, [])
-    heavy
 
 
 @pytest.mark.slow

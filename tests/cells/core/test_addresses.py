@@ -20,9 +20,10 @@ def test_is_public():
     255.255.255.255 192.0.2.1 198.18.0.1 240.0.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 ff02::1
     ::ffff:127.0.0.1 ::ffff:10.0.0.1 2002:7f00:1:: 2001:db8::1 64:ff9b::a00:1 ::127.0.0.1""".split()
     public = '93.184.216.34 8.8.8.8 2606:4700::1111 ::ffff:8.8.8.8'.split()
+
+    # nbs/core/11_addresses.ipynb #c35eea14
     test_eq([a for a in private if is_public(a)], [])
     test_eq([a for a in public if not is_public(a)], [])
-    f'{len(private)} private, {len(public)} public'
 
 
 async def test_fetch():
@@ -94,8 +95,9 @@ async def test_fetch():
             hosts = '127.0.0.1 0 2130706433 0x7f.1 [::1] [::ffff:127.0.0.1] here.example both.example none.example'.split()
             return {host:await told(f'http://{host}:{port}/ok', names) for host in hosts}
     got = await insiders()
+
+    # nbs/core/11_addresses.ipynb #4f09758d
     test_eq(set(got.values()), {'not an address of the public internet'})
-    list(got)
 
     # nbs/core/11_addresses.ipynb #f3d88544
     async def rebinding():
@@ -104,15 +106,17 @@ async def test_fetch():
             said = await told(f'http://fickle.example:{port}/ok', names, allow=lambda ip: ip == '127.0.0.1')
         return said, names.asked
     said, asked = await rebinding()
+
+    # nbs/core/11_addresses.ipynb #bf79cb00
     test_eq((said, asked), (b'a picture', ['fickle.example']))
-    said
 
     # nbs/core/11_addresses.ipynb #633252cf
     odd = ('ftp://x/y', 'http://', 'http://user:pass@example.com/', 'http://[', 'http://é.example/', 'http://x.invalid/',
            'http://a\nb/', 'http://x:99999999/')
     answers = {url:await told(url) for url in odd}
+
+    # nbs/core/11_addresses.ipynb #ac898b38
     assert all(isinstance(a, str) for a in answers.values())
-    answers
 
 
 def test_fetch_own():

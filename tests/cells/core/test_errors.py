@@ -15,9 +15,10 @@ from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
 def test_AlignGPTError():
     # nbs/core/01_errors.ipynb #3c16f938
     err = AlignGPTError('Invalid level 9. Valid range: 0-7', 'count the levels from 0')
+
+    # nbs/core/01_errors.ipynb #52d395ba
     test_eq(err.message, 'Invalid level 9. Valid range: 0-7')
     test_fail(lambda: (_ for _ in ()).throw(err), contains='count the levels from 0')
-    print(err)
 
 
 def test_os_errors():
@@ -46,8 +47,9 @@ def test_os_errors():
 def test_BadRecord():
     # nbs/core/01_errors.ipynb #4142cf7f
     bad = BadRecord('roles', "unknown speaker 'robot'", 'use human or gpt', where='record 17')
+
+    # nbs/core/01_errors.ipynb #549b33a0
     test_eq((bad.reason, bad.message), ('roles', "record 17: unknown speaker 'robot'"))
-    print(bad)
 
     # nbs/core/01_errors.ipynb #40ed527c
     again = pickle.loads(pickle.dumps(bad))

@@ -22,8 +22,9 @@ __getattr__, __dir__ = lazy_names('shop', heavy='Lorry')
     path = os.pathsep.join([str(tmp), *filter(None, sys.path)])
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH':path})
+
+    # nbs/core/09_lazy.ipynb #32e9b7e9
     test_eq(done.stdout.splitlines(), ["['Lorry', 'lazy_names']", 'one moment ...', 'shop.heavy'])
-    print(done.stdout)
 
     # nbs/core/09_lazy.ipynb #cf4af8d9
     get, _ = lazy_names('shop', heavy='Lorry')

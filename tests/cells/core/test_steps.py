@@ -16,9 +16,10 @@ from aligngpt.core.steps import Steps
 def test_environment():
     # nbs/core/04_steps.ipynb #587216b9
     env = aligngpt.core.steps.environment()
+
+    # nbs/core/04_steps.ipynb #5691574f
     test_eq('torch' in env['packages'], True)
     test_eq(set(env), {'python', 'platform', 'packages', 'commit', 'time'})
-    env['packages']
 
 
 def test_Steps():
@@ -28,9 +29,10 @@ def test_Steps():
         s = Steps(folder)
         a = s.run('tokenizer', lambda: calls.append('tokenizer') or 100, settings=dict(vocab=100))
         return s.run('train', lambda: calls.append('train') or a*2, settings=settings)
+
+    # nbs/core/04_steps.ipynb #141fa802
     test_eq([job(dict(lr=1)), job(dict(lr=1)), job(dict(lr=2))], [200, 200, 200])
     test_eq(calls, ['tokenizer', 'train', 'train'])
-    calls
 
 
 def test_progress():
@@ -40,5 +42,6 @@ from aligngpt.core.steps import progress
 print(sum(progress(range(10), 'adding', bar_format='{desc}: {n_fmt} of {total_fmt}')))
 """
     piped = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+
+    # nbs/core/04_steps.ipynb #b76a391b
     test_eq(piped.stdout, '45\n')
-    {'answer': piped.stdout.strip(), 'beside it': piped.stderr.strip().splitlines()}

@@ -20,8 +20,9 @@ def test_untested():
     # nbs/core/08_versions.ipynb #bb0be3ad
     future = untested(installed=lambda name: '99.0' if name == 'transformers' else version(name))
     told, = [s for s in future if s.startswith('transformers')]
+
+    # nbs/core/08_versions.ipynb #5e97f51e
     assert told.startswith('transformers 99.0 is not among the releases tried with this version (')
-    told
 
 
 def test_named_cache():
@@ -38,8 +39,9 @@ def test_Lean():
     gone = Lean('transformers', 'Trainer._no_such', 'training.trainer', 'to show a fault', 'nothing at all',
                 lambda: import_module('transformers').Trainer._no_such)
     told = gone.changed()
+
+    # nbs/core/08_versions.ipynb #73b72494
     assert 'changed Trainer._no_such, which aligngpt.training.trainer needs to show a fault (AttributeError' in told
-    told
 
 
 def test_get():
@@ -48,12 +50,14 @@ def test_get():
              'it takes nothing': _takes('transformers:Trainer.compute_loss', 'nothing'),
              'it can train and fly': _has('transformers:Trainer', 'train', 'fly')}
     found = {question: holds() for question, holds in asked.items()}
+
+    # nbs/core/08_versions.ipynb #0184d4ac
     test_eq(list(found.values()), [True, False, False])
-    found
 
 
 def test_LEANS():
     # nbs/core/08_versions.ipynb #d53f77cd
     changed = [s for l in LEANS if (s := l.changed())]
+
+    # nbs/core/08_versions.ipynb #273c0e28
     test_eq(changed, [])
-    f'{len(LEANS)} asked, {len(changed)} changed'

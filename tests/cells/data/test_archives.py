@@ -135,11 +135,12 @@ def test_unpack_copy():
 
     # nbs/data/09_archives.ipynb #5c9933e2
     copy = unpack_copy(film, film.parent/'images.tar', md5)
+
+    # nbs/data/09_archives.ipynb #5c8ea680
     test_eq(copy.read_bytes(), archive)
     test_eq(film.read_bytes(), disguise(archive))
     test_fail(lambda: unpack_copy(film, film.parent/'x.tar', '0'*32), contains=f'is {md5}, expected 000')
     test_eq(sorted(p.name for p in film.parent.iterdir()), ['images.tar', 'images.tar.mp4'])
-    {p.name:p.stat().st_size for p in sorted(film.parent.iterdir())}
 
 
 def test_unpack_in_place():
@@ -210,9 +211,11 @@ u.unpack_in_place(sys.argv[1])
         again = unpack_in_place(film)
         return first.returncode != 0, again.read_bytes() == archive and not list(film.parent.glob('*.unpacking'))
     runs = [killed_at(k) for k in range(14)]
+    f'{sum(k for k,_ in runs)} kills, each recovered'
+
+    # nbs/data/09_archives.ipynb #1dfc7d59
     test_eq([ok for _,ok in runs], [True]*14)
     assert not runs[-1][0]
-    f'{sum(k for k,_ in runs)} kills, each recovered'
 
     # nbs/data/09_archives.ipynb #1df13df6
     def half_written(n):

@@ -87,12 +87,11 @@ def test_sample_facts():
     tmp = messy()
     audit(tmp/'data.json', tmp/'images', tmp/'audit', processor, max_length=60, workers=0, quiet=True)
 
-    # nbs/data/08_audit.ipynb #1b02ed24
+    # nbs/data/08_audit.ipynb #5e28ca7e
     test_eq(sample_facts(processor, record(0), 100), dict(length=26, learnt=8, kept=8, cut_image=False))
     test_eq(sample_facts(processor, record(0), 20), dict(length=26, learnt=8, kept=2, cut_image=False))
     test_eq(sample_facts(processor, record(0), 18)['kept'], 0)
     test_eq(sample_facts(processor, record(0), 10)['cut_image'], True)
-    {n:sample_facts(processor, record(0), n) for n in (100, 20, 10)}
 
 
 def test_Report():

@@ -40,11 +40,12 @@ def test_FeatureStore_get():
         asked.extend(names)
         return torch.stack([torch.full((3, 16, 16), int(n[:-4])/40) for n in names])
     store = FeatureStore(tmp, model, names).fill(model, pixels, batch_size=8, quiet=True)
+
+    # nbs/data/06_features.ipynb #fa6bdc2f
     test_close(store.get(['7.png', '3.png']), model.get_vision_features(pixels(['7.png', '3.png'])), 1e-6)
     test_eq(store.get(['0.png']).shape, (1, 4, 32))
     test_fail(lambda: store.get(['new.png']), contains="no features for 'new.png'")
     test_eq(('5.png' in store, 'new.png' in store), (True, False))
-    {f.name:f.stat().st_size for f in sorted(tmp.iterdir())}
 
     # nbs/data/06_features.ipynb #a8b47d7b
     asked.clear()

@@ -276,11 +276,12 @@ def test_Sources():
         return [out/'0.json', out/'1.json']
     described = Sources(two_files(), root, weights=[1, 2])
     records, sources = described.open(quiet=True)
+
+    # nbs/data/03_images.ipynb #6904c1e4
     test_eq((len(records), len(records.epoch())), (2, 3))
     test_is(as_sources(described), described)
     test_eq(as_sources('x.json', root).files, ['x.json'])
     test_fail(lambda: as_sources(described, root), contains='images is given beside a Sources')
-    records, sources
 
 
 def test_load_image():

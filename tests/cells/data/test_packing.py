@@ -21,11 +21,12 @@ from aligngpt.data.packing import PackedCollator, PackedDataset, Pool, best_fit,
 def test_Pool():
     # nbs/data/05_packing.ipynb #436dbbc4
     pool = Pool([5, 3, 3, 8])
+
+    # nbs/data/05_packing.ipynb #fc4522ff
     test_eq((pool.longest(7), pool.longest(100), pool.longest(2)), (5, 8, -1))
     test_eq(pool.best_pair(9), (8,))
     test_eq(pool.best_pair(6), (3, 3))
     test_eq((pool.take(5), pool.longest(7), pool.take(3, 1), pool.take(3), pool.longest(7)), (0, 3, 1, 2, -1))
-    bin(Pool([5, 3, 3, 8]).bits)
 
 
 def test_pack():
@@ -87,9 +88,10 @@ def test_token_lengths():
                              levels=True)
     data = world()
     exact = token_lengths(data, quiet=True)
+
+    # nbs/data/05_packing.ipynb #94585c94
     test_eq(exact, [len(data[i]['input_ids']) for i in range(12)])
     test_eq(token_lengths(data, quiet=True), exact)
-    exact
 
 
 def test_PackedDataset():
@@ -150,5 +152,7 @@ def test_PackedDataset():
         return abs(one[0] - all_[0]), max((one[1][n] - all_[1][n]).abs().max().item() for n in one[1])
     found = {f'{gate=}, {flatten=}':differences(gate, PackedCollator(0, flatten=flatten)) for gate in (False, True)
              for flatten in (False, True)}
-    assert all(max(d) < 1e-5 for d in found.values()), found
     {k:f'loss {a:.0e}, gradients {b:.0e}' for k,(a, b) in found.items()}
+
+    # nbs/data/05_packing.ipynb #de295fd6
+    assert all(max(d) < 1e-5 for d in found.values()), found

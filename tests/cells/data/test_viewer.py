@@ -56,9 +56,10 @@ def test_view_sample():
 
     # nbs/data/07_viewer.ipynb #23d5efbf
     chat = view_sample(records, 1, pictures, processor.with_settings(template='v1'))
+
+    # nbs/data/07_viewer.ipynb #282a2abf
     test_eq((chat.images, chat.level, 'align' in chat.counts), ([], None, False))
     test_eq(''.join(t for t,r in chat.tokens.tokens if r == 'learnt'), ' Hello!</s>')
-    chat
 
     # nbs/data/07_viewer.ipynb #001e8c3b
     assert '▀' in str(view) and str(view).startswith(view.title())

@@ -36,8 +36,9 @@ def test_MM_VET():
     asked, right = GQA.questions(files), GQA.truth(files)
     rows = [q.row(t) for q,t in zip(asked, ('Yes.', 'a yes'))]
     (tmp/'answers.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+
+    # nbs/evaluation/08_benchmarks.ipynb #bd941b22
     test_eq([right(q) for q in asked], ['yes', 'no'])
-    asked[0].user
 
     # nbs/evaluation/08_benchmarks.ipynb #15e8a0df
     results = GQA.score(files, tmp/'answers.jsonl', Options(lenient=True))

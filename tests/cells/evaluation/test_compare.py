@@ -24,10 +24,9 @@ from aligngpt.evaluation.compare import compare, comparison_page, sign_test
 
 
 def test_sign_test():
-    # nbs/evaluation/12_compare.ipynb #581a3e17
+    # nbs/evaluation/12_compare.ipynb #5a85ec53
     test_eq([sign_test(0, 0), sign_test(5, 5), sign_test(1, 0)], [1, 1, 1])
     test_close(sign_test(9, 1), 22/1024)
-    [round(sign_test(g, l), 3) for g,l in ((6, 4), (12, 8), (60, 40), (120, 80))]
 
 
 def test_compare():

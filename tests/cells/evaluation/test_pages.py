@@ -64,8 +64,9 @@ def test_worst():
 
     # nbs/evaluation/11_pages.ipynb #1a5d7192
     bad = worst(outcomes(run))
+
+    # nbs/evaluation/11_pages.ipynb #ae07e8c7
     test_eq([o.question.id for o in bad], ['green-yes/no', 'green-colour', 'blue-yes/no'])
-    [(o.question.category, o.question.id, o.said) for o in bad]
 
 
 def test_question_picture():

@@ -35,13 +35,14 @@ def test_load_image():
 
     # nbs/evaluation/07_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
+
+    # nbs/evaluation/07_questions.ipynb #67e0ee7a
     with expect_fail(AlignGPTError, 'mmb.tsv, row 3: the image is not valid base64'):
         load_image(Question(1, '?', image_base64='a$', where='mmb.tsv, row 3'))
     with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64: not an image'):
         load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
     with expect_fail(AlignGPTError, 'the image color/0001.jpg is missing from nowhere'): load_image(q, 'nowhere')
     test_eq(load_image(Question(1, '?', image_base64=png)).size, (1, 1))
-    load_image(Question(1, '?', image_base64=png)).size
 
 
 def test_broken_images():
@@ -60,8 +61,9 @@ def test_broken_images():
         Question(3, '?', image_base64=png),
         Question(4, '?', image_base64='AAAA', where='mmb.tsv, row 4'),
     ], 'nowhere')
+
+    # nbs/evaluation/07_questions.ipynb #947053fb
     test_eq(list(broken), [q.key, (4, '?')])
-    [e.message for e in broken.values()]
 
 
 def test_Files():
@@ -86,10 +88,11 @@ def test_Files():
         folders=('Birds',),
     )
     files = Files(birds, root)
+
+    # nbs/evaluation/07_questions.ipynb #0bdfad16
     test_eq((files.get('labels'), files.ready('asking'), files.ready('scoring')), (None, True, False))
     with expect_fail(AlignGPTError, 'no labels for birds\n  hint: expected: labels.json'): files['labels']
     with expect_fail(AlignGPTError, 'no such folder'): Files(birds, root/'none')
-    files
 
     # nbs/evaluation/07_questions.ipynb #220ecb64
     asked = birds.questions(files)

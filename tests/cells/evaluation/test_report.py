@@ -50,10 +50,9 @@ def test_numbers():
         published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2},
     )
 
-    # nbs/evaluation/06_report.ipynb #c61b8604
+    # nbs/evaluation/06_report.ipynb #f01d4ea8
     test_eq(numbers(report.results), {'mean_f1':.8431})
     test_eq(list(breakdowns(report.results)), ['categories'])
-    breakdowns(report.results)['categories']['random']
 
 
 def test_ScoreReport__repr_markdown():
@@ -73,6 +72,5 @@ def test_ScoreReport__repr_markdown():
         published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2},
     )
 
-    # nbs/evaluation/06_report.ipynb #522bedf6
+    # nbs/evaluation/06_report.ipynb #03a4355a
     assert '| AlignGPT-7B | 86 |' in report._repr_markdown_()
-    report

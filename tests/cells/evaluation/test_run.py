@@ -73,8 +73,9 @@ def test_known_answers():
     AnswerFile(place/'parts'/'rank-0.jsonl').add([q[2].row('two'), q[0].row('zero')])
     AnswerFile(place/'parts'/'rank-1.jsonl').add([q[3].row('three'), q[1].row('one')])
     finish(place, known_answers(place), q)
+
+    # nbs/evaluation/10_run.ipynb #a53bced8
     test_eq([r['text'] for r in known_answers(place).values()], ['three', 'two', 'one', 'zero'])
-    [r['text'] for r in whole_lines(place/'answers.jsonl')[0]]
 
 
 def test_AskSettings():
@@ -105,9 +106,10 @@ def test_Run_start():
 
     # nbs/evaluation/10_run.ipynb #b3ea0008
     run = Run.start(data/'q.jsonl', data, tmp/'out', AskSettings(batch_size=2, quiet=True))
+
+    # nbs/evaluation/10_run.ipynb #37adf834
     test_eq((run.folder, run.images), (tmp/'out'/'q', data))
     with expect_fail(AlignGPTError, 'no answers.jsonl'): Run.finished(tmp)
-    run
 
 
 def test_weights_hash():
@@ -135,8 +137,9 @@ def test_weights_hash():
 
     # nbs/evaluation/10_run.ipynb #b3ea0009
     mine, other = manifest(model, processor, run, skipped=1), manifest(model, processor, Run.start('easy_vqa'))
+
+    # nbs/evaluation/10_run.ipynb #bd30acd0
     test_eq([k for k in mine if mine[k] != other[k]], ['task', 'questions', 'prompts', 'settings'])
-    {k: mine[k] for k in ('task', 'questions', 'template', 'settings')}
 
 
 def test_predict():
@@ -167,8 +170,9 @@ def test_predict():
 
     # nbs/evaluation/10_run.ipynb #b3ea000d
     path = predict(model, processor, run)
+
+    # nbs/evaluation/10_run.ipynb #48140ea4
     test_eq([r['question_id'] for r in whole_lines(path)[0]], [q.id for q in run.questions])
-    [(r['prompt'], r['text']) for r in whole_lines(path)[0][:6]]
 
 
 def test_score_run():
@@ -200,8 +204,9 @@ def test_score_run():
     # nbs/evaluation/10_run.ipynb #b3ea000f
     predict(model, processor, run) # asks nothing: all is answered
     scored = score_run(run)
+
+    # nbs/evaluation/10_run.ipynb #41254b1b
     test_eq(run.score['headline'], scored.headline)
-    scored
 
 
 def test_evaluate():
@@ -236,9 +241,10 @@ def test_evaluate():
     # nbs/evaluation/10_run.ipynb #1c39634f
     report = evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
     whole = (tmp/'out'/'q'/'answers.jsonl').read_bytes()
+
+    # nbs/evaluation/10_run.ipynb #5d44c5ad
     test_eq(len(whole.splitlines()), 25)
     test_eq(sorted(p.name for p in (tmp/'out'/'q').glob('[!.]*')), ['answers.jsonl', 'manifest.json', 'score.json'])
-    report.headline
 
     # nbs/evaluation/10_run.ipynb #53030590
     lines = whole.split(b'\n')
@@ -246,10 +252,11 @@ def test_evaluate():
     (tmp/'out'/'q'/'parts').mkdir()
     (tmp/'out'/'q'/'parts'/'rank-0.jsonl').write_bytes(b'\n'.join([lines[4], lines[7], lines[0][:20]]))
     evaluate(model, processor, data/'q.jsonl', data, tmp/'out', batch_size=2, quiet=True)
+
+    # nbs/evaluation/10_run.ipynb #cfd1f6a2
     test_eq((tmp/'out'/'q'/'answers.jsonl').read_bytes(), whole)
     with expect_fail(AlignGPTError, 'holds answers of another run (settings'):
         evaluate(model, processor, data/'q.jsonl', data, tmp/'out', alignment=3, quiet=True)
-    read_json(tmp/'out'/'q'/'manifest.json')['settings']
 
     # nbs/evaluation/10_run.ipynb #bf6693b0
     few = evaluate(model, processor, data/'q.jsonl', data, tmp/'first', batch_size=2, limit=5, quiet=True)

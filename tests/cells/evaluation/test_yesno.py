@@ -44,7 +44,6 @@ def test_pope_counts():
 def test_score_pope():
     # nbs/evaluation/04_yesno.ipynb #e6f2cf79
     CATEGORIES = 'random', 'popular', 'adversarial'
-
     def pope_files(n):
         "Labels and questions, n of each category."
         labels = {c: [dict(question_id=i, image=f'{i}.jpg', label='yes' if (i+k)%2 else 'no') for i in range(n)]
@@ -52,13 +51,13 @@ def test_score_pope():
         questions = [dict(question_id=i+10_000_000*k, image=f'{i}.jpg', category=c)
                      for k,c in enumerate(CATEGORIES) for i in range(n)]
         return labels, questions
-
     labels, questions = pope_files(6)
     right = [dict(question_id=q['question_id'], text='Yes' if l['label'] == 'yes' else 'No.')
              for q,l in zip(questions, sum(labels.values(), []))]
     res = score_pope(labels, questions, right)
+
+    # nbs/evaluation/04_yesno.ipynb #9dae2436
     test_eq((res['mean_f1'], res['notes']), (1, []))
-    res['categories']['popular']
 
     # nbs/evaluation/04_yesno.ipynb #069c6706
     test_ne(score_pope(labels, questions, right[::3] + right[1::3] + right[2::3])['notes'], [])
@@ -92,9 +91,9 @@ def test_read_mme_labels():
     for name,text in texts.items():
         (root/name).parent.mkdir(parents=True)
         (root/name).write_text(text)
-    mme_labels = read_mme_labels(root)
+
+    # nbs/evaluation/04_yesno.ipynb #00591fc5
     with expect_fail(AlignGPTError, 'no label files'): read_mme_labels(root/'color')
-    mme_labels
 
 
 def test_mme_label():
@@ -154,13 +153,13 @@ def test_score_mme():
     ]
     answers = [dict(question_id=q, prompt=f'{p}\n{SHORT}', text=t) for q,p,t in said]
     res = score_mme(mme_labels, answers)
+
+    # nbs/evaluation/04_yesno.ipynb #3e4049d8
     test_eq((res['perception'], res['cognition']), (250, 0))
     test_eq([res['categories'][c]['score'] for c in ('color', 'scene')], [50, 200])
-    res['perception'], list(res['correct'].values())
 
-    # nbs/evaluation/04_yesno.ipynb #330aed7d
+    # nbs/evaluation/04_yesno.ipynb #45d94caf
     with expect_fail(AlignGPTError, 'color: 1 answers, an odd number'): score_mme(mme_labels, answers[:2])
     with expect_fail(AlignGPTError, 'has a tab or a line break'):
         score_mme(mme_labels, [answers[0] | {'text':'Yes\nIt is'}])
     test_eq(score_mme(mme_labels, answers[::2])['notes'], ["no answers for 'scene'"])
-    score_mme(mme_labels, answers[::2])['notes']

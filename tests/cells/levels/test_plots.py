@@ -133,11 +133,12 @@ def test_Agreement():
     other = levels_from_scores(pair_scores(color_fits, [load_image(images, name) for name,_ in pairs],
                                            [t for _,t in pairs]))
     both = agreement(levels.levels, other.levels)
+
+    # nbs/levels/03_plots.ipynb #52b583d0
     test_eq(agreement(levels.levels, levels.levels).exact, 1)
     test_eq(both.matrix.sum(), 240)
     test_eq(agreement([0, 1, -1], [0, 0, 1], n=2).matrix, [[1, 0], [1, 0]])
     test_fail(lambda: agreement([1], [1, 2]), contains='1 levels against 2')
-    both
 
 
 def test_Drift():

@@ -43,17 +43,12 @@ def test_greedy():
     ours = greedy(model, batch, 30, eos)
     theirs = model.generate(**batch, max_new_tokens=30, do_sample=False, eos_token_id=eos, pad_token_id=0)[:, L:].tolist()
     def until_end(row): return row[:next((i for i,t in enumerate(row) if t in eos), len(row))]
+
+    # nbs/model/04_decoding.ipynb #4a98e53e
     test_eq(ours, [until_end(r) for r in theirs])
-    [len(o) for o in ours]
 
 
 def test_ask_row():
-    # nbs/model/04_decoding.ipynb #d6987e26
-    def talkative(vocab_size):
-        "A small Llama with large weights, whose answers differ."
-        return LlamaConfig(vocab_size=vocab_size, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                           num_attention_heads=4, initializer_range=.3)
-
     # nbs/model/04_decoding.ipynb #5cfd78fd
     set_seed(0)
 
@@ -64,12 +59,12 @@ def test_ask_row():
     tok = PreTrainedTokenizerFast(tokenizer_object=tok, unk_token='<unk>', bos_token='<s>', eos_token='</s>',
                                   pad_token='<unk>')
     processor = AlignGPTProcessor(small_pictures(16), tok, num_image_tokens=4)
-    model = tiny_model(3, text_config=talkative(len(words)), vocab_size=len(words)).eval()
     row = ask_row(processor, Ask(0, 'what is this', 'a.png'))
+
+    # nbs/model/04_decoding.ipynb #3c7bde8c
     test_eq(row['input_ids'].count(processor.image_token_id), 4)
     test_eq(tok.decode([row['input_ids'][-1]]), 'ASSISTANT:')
     test_eq(processor.stop_token_ids, [2])
-    {k: len(v) for k,v in row.items()}
 
 
 def test_windows():
@@ -80,9 +75,10 @@ def test_windows():
     asks = [Ask(i, t, f'{i%5}.png' if i%7 else None)
             for i,t in enumerate(['what is this', 'how many red blue', 'what', 'is this red']*10)]
     w = list(windows(asks, 2))
+
+    # nbs/model/04_decoding.ipynb #c2a1d67f
     test_eq(sorted(i for x in w for i in x), list(range(40)))
     test_eq([len({asks[i].image for i in x}) for x in w], [2, 2, 2])
-    [len(x) for x in w]
 
 
 def test_prefetch():
@@ -94,13 +90,13 @@ def test_prefetch():
     def square(x):
         threads.add(threading.get_ident())
         return x*x
-
     squares = list(prefetch(square(x) for x in range(4)))
+
+    # nbs/model/04_decoding.ipynb #de174d92
     test_eq(squares, [0, 1, 4, 9])
     test_eq(list(prefetch([])), [])
     assert threading.get_ident() not in threads
     with expect_fail(ZeroDivisionError): list(prefetch(1/x for x in [1, 0]))
-    squares
 
 
 def test_Share():
@@ -190,9 +186,10 @@ def test_answers():
     set_seed(0)
     model.levels.weight.data.normal_(std=3)
     forced = {l: all_answers(alignment=l) for l in (0, 7)}
+
+    # nbs/model/04_decoding.ipynb #3e3cd63a
     assert any(forced[0][i] != forced[7][i] for i,a in enumerate(asks) if a.image)
     test_eq([forced[0][i] for i in (0, 7)], [forced[7][i] for i in (0, 7)])
-    {l: said[1] for l,said in forced.items()}
 
     # nbs/model/04_decoding.ipynb #7a11f243
     def cost(**kw):
@@ -205,5 +202,6 @@ def test_answers():
 
     # nbs/model/04_decoding.ipynb #f882d5e6
     (many, slow), (few, fast) = cost(batch_size=1), cost(batch_size=40)
+
+    # nbs/model/04_decoding.ipynb #4275b1f1
     assert many > 10*few
-    f'{many} passes and {few}, {slow/fast:.1f} times as fast'

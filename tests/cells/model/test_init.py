@@ -30,8 +30,9 @@ print(json.dumps([type(c).__module__, models[type(c)].__name__, processors[type(
         assert out.returncode == 0, out.stderr
         return json.loads(out.stdout.splitlines()[-1])
     expected = ['aligngpt.model.layers', 'AlignGPTForConditionalGeneration', 'AlignGPTProcessor']
+
+    # nbs/model/index.ipynb #c6cba7bb
     test_eq(run('import aligngpt.model' + known), expected)
-    expected
 
 
 @pytest.mark.slow

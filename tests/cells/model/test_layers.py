@@ -45,10 +45,11 @@ def test_make_projector():
 
     # nbs/model/01_layers.ipynb #c0cc0952
     proj = make_projector('mlp2x_gelu', 32, 48)
+
+    # nbs/model/01_layers.ipynb #7fd2ee02
     test_eq(proj(torch.zeros(1, 16, 32)).shape, (1, 16, 48))
     test_eq([n for n,_ in proj.named_parameters()], ['0.weight', '0.bias', '2.weight', '2.bias'])
     test_fail(lambda: make_projector('identity', 32, 48), contains='equal widths')
-    proj
 
 
 def test_AlignmentLevels():
@@ -57,8 +58,9 @@ def test_AlignmentLevels():
 
     # nbs/model/01_layers.ipynb #78346f4b
     levels = AlignmentLevels(8, 48)
+
+    # nbs/model/01_layers.ipynb #e11eb1c3
     test_close(levels(F.one_hot(torch.tensor([7]), 8))[0], levels.weight[7])
-    levels(torch.full((1, 8), 1/8)).shape
 
 
 def test_level_weights():
@@ -83,8 +85,9 @@ def test_AlignmentGate():
     set_seed(0)
     gate = AlignmentGate(16, 256, 8)
     alpha = gate(torch.randn(3, 16))
+
+    # nbs/model/01_layers.ipynb #3e4fd665
     test_close(alpha.sum(-1), torch.ones(3))
-    alpha.shape
 
 
 def test_image_text_dots():
@@ -98,10 +101,11 @@ def test_image_text_dots():
     I, T = torch.randn(4, 16, 48), torch.randn(7, 48)
     sample, reads = torch.tensor([0,0,0,0,1,1,2]), torch.tensor([1,1,1,0,1,1,0]).bool()
     d, complete = image_text_dots(I, T, sample, reads, torch.tensor([0,1,1,2]), 3)
+
+    # nbs/model/01_layers.ipynb #8a1fca93
     test_close(d[0], I[0] @ T[:3].mean(0), 1e-4)
     test_close(d[1], (I[1]+I[2])/2 @ T[4:6].mean(0), 1e-4)
     test_eq(complete.tolist(), [True, True, False])
-    d.shape
 
 
 def test_targets():
@@ -116,8 +120,9 @@ def test_targets():
 
     # nbs/model/01_layers.ipynb #054c5a25
     keep, wanted = targets(torch.tensor([[1, -100, 5, 6]]))
+
+    # nbs/model/01_layers.ipynb #a8344df2
     test_eq(keep, torch.tensor([[False, True, True, False]]))
-    wanted
 
 
 def test_supervised_loss():
@@ -176,9 +181,10 @@ def test_sparse_layer():
     # nbs/model/01_layers.ipynb #8255f652
     keep = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
     at, real = _positions(keep)
+
+    # nbs/model/01_layers.ipynb #8fd640ff
     test_eq(at[real], torch.tensor([1, 3, 2]))
     test_eq(real, torch.tensor([[True, True], [True, False]]))
-    at
 
 
 def test_states_at():

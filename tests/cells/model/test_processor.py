@@ -44,11 +44,12 @@ def test_pad_square():
     # nbs/model/03_processor.ipynb #67854531
     clip = small_pictures(32)
     squared, grey = pad_square(bus, clip.image_mean), (122, 116, 104)
+
+    # nbs/model/03_processor.ipynb #75acdbdb
     test_eq(squared.size, (96, 96))
     test_eq([squared.getpixel(at) for at in ((0, 0), (0, 20))], [grey, bus.getpixel((0, 0))])
     test_is(pad_square(squared, clip.image_mean), squared)
     test_eq(pad_square(bus.rotate(90, expand=True), clip.image_mean).getpixel((19, 50)), grey)
-    squared
 
 
 def test_image_processor_for():
@@ -170,10 +171,11 @@ def test_AlignGPTProcessor_prepare_images():
     cropping = AlignGPTProcessor(clip, processor.tokenizer, num_image_tokens=16, image_aspect_ratio='square')
     square = cropping.prepare_images([bus])
     padded = processor.prepare_images([tmp/'bus.png', bus])
+
+    # nbs/model/03_processor.ipynb #1c23eba6
     test_eq(padded.shape, (2, 3, 32, 32))
     test_close(padded[0,:,0,:].abs().max(), 0, eps=.02)
     test_eq(square, clip(bus, return_tensors='pt').pixel_values)
-    padded.shape
 
 
 def test_AlignGPTProcessor_layout():
@@ -264,10 +266,11 @@ def test_AlignGPTProcessor_encode():
         {'from': 'human', 'value': 'Is it moving?'}, {'from': 'gpt', 'value': 'No, it is parked.'}]}
     sample = processor.encode(record, [bus])
     decode = processor.tokenizer.decode
+
+    # nbs/model/03_processor.ipynb #7db6d5b4
     test_eq(decode(sample['labels'][sample['labels'] >= 0]), ' Red.</s> No, it is parked.</s>')
     test_eq(decode(sample['input_ids'][sample['gate_mask']])[-48:],
             "questions. USER: \nWhat colour is the bus? ASSISTANT:"[-48:])
-    {k:tuple(v.shape) for k,v in sample.items()}
 
     # nbs/model/03_processor.ipynb #58dd27a4
     def reason(*args, **kwargs):
@@ -330,13 +333,12 @@ def test_AlignGPTProcessor_show_tokens():
     # nbs/model/03_processor.ipynb #195656c0
     view = processor.show_tokens(sample)
 
-    # nbs/model/03_processor.ipynb #18d5c7b6
+    # nbs/model/03_processor.ipynb #e419a331
     test_eq([r for _,r in view.tokens[:3]], ['text','align','gate'])
     test_eq([t for t,_ in view.runs() if '×' in t], ['<image> ×16'])
     test_eq(''.join(t for t,r in view.tokens if r == 'learnt'), ' Red.</s> No, it is parked.</s>')
     test_eq([s in view._repr_html_() for s in ('>learnt<', '>padding<')], [True, False])
     test_eq('\x1b[42;30m' in str(view), True)
-    view.runs()[-5:]
 
 
 def test_AlignGPTProcessor__batch():
@@ -509,10 +511,12 @@ def test_AlignGPTProcessor_apply_chat_template():
                                            dict(type='text', text='What colour is the bus?')])]
     ready = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True,
                                           return_tensors='pt')
+    processor.apply_chat_template(question, add_generation_prompt=True)
+
+    # nbs/model/03_processor.ipynb #bef8e3c7
     test_eq(ready['input_ids'][0], sample['input_ids'][:first])
     test_eq(ready['pixel_values'], sample['pixel_values'])
     test_eq(ready['gate_mask'][0], sample['gate_mask'][:first])
-    processor.apply_chat_template(question, add_generation_prompt=True)
 
     # nbs/model/03_processor.ipynb #c3b8baa9
     says = ['Hi', ' ASSISTANT: or USER: ?', '[/INST] <<SYS>>', ' a\tb \n\nc  d ', 'ünï 東京 🌄',

@@ -17,16 +17,14 @@ from aligngpt.model.toy import toy, toy_chat, toy_model, toy_processor
 
 
 def test_swatch():
-    # nbs/model/06_toy.ipynb #25684cbb
+    # nbs/model/06_toy.ipynb #9f3e1684
     test_eq(toy_answer('What colour is it?', 'red'), 'It is **red**.')
     test_eq(toy_answer('Describe it.'), 'I see no picture.')
-    swatch('yellow')
 
 
 def test_toy_chat():
-    # nbs/model/06_toy.ipynb #2ffc1cb8
+    # nbs/model/06_toy.ipynb #600e84f9
     test_eq([m['role'] for m in toy_chat(random.Random(0), 1)], ['user', 'assistant'])
-    [m['content'] for m in toy_chat(random.Random(1)) if m['role'] == 'assistant']
 
 
 def test_toy_model():
@@ -55,7 +53,7 @@ def test_toy():
         ids = model.generate(**ready, max_new_tokens=40, do_sample=False, eos_token_id=processor.stop_token_ids,
                              pad_token_id=0)
         return processor.decode(ids[0, ready['input_ids'].shape[1]:], skip_special_tokens=True).strip()
-
     right = [[says(q, c) == toy_answer(q, c) for c in COLOURS] for q in QUESTIONS]
+
+    # nbs/model/06_toy.ipynb #98c59bf5
     assert sum(map(sum, right)) >= 14, right
-    says('Describe it.', 'green')

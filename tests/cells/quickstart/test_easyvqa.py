@@ -49,10 +49,11 @@ def test_captions():
     # nbs/quickstart/02_easyvqa.ipynb #2d55140b
     rng, red = random.Random(0), Facts(frozenset({'red'}), frozenset({'circle'}))
     shown = {DEGREES[d]: captions(red, d, rng) for d in (3, 2, 1, 0)}
+
+    # nbs/quickstart/02_easyvqa.ipynb #ad2bb44f
     test_eq(shown['exact'].split()[-2:], ['red', 'circle'])
     test_eq('red' in shown['wrong'] or 'circle' in shown['wrong'], False)
     test_is(captions(Facts(frozenset(COLORS), frozenset({'circle'})), 3, rng), None)
-    shown
 
 
 def test_caption_records():
@@ -68,10 +69,11 @@ def test_caption_records():
 def test_tuning_records():
     # nbs/quickstart/02_easyvqa.ipynb #2aad2907
     tuning = tuning_records()
+
+    # nbs/quickstart/02_easyvqa.ipynb #7d33a789
     test_eq(len(tuning), 4000)
     test_eq(sum(len(r['conversations'])//2 for r in tuning), 38575)
     test_eq(max(len(r['conversations']) for r in tuning_records(turns=4)), 8)
-    tuning[0]['conversations'][:4]
 
 
 def test_text_documents():

@@ -25,9 +25,10 @@ from aligngpt.quickstart.scratch import ClipBatches, MEANINGS, clip_tokenizer, f
 def test_tokenizer_texts():
     # nbs/quickstart/03_scratch.ipynb #8bb47814
     tok = train_tokenizer(tokenizer_texts())
+
+    # nbs/quickstart/03_scratch.ipynb #c5f42dd8
     test_eq(tok.decode(tok('a red circle, π and 東京!')['input_ids']), 'a red circle, π and 東京!')
     test_eq(len(tok(' what color is the triangle?')['input_ids']), 6)
-    len(tok), ' '.join(tok.tokenize('USER: is there not a teal shape? ASSISTANT: no'))
 
 
 def test_fit():
@@ -119,8 +120,9 @@ def test_zero_shot():
 
     # nbs/quickstart/03_scratch.ipynb #4dd103d1
     after_one = zero_shot(clip)
+
+    # nbs/quickstart/03_scratch.ipynb #6b86957b
     assert after_one['color'] > 0.2
-    {k: round(v, 3) for k, v in after_one.items()}
 
 
 def test_pack_documents():
@@ -161,5 +163,6 @@ def test_train_llm():
 
     # nbs/quickstart/03_scratch.ipynb #dc0bc3a7
     llm = train_llm(tok, tmp/'llm', steps=30, quiet=True)
+
+    # nbs/quickstart/03_scratch.ipynb #9c2bd06f
     assert llm['losses'][-1] < llm['losses'][0] - 1
-    [round(l, 2) for l in llm['losses']]

@@ -22,8 +22,9 @@ from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
 def test_Limits():
     # nbs/serving/01_remote.ipynb #4580db1e
     limits = Limits()
+
+    # nbs/serving/01_remote.ipynb #c1ec7b53
     test_eq(limits.body > limits.images*limits.image_bytes, True)
-    f'the longest request: {limits.body/2**20:.0f} MiB'
 
 
 def test_safe_picture():
@@ -121,11 +122,14 @@ async def test_fetch():
             return [stranger, await why(at + '/hop/4'), await why(at + '/hop/2', redirects=1),
                     await why(at + '/blue.png', image_bytes=50), await why(at + '/never', fetch_seconds=.5)]
     said = await visits()
+    said
+
+    # nbs/serving/01_remote.ipynb #88a035a4
     test_eq(said, ['127.0.0.1: not an address of the public internet', 'more than 3 redirects', 'more than 1 redirects',
                    'more than 50 bytes', 'no answer within 0.5 s'])
-    said
 
     # nbs/serving/01_remote.ipynb #1efd3107
     im = safe_picture(data_url_bytes(url), 'picture 0')
+
+    # nbs/serving/01_remote.ipynb #37bf67b5
     test_eq(im.mode, 'RGB')
-    im.size

@@ -36,6 +36,7 @@ def test_tiny_config():
 def test_word_tokenizer():
     # nbs/testing/01_fixtures.ipynb #433cb309
     folder = tiny_clip(tempfile.mkdtemp())
+
+    # nbs/testing/01_fixtures.ipynb #febf7d94
     test_eq(word_tokenizer('red bus')('a red bus').input_ids, [0, 3, 4, 5, 1])
     test_eq(CLIPModel.from_pretrained(folder).config.projection_dim, 16)
-    sorted(f.name for f in folder.iterdir())

@@ -40,8 +40,9 @@ def test_hostile_inputs():
     with warnings.catch_warnings(action='ignore'): # Pillow's, about an EXIF note
         became = {h.name:alone(h) for h in inputs}
     wrong = {h.name:(became[h.name], h.reasons) for h in inputs if became[h.name] not in (h.reasons or ('read',))}
+
+    # nbs/testing/02_hostile.ipynb #a09a0b67
     test_eq(wrong, {})
-    f'{len(inputs)} inputs, {len(wrong)} that became something else'
 
     # nbs/testing/02_hostile.ipynb #d6a4bd7b
     data, images = write_hostile(Path(tempfile.mkdtemp())/'all', inputs)
@@ -49,13 +50,15 @@ def test_hostile_inputs():
     samples = SampleDataset(records, images, processor, max_length=2000, policy='skip', cap=.9)
     with contextlib.redirect_stderr(io.StringIO()) as said: shown = [samples[i] for i in range(len(samples))]
     refused = {2*i for i,h in enumerate(inputs) if h.reasons}
+
+    # nbs/testing/02_hostile.ipynb #cf57bf6e
     test_eq(set(records.problems) | set(samples.skipped()), refused)
     test_eq(said.getvalue().count('skipped: '), samples.n_skipped)
     assert all((s['labels'] >= 0).any() and s['pixel_values'].std() > 0 for s in shown if s['images']
                and s['images'] != ['one_pixel.jpg'])
-    {'samples': len(shown), 'left out when the file was opened': len(records.problems), 'replaced': samples.n_skipped}
 
     # nbs/testing/02_hostile.ipynb #2e00ed6f
     report = audit(data, images, data.parent/'audit', processor, max_length=2000, workers=0, quiet=True)
+
+    # nbs/testing/02_hostile.ipynb #1e5d50ed
     test_eq((report.records, report.bad, report.exit_code), (2*len(inputs), len(refused), 1))
-    report

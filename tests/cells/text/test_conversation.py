@@ -128,10 +128,11 @@ def test_to_record():
 
     # nbs/text/01_conversation.ipynb #de25bdfe
     back = to_record(messages, id='0', similarity=5)
+
+    # nbs/text/01_conversation.ipynb #a0904b20
     test_eq(back['conversations'][0]['value'], '<image>\nWhat colour is the bus?')
     test_eq(to_messages(back), messages)
     test_eq(to_messages(to_record(two)), two)
-    back
 
 
 def test_get_template():

@@ -20,10 +20,11 @@ def test_freeze():
     # nbs/training/02_freezing.ipynb #b0f87d6b
     model = tiny_model()
     table = freeze(model, FINETUNE.train)
+
+    # nbs/training/02_freezing.ipynb #d84da953
     test_eq([p for p,(t,_) in table.items() if t == 0], ['vision_tower', 'levels'])
     test_fail(lambda: freeze(tiny_model(use_gate=False), FINETUNE.train), contains='The model has no gate')
     test_fail(lambda: freeze(model, ('head',)), contains="Unknown part 'head'. Valid: vision_tower")
-    table
 
     # nbs/training/02_freezing.ipynb #fe04fd66
     set_seed(0)
@@ -44,10 +45,11 @@ def test_add_gate():
 
     # nbs/training/02_freezing.ipynb #d1217e09
     pre = tiny_model(use_gate=False)
+
+    # nbs/training/02_freezing.ipynb #d9f091a9
     test_eq(add_gate(pre).gate.mlp[0].in_features, 4)
     test_fail(lambda: add_gate(pre), contains='has a gate already')
     test_fail(lambda: add_gate(tiny_model(use_gate=False), 'all'), contains='gate_text')
-    pre.gate
 
 
 def test_param_groups():

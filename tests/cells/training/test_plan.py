@@ -53,9 +53,10 @@ def test_step_operations():
 
     # nbs/training/07_plan.ipynb #9b9dc018
     lean = plan(SIZES['AlignGPT-7B'], override(FINETUNE, sharding='zero2'), gpus=8, gpu_memory=40)
+
+    # nbs/training/07_plan.ipynb #b92e42de
     test_eq(lean.fits, False)
     test_fail(lambda: plan(SIZES['AlignGPT-7B'], FINETUNE, gpu='abacus'), contains='Valid: v100')
-    lean
 
 
 def test_choose_sharding():

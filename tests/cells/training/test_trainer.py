@@ -135,12 +135,13 @@ def test_training_arguments():
     # nbs/training/04_trainer.ipynb #9fac16bd
     tmp = Path(tempfile.mkdtemp())
     args = training_arguments(PRETRAIN, tmp, 'cpu')
+
+    # nbs/training/04_trainer.ipynb #7c629d0a
     test_eq((args.learning_rate, args.gradient_accumulation_steps, args.lr_scheduler_type, args.deepspeed),
             (1e-3, 4, 'cosine', None))
     test_eq(args.use_cache, True) # the saved configuration says it; the training passes never keep a cache
     test_fail(lambda: training_arguments(override(PRETRAIN, sharding='zero4'), tmp), contains='Valid: none, zero2, zero3')
     test_fail(lambda: training_arguments(override(PRETRAIN, precision='fp16'), tmp, 'cpu'), contains='needs a GPU')
-    args.learning_rate, args.gradient_accumulation_steps, args.lr_scheduler_type
 
     # nbs/training/04_trainer.ipynb #9ff48e41
     class Mixed(torch.utils.data.Dataset):
@@ -176,15 +177,16 @@ def test_training_arguments():
     # nbs/training/04_trainer.ipynb #72d5ac17
     whole = trainer.evaluate(Mixed(7))['eval_loss']
     trainer.args.per_device_eval_batch_size = 2
+
+    # nbs/training/04_trainer.ipynb #b1dc71f5
     test_close(trainer.evaluate(Mixed(7))['eval_loss'], whole, 1e-6)
-    whole
 
     # nbs/training/04_trainer.ipynb #80bb79b4
     groups = trainer.optimizer.optimizer.param_groups
     have = {id(p) for g in groups for p in g['params']}
+
+    # nbs/training/04_trainer.ipynb #f19866dc
     test_eq(have, {id(p) for p in trainer.model.parameters() if p.requires_grad})
-    Table([(g['lr'], g['weight_decay'], sum(p.numel() for p in g['params'])) for g in groups],
-          ('rate', 'decay', 'weights'))
 
     # nbs/training/04_trainer.ipynb #c05ac2d2
     with torch.no_grad(): trainer.model.gate.mlp[0].bias[0] = float('nan')
