@@ -6,6 +6,7 @@
 __all__ = ['ALIGN_PARTS', 'ADAPTER', 'PREFIX', 'add_lora', 'has_adapter', 'save_adapter', 'load_adapter', 'merge_lora']
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #88bf4aba
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from ..core.errors import AlignGPTError
 from ..core.files import read_json, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
-from ..model.modeling import AlignGPTForConditionalGeneration
+from ..model.modeling import AlignGPTForConditionalGeneration, stored_name
 from .weights import map_tensors
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #56a5f019
@@ -45,7 +46,7 @@ def has_adapter(
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #34878d5d
 ALIGN_PARTS = 'align.safetensors' # projector, levels and gate beside an adapter
-ADAPTER, PREFIX = 'adapter_model.safetensors', 'base_model.model.' # peft's file, and what its names begin with
+ADAPTER, PREFIX = 'adapter_model.safetensors', 'base_model.model.model.' # peft's file, and what its names begin with
 
 def save_adapter(
     model:AlignGPTForConditionalGeneration, # with adapters
@@ -91,7 +92,8 @@ def load_adapter(
 # %% ../../nbs/checkpoints/02_adapters.ipynb #a919b39f
 def _align_parts(model):
     "The parameters that AlignGPT adds to a language model."
-    return {n:p for n,p in model.named_parameters() if n.startswith(('projector.', 'levels.', 'gate.'))}
+    found = {stored_name(n):p for n,p in model.named_parameters()}
+    return {n:p for n,p in found.items() if n.startswith(('projector.', 'levels.', 'gate.'))}
 
 def _write(tensors, file):
     from safetensors.torch import save_file
@@ -101,7 +103,7 @@ def _match_gate(model, saved):
     "Give a base model the gate that an adapter was trained with."
     if model.gate is None and saved.use_gate:
         gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size, saved.num_levels)
-        model.gate = gate.to(model.levels.weight)
+        model.model.gate = gate.to(model.levels.weight)
     model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
 
 def _inject(lm, folder):
@@ -109,7 +111,7 @@ def _inject(lm, folder):
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode = True
-    tensors = {k.removeprefix(PREFIX):v for k,v in map_tensors(folder/ADAPTER).items()}
+    tensors = {re.sub(r'^base_model\.model\.\w+\.', '', k):v for k,v in map_tensors(folder/ADAPTER).items()}
     inject_adapter_in_model(config, lm)
     left = set_peft_model_state_dict(lm, tensors)
     odd = left.unexpected_keys + [k for k in left.missing_keys if 'lora_' in k]

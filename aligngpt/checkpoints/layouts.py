@@ -26,7 +26,7 @@ from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
 from ..model.cpu import has_slow_mkl, use_onednn
 from ..model.layers import AlignGPTConfig
-from ..model.modeling import AlignGPTForConditionalGeneration
+from ..model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from .adapters import has_adapter, load_adapter, save_adapter
 from .weights import Entry, entries, find_weights, map_tensors, stream
@@ -293,10 +293,11 @@ def _missing(folder, part):
 def _check(c, fresh):
     "Compare names and shapes with those of the model."
     with torch.device('meta'): model = AlignGPTForConditionalGeneration(c.config)
-    need = {n:tuple(t.shape) for n,t in model.state_dict().items()}
+    need = {stored_name(n):tuple(t.shape) for n,t in model.state_dict().items()}
+    tied = {stored_name(n) for n in model.all_tied_weights_keys}
     c.tensors = {n if n in need else n.replace('vision_tower.', 'vision_tower.vision_model.'):e
                  for n,e in c.tensors.items()}
-    _all_there(c, [n for n in need if n not in model.all_tied_weights_keys and n.split('.')[0] not in fresh])
+    _all_there(c, [n for n in need if n not in tied and n.split('.')[0] not in fresh])
     for n,e in c.tensors.items():
         if n in need and need[n] != e.shape:
             raise AlignGPTError(f'{e.file}: {e.key} has shape {list(e.shape)}, the configuration asks for '
@@ -395,7 +396,7 @@ def save(
     return folder
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #0cc99f69
-_CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig',
+_CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig', AutoModel='modeling.AlignGPTModel',
                                 AutoModelForImageTextToText='modeling.AlignGPTForConditionalGeneration'),
             'processor_config.json': dict(AutoProcessor='processor.AlignGPTProcessor')}
 _FROM = re.compile(r'^( *from )(\.+\w[\w.]*|aligngpt\.[\w.]+)(?= import )', re.M)
@@ -456,8 +457,10 @@ def _join(eyes, language, how, fields):
     config = AlignGPTConfig(**{**dict(vision_config=_no_path(eyes.config), text_config=_no_path(language.config),
                                       use_gate=False), **fields})
     with torch.device('meta'): model = AlignGPTForConditionalGeneration(config)
-    model.vision_tower, model.language_model = eyes, language
-    for part in filter(None, (model.projector, model.levels, model.gate)):
+    inner, model.lm_head = model.model, language.get_output_embeddings()
+    inner.vision_tower, inner.language_model = eyes, language.base_model
+    inner.set_input_embeddings(inner.get_input_embeddings())
+    for part in filter(None, (inner.projector, inner.levels, inner.gate)):
         part.to(how['dtype']).to_empty(device=how['device_map']['']).apply(model._init_weights)
     return model.eval()
 
@@ -475,17 +478,19 @@ def load_parts(
     file:str|Path, # with official or our names, such as `mm_projector_align.bin`
 )->list[str]: # the parts that were read, such as ['levels', 'projector']
     "Read some parts of a model from a file."
-    found, have = {our_name(k):e for k,e in entries(file).items()}, dict(model.named_parameters())
+    found, have = {our_name(k):e for k,e in entries(file).items()}, _stored(model)
     for n,e in found.items():
         if n not in have:
             raise AlignGPTError(f'{file}: {e.key} has no place in this model',
-                                f"the model has {', '.join(p for p,_ in model.named_children())}")
+                                f"the model has {', '.join(p for p in PARTS if part_parameters(model, p))}")
         if tuple(have[n].shape) != e.shape:
             raise AlignGPTError(f'{file}: {e.key} has shape {list(e.shape)}, the model {list(have[n].shape)}',
                                 'the file belongs to another model')
     with torch.no_grad():
         for n,t in stream(found): have[n].copy_(t)
     return sorted({n.split('.')[0] for n in found})
+
+def _stored(model): return {stored_name(n):p for n,p in model.named_parameters()}
 
 def load_pretrained_align(
     align:str|Path, # the folder of a pre-training run of the release, or its `mm_projector_align.bin`

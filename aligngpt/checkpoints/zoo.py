@@ -122,9 +122,10 @@ def count_parameters(
 )->dict[str,int]: # parameters of each part
     "Count parameters without building the model in memory."
     import torch
-    from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+    from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters
     with torch.device('meta'): model = AlignGPTForConditionalGeneration(config)
-    return {n:sum(p.numel() for p in part.parameters()) for n,part in model.named_children()}
+    counts = {part:sum(p.numel() for p in part_parameters(model, part).values()) for part in PARTS}
+    return {part:n for part,n in counts.items() if n}
 
 # %% ../../nbs/checkpoints/05_zoo.ipynb #b0617cd9
 def zoo_table()->Table: # a row for each preset; text in a terminal

@@ -179,8 +179,9 @@ def weights_hash(
 )->str: # 16 hex digits
     "The identity of a model's weights: of every bit of them."
     import torch
+    from aligngpt.model.modeling import stored_name
     h = hashlib.sha256()
-    for n, p in sorted(model.state_dict().items()):
+    for n, p in sorted((stored_name(n), p) for n,p in model.state_dict().items()):
         if not isinstance(p, torch.Tensor): continue # what some quantisers keep
         h.update(f'{n} {tuple(p.shape)} {p.dtype}'.encode())
         if p.device.type != 'meta': h.update(p.detach().reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)

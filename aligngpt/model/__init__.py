@@ -6,13 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/model/index.ipynb #aa9aac4f
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .layers import AlignGPTConfig
-from .modeling import AlignGPTForConditionalGeneration
+from .modeling import AlignGPTForConditionalGeneration, AlignGPTModel
 from .processor import AlignGPTProcessor, make_processor
 
 # %% ../../nbs/model/index.ipynb #914a929f
 AutoConfig.register('aligngpt', AlignGPTConfig, exist_ok=True)
+AutoModel.register(AlignGPTConfig, AlignGPTModel, exist_ok=True)
 AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)

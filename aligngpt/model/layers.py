@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AlignGPTConfig', 'num_patches', 'check_config', 'projector_depth', 'make_projector', 'AlignmentLevels',
-           'level_weights', 'AlignmentGate', 'image_text_dots', 'lm_head', 'targets', 'supervised_loss',
-           'has_sparse_tail', 'sparse_layer', 'states_at', 'knows_llama']
+           'level_weights', 'AlignmentGate', 'image_text_dots', 'take_placeholders', 'lm_head', 'targets',
+           'supervised_loss', 'has_sparse_tail', 'sparse_layer', 'states_at', 'knows_llama']
 
 # %% ../../nbs/model/01_layers.ipynb #0e702458
 import math
@@ -189,17 +189,44 @@ def _means(x, group, n):
     total = torch.zeros(n, x.shape[-1], device=x.device).index_add(0, group, x)
     return total / count.clamp(min=1)[:,None], count
 
+# %% ../../nbs/model/01_layers.ipynb #b1aced02
+def take_placeholders(
+    embedding:nn.Embedding, # of a language model; changed in place
+    *ids:int, # of the alignment vector's position and of an image token
+)->nn.Embedding: # the same, which takes these ids as well
+    "Let an embedding answer two more ids, with a row of -1 and a row of 1, which no trained row equals."
+    kind = type(embedding)
+    if not issubclass(kind, _Placeholders): embedding.__class__ = _with_placeholders(kind)
+    embedding.placeholders = ids
+    return embedding
+
+class _Placeholders:
+    def forward(self, input_ids):
+        align, image = (input_ids == i for i in self.placeholders)
+        embeds = super().forward(input_ids.masked_fill(align | image, 0))
+        return embeds.masked_fill(align[..., None], -1).masked_fill(image[..., None], 1)
+
+    def __reduce__(self): return _blank, (type(self).__mro__[2],), self.__dict__
+
+@once
+def _with_placeholders(kind):
+    "The class of an embedding that takes placeholders, as torch's parametrizations make theirs."
+    return type(kind.__name__, (_Placeholders, kind), {'__module__':kind.__module__})
+
+def _blank(kind): return _with_placeholders(kind).__new__(_with_placeholders(kind))
+
 # %% ../../nbs/model/01_layers.ipynb #6faadf3a
 def lm_head(
-    lm:PreTrainedModel, # a causal language model
+    lm:PreTrainedModel, # a causal language model, or its inside
     hidden:Tensor, # last hidden states, [..., H]
+    head:nn.Module|None=None, # the output layer; by default the language model's own
 )->Tensor: # logits, [..., vocabulary]
     "The language model's output layer with the scalings that some families put behind it."
-    c, logits = lm.config, lm.get_output_embeddings()(hidden)
+    c, logits = lm.config, (head or lm.get_output_embeddings())(hidden)
     if c.model_type == 'hyperclovax': logits = logits * c.logits_scaling
     elif getattr(c, 'logits_scaling', None): logits = logits / c.logits_scaling
     if c.model_type.startswith('cohere'): logits = logits * c.logit_scale
-    if c.model_type == 'falcon_h1': logits = logits * lm.model.lm_head_multiplier
+    if c.model_type == 'falcon_h1': logits = logits * lm.base_model.lm_head_multiplier
     if (cap := getattr(c, 'final_logit_softcapping', None)): logits = torch.tanh(logits / cap) * cap
     return logits
 
@@ -213,26 +240,27 @@ def targets(
 
 # %% ../../nbs/model/01_layers.ipynb #7e3c0c4d
 def supervised_loss(
-    lm:PreTrainedModel, # whose output layer is used
+    lm:PreTrainedModel, # a causal language model, or its inside
     hidden:Tensor, # last hidden states, [batch, length, H], or only those that `targets` picks, [n, H]
     labels:Tensor, # token ids, -100 where there is no loss, [batch, length]
     num_items:Tensor|int|None=None, # what the sum is divided by; default: the number of labels here
     max_logits:int=2**25, # numbers of logits that exist at a time
     slices:int|None=None, # how many slices, whatever `max_logits` says
+    head:nn.Module|None=None, # the output layer; by default the language model's own
 )->Tensor: # scalar
     "Next-token cross-entropy over the labelled positions alone, in slices."
     keep, t = targets(labels.to(hidden.device))
     h = hidden if hidden.dim() == 2 else hidden[keep]
     n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
     loss = partial(checkpoint, _loss, use_reentrant=False) if n > 1 and torch.is_grad_enabled() else _loss
-    total = sum(loss(lm, *part) for part in zip(h.tensor_split(n), t.tensor_split(n)))
+    total = sum(loss(lm, head, *part) for part in zip(h.tensor_split(n), t.tensor_split(n)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))
 
-def _loss(lm, h, t): return F.cross_entropy(lm_head(lm, h).float(), t, reduction='sum')
+def _loss(lm, head, h, t): return F.cross_entropy(lm_head(lm, h, head).float(), t, reduction='sum')
 
 # %% ../../nbs/model/01_layers.ipynb #9b6d5eab
 def has_sparse_tail(
-    lm:PreTrainedModel, # a causal language model
+    lm:PreTrainedModel, # a causal language model, or its inside
     plain:bool=True, # no padding that a mask hides, and no packed samples
 )->bool: # yes: `states_at` gives what the model gives
     "Can the last layer be run at some positions alone?"

@@ -216,7 +216,7 @@ def _save_adapters(trainer, folder):
     if trainer.is_deepspeed_enabled:
         import deepspeed
         whole = deepspeed.zero.GatheredParameters([p for n,p in trainer.model.named_parameters() if p.requires_grad
-                                                   or n.startswith(('projector.', 'levels.', 'gate.'))])
+                                                   or 'language_model.' not in n and 'lm_head.' not in n])
     with whole:
         if trainer.args.should_save: save_adapter(trainer.model, folder, trainer.base, trainer.processing_class)
 

@@ -16,7 +16,7 @@ from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer
 from aligngpt.model.cpu import has_slow_mkl, use_onednn
 from aligngpt.model.layers import AlignGPTConfig
-from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from aligngpt.checkpoints.adapters import has_adapter, load_adapter, save_adapter
 from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream
@@ -903,7 +903,7 @@ def test_from_base():
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
     test_eq((base.gate, base.levels.weight.shape, plain.template), (None, (4, 48), 'plain'))
     test_eq(base.config.align_token_id, plain.align_token_id)
-    test_eq(torch.equal(base.language_model.lm_head.weight, llm.lm_head.weight), True)
+    test_eq(torch.equal(base.lm_head.weight, llm.lm_head.weight), True)
     new = torch.cat([p.flatten() for p in (*base.projector.parameters(), base.levels.weight)])
     test_eq(torch.isfinite(new).all().item(), True)
     test_fail(lambda: from_base(tmp/'llm', tmp/'odd'), contains='odd: no vision tower there')

@@ -10,7 +10,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaModel, rotate_half
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.versions import CACHE
-import time
+import pickle, time
 from unittest.mock import patch as replaced
 import matplotlib.pyplot as plt
 from fastcore.test import *
@@ -19,7 +19,7 @@ from transformers import GraniteConfig, Qwen3Config, set_seed
 from aligngpt.model.layers import AlignmentGate, AlignmentLevels
 from aligngpt.testing.fixtures import tiny_config
 import pytest
-from aligngpt.model.layers import AlignGPTConfig, _positions, has_sparse_tail, image_text_dots, knows_llama, level_weights, lm_head, make_projector, projector_depth, states_at, supervised_loss, targets
+from aligngpt.model.layers import AlignGPTConfig, _positions, has_sparse_tail, image_text_dots, knows_llama, level_weights, lm_head, make_projector, projector_depth, states_at, supervised_loss, take_placeholders, targets
 
 
 def test_projector_depth():
@@ -106,6 +106,26 @@ def test_image_text_dots():
     test_close(d[0], I[0] @ T[:3].mean(0), 1e-4)
     test_close(d[1], (I[1]+I[2])/2 @ T[4:6].mean(0), 1e-4)
     test_eq(complete.tolist(), [True, True, False])
+
+
+def test_take_placeholders():
+    # nbs/model/01_layers.ipynb #f2647893
+    set_seed(1)
+
+    # nbs/model/01_layers.ipynb #91a0ac6b
+    set_seed(0)
+
+    # nbs/model/01_layers.ipynb #56b812d2
+    set_seed(0)
+
+    # nbs/model/01_layers.ipynb #b1aced03
+    table = take_placeholders(nn.Embedding(4, 3), 4, 5)
+
+    # nbs/model/01_layers.ipynb #b1aced04
+    test_eq(table(torch.tensor([4, 5])), torch.tensor([[-1.]*3, [1.]*3]))
+    test_eq(pickle.loads(pickle.dumps(table))(torch.tensor([3, 5])), table(torch.tensor([3, 5])))
+    test_fail(lambda: table(torch.tensor([6])), contains='out of range')
+    test_eq(take_placeholders(table, 2, 4)(torch.tensor([2])), torch.tensor([[-1.]*3]))
 
 
 def test_targets():

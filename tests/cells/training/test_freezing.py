@@ -5,6 +5,7 @@ from torch import nn
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import Table
 from aligngpt.model.layers import AlignmentGate, check_config
+from aligngpt.model.modeling import PARTS, part_parameters, stored_name
 from aligngpt.training.settings import StageConfig
 from fastcore.test import *
 import matplotlib.pyplot as plt, torch
