@@ -103,7 +103,7 @@ def _match_gate(model, saved):
     "Give a base model the gate that an adapter was trained with."
     if model.gate is None and saved.use_gate:
         gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size, saved.num_levels)
-        model.model.gate = gate.to(model.levels.weight)
+        model.gate = gate.to(model.levels.weight)
     model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
 
 def _inject(lm, folder):

@@ -339,7 +339,8 @@ def load(
 # %% ../../nbs/checkpoints/03_layouts.ipynb #18b8fee8
 def _read_model(c, how):
     "Read the weights of a checkpoint into a model."
-    if c.layout == 'hf': return AlignGPTForConditionalGeneration.from_pretrained(c.folder, **how)
+    if quantised := getattr(c.config, 'quantization_config', None): quantised['llm_int8_skip_modules'] = _FULL
+    if c.layout == 'hf': return AlignGPTForConditionalGeneration.from_pretrained(c.folder, config=c.config, **how)
     files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
     weights = {n:files[e.file][e.key] for n,e in c.tensors.items()}
     return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
@@ -357,7 +358,7 @@ def _set_stops(model, processor):
     g.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
     return model
 
-_FULL = ['vision_tower', 'projector', 'levels', 'gate', 'lm_head'] # never quantised
+_FULL = ['model.vision_tower', 'model.projector', 'model.levels', 'model.gate', 'lm_head'] # never quantised
 
 def _how(device, dtype, attention, quantize=None):
     "Arguments for `from_pretrained`."

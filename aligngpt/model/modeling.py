@@ -102,6 +102,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.language_model.set_input_embeddings(take_placeholders(value, *ids))
 
 # %% ../../nbs/model/02_modeling.ipynb #b1aced12
+PARTS = 'vision_tower', 'projector', 'levels', 'gate', 'language_model'
+
 def _inner(name): return property(attrgetter(f'model.{name}'), doc=f'`{name}` of the model inside.')
 
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin):
@@ -127,6 +129,10 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         self.lm_head = whole.get_output_embeddings()
         self._tied_weights_keys = {'lm_head.weight':_embedding_name(self.model)}
         self.post_init()
+
+    def __setattr__(self, name, value): # a part that is replaced is one of the model inside
+        if name in PARTS: setattr(self.model, name, value)
+        else: super().__setattr__(name, value)
 
     def get_input_embeddings(self)->nn.Module:
         "The language model's embedding table."
@@ -172,7 +178,6 @@ def _embedding_name(model):
     return next(f'model.language_model.{n}.weight' for n,m in model.language_model.named_modules() if m is table)
 
 # %% ../../nbs/model/02_modeling.ipynb #b1aced14
-PARTS = 'vision_tower', 'projector', 'levels', 'gate', 'language_model'
 _LLM = 'language_model.model.', 'language_model.' # how names begin in a file and in `AlignGPTModel`
 
 register_checkpoint_conversion_mapping('AlignGPTModel', [WeightRenaming(r'^language_model\.model\.', _LLM[1])], True)

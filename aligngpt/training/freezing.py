@@ -68,7 +68,7 @@ def add_gate(
     "Give a pre-trained model a fresh gate for instruction tuning (paper, section 3.3)."
     if model.gate is not None: raise AlignGPTError('The model has a gate already', 'continue its tuning as it is')
     c = model.config
-    model.model.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels).to(model.levels.weight)
+    model.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels).to(model.levels.weight)
     c.use_gate, c.gate_text = True, gate_text
     check_config(c)
     return model

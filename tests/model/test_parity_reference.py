@@ -13,6 +13,7 @@ import pytest, torch
 from safetensors.torch import load_file
 
 from aligngpt.checkpoints.layouts import load, load_parts, load_pretrained_align, our_name
+from aligngpt.model.modeling import stored_name
 from aligngpt.training.stage import add_gate, freeze
 from aligngpt.checkpoints.weights import find_weights, map_tensors
 from seeded import make_reference
@@ -77,7 +78,7 @@ def norm(*params): return torch.nn.utils.get_total_norm([p.grad for p in params]
 
 def check_trained(model, files, eps):
     "The weights after the last step are those that the reference saved."
-    have, seen = model.state_dict(), 0
+    have, seen = {stored_name(n):p for n,p in model.state_dict().items()}, 0
     for k,t in (o for f in files for o in map_tensors(f).items()):
         if (n := our_name(k)) in have and not n.startswith('vision_tower.'):
             torch.testing.assert_close(have[n], t, atol=eps, rtol=0, msg=lambda m: f'{k}: {m}'); seen += 1
@@ -138,7 +139,7 @@ def test_tuning(ref):
     for i,row in enumerate(want['order']): close(out.logits[row, 1], tensors['finetune.logits_pos1'][i])
     for i,r in enumerate(rows): close(out.logits[i, len(r['input_ids'])-1], tensors[f'finetune.logits_final_{i}'])
     out.loss.backward()
-    have = dict(model.named_parameters())
+    have = {stored_name(n):p for n,p in model.named_parameters()}
     for k,v in want['grad_norms'].items(): assert norm(have[our_name(k)]) == pytest.approx(v, rel=1e-3), k
     steps(model, batch, want)
     check_trained(model, find_weights(next(folder.glob('aligngpt-*'))), 1e-4)

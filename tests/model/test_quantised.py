@@ -7,6 +7,7 @@ from aligngpt.checkpoints.adapters import add_lora
 from aligngpt.checkpoints.layouts import from_base, load, save
 from aligngpt.checkpoints.convert import convert
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.testing.fixtures import save_language_model
 from small import CHATS, batch, build, processor
 
 KIND = dict(nf4=bitsandbytes.nn.Linear4bit, int8=bitsandbytes.nn.Linear8bitLt)
@@ -20,7 +21,7 @@ def folder(tmp_path_factory):
     model = build(hidden_size=64, intermediate_size=128)
     save(model, processor(), tmp/'ours')
     convert(tmp/'ours', tmp/'official', quiet=True)
-    model.language_model.save_pretrained(tmp/'llm'); processor().tokenizer.save_pretrained(tmp/'llm')
+    save_language_model(model, tmp/'llm'); processor().tokenizer.save_pretrained(tmp/'llm')
     model.vision_tower.save_pretrained(tmp/'clip'); processor().image_processor.save_pretrained(tmp/'clip')
     return tmp, model
 
@@ -29,11 +30,11 @@ def layers(model): return {n:type(m) for n,m in model.named_modules() if isinsta
 def check_parts(model, whole, kind):
     "Only the language model's layers are quantised; the rest is equal to the bit."
     for n,t in layers(model).items():
-        inside = n.startswith('language_model.') and not n.endswith('lm_head')
+        inside = n.startswith('model.language_model.')
         assert issubclass(t, KIND[kind]) == inside, n
-    kept = {n:p for n,p in model.state_dict().items() if not n.startswith('language_model.model.layers')}
+    kept = {n:p for n,p in model.state_dict().items() if not n.startswith('model.language_model.layers')}
     for n,p in whole.state_dict().items():
-        if not n.startswith('language_model.model.layers'):
+        if not n.startswith('model.language_model.layers'):
             assert torch.equal(kept[n], p) and kept[n].dtype == torch.float32, n
 
 @pytest.mark.parametrize('kind', KIND)
@@ -59,7 +60,7 @@ def test_adapters_learn_on_top(folder, kind):
     model, p = from_base(tmp/'llm', tmp/'clip', quantize=kind, **CPU)
     add_lora(model, rank=4, alpha=8, dropout=0.)
     model.requires_grad_(False)
-    trained = [q for n,q in model.named_parameters() if 'lora_' in n or n.startswith('projector')]
+    trained = [q for n,q in model.named_parameters() if 'lora_' in n or n.startswith('model.projector')]
     for q in trained: q.requires_grad_(True)
     sample = p.with_settings(template='v1').encode([*CHATS[0], dict(role='assistant', content='It is **red**.')])
     b = {k:v[None] if k != 'pixel_values' else v for k,v in sample.items()}

@@ -588,7 +588,7 @@ def test_load():
         out = model.generate(**batch, max_new_tokens=8, do_sample=False, **kwargs)
         return out[0, batch['input_ids'].shape[1]:].tolist()
     answer = ask(model, processor)
-    for n,t in model.state_dict().items(): test_eq(torch.equal(t, whole[official_name(n)]), True)
+    for n,t in model.state_dict().items(): test_eq(torch.equal(t, whole[official_name(stored_name(n))]), True)
     test_eq(ask(*load(sharded, 'float32', 'cpu')), answer)
     test_fail(lambda: load(tuned, quantize='int2'), contains="Unknown quantization 'int2'. Valid: nf4, int8")
     answer, processor.decode(answer)
@@ -685,7 +685,7 @@ def test_save():
     # nbs/checkpoints/03_layouts.ipynb #125aae3f
     with_code = save(model, processor, tmp/'with_code', code=True)
     said = read_json(with_code/'config.json')['auto_map']
-    test_eq(said, dict(AutoConfig='layers.AlignGPTConfig',
+    test_eq(said, dict(AutoConfig='layers.AlignGPTConfig', AutoModel='modeling.AlignGPTModel',
                        AutoModelForImageTextToText='modeling.AlignGPTForConditionalGeneration'))
     test_eq(read_json(with_code/'processor_config.json')['auto_map']['AutoProcessor'], 'processor.AlignGPTProcessor')
     text = '\n'.join(f.read_text() for f in with_code.glob('*.py'))

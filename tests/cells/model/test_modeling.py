@@ -58,7 +58,7 @@ def test_AlignGPTModel_get_image_features():
     pixels = torch.randn(2, 3, 32, 32)
     test_eq(model.get_vision_features(pixels).shape, (2, 16, 32))
     test_eq(model.image_tokens(pixels, image_index=torch.tensor([1,1,0])).shape, (3, 16, 48))
-    test_eq(model.get_image_features(pixels).pooler_output, model.image_tokens(pixels))
+    test_close(model.get_image_features(pixels).pooler_output.detach(), model.image_tokens(pixels).detach())
     test_fail(lambda: model.get_vision_features(torch.randn(2, 3, 64, 64)), contains='takes [n_images, 3, 32, 32]')
     siglip = SiglipVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
                                 image_size=32, patch_size=8, attn_implementation='sdpa')

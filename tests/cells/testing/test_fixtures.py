@@ -2,8 +2,8 @@
 "Tests of `aligngpt.testing.fixtures`: the asserting cells of its notebook, made by aligngpt_export."
 from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig, LlamaConfig
-from transformers import PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
+from transformers import LlamaConfig, PreTrainedTokenizerFast, set_seed
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor

@@ -29,6 +29,7 @@ from aligngpt.checkpoints.adapters import has_adapter
 from aligngpt.checkpoints.zoo import PRESETS
 from aligngpt.training.stage import plot_losses
 from aligngpt.training.recipes import settings_of
+from aligngpt.testing.fixtures import save_language_model
 import pytest
 from aligngpt.training.recipes import StageSources, Start, begin, finetune, hold_out, pretrain, settings_of
 
@@ -92,7 +93,7 @@ def test_finetune():
         "Base models, pictures, captions with levels, conversations."
         processor, rng = toy_processor(), random.Random(0)
         model = toy_model(processor)
-        model.language_model.save_pretrained(folder/'llm'); processor.tokenizer.save_pretrained(folder/'llm')
+        save_language_model(model, folder/'llm'); processor.tokenizer.save_pretrained(folder/'llm')
         model.vision_tower.save_pretrained(folder/'tower'); processor.image_processor.save_pretrained(folder/'tower')
         pairs, chats = [], []
         for i in range(n):
