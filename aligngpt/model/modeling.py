@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import torch, torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from torch import nn, Tensor
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -19,6 +19,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from ..core.errors import AlignGPTError
@@ -33,12 +34,14 @@ class AlignGPTModelOutput(BaseModelOutputWithPast):
     "Result of the model without its output layer."
     image_hidden_states: Tensor|None = None # projected image tokens, [n_images, n, H]
     weights: Tensor|None = None # over the levels, [n_samples, N]; `[:, :-1]` is α where the gate decided
+    image_outputs: BaseModelOutputWithPooling|None = None # the tower's, where hidden states or attentions are asked for
 
 @dataclass
 class AlignGPTOutput(CausalLMOutputWithPast):
     "Result of a forward pass; `logits` is None in training mode with labels."
     image_hidden_states: Tensor|None = None # projected image tokens, [n_images, n, H]
     weights: Tensor|None = None # over the levels, [n_samples, N]; `[:, :-1]` is α where the gate decided
+    image_outputs: BaseModelOutputWithPooling|None = None # the tower's, where hidden states or attentions are asked for
 
 # %% ../../nbs/model/02_modeling.ipynb #d982ecb9
 class AlignGPTPreTrainedModel(PreTrainedModel):
@@ -214,13 +217,17 @@ def get_vision_features(self:AlignGPTModel,
     pixel_values:Tensor, # [n_images, 3, height, width]
 )->Tensor: # tower features V, [n_images, n, tower width]
     "What the tower sees: its hidden state `vision_feature_layer`, patches only."
-    c, side = self.config, self.config.vision_config.image_size
+    side = self.config.vision_config.image_size
     if pixel_values.dim() != 4 or pixel_values.shape[-1] != side or pixel_values.shape[-2] != side:
         raise AlignGPTError(f'pixel_values have shape {tuple(pixel_values.shape)}, '
                             f'the vision tower takes [n_images, 3, {side}, {side}]',
                             "prepare images with this model's own processor")
     out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
-    return out.hidden_states[c.vision_feature_layer][:, -c.num_image_tokens:]
+    return _patches(self, out)
+
+def _patches(model, out):
+    "The features V in the tower's output."
+    return out.hidden_states[model.config.vision_feature_layer][:, -model.config.num_image_tokens:]
 
 # %% ../../nbs/model/02_modeling.ipynb #cf54d928
 @patch
@@ -240,14 +247,19 @@ def image_tokens(self:AlignGPTModel,
 @can_return_tuple
 def get_image_features(self:AlignGPTModel,
     pixel_values:Tensor, # [n_images, 3, height, width]
-    output_hidden_states:bool|None=None, # those of the tower's layers, too
+    output_hidden_states:bool=True, # always given
     **kwargs, # to the vision tower
 )->BaseModelOutputWithPooling: # `pooler_output`: projected image tokens I, [n_images, n, H]
     "The tower's output, and what the language model gets of it."
-    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, **kwargs)
-    V = out.hidden_states[self.config.vision_feature_layer][:, -self.config.num_image_tokens:]
-    return BaseModelOutputWithPooling(out.last_hidden_state, self.image_tokens(vision_features=V),
-                                      out.hidden_states, out.attentions)
+    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True,
+                            **kwargs)
+    image = self.image_tokens(vision_features=_patches(self, out))
+    return BaseModelOutputWithPooling(out.last_hidden_state, image, out.hidden_states, out.attentions)
+
+def _inside(model, pixel_values, kwargs):
+    "The tower's whole output, where its hidden states or attentions are asked for."
+    asked = {k:True for k in ('output_hidden_states', 'output_attentions') if kwargs.get(k)}
+    return model.get_image_features(pixel_values, **asked) if asked and pixel_values is not None else None
 
 # %% ../../nbs/model/02_modeling.ipynb #e79261d2
 @patch
@@ -362,6 +374,8 @@ def check_ids(self:AlignGPTModel,
                         "use this model's own processor")
 
 # %% ../../nbs/model/02_modeling.ipynb #5e211b2a
+_renamed = deprecate_kwarg('past_key_values', '5.40.0', 'cache') if CACHE == 'cache' else noop
+
 def _weigh(model, image, embeds, alignment, gate_mask, **rows):
     "Weights over the levels, [n_samples, N]: the user's, or the gate's for the text that it reads."
     sample = _sample_ids(rows['input_ids'], rows.get('sample_ids'))
@@ -399,6 +413,7 @@ def _can_skip(lm, mask, positions, cache, kwargs):
 # %% ../../nbs/model/02_modeling.ipynb #c0754449
 @patch
 @can_return_tuple
+@_renamed
 def forward(self:AlignGPTModel,
     input_ids:Tensor|None=None, # with ALIGN and image placeholders, [batch, length]
     pixel_values:Tensor|None=None, # [n_images, 3, height, width], in order of appearance
@@ -416,10 +431,11 @@ def forward(self:AlignGPTModel,
     **kwargs, # to the language model
 )->AlignGPTModelOutput: # with `weights` where there are pictures
     "Hidden states of `[BOS][ALIGN] text [IMAGE x n] text` (paper, sections 3.1 to 3.3)."
-    image = weights = None
+    image, weights, inside = None, None, _inside(self, pixel_values, kwargs)
     embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     if pixel_values is not None or vision_features is not None:
         ids = self.placeholder_ids(embeds) if input_ids is None else input_ids
+        if inside is not None: vision_features = _patches(self, inside)
         image = self.image_tokens(pixel_values, vision_features, image_index)
         self.check_images(ids, len(image))
         weights = _weigh(self, image, embeds, alignment, gate_mask, input_ids=ids, attention_mask=attention_mask,
@@ -429,7 +445,7 @@ def forward(self:AlignGPTModel,
             CACHE:past_key_values if cache is None else cache}
     out = _run(self.language_model, args, kwargs, keep)
     return AlignGPTModelOutput(out.last_hidden_state, getattr(out, CACHE, None), getattr(out, 'hidden_states', None),
-                               getattr(out, 'attentions', None), image, weights)
+                               getattr(out, 'attentions', None), image, weights, inside)
 
 # %% ../../nbs/model/02_modeling.ipynb #b1aced21
 def _wanted(labels, loss_alone, logits_to_keep, ids, cache):
@@ -451,6 +467,7 @@ def _logits(model, states, logits_to_keep):
 # %% ../../nbs/model/02_modeling.ipynb #b1aced22
 @patch
 @can_return_tuple
+@_renamed
 def forward(self:AlignGPTForConditionalGeneration,
     input_ids:Tensor|None=None, # with ALIGN and image placeholders, [batch, length]
     pixel_values:Tensor|None=None, # [n_images, 3, height, width], in order of appearance
@@ -485,7 +502,7 @@ def forward(self:AlignGPTForConditionalGeneration,
     if labels is not None and logits is not None:
         loss = self.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
     return AlignGPTOutput(loss, logits, getattr(out, CACHE), out.hidden_states, out.attentions,
-                          out.image_hidden_states, out.weights)
+                          out.image_hidden_states, out.weights, out.image_outputs)
 
 # %% ../../nbs/model/02_modeling.ipynb #210e29d5
 class Prompt:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from operator import attrgetter
 import torch, torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from torch import nn, Tensor
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -11,6 +11,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.versions import CACHE, named_cache
