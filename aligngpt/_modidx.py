@@ -1909,6 +1909,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'aligngpt.model.modeling._logits': ('model/modeling.html#_logits', 'aligngpt/model/modeling.py'),
                                          'aligngpt.model.modeling._merged': ('model/modeling.html#_merged', 'aligngpt/model/modeling.py'),
                                          'aligngpt.model.modeling._never': ('model/modeling.html#_never', 'aligngpt/model/modeling.py'),
+                                         'aligngpt.model.modeling._only': ('model/modeling.html#_only', 'aligngpt/model/modeling.py'),
                                          'aligngpt.model.modeling._patches': ('model/modeling.html#_patches', 'aligngpt/model/modeling.py'),
                                          'aligngpt.model.modeling._refuse_official': ( 'model/modeling.html#_refuse_official',
                                                                                        'aligngpt/model/modeling.py'),

@@ -111,6 +111,7 @@ def _inner(name): return property(attrgetter(f'model.{name}'), doc=f'`{name}` of
 
 class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin):
     "An AlignGPT that gives logits, a loss and text (paper, figure 2)."
+    _tp_plan = {'lm_head':'colwise_gather_output'}
     vision_tower = _inner('vision_tower')
     projector = _inner('projector')
     levels = _inner('levels')
@@ -160,10 +161,11 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
     def prepare_inputs_for_generation(self,
         input_ids:Tensor, # prompts and what was generated, [batch, length]
         prompt:'Prompt|None'=None, # the prompts with their placeholders
+        inputs_embeds:Tensor|None=None, # prompts in place of ids, [batch, length, H]
         **kwargs, # as for transformers' own
     )->dict: # the arguments of `forward`
         "What a pass gets; where it gets some of the prompt, with pictures and placeholders."
-        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, **kwargs)
+        inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
         cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
         if prompt is None or ids is None: return inputs
         return inputs | prompt.inputs(ids, int(cache.get_seq_length()) if cache is not None else 0)
@@ -222,8 +224,12 @@ def get_vision_features(self:AlignGPTModel,
         raise AlignGPTError(f'pixel_values have shape {tuple(pixel_values.shape)}, '
                             f'the vision tower takes [n_images, 3, {side}, {side}]',
                             "prepare images with this model's own processor")
-    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True)
+    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=_only(self))
     return _patches(self, out)
+
+def _only(model):
+    "Keep the hidden states of one layer, where transformers can (since 5.24), or all."
+    return CACHE == 'cache' and model.config.vision_feature_layer or True
 
 def _patches(model, out):
     "The features V in the tower's output."
@@ -247,19 +253,37 @@ def image_tokens(self:AlignGPTModel,
 @can_return_tuple
 def get_image_features(self:AlignGPTModel,
     pixel_values:Tensor, # [n_images, 3, height, width]
-    output_hidden_states:bool=True, # always given
+    output_hidden_states:bool|None=None, # all of the tower's, not only the one that is used
     **kwargs, # to the vision tower
 )->BaseModelOutputWithPooling: # `pooler_output`: projected image tokens I, [n_images, n, H]
     "The tower's output, and what the language model gets of it."
-    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True,
-                            **kwargs)
+    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True,
+                            output_hidden_states=output_hidden_states or _only(self), **kwargs)
     image = self.image_tokens(vision_features=_patches(self, out))
     return BaseModelOutputWithPooling(out.last_hidden_state, image, out.hidden_states, out.attentions)
 
 def _inside(model, pixel_values, kwargs):
     "The tower's whole output, where its hidden states or attentions are asked for."
-    asked = {k:True for k in ('output_hidden_states', 'output_attentions') if kwargs.get(k)}
+    asked = {k:True for k in ('output_hidden_states', 'output_attentions')
+             if kwargs.get(k, getattr(model.config, k, False))}
     return model.get_image_features(pixel_values, **asked) if asked and pixel_values is not None else None
+
+# %% ../../nbs/model/02_modeling.ipynb #b1aced19
+@patch
+def embed_tokens(self:AlignGPTModel,
+    input_ids:Tensor, # [batch, length]
+)->Tensor: # [batch, length, H]
+    "Embeddings of the text; `merge` replaces those of the placeholders."
+    try: return self.get_input_embeddings()(input_ids)
+    except IndexError: self.check_ids(input_ids); raise
+
+@patch
+def placeholder_ids(self:AlignGPTModel,
+    embeds:Tensor, # input embeddings without ids, [batch, length, H]
+)->Tensor: # [batch, length]; 0 on text
+    "Find the placeholders in embeddings."
+    align, image = ((embeds == x).all(-1) for x in (-1, 1))
+    return align*self.config.align_token_id + image*self.config.image_token_id
 
 # %% ../../nbs/model/02_modeling.ipynb #e79261d2
 @patch
@@ -341,23 +365,6 @@ def merge(self:AlignGPTModel,
     places = (input_ids == c.image_token_id).flatten().nonzero()[:, 0]
     embeds = embeds.flatten(0, 1).index_copy(0, places, image.flatten(0, 1).to(embeds.dtype)).view_as(embeds)
     return torch.where((input_ids == c.align_token_id)[...,None], align.to(embeds.dtype)[sample], embeds)
-
-# %% ../../nbs/model/02_modeling.ipynb #b1aced19
-@patch
-def embed_tokens(self:AlignGPTModel,
-    input_ids:Tensor, # [batch, length]
-)->Tensor: # [batch, length, H]
-    "Embeddings of the text; `merge` replaces those of the placeholders."
-    try: return self.get_input_embeddings()(input_ids)
-    except IndexError: self.check_ids(input_ids); raise
-
-@patch
-def placeholder_ids(self:AlignGPTModel,
-    embeds:Tensor, # input embeddings without ids, [batch, length, H]
-)->Tensor: # [batch, length]; 0 on text
-    "Find the placeholders in embeddings."
-    align, image = ((embeds == x).all(-1) for x in (-1, 1))
-    return align*self.config.align_token_id + image*self.config.image_token_id
 
 # %% ../../nbs/model/02_modeling.ipynb #b7e722e6
 @patch

@@ -320,6 +320,31 @@ def test_AlignGPTModel_prompt_weights():
     # nbs/model/02_modeling.ipynb #a54011b1
     test_eq(cached, model.generate(**turn2, max_new_tokens=4, alignment=w, pad_token_id=0))
 
+    # nbs/model/02_modeling.ipynb #b1aced31
+    embedded = model.get_input_embeddings()(left['input_ids'])
+    said = model.generate(inputs_embeds=embedded, attention_mask=left['attention_mask'], pixel_values=pixels,
+                          max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=99)
+
+    # nbs/model/02_modeling.ipynb #b1aced32
+    test_eq(said, greedy)
+    with torch.no_grad():
+        by_ids = model(**left, pixel_values=pixels).logits
+        test_close(model(inputs_embeds=embedded, attention_mask=left['attention_mask'], pixel_values=pixels).logits, by_ids)
+
+    # nbs/model/02_modeling.ipynb #b1aced34
+    set_seed(0)
+    grown = AlignGPTForConditionalGeneration(tiny_config(vocab_size=100, side=32)).eval()
+    before = grown(**left, pixel_values=pixels).logits
+    grown.resize_token_embeddings(103, mean_resizing=False) # 100 tokens, the two placeholders, one more
+    grown.lm_head.weight.data[100:102] = grown.lm_head.weight.data[:100].max()*100 # would be chosen always
+    new_token = torch.tensor([[1, A, *img, 102, 7]])
+    answer = grown.generate(new_token, pixel_values=pixels[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)
+
+    # nbs/model/02_modeling.ipynb #b1aced35
+    test_close(grown(**left, pixel_values=pixels).logits[..., :100], before, 1e-6)
+    test_eq(((answer[0, -8:] == 100) | (answer[0, -8:] == 101)).any().item(), False)
+    test_eq(grown.config.text_config.vocab_size, 103)
+
     # nbs/model/02_modeling.ipynb #490bf2d6
     with tempfile.TemporaryDirectory() as d:
         model.save_pretrained(d)
