@@ -20,7 +20,7 @@ from vllm.multimodal.processing import BaseDummyInputsBuilder, BaseMultiModalPro
 from vllm.inputs.engine import mm_input
 
 from ..model.layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, make_projector
-from ..model.modeling import AlignGPTForConditionalGeneration
+from ..model.modeling import AlignGPTModel
 from ..model.processor import AlignGPTProcessor
 from .vllm_plugin import cache_keys, gate_inputs, ranges, relayout
 
@@ -103,9 +103,9 @@ class Processor(BaseMultiModalProcessor[Info]):
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
 class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
     "AlignGPT with vLLM's language model."
-    get_vision_features = AlignGPTForConditionalGeneration.get_vision_features
-    get_image_features = AlignGPTForConditionalGeneration.get_image_features
-    alignment_weights = AlignGPTForConditionalGeneration.alignment_weights
+    get_vision_features = AlignGPTModel.get_vision_features
+    image_tokens = AlignGPTModel.image_tokens
+    alignment_weights = AlignGPTModel.alignment_weights
 
     @classmethod
     def get_placeholder_str(cls,
@@ -151,8 +151,8 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
         "Vectors of pictures; those of the first one of a prompt begin with its ALIGN."
         if not items: return []
         x, others, text, leads = [items[k] for k in ('pixel_values', 'others', 'gate_ids', 'leads')]
-        I = self.get_image_features(torch.stack(list(x)))
-        def see(i): return torch.cat([I[i:i+1], self.get_image_features(others[i])]) if len(others[i]) else I[i:i+1]
+        I = self.image_tokens(torch.stack(list(x)))
+        def see(i): return torch.cat([I[i:i+1], self.image_tokens(others[i])]) if len(others[i]) else I[i:i+1]
         return [torch.cat([self.align(see(i), text[i]).to(I), I[i]]) if leads[i] else I[i] for i in range(len(I))]
 
     def forward(self,
