@@ -25,7 +25,8 @@ from ..text.conversation import get_template
 from ..text.tokenizer import token_bytes
 from .engine import Busy, Engine, Job, TooLong
 from .remote import Limits, data_url_bytes, fetch, safe_picture
-from .requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest, Sent, to_turns
+from .requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest
+from .requests import to_turns
 
 # %% ../../nbs/serving/03_api.ipynb #b4def069
 def as_api_error(
@@ -52,7 +53,8 @@ def _not_valid(e):
     if errors[0]['type'] == 'json_invalid':
         return ApiError(400, f"the request is no JSON: {errors[0]['ctx']['error']}", 'invalid_value')
     if not isinstance(e.body, dict):
-        return ApiError(400, 'the request must be a JSON object, sent with Content-Type: application/json', 'invalid_value')
+        return ApiError(400, 'the request must be a JSON object, sent with Content-Type: application/json',
+                        'invalid_value')
     return invalid(errors, e.body, _NAMES)
 
 # %% ../../nbs/serving/03_api.ipynb #cb32f9eb
@@ -60,10 +62,13 @@ _CHAT, _GONE = 'conversations are at POST /v1/chat/completions and POST /v1/resp
 ELSEWHERE = (
     (r'/v1/(chat/completions|responses)/.+', f'{_GONE}: an answer is there once, when it is given'),
     (r'.*/(chat/completions|responses|models)/?', 'the base address of this server ends in /v1, once'),
-    (r'.*/completions/?', 'there are no completions of bare text here; POST /v1/chat/completions takes messages instead of a prompt'),
+    (r'.*/completions/?',
+     'there are no completions of bare text here; POST /v1/chat/completions takes messages instead of a prompt'),
     (r'.*/(messages|api/chat|api/generate|complete)/?', f'this is another interface; {_CHAT}'),
-    (r'.*/(embeddings|rerank|score|pooling|moderations|images|audio|videos|tokenize|detokenize)(/.*)?', f'the model cannot do that; {_CHAT}'),
-    (r'.*/(files|uploads|batches|assistants|threads|conversations|vector_stores|fine_tuning|containers|evals)(/.*)?', f'{_GONE}; {_CHAT}'))
+    (r'.*/(embeddings|rerank|score|pooling|moderations|images|audio|videos|tokenize|detokenize)(/.*)?',
+     f'the model cannot do that; {_CHAT}'),
+    (r'.*/(files|uploads|batches|assistants|threads|conversations|vector_stores|fine_tuning|containers|evals)(/.*)?',
+     f'{_GONE}; {_CHAT}'))
 
 def not_here(
     path:str, # of a request
@@ -201,9 +206,12 @@ class ChatForm:
         texts:list[str], # of the answers
     )->dict: # JSON
         "Answers in one piece."
-        choices = [self._choice(i, message=dict(role='assistant', content=t, refusal=None), logprobs=self._logprobs(i, t),
-                                finish_reason=_finish_reason(j.answer)) for i,(t,j) in enumerate(zip(texts, self.jobs))]
-        return dict(self.head, object='chat.completion', choices=choices, usage=_usage(self.jobs), aligngpt=_extra(self.jobs[0].answer))
+        choices = [self._choice(i, message=dict(role='assistant', content=t, refusal=None),
+                                logprobs=self._logprobs(i, t),
+                                finish_reason=_finish_reason(j.answer))
+                                for i,(t,j) in enumerate(zip(texts, self.jobs))]
+        return dict(self.head, object='chat.completion', choices=choices, usage=_usage(self.jobs),
+                    aligngpt=_extra(self.jobs[0].answer))
 
     def begin(self)->list[str]: # events
         "Before the first text."
@@ -305,10 +313,7 @@ async def answer(self:Api,
         first = await anext(pieces)
         self._in_time(jobs[first[0]].answer)
         if body.stream: return self._stream(form, pieces, first, request)
-        texts = ['']*len(jobs)
-        texts[first[0]] = first[1] or ''
-        async for i,p in pieces: texts[i] += p or ''
-        return JSONResponse(form.whole(texts))
+        return JSONResponse(form.whole(await _texts(pieces, first, len(jobs))))
     except BaseException:
         for j in jobs: j.cancel()
         raise
@@ -316,11 +321,19 @@ async def answer(self:Api,
         watch.cancel()
         if not body.stream: self._over(jobs, request)
 
+async def _texts(pieces, first, n):
+    "Whole answers, from their pieces."
+    texts = ['']*n
+    texts[first[0]] = first[1] or ''
+    async for i,piece in pieces: texts[i] += piece or ''
+    return texts
+
 @patch
 def _in_time(self:Api, a):
     "An answer that waited too long to begin is an error."
     if a.finish == 'time' and not a.tokens:
-        raise ApiError(503, f'the queue did not move within {self.limits.seconds:g} s', 'timeout', headers={'Retry-After':'10'})
+        raise ApiError(503, f'the queue did not move within {self.limits.seconds:g} s', 'timeout',
+                       headers={'Retry-After':'10'})
 
 @patch
 def _over(self:Api, jobs, request):
@@ -428,7 +441,8 @@ def create_app(
     app.state.api = api
     async def tell(request, e):
         lost = isinstance(e, AnyHTTPException) and e.status_code == 404 and e.detail == 'Not Found'
-        err = ApiError(404, f"{request.url.path[:100]}: {not_here(request.url.path)}", 'not_found') if lost else as_api_error(e)
+        err = ApiError(404, f"{request.url.path[:100]}: {not_here(request.url.path)}",
+                       'not_found') if lost else as_api_error(e)
         if err.status == 500: api.log.error('%s %r', getattr(request.state, 'id', '?'), e, exc_info=e)
         return err.response
     for kind in (ApiError, AlignGPTError, AnyHTTPException, RequestValidationError, Exception):

@@ -383,7 +383,8 @@ def _advance(self:Engine, jobs, logits):
     tokens = logits.argmax(-1).tolist()
     for i,j in enumerate(jobs):
         if j.steps: tokens[i] = int(j.steps(self._seen(j), logits[i:i+1]).argmax(-1))
-        if j.likely is not None and tokens[i] not in self.stops: j.chances.append(_chance(logits[i], tokens[i], j.likely))
+        if j.likely is not None and tokens[i] not in self.stops:
+            j.chances.append(_chance(logits[i], tokens[i], j.likely))
         j._take(tokens[i], self.stops)
         if j.state == 'done': self.pace += .1*(j.answer.seconds - self.pace)
     self._drop()

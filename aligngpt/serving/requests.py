@@ -8,7 +8,7 @@ __all__ = ['Text', 'Number', 'KINDS', 'IDLE', 'CANNOT', 'ErrorDetail', 'ErrorBod
            'to_turns']
 
 # %% ../../nbs/serving/02_requests.ipynb #ebd2a90c
-import json
+import json, re
 from difflib import get_close_matches
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -79,7 +79,8 @@ def _sound(s):
     "A text that is one."
     try: s.encode()
     except UnicodeEncodeError as e:
-        raise PydanticCustomError('no_text', 'is not text: half of a character, {half}', dict(half=ascii(s[e.start]))) from e
+        raise PydanticCustomError('no_text', 'is not text: half of a character, {half}',
+                                  dict(half=ascii(s[e.start]))) from e
     return s
 
 Text = Annotated[str, AfterValidator(_sound)]
@@ -96,7 +97,8 @@ def _describe(schema, kind):
     props = schema['properties']
     for name in [p for p in props if p not in needed]: props[name] = {'anyOf':[props[name], {'enum':nothing}]}
     props.update({name:{'description':f'No meaning: {why}.'} for name,why in kind.idle.items()})
-    props.update({name:{'description':f'Not possible: {c.why}.', 'anyOf':[{'enum':[*nothing, *c.neutral]}, {'type':'object'}]}
+    props.update({name:{'description':f'Not possible: {c.why}.',
+                        'anyOf':[{'enum':[*nothing, *c.neutral]}, {'type':'object'}]}
                   for name,c in kind.cannot.items()})
     schema['additionalProperties'] = {'enum':[*nothing, False]}
 
@@ -148,7 +150,8 @@ class Part(Sent):
         kind = data.get('type') or next((k for k in ('text', 'image_url') if k in data), None)
         need = KINDS.get(kind if isinstance(kind, str) else None)
         kept = not says_nothing(data.get('file_id')) # which is refused in a moment
-        if need == 'image_url' and not kept and says_nothing(data.get(need)): raise _missing('needs image_url.url', data)
+        if need == 'image_url' and not kept and says_nothing(data.get(need)):
+            raise _missing('needs image_url.url', data)
         if need in ('text', 'refusal') and need not in data: raise _missing(f'needs {need}', data)
         return dict(data, type=kind) if need else data
 
@@ -166,8 +169,10 @@ class Message(Sent):
     content:Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str|list[str|Part]|None)] = []
     refusal:Text|None = None # an assistant that would not answer
     prefix:StrictBool|None = None # of the last message: to be continued
-    idle = {**dict.fromkeys(('name', 'id', 'status', 'phase', 'index', 'weight', 'parsed'), 'the template has no place for it'),
-            **dict.fromkeys(('annotations', 'logprobs', 'usage', 'aligngpt', 'provider_specific_fields', 'response_metadata'),
+    idle = {**dict.fromkeys(('name', 'id', 'status', 'phase', 'index', 'weight', 'parsed'),
+                            'the template has no place for it'),
+            **dict.fromkeys(('annotations', 'logprobs', 'usage', 'aligngpt', 'provider_specific_fields',
+                             'response_metadata'),
                             'about an answer, no part of it'),
             **dict.fromkeys(('reasoning', 'reasoning_content', 'reasoning_details', 'thinking_blocks'),
                             'thoughts before an answer are not read again'),
@@ -191,7 +196,8 @@ class Message(Sent):
 _OURS, _ONE = "caching is the server's affair", 'there is one kind of service'
 IDLE = {
     **dict.fromkeys(('user', 'safety_identifier', 'metadata', 'request_id', 'user_id'), 'notes of the client'),
-    **dict.fromkeys(('prompt_cache_key', 'prompt_cache_options', 'prompt_cache_retention', 'cache_salt', 'cache_prompt',
+    **dict.fromkeys(('prompt_cache_key', 'prompt_cache_options', 'prompt_cache_retention', 'cache_salt',
+                     'cache_prompt',
                      'id_slot', 'keep_alive'), _OURS),
     **dict.fromkeys(('service_tier', 'priority', 'access_programs'), _ONE),
     **dict.fromkeys(('store', 'background_options'), 'nothing is kept, whatever it says'),
@@ -203,13 +209,15 @@ IDLE = {
 
 # %% ../../nbs/serving/02_requests.ipynb #6a978b55
 _format = 'the answer cannot be bound to a format; ask for it in words, and check what comes'
-_tools, _think, _steps = 'the model calls no tools', 'the model does not reason before it answers', 'sampling has no such step'
+_tools, _steps = 'the model calls no tools', 'sampling has no such step'
+_think = 'the model does not reason before it answers'
 _length, _all = 'only max_tokens limits the length', 'the text is given as people read it'
 CANNOT = {
     'tools':Cannot(_tools), 'tool_choice':Cannot(_tools, ('none', 'auto')),
     'functions':Cannot(_tools), 'function_call':Cannot(_tools, ('none', 'auto')),
     'response_format':Cannot(_format, ({'type':'text'},)),
-    **dict.fromkeys(('guided_json', 'guided_regex', 'guided_choice', 'guided_grammar', 'structured_outputs', 'grammar',
+    **dict.fromkeys(('guided_json', 'guided_regex', 'guided_choice', 'guided_grammar', 'structured_outputs',
+                     'grammar',
                      'json_schema', 'format'), Cannot(_format)),
     'moderation':Cannot('nothing is moderated here'),
     **dict.fromkeys(('frequency_penalty', 'presence_penalty'), Cannot('there is repetition_penalty')),
@@ -226,7 +234,8 @@ CANNOT = {
     **dict.fromkeys(('chat_template', 'add_special_tokens', 'mm_processor_kwargs'),
                     Cannot('the template and the pictures are as the model was trained')),
     'truncate_prompt_tokens':Cannot('nothing is left out in silence; shorten the conversation', ()),
-    'think':Cannot(_think), 'reasoning':Cannot(_think, ({'effort':'none'},)), 'reasoning_effort':Cannot(_think, ('none',))}
+    'think':Cannot(_think), 'reasoning':Cannot(_think, ({'effort':'none'},)),
+    'reasoning_effort':Cannot(_think, ('none',))}
 
 # %% ../../nbs/serving/02_requests.ipynb #f605dae5
 class _Asked(Sent):
@@ -280,14 +289,16 @@ class ChatRequest(_Asked):
     logprobs:StrictBool|None = None # of the answer's tokens
     stream_options:StreamOptions|None = None # how to
     idle = IDLE
-    cannot = {**CANNOT, 'audio':Cannot('the model answers in text'), 'modalities':Cannot('the model answers in text', (['text'],)),
+    cannot = {**CANNOT, 'audio':Cannot('the model answers in text'),
+              'modalities':Cannot('the model answers in text', (['text'],)),
               'verbosity':Cannot('say in words how long the answer should be', ('medium',)),
               'web_search_options':Cannot('nothing is looked up')}
 
     @model_validator(mode='after')
     def _with_logprobs(self):
         "Likeliest tokens are told beside log probabilities."
-        if self.top_logprobs and not self.logprobs: raise _wrong('ChatRequest', 'needs logprobs: true', ('top_logprobs',), None)
+        if self.top_logprobs and not self.logprobs:
+            raise _wrong('ChatRequest', 'needs logprobs: true', ('top_logprobs',), None)
         return self
 
     @property
@@ -314,7 +325,8 @@ def _items(given):
 
 class ResponseRequest(_Asked):
     "A conversation to be continued, in the words of the responses interface."
-    input:Annotated[list[Message], Field(min_length=1), BeforeValidator(_items, json_schema_input_type=str|list[Message|dict[str,Any]])]
+    input:Annotated[list[Message], Field(min_length=1),
+                    BeforeValidator(_items, json_schema_input_type=str|list[Message|dict[str,Any]])]
     instructions:Text|None = None # a system message
     max_output_tokens:Annotated[StrictInt, Field(ge=1)]|None = None # limit of the answer
     include:list[Text]|None = None # of the known things only the log probabilities are ever there
@@ -322,10 +334,12 @@ class ResponseRequest(_Asked):
     idle = {k:v for k,v in IDLE.items() if k != 'metadata'} | dict(stream_options='lengths are not hidden',
         truncation='a conversation that does not fit is an error either way', client_metadata='notes of the client')
     cannot = {**CANNOT, **dict.fromkeys(('previous_response_id', 'conversation', 'prompt'),
-                                        Cannot('this server keeps nothing; send the whole conversation as input', ())),
+                                        Cannot('this server keeps nothing; send the whole conversation as input',
+                                               ())),
               'background':Cannot('the answer is written while the client waits'),
               'context_management':Cannot('nothing is left out in silence; shorten the conversation'),
-              'image':Cannot('pictures are as the model was trained', tuple({'context_compression':c} for c in ('auto', 'disabled'))),
+              'image':Cannot('pictures are as the model was trained',
+                             tuple({'context_compression':c} for c in ('auto', 'disabled'))),
               'text':Cannot(_format, ({'format':{'type':'text'}, 'verbosity':'medium'},))}
 
     @property
@@ -351,7 +365,8 @@ def field_table(
 )->list[tuple[str,str,str]]: # name, what happens to it, why
     "What happens to each field of a request."
     refused = [(k, 'refused', c.why) for k,c in kind.cannot.items()]
-    return sorted(chain([(k, 'taken', '') for k in kind.model_fields], [(k, 'left aside', why) for k,why in kind.idle.items()], refused))
+    return sorted(chain([(k, 'taken', '') for k in kind.model_fields],
+                        [(k, 'left aside', why) for k,why in kind.idle.items()], refused))
 
 # %% ../../nbs/serving/02_requests.ipynb #4ecdb2cc
 def _path(loc, data, missing):
@@ -381,7 +396,7 @@ def invalid(
     name = str(e['loc'][-1]) if e['loc'] else ''
     if e['type'] == 'extra_forbidden': say = _unknown(name, names)
     elif e['type'] == 'missing': path, say = path[:-1], f'needs {name}'
-    else: say = '; or '.join(o['msg'][0].lower() + o['msg'][1:] for o in [e, *others]) + _got(e)
+    else: say = '; or '.join(_plain(o['msg']) for o in [e, *others]) + _got(e)
     param = '.'.join(map(str, path + [name]*(e['type'] == 'missing')))
     return ApiError(400, f'{_spoken(path, say)}', 'invalid_value', param or None)
 
@@ -393,7 +408,12 @@ def _spoken(path, say):
     k = path.index('content')
     where, inside = '.'.join(map(str, path[:k])), '.'.join(map(str, path[k+2:]))
     if needs: inside, say = '', say.replace('needs ', f'needs {inside}.' if inside else 'needs ')
-    return f"{where}: content is a list, its part {path[k+1]}" + (f', {inside}: ' if inside else ' ' if needs else ': ') + say
+    return (f"{where}: content is a list, its part {path[k+1]}"
+            + (f', {inside}: ' if inside else ' ' if needs else ': ') + say)
+
+def _plain(msg):
+    "A message of pydantic for people who do not know it."
+    return re.sub('valid dictionary.*', 'valid object', msg[0].lower() + msg[1:])
 
 def _unknown(name, names):
     "An unknown field, and which one may have been meant."

@@ -29,11 +29,14 @@ class ResponseForm:
         self.jobs, self.body, self.told, self.n, self.text, self.tokens = jobs, body, Told(jobs[0]), 0, '', []
         s = jobs[0].settings
         self.item = dict(type='message', id=f'msg_{name}', role='assistant')
-        self.head = dict(id=f'resp_{name}', object='response', created_at=int(time.time()), model=api.name, error=None,
-                         instructions=body.instructions, metadata=body.metadata or {}, temperature=s.temperature, top_p=s.top_p,
+        self.head = dict(id=f'resp_{name}', object='response', created_at=int(time.time()), model=api.name,
+                         error=None,
+                         instructions=body.instructions, metadata=body.metadata or {}, temperature=s.temperature,
+                         top_p=s.top_p,
                          max_output_tokens=s.max_new_tokens, tools=[], tool_choice='auto', parallel_tool_calls=False,
                          text=dict(format=dict(type='text')), truncation='disabled', store=False, background=False,
-                         previous_response_id=None, incomplete_details=None, usage=None, output=[], status='in_progress')
+                         previous_response_id=None, incomplete_details=None, usage=None, output=[],
+                         status='in_progress')
 
     def whole(self,
         texts:list[str], # the answer
@@ -82,7 +85,8 @@ class ResponseForm:
 def _at(self:ResponseForm): return dict(item_id=self.item['id'], output_index=0, content_index=0)
 
 @patch(as_prop=True)
-def _part(self:ResponseForm): return dict(type='output_text', text=self.text, annotations=[], logprobs=list(self.tokens))
+def _part(self:ResponseForm):
+    return dict(type='output_text', text=self.text, annotations=[], logprobs=list(self.tokens))
 
 @patch
 def _take(self:ResponseForm, text):
@@ -104,9 +108,11 @@ def _over(self:ResponseForm):
     status = 'completed' if a.finish == 'stop' else 'incomplete'
     why = None if status == 'completed' else dict(reason='max_output_tokens')
     usage = dict(input_tokens=a.prompt_tokens, input_tokens_details=dict(cached_tokens=0, cache_write_tokens=0),
-                 output_tokens=a.tokens, output_tokens_details=dict(reasoning_tokens=0), total_tokens=a.prompt_tokens + a.tokens)
+                 output_tokens=a.tokens, output_tokens_details=dict(reasoning_tokens=0),
+                 total_tokens=a.prompt_tokens + a.tokens)
     about = dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish)
-    return dict(self.head, status=status, incomplete_details=why, usage=usage, aligngpt=about, completed_at=int(time.time()),
+    return dict(self.head, status=status, incomplete_details=why, usage=usage, aligngpt=about,
+                completed_at=int(time.time()),
                 output=[dict(self.item, status=status, content=[self._part])])
 
 # %% ../../nbs/serving/03_responses.ipynb #8ebac3bc
@@ -115,6 +121,8 @@ def add_responses(
 )->FastAPI: # the same
     "Add the responses interface to the API."
     api = app.state.api
-    @app.post('/v1/responses', response_model=None, responses={'4XX':dict(model=ErrorBody), '5XX':dict(model=ErrorBody)})
-    async def responses(body:ResponseRequest, request:Request)->Response: return await api.answer(body, request, ResponseForm)
+    @app.post('/v1/responses', response_model=None,
+              responses={'4XX':dict(model=ErrorBody), '5XX':dict(model=ErrorBody)})
+    async def responses(body:ResponseRequest, request:Request)->Response:
+        return await api.answer(body, request, ResponseForm)
     return app

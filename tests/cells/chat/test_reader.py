@@ -24,7 +24,8 @@ def test_Settings():
     # nbs/chat/01_reader.ipynb #84777688
     test_fail(lambda: Settings(temperature=-1), contains='temperature is -1. Valid: 0 or more')
     test_fail(lambda: replace(Settings(), top_p=0), contains='top_p is 0')
-    for bad in ([.5, -.5], [float('inf')], 10**30): test_fail(lambda: Settings(alignment=bad), contains='weights from 0 to 1')
+    for bad in ([.5, -.5], [float('inf')], 10**30):
+        test_fail(lambda: Settings(alignment=bad), contains='weights from 0 to 1')
     Settings(temperature=0, alignment=7)
 
 

@@ -17,7 +17,8 @@ from aligngpt.text.conversation import get_template
 from aligngpt.text.tokenizer import token_bytes
 from aligngpt.serving.engine import Busy, Engine, Job, TooLong
 from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
-from aligngpt.serving.requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest, Sent, to_turns
+from aligngpt.serving.requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest
+from aligngpt.serving.requests import to_turns
 import base64, io, pandas as pd
 from fastcore.test import *
 from starlette.testclient import TestClient
@@ -44,7 +45,8 @@ def test_as_api_error():
 def test_not_here():
     # nbs/serving/03_api.ipynb #6145d4a7
     assert 'messages instead of a prompt' in not_here('/v1/completions')
-    assert all('ends in /v1' in not_here(p) for p in ('/chat/completions', '/v1/v1/chat/completions', '/models', '/responses'))
+    assert all('ends in /v1' in not_here(p) for p in ('/chat/completions', '/v1/v1/chat/completions', '/models',
+                                                      '/responses'))
 
 
 def test_create_app():
@@ -110,7 +112,8 @@ def test_create_app():
     r = ask(blue, n=3, temperature=1.5, seed=5, logprobs=True, top_logprobs=2, stop='blu')
     choices = r.json()['choices']
     def spelt(choice): return b''.join(bytes(t['bytes']) for t in choice['logprobs']['content']).decode()
-    pd.DataFrame([(c['message']['content'], c['aligngpt']['seed'], [t['token'] for t in c['logprobs']['content']]) for c in choices],
+    pd.DataFrame([(c['message']['content'], c['aligngpt']['seed'], [t['token'] for t in c['logprobs']['content']])
+                  for c in choices],
                  columns=['answer', 'seed', 'tokens'])
 
     # nbs/serving/03_api.ipynb #520949a1
@@ -127,7 +130,8 @@ def test_create_app():
     # nbs/serving/03_api.ipynb #ba7b7f18
     back = ask(blue).json()['choices'][0]['message']
     hello, late = dict(role='assistant', content='Hello!'), dict(role='system', content='Be brief.')
-    on = ask(hello, blue, dict(back, annotations=[], tool_calls=[], audio=None), late, user('What colour is it?', photo('red')))
+    on = ask(hello, blue, dict(back, annotations=[], tool_calls=[], audio=None), late,
+             user('What colour is it?', photo('red')))
     rest = ask(blue, dict(role='assistant', content='The picture is'), continue_final_message=True)
 
     # nbs/serving/03_api.ipynb #19ad577c

@@ -47,7 +47,8 @@ def test_patient_protocol():
         again.send(whole)
         first = again.recv(1000)
         again.send(whole[:9])
-        with ThreadPoolExecutor() as pool: when = list(pool.map(hung_up, (silent, half, slow, again), (b'', b'', b'a', b'')))
+        with ThreadPoolExecutor() as pool:
+            when = list(pool.map(hung_up, (silent, half, slow, again), (b'', b'', b'a', b'')))
     pd.Series(when, ['silent', 'half', 'slow', 'again'], name='seconds').round(2)
 
     # nbs/serving/03_connections.ipynb #37908ae1

@@ -70,7 +70,8 @@ def test_data_url_bytes():
     plain = base64.b64encode(blue).decode()
     url = 'data:image/png;base64,' + plain
     lines = '\r\n'.join(plain[i:i+76] for i in range(0, len(plain), 76))
-    written = dict(usual=url, bare=plain, lines='data:image/png;base64,\n' + lines + '\n', odd='DATA:image/jpg;charset=utf-8;base64,' + plain,
+    written = dict(usual=url, bare=plain, lines='data:image/png;base64,\n' + lines + '\n',
+                   odd='DATA:image/jpg;charset=utf-8;base64,' + plain,
                    none='data:;base64,' + plain, forgotten='data:image/png,' + plain, quoted=f' "{url}" ',
                    address='data:image/png;base64,' + base64.urlsafe_b64encode(blue).decode().rstrip('='),
                    percent='data:image/png;base64,' + plain.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D'))
@@ -78,7 +79,8 @@ def test_data_url_bytes():
 
     # nbs/serving/01_remote.ipynb #a69d87ba
     for u in written.values(): test_eq(data_url_bytes(u), blue)
-    for bad in ('data:image/png;base64', 'data:image/png;base64,', '/etc/passwd', 'C:/pictures/of/a/very/long/summer/holiday/1.png', 'data:;base64,%%',
+    for bad in ('data:image/png;base64', 'data:image/png;base64,', '/etc/passwd',
+                'C:/pictures/of/a/very/long/summer/holiday/1.png', 'data:;base64,%%',
                 'data:;base64,é', 'file:///home/someone/pictures/of/a/holiday.png', 'data:image/svg+xml;utf8,<svg/>'):
         test_fail(lambda: data_url_bytes(bad), exc=BadRecord)
     test_fail(lambda: data_url_bytes(url, Limits(image_bytes=9)), contains='the limit is 9')

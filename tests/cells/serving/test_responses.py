@@ -28,7 +28,8 @@ def test_add_responses():
         "A picture as a part of an input."
         out = io.BytesIO()
         swatch(colour).save(out, 'PNG')
-        return dict(type='input_image', detail='auto', image_url='data:image/png;base64,' + base64.b64encode(out.getvalue()).decode())
+        return dict(type='input_image', detail='auto',
+                    image_url='data:image/png;base64,' + base64.b64encode(out.getvalue()).decode())
     def user(text, *pictures): return dict(role='user', content=[*pictures, dict(type='input_text', text=text)])
     app = create_app(Api(Engine(model, processor, temperature=0), 'toy'))
     add_responses(app)
@@ -36,7 +37,8 @@ def test_add_responses():
     def ask(*said, **kw): return http.post('/v1/responses', json=dict(model='toy', input=list(said), **kw))
     events = ask(user('What colour is it?', photo('blue')), stream=True).text.strip().split('\n\n')
     told = [json.loads(e.split('data: ')[1]) for e in events]
-    pd.DataFrame([(t['sequence_number'], t['type'], t.get('delta', '')) for t in told], columns=['number', 'event', 'delta'])
+    pd.DataFrame([(t['sequence_number'], t['type'], t.get('delta', '')) for t in told],
+                 columns=['number', 'event', 'delta'])
 
     # nbs/serving/03_responses.ipynb #ee740125
     r = ask(user('What colour is it?', photo('blue')))
@@ -52,23 +54,29 @@ def test_add_responses():
     # nbs/serving/03_responses.ipynb #d3296f90
     talk = [user('What colour is it?', photo('blue')), *r.json()['output'], dict(type='reasoning', id='rs_1', summary=[]),
             user('What colour is it?', photo('red'))]
-    on = ask(*talk, instructions='Be brief.', metadata=dict(who='me'), store=True, include=['message.output_text.logprobs'], top_logprobs=1).json()
+    on = ask(*talk, instructions='Be brief.', metadata=dict(who='me'), store=True,
+             include=['message.output_text.logprobs'], top_logprobs=1).json()
     cut = ask(user('Count to ten.'), max_output_tokens=2).json()
     part = on['output'][0]['content'][0]
 
     # nbs/serving/03_responses.ipynb #6ef5e7a4
-    test_eq((part['text'], on['instructions'], on['metadata'], on['store']), ('It is **red**.', 'Be brief.', dict(who='me'), False))
+    test_eq((part['text'], on['instructions'], on['metadata'], on['store']),
+            ('It is **red**.', 'Be brief.', dict(who='me'), False))
     test_eq(bytes(b for t in part['logprobs'] for b in t['bytes']).decode().strip(), part['text'])
     test_eq((cut['status'], cut['incomplete_details']), ('incomplete', dict(reason='max_output_tokens')))
 
     # nbs/serving/03_responses.ipynb #83a7d74a
     hello = user('Hello')
-    refused = [ask(hello, **kw) for kw in (dict(previous_response_id='resp_1'), dict(background=True), dict(tools=[dict(type='web_search')]),
-               dict(text=dict(format=dict(type='json_object'))), dict(conversation='conv_1'), dict(reasoning=dict(effort='high')))]
-    refused += [ask(dict(type='function_call_output', call_id='1', output='2')), ask(user('What?', dict(type='input_image', file_id='file-1'))),
+    refused = [ask(hello, **kw) for kw in (dict(previous_response_id='resp_1'), dict(background=True),
+                                           dict(tools=[dict(type='web_search')]),
+               dict(text=dict(format=dict(type='json_object'))), dict(conversation='conv_1'),
+               dict(reasoning=dict(effort='high')))]
+    refused += [ask(dict(type='function_call_output', call_id='1', output='2')),
+                ask(user('What?', dict(type='input_image', file_id='file-1'))),
                 http.get('/v1/responses/resp_1')]
     pd.options.display.max_colwidth = 110
-    pd.DataFrame([(r.status_code, r.json()['error']['param'], r.json()['error']['message']) for r in refused], columns=['status', 'param', 'message'])
+    pd.DataFrame([(r.status_code, r.json()['error']['param'], r.json()['error']['message']) for r in refused],
+                 columns=['status', 'param', 'message'])
 
     # nbs/serving/03_responses.ipynb #209a0c8b
     test_eq([r.status_code for r in refused], [400]*8 + [404])
