@@ -125,7 +125,7 @@ async def jobs(self:Api,
     body:ChatRequest|ResponseRequest, # what is asked for
 )->list[Job]: # queued, one for each answer
     "Queue a request."
-    e, limits, urls, n = self.engine, self.limits, self._checked(body), getattr(body, 'n', None) or 1
+    e, limits, urls, n = self.engine, self.limits, self._checked(body), body.answers
     e.check_room(n)
     pictures = [await self.picture(u, f'picture {i}') for i,u in enumerate(urls)]
     system, turns = to_turns(body.said, pictures, get_template(e.processor.template).system, body.goes_on)

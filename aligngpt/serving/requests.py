@@ -307,6 +307,11 @@ class ChatRequest(_Asked):
         return self.messages
 
     @property
+    def answers(self)->int: # at least one
+        "How many are wanted."
+        return self.n or 1
+
+    @property
     def most_tokens(self)->int|None: # None: the server's own limit
         "Longest answer."
         return self.max_completion_tokens or self.max_tokens
@@ -352,6 +357,11 @@ class ResponseRequest(_Asked):
     def most_tokens(self)->int|None: # None: the server's own limit
         "Longest answer."
         return self.max_output_tokens
+
+    @property
+    def answers(self)->int: # one
+        "How many are wanted."
+        return 1
 
     @property
     def likely(self)->int|None: # None: no log probabilities

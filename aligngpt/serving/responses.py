@@ -7,7 +7,6 @@ __all__ = ['ResponseForm', 'add_responses']
 
 # %% ../../nbs/serving/03_responses.ipynb #81a66658
 import time
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response

@@ -49,7 +49,7 @@ def test_not_here():
                                                       '/responses'))
 
 
-def test_create_app():
+async def test_create_app():
     # nbs/serving/03_api.ipynb #4b948ee1
     model, processor = toy()
     def photo(colour, **kw):
@@ -181,6 +181,24 @@ def test_create_app():
     counts = http.get('/metrics').text
     assert 'aligngpt_tokens_total{kind="completion"}' in counts and 'aligngpt_running 0.0' in counts
     print('\n'.join(l for l in counts.splitlines() if l.startswith(('aligngpt_requests_total', 'aligngpt_tokens_total'))))
+
+    # nbs/serving/03_api.ipynb #3a705447
+    small = client(limits=Limits(text_bytes=100, images=0, body_seconds=.05))
+    kind = {'Content-Type':'application/json'}
+    chunked = small.post('/v1/chat/completions', content=iter([b'{"model":']*20), headers=kind)
+    async def stalled(app):
+        "What a client hears whose body never comes."
+        said = []
+        async def send(m): said.append(m)
+        async def receive(): await asyncio.Event().wait()
+        scope = dict(type='http', method='POST', path='/v1/chat/completions', query_string=b'',
+                     headers=[(b'content-type', b'application/json')])
+        await app(scope, receive, send)
+        return said[0]['status'], json.loads(said[1]['body'])['error']['message']
+    late = await stalled(small.app)
+
+    # nbs/serving/03_api.ipynb #db097714
+    test_eq((error(chunked)[0], late[0]), (413, 408))
 
     # nbs/serving/03_api.ipynb #618f3ca3
     def fail(*_): raise RuntimeError('a secret of ours')
