@@ -153,6 +153,9 @@ def _checked(self:Api, body):
     "Where the pictures of a request are, if it asks for what there is and for no more than the limits."
     if body.model != self.name:
         raise ApiError(404, f'no model {body.model[:100]!r}; there is {self.name!r}', 'model_not_found', 'model')
+    a, N = body.alignment, self.engine.model.config.num_levels
+    if isinstance(a, list) and len(a) != N: raise _bad(f'alignment: {len(a)} weights for {N} levels', 'alignment')
+    if isinstance(a, int) and a >= N: raise _bad(f'alignment: {a} is no level. Valid range: 0-{N-1}', 'alignment')
     if (n := body.most_tokens or 0) > self.limits.tokens:
         raise _bad(f'{n} tokens, the limit is {self.limits.tokens}', 'max_tokens')
     urls = [u for m in body.said for u in m.urls]
@@ -169,7 +172,8 @@ class Told:
     def __init__(self,
         job:Job, # that is being answered
     ):
-        self.job, self.n, self.at, self.size = job, 0, 0, 0 # tokens that are out, and bytes of text: theirs, and all
+        self.job, self.first = job, job.spaced or not job.said # does the text begin without a space?
+        self.n, self.at, self.size = 0, 0, 0 # tokens that are out, and bytes of text: theirs, and all
 
     def upto(self,
         piece:str='', # text that comes now
@@ -180,7 +184,7 @@ class Told:
         while self.n < len(self.job.chances) and self.at < self.size:
             token, p, best = self.job.chances[self.n]
             b = self._bytes(token)
-            self.n, self.at = self.n + 1, self.at + len(b if self.at or self.job.said else b.lstrip())
+            self.n, self.at = self.n + 1, self.at + len(b if self.at or not self.first else b.lstrip())
             out.append(dict(self._entry(token, p), top_logprobs=[self._entry(*t) for t in best]))
         return out
 

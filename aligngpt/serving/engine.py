@@ -94,8 +94,9 @@ class Job:
         n = len(prompt['input_ids'])
         seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
         self.answer = Answer(alignment=settings.alignment, seed=seed, prompt_tokens=n)
+        self.spaced = said != said.rstrip() # the space before the first word is there already
         before = prompt['input_ids'][-16:] if said else [] # it is enough to know how the text goes on
-        self.text = TokenText(engine.processor.tokenizer, stop, said, before)
+        self.text = TokenText(engine.processor.tokenizer, stop, said.rstrip(), before)
         self.steps = _steps(settings, seed)
         self.limit = min(settings.max_new_tokens, engine.limit - n)
         self.pieces, self.lock, self.wake = queue.SimpleQueue(), threading.Lock(), None
@@ -252,12 +253,13 @@ def prepare(self:Engine,
 )->Job: # for `submit`
     "Make a question ready."
     s, turns = setting_changes(self.settings, settings), context(turns)
+    said = turns[-1].answer.text if goes_on else ''
+    if goes_on: turns[-1] = replace(turns[-1], answer=Answer(said.rstrip())) # a token begins with the space before it
     if s.alignment is not None: level_weights(s.alignment, 1, self.model.config.num_levels) # or an error
     with self.layout_lock: prompt = prompt_layout(self.processor, turns, system, goes_on)
     if (n := len(prompt['input_ids'])) >= self.limit:
         raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}',
                       'shorten it, or show fewer pictures')
-    said = turns[-1].answer.text if goes_on else ''
     return Job(self, dict(prompt, pictures=_keyed(self.processor, turns)), s, stop, seconds, likely, said)
 
 # %% ../../nbs/serving/02_engine.ipynb #77bb8a73
@@ -414,7 +416,8 @@ def _take(self:Job, token, stops):
     if token in stops or self.text.ended: over = 'stop'
     elif a.tokens >= self.limit: over = 'length' if self.limit == self.settings.max_new_tokens else 'context'
     elif time.perf_counter() > self.deadline: over = 'time'
-    self._say(piece + (self.text.end() if over else ''), over)
+    piece += self.text.end() if over else ''
+    self._say(piece.lstrip() if self.spaced and not a.text else piece, over)
 
 # %% ../../nbs/serving/02_engine.ipynb #e4976c87
 @patch

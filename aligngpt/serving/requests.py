@@ -160,7 +160,9 @@ def _missing(what, data): return _wrong('Part', what, (), data)
 # %% ../../nbs/serving/02_requests.ipynb #71af2abc
 def _parts(content):
     "The content of a message, in parts."
-    return [] if content is None else [content] if isinstance(content, str) else content
+    if isinstance(content, list): return content
+    if isinstance(content, (str, dict)) or content is None: return [content]*(content is not None)
+    raise PydanticCustomError('content', 'should be a text or a list of parts')
 
 class Message(Sent):
     "Something that was said, with its pictures."
@@ -427,7 +429,7 @@ def _plain(msg):
 
 def _unknown(name, names):
     "An unknown field, and which one may have been meant."
-    like = get_close_matches(name, names, 1)
+    like = get_close_matches(name, [n for n in names if n != name], 1, .75)
     return 'no such field; ' + (f'is it {like[0]}?' if like else 'leave it out')
 
 def _got(e):

@@ -148,7 +148,8 @@ async def test_create_app():
     def post(**kw): return http.post('/v1/chat/completions', **kw)
     cases = ((post(content=b'{', headers={'Content-Type':'application/json'}), 400, 'invalid_value', None),
              (ask(blue, temprature=1), 400, 'invalid_value', 'temprature'),
-             (ask(blue, alignment=9), 400, 'invalid_value', None),
+             (ask(blue, alignment=9), 400, 'invalid_value', 'alignment'),
+             (ask(blue, alignment=[.5, .5]), 400, 'invalid_value', 'alignment'),
              (ask(blue, response_format=dict(type='json_object')), 400, 'invalid_value', 'response_format'),
              (ask(dict(role='user', content=[dict(type='image_url')])), 400, 'invalid_value', 'messages.0.content.0'),
              (ask(user('red '*600)), 400, 'context_length_exceeded', 'messages'),

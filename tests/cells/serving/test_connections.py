@@ -14,12 +14,23 @@ from aligngpt.serving.connections import patient_protocol
 
 def test_patient_protocol():
     # nbs/serving/03_connections.ipynb #94e83966
-    app = FastAPI()
+    async def endless():
+        while True:
+            await asyncio.sleep(0)
+            yield b'x'*2**20
+    def two_pages():
+        "An app with a short answer, and one without end."
+        app = FastAPI()
+        @app.get('/')
+        async def home(): return 'hello'
+        @app.get('/long')
+        async def long(): return StreamingResponse(endless())
+        return app
     class serving:
         "`with` it an app is served, on a free port of loopback."
         def __init__(self, limits):
             self.sock = socket.create_server(('127.0.0.1', 0))
-            config = uvicorn.Config(app, http=patient_protocol(limits), log_config=None, timeout_graceful_shutdown=1)
+            config = uvicorn.Config(two_pages(), http=patient_protocol(limits), log_config=None, timeout_graceful_shutdown=1)
             self.server = uvicorn.Server(config)
             self.thread = threading.Thread(target=self.server.run, kwargs=dict(sockets=[self.sock]))
         def __enter__(self):

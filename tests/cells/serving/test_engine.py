@@ -106,6 +106,8 @@ async def test_Engine_refuse():
         three = [first, first.again(), first.again().again()]
         engine.submit(*three)
         goes_on = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        begun[0].answer.text += ' '
+        spaced = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
         told = [j.result() for j in three]
     names = processor.tokenizer.convert_ids_to_tokens
     pd.DataFrame([(names(t), round(p, 3), {names(k):round(q, 3) for k,q in best}) for t,p,best in first.chances],
@@ -115,7 +117,7 @@ async def test_Engine_refuse():
     test_eq([j.answer.seed for j in three], [7, 8, 9])
     test_eq([t for t,*_ in first.chances], first.text.ids)
     assert all(p <= best[0][1] and len(best) == 2 for _,p,best in first.chances)
-    test_eq(goes_on.text, ' **blue**.')
+    test_eq([goes_on.text, spaced.text], [' **blue**.', '**blue**.'])
     engine = Engine(model, processor, queue_size=2)
     test_fail(lambda: engine.submit(*three), exc=Busy)
     engine.close()
@@ -267,6 +269,8 @@ def test_Engine_refuse_slow():
         three = [first, first.again(), first.again().again()]
         engine.submit(*three)
         goes_on = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        begun[0].answer.text += ' '
+        spaced = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
         told = [j.result() for j in three]
 
     # nbs/serving/02_engine.ipynb #4dfbe35a

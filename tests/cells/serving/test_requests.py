@@ -155,6 +155,8 @@ def test_invalid():
     assert 'temperature?' in str(bad[0])
     test_eq(str(bad[6]), 'messages.0: content is a list, its part 0 needs image_url.url')
     test_eq(str(told_part(dict(type='text'))), 'messages.0: content is a list, its part 0 needs text')
+    assert 'a text or a list of parts, got 5' in str(told(messages=[dict(role='user', content=5)]))
+    test_eq(str(told(messages=hello, options={})), 'None')
     test_eq([e.param for e in bad[-2:]], ['input.0.type', 'messages.0.content.0.file_id'])
     assert "'text'" in str(bad[7]) and "'input_audio'" in str(bad[7])
 
