@@ -30,7 +30,8 @@ def test_patient_protocol():
         "`with` it an app is served, on a free port of loopback."
         def __init__(self, limits):
             self.sock = socket.create_server(('127.0.0.1', 0))
-            config = uvicorn.Config(two_pages(), http=patient_protocol(limits), log_config=None, timeout_graceful_shutdown=1)
+            config = uvicorn.Config(two_pages(), http=patient_protocol(limits), log_config=None,
+                                    timeout_graceful_shutdown=1)
             self.server = uvicorn.Server(config)
             self.thread = threading.Thread(target=self.server.run, kwargs=dict(sockets=[self.sock]))
         def __enter__(self):
