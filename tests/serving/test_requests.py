@@ -68,7 +68,7 @@ def test_responses(body): check('/v1/responses', content=json.dumps(body))
 
 
 @pytest.mark.slow
-@settings(max_examples=6000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(chat, response)
 def test_many(one, other):
     check('/v1/chat/completions', content=json.dumps(one))
