@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList,
+from transformers import (DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper,
                           TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 from transformers.generation.streamers import BaseStreamer
 from fastcore.basics import patch
@@ -29,6 +29,7 @@ class Settings:
     temperature:float=0.2 # 0: always the likeliest token; higher: more varied
     top_p:float=0.7 # sample from the likeliest tokens that have this probability together
     top_k:int=0 # sample from this many tokens; 0: no limit
+    min_p:float=0. # sample from tokens that have this share of the likeliest one's probability; 0: from all
     repetition_penalty:float=1. # above 1: said before, less likely to be said again
     max_new_tokens:int=512 # limit of an answer
     alignment:int|list|None=None # a level, or a weight for every level; None: the gate decides
@@ -40,10 +41,17 @@ class Settings:
         checks = (('temperature', self.temperature >= 0, '0 or more'),
                   ('top_p', 0 < self.top_p <= 1, 'above 0, up to 1'),
                   ('top_k', self.top_k >= 0, '0 or more'),
+                  ('min_p', 0 <= self.min_p <= 1, '0 to 1'),
+                  ('alignment', _is_alignment(self.alignment), 'a level, or weights from 0 to 1'),
                   ('repetition_penalty', self.repetition_penalty > 0, 'above 0'),
                   ('max_new_tokens', self.max_new_tokens >= 1, '1 or more'))
         for k,ok,valid in checks:
             if not ok: raise AlignGPTError(f'{k} is {getattr(self, k)!r}. Valid: {valid}')
+
+def _is_alignment(a):
+    "A level, weights of the levels, or nothing?"
+    if not isinstance(a, (list, tuple)): return a is None or abs(a) < 2**31
+    return all(0 <= w <= 1 for w in a)
 
 # %% ../../nbs/chat/01_reader.ipynb #708ab4c4
 @dataclass
@@ -130,10 +138,11 @@ def sampling(
     seed:int, # of the sampling
 )->LogitsProcessorList: # empty: greedy
     "The steps from logits to a sample."
-    if s.temperature == 0: return LogitsProcessorList()
-    steps = [TemperatureLogitsWarper(s.temperature)] if s.temperature != 1 else []
+    if s.temperature < 1e-5: return LogitsProcessorList() # logits would overflow
+    steps = [TemperatureLogitsWarper(float(s.temperature))] if s.temperature != 1 else []
     if s.top_k: steps.append(TopKLogitsWarper(s.top_k))
-    if s.top_p < 1: steps.append(TopPLogitsWarper(s.top_p))
+    if s.top_p < 1: steps.append(TopPLogitsWarper(float(s.top_p)))
+    if s.min_p: steps.append(MinPLogitsWarper(float(s.min_p)))
     return LogitsProcessorList([*steps, Gumbel(seed)])
 
 # %% ../../nbs/chat/01_reader.ipynb #4d7bb7c9
@@ -193,11 +202,14 @@ def prompt_layout(
     processor:Any, # of the model
     turns:list[Turn], # what the model reads
     system:str|None=None, # system message; None: the template's own
+    goes_on:bool=False, # with the last answer, which is not complete
 )->dict: # lists `input_ids` and `gate_mask`, [length]
     "Tokens of a conversation, ready to be answered."
     first = [] if system is None else [dict(role='system', content=system)]
     messages = first + [m for t in turns for m in t.messages]
-    return processor.layout(render(messages, processor.template, True, *processor.ends))
+    spans = render(messages, processor.template, not goes_on, *processor.ends)
+    while goes_on and not spans[-1].literal: spans.pop() # what tells that an answer is over
+    return processor.layout(spans)
 
 # %% ../../nbs/chat/01_reader.ipynb #c5af716d
 @patch
@@ -293,7 +305,7 @@ def write(self:Reader,
         self.ids.append(t)
         put(t)
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, temperature=1., top_p=1., top_k=50,
-                              repetition_penalty=s.repetition_penalty, eos_token_id=self.stops,
+                              repetition_penalty=float(s.repetition_penalty), eos_token_id=self.stops,
                               pad_token_id=self.stops[0])
     pictures = dict(vision_features=self.vision(prompt), alignment=weights) if prompt['images'] else {}
     try:

@@ -59,6 +59,7 @@ def listen(
 def _server(app, grace):
     "Uvicorn, with an end as described."
     import asyncio, uvicorn
+    from aligngpt.serving.connections import patient_protocol
     class Server(uvicorn.Server):
         async def shutdown(self, sockets=None):
             for s in self.servers: s.close()
@@ -70,8 +71,9 @@ def _server(app, grace):
                 if hasattr(getattr(r, 'app', None), 'stop_event'): r.app.stop_event.set() # pages that are open
             await super().shutdown(sockets)
             if self.force_exit: await asyncio.to_thread(engine.close, now=True)
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=75,
-                                 timeout_graceful_shutdown=5, lifespan='on', ws='none'))
+    return Server(uvicorn.Config(app, http=patient_protocol(app.state.api.limits), log_config=None, access_log=False,
+                                 server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=5,
+                                 lifespan='on', ws='none'))
 
 def _run(app, sock, grace):
     "Serve until a signal comes."
@@ -103,6 +105,7 @@ def serve_command(
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
     max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded.')]=50.,
+    max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
     remote_images:Annotated[bool, typer.Option(
         '--remote-images', help='Fetch pictures from addresses on the public internet.')]=False,
     page:Annotated[bool, typer.Option(help='Serve the web page, too.')]=True,
@@ -119,7 +122,7 @@ def serve_command(
     need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'] + ['gradio', 'python_multipart']*page, 'serve')
     from aligngpt.serving.remote import Limits
     limits = Limits(images=max_images, image_bytes=int(max_image_mb*2**20), pixels=int(max_megapixels*1e6),
-                    tokens=max_tokens, seconds=max_seconds, remote=remote_images)
+                    tokens=max_tokens, seconds=max_seconds, connections=max_connections, remote=remote_images)
     _serve(host, port, grace, dict(
         run=run, name=name or Path(run).resolve().name, key=key, limits=limits, hosts=own_names(host), page=page,
         engine=dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
@@ -155,8 +158,9 @@ def build_app(
     from aligngpt.chat.session import open_session
     from aligngpt.serving.api import Api, create_app
     from aligngpt.serving.engine import Engine
+    from aligngpt.serving.responses import add_responses
     reader = open_session(run, load=load).reader
-    app = create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts))
+    app = add_responses(create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts)))
     if not page: return app
     from aligngpt.serving.page import mount_page
     return mount_page(app)

@@ -9,6 +9,7 @@ __all__ = ['Rows', 'Job', 'TooLong', 'Busy', 'Sights', 'Engine']
 import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Iterator
 
 import torch, torch.nn.functional as F
@@ -85,12 +86,18 @@ class Job:
         settings:Settings, # what the user wants
         stop:list[str]=(), # texts to end at
         seconds:float=math.inf, # to wait and to answer, at most
+        likely:int|None=None, # likeliest tokens to note beside each one taken; None: no probabilities at all
+        said:str='', # the beginning of the answer, which stands in the prompt
     ):
         self.engine, self.prompt, self.settings, self.state, self.error = engine, prompt, settings, 'new', None
+        self.seconds, self.likely, self.said, self.chances = seconds, likely, said, []
         n = len(prompt['input_ids'])
         seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
         self.answer = Answer(alignment=settings.alignment, seed=seed, prompt_tokens=n)
-        self.text, self.steps = TokenText(engine.processor.tokenizer, stop), _steps(settings, seed)
+        self.spaced = said != said.rstrip() # the space before the first word is there already
+        before = prompt['input_ids'][-16:] if said else [] # it is enough to know how the text goes on
+        self.text = TokenText(engine.processor.tokenizer, stop, said.rstrip(), before)
+        self.steps = _steps(settings, seed)
         self.limit = min(settings.max_new_tokens, engine.limit - n)
         self.pieces, self.lock, self.wake = queue.SimpleQueue(), threading.Lock(), None
         self.start = time.perf_counter()
@@ -127,10 +134,16 @@ class Job:
         for _ in self: pass
         return self.answer
 
+    def again(self)->'Job': # for `submit`
+        "The same question, for another answer: a given seed is counted up."
+        s, seed = self.settings, self.answer.seed + 1
+        s = s if s.seed is None else replace(s, seed=seed)
+        return Job(self.engine, self.prompt, s, self.text.stop, self.seconds, self.likely, self.said)
+
 # %% ../../nbs/serving/02_engine.ipynb #36006f2e
 def _steps(s, seed):
     "The steps from logits to a token; without any it is the likeliest."
-    penalty = [RepetitionPenaltyLogitsProcessor(s.repetition_penalty)] if s.repetition_penalty != 1 else []
+    penalty = [RepetitionPenaltyLogitsProcessor(float(s.repetition_penalty))] if s.repetition_penalty != 1 else []
     return LogitsProcessorList(penalty + sampling(s, seed))
 
 @patch
@@ -234,34 +247,41 @@ def prepare(self:Engine,
     system:str|None=None, # system message; None: the template's own
     stop:list[str]=(), # texts to end at
     seconds:float=math.inf, # to wait and to answer, at most
+    likely:int|None=None, # likeliest tokens to note beside each one taken; None: no probabilities at all
+    goes_on:bool=False, # the last turn has the beginning of its answer
     **settings, # see `Settings`
 )->Job: # for `submit`
     "Make a question ready."
     s, turns = setting_changes(self.settings, settings), context(turns)
+    said = turns[-1].answer.text if goes_on else ''
+    if goes_on: turns[-1] = replace(turns[-1], answer=Answer(said.rstrip())) # a token begins with the space before it
     if s.alignment is not None: level_weights(s.alignment, 1, self.model.config.num_levels) # or an error
-    with self.layout_lock: prompt = prompt_layout(self.processor, turns, system)
+    with self.layout_lock: prompt = prompt_layout(self.processor, turns, system, goes_on)
     if (n := len(prompt['input_ids'])) >= self.limit:
         raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}',
                       'shorten it, or show fewer pictures')
-    return Job(self, dict(prompt, pictures=_keyed(self.processor, turns)), s, stop, seconds)
+    return Job(self, dict(prompt, pictures=_keyed(self.processor, turns)), s, stop, seconds, likely, said)
 
 # %% ../../nbs/serving/02_engine.ipynb #77bb8a73
 @patch
-def check_room(self:Engine)->None: # or `Busy`
-    "May one more wait?"
+def check_room(self:Engine,
+    n:int=1, # questions
+)->None: # or `Busy`
+    "May so many more wait?"
     retry = min(60, max(1, math.ceil(self.pace*(1 + len(self.waiting)/self.max_batch))))
     if self.closing: raise Busy('the server is shutting down', retry, True)
-    if len(self.waiting) >= self.queue_size: raise Busy(f'{self.queue_size} questions are waiting already', retry)
+    if len(self.waiting) + n > self.queue_size: raise Busy(f'{self.queue_size} questions are waiting already', retry)
 
 @patch
 def submit(self:Engine,
     job:Job, # from `prepare`
-)->Job: # the same
+    *more:Job, # from `again`; all of them are queued, or none
+)->Job: # the first
     "Queue a question, or raise `Busy`."
     with self.changed:
-        self.check_room()
-        job._enter('waiting')
-        self.waiting.append(job)
+        self.check_room(1 + len(more))
+        for j in (job, *more): j._enter('waiting')
+        self.waiting.extend((job, *more))
         self.changed.notify()
     return job
 
@@ -365,9 +385,17 @@ def _advance(self:Engine, jobs, logits):
     tokens = logits.argmax(-1).tolist()
     for i,j in enumerate(jobs):
         if j.steps: tokens[i] = int(j.steps(self._seen(j), logits[i:i+1]).argmax(-1))
+        if j.likely is not None and tokens[i] not in self.stops:
+            j.chances.append(_chance(logits[i], tokens[i], j.likely))
         j._take(tokens[i], self.stops)
         if j.state == 'done': self.pace += .1*(j.answer.seconds - self.pace)
     self._drop()
+
+def _chance(logits, token, n):
+    "A token, its log probability as the model sees it, and the `n` likeliest tokens with theirs."
+    p = logits.log_softmax(-1).clamp(min=-9999.) # a number, also where there is no chance at all
+    best = p.topk(min(n, len(p)))
+    return token, float(p[token]), list(zip(best.indices.tolist(), best.values.tolist()))
 
 @patch
 def _seen(self:Engine, job):
@@ -388,7 +416,8 @@ def _take(self:Job, token, stops):
     if token in stops or self.text.ended: over = 'stop'
     elif a.tokens >= self.limit: over = 'length' if self.limit == self.settings.max_new_tokens else 'context'
     elif time.perf_counter() > self.deadline: over = 'time'
-    self._say(piece + (self.text.end() if over else ''), over)
+    piece += self.text.end() if over else ''
+    self._say(piece.lstrip() if self.spaced and not a.text else piece, over)
 
 # %% ../../nbs/serving/02_engine.ipynb #e4976c87
 @patch

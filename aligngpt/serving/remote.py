@@ -6,10 +6,11 @@
 __all__ = ['Limits', 'safe_picture', 'data_url_bytes', 'fetch']
 
 # %% ../../nbs/serving/01_remote.ipynb #ab42c810
-import base64, binascii
+import base64, binascii, re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from ..core import addresses
 from ..core.addresses import is_public
@@ -30,6 +31,9 @@ class Limits:
     remote:bool = False # fetch pictures from addresses
     fetch_seconds:float = 10. # for that
     redirects:int = 3 # to follow there
+    connections:int = 512 # open at a time; more are closed at once
+    header_seconds:float = 20. # for the first lines of a request, and for a client to take what it asked for
+    body_seconds:float = 120. # for the rest of it
 
     @property
     def body(self)->int: # bytes
@@ -56,19 +60,28 @@ def safe_picture(
 
 # %% ../../nbs/serving/01_remote.ipynb #0b47ffc2
 def data_url_bytes(
-    url:str, # data:image/png;base64,...
+    url:str, # data:image/png;base64,..., or the base64 alone
     limits:Limits=Limits(), # on its size, which is checked before anything is decoded
 )->bytes: # of the file
     "What a `data:` URL holds."
-    head, comma, data = url.partition(',')
-    if not (head.startswith('data:') and head.endswith(';base64') and comma):
-        raise BadRecord('not an image', f'{url[:40]!r} is no base64 data URL', 'write data:image/png;base64,...')
-    if len(data)*3//4 > limits.image_bytes + 2:
+    head, data = _data_url(url.strip(' \t\r\n"\''))
+    data = unquote(data) if '%' in data else data
+    data = ''.join(data.split()).rstrip('=').translate({ord('-'):'+', ord('_'):'/'})
+    if len(data)*3//4 > limits.image_bytes:
         raise BadRecord('too large', f'{len(data)*3//4:,} bytes, the limit is {limits.image_bytes:,}',
                         'make it smaller')
-    try: return base64.b64decode(data, validate=True)
+    try: return base64.b64decode(data + '='*(-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as e:
         raise BadRecord('corrupt image', f'{head[:40]}: not base64 ({e})') from e
+
+def _data_url(url):
+    "The head of a data URL, and its data; base64 alone has no head."
+    if url[:5].lower() == 'data:':
+        head, comma, data = url.partition(',')
+        if comma and data: return head, data
+    elif len(url) > 32 and re.match(r'[A-Za-z0-9+/_%-]{32}', url): return 'the picture', url
+    raise BadRecord('not an image', f'{url[:40]!r} is no base64 data URL',
+                    'files are not read here; send the picture itself: data:image/png;base64,...')
 
 # %% ../../nbs/serving/01_remote.ipynb #e2e2f10e
 async def fetch(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LLAMA_3_CONTROL', 'ALIGN', 'sentencepiece_backend', 'is_tiktoken', 'tiktoken_backend', 'add_placeholders',
-           'load_tokenizer', 'Tokens', 'TextEncoder', 'TokenText']
+           'load_tokenizer', 'Tokens', 'TextEncoder', 'TokenText', 'token_bytes']
 
 # %% ../../nbs/text/02_tokenizer.ipynb #b7d67107
 import base64, re
@@ -261,14 +261,17 @@ def _text_only(source):
 
 # %% ../../nbs/text/02_tokenizer.ipynb #c3252600
 class TokenText:
-    "Tokens in, text out, as soon as it is final; ends at a stop string."
+    "Tokens in, text out, as soon as it is final; ends at a stop string. It may go on with a text."
     def __init__(self,
         tokenizer:Any, # decodes
         stop:Iterable[str]=(), # where the text ends; they are not part of it
+        said:str='', # text before the first token, which is not given out
+        before:Iterable[int]=(), # its last tokens
     ):
         self.tokenizer, self.stop = tokenizer, tuple(stop)
-        self.ids, self.window = [], (0, 0) # tokens so far; those that were read last, up to where text was complete
-        self.text, self.given, self.ended = '', 0, False # so far; its characters that are out; has a stop string come?
+        self.ids, self.text = list(before), said.lstrip() # so far
+        self.window = 0, len(self.ids) # tokens that were read last, up to where text was complete
+        self.given, self.ended = len(self.text), False # characters that are out; has a stop string come?
 
     def add(self,
         token:int, # the next one
@@ -303,3 +306,19 @@ class TokenText:
     def _held(self):
         "The number of characters at the end that a stop string may begin with."
         return max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+
+# %% ../../nbs/text/02_tokenizer.ipynb #56bd9b5c
+_shown = [*range(33, 127), *range(161, 173), *range(174, 256)] # bytes that stand for themselves in GPT-2's alphabet
+_BYTES = {chr(b):b for b in _shown} | {chr(256 + i):b for i,b in enumerate(b for b in range(256) if b not in _shown)}
+
+def token_bytes(
+    tokenizer:Any, # of transformers
+    token:int, # its id
+)->bytes: # of UTF-8
+    "What a token stands for."
+    piece = tokenizer.convert_ids_to_tokens(token)
+    by_bytes = tokenizer.convert_tokens_to_ids('<0x0A>') in (None, tokenizer.unk_token_id)
+    if token in tokenizer.all_special_ids: return piece.encode()
+    if by_bytes and all(c in _BYTES for c in piece): return bytes(_BYTES[c] for c in piece)
+    if m := re.fullmatch('<0x([0-9A-F]{2})>', piece): return bytes.fromhex(m[1])
+    return piece.replace('\u2581', ' ').encode()

@@ -1,6 +1,6 @@
 """`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones,
 hostile ones."""
-import asyncio, base64, http.client, json, subprocess, sys, time
+import asyncio, base64, http.client, json, socket, subprocess, sys, time
 from io import BytesIO
 from statistics import median, quantiles
 
@@ -93,6 +93,56 @@ def test_openai(locked_server):
     assert e.value.code == 'context_length_exceeded'
     with pytest.raises(openai.AuthenticationError): client.with_options(api_key='s3cre').models.list()
     assert e.value.request_id in locked_server.log.read_text()
+
+
+def shown(text, colour):
+    "What the user says with a picture, in the words of the responses interface."
+    return dict(role='user', content=[dict(type='input_image', image_url=data_url(png(colour)), detail='auto'),
+                                      dict(type='input_text', text=text)])
+
+
+def test_openai_talks(open_server):
+    "The official client over several turns, its own objects as history: chat and responses, whole and streamed."
+    client = openai.OpenAI(base_url=open_server.url + '/v1', api_key='none', max_retries=0)
+    chat, how = client.chat.completions, dict(model='toy', temperature=0)
+    talk, told = [dict(role='assistant', content='Hello!'), user(QUESTIONS[0], 'blue')], []
+    for question in (user(QUESTIONS[3]), dict(role='system', content='Be brief.'), user(QUESTIONS[0], 'red')):
+        said = chat.create(messages=talk, **how).choices[0].message
+        told.append(said.content)
+        talk += [said.model_dump() if len(talk) % 2 else said, question] if question['role'] == 'user' else [question]
+    with chat.stream(messages=talk, logprobs=True, top_logprobs=3, **how) as stream:
+        last = stream.get_final_completion().choices[0]
+    assert told == ['It is **blue**.', toy_answer(QUESTIONS[3]), toy_answer(QUESTIONS[3])]
+    assert last.message.content == 'It is **red**.' == ''.join(t.token for t in last.logprobs.content).strip()
+    assert [c.message.content for c in chat.create(messages=talk, n=3, **how).choices] == ['It is **red**.']*3
+    items = [shown(QUESTIONS[0], 'blue')]
+    for question in (shown(QUESTIONS[0], 'red'), dict(role='user', content=QUESTIONS[3])):
+        items += [*client.responses.create(input=items, instructions='Be brief.', **how).output, question]
+    with client.responses.stream(input=items, **how) as stream: kinds = [e.type for e in stream]
+    assert stream.get_final_response().output_text == toy_answer(QUESTIONS[3])
+    assert [o.content[0].text for o in items if not isinstance(o, dict)] == ['It is **blue**.', 'It is **red**.']
+    assert kinds[0] == 'response.created' and kinds[-1] == 'response.completed'
+    with pytest.raises(openai.NotFoundError, match='messages instead of a prompt'):
+        client.completions.create(model='toy', prompt='Hello')
+    with pytest.raises(openai.NotFoundError, match='keeps nothing'): client.responses.retrieve('resp_1')
+    assert client.models.retrieve('toy').id == 'toy'
+
+
+def test_key_before_body(locked_server):
+    "A long body, or nonsense, of somebody without the key is neither read nor looked at."
+    def ask(content):
+        return httpx.post(locked_server.url + '/v1/chat/completions', content=content, timeout=600,
+                          headers={'Content-Type':'application/json'})
+    assert ask(b'{').status_code == 401
+    before = locked_server.memory
+    answers = [ask(b'["' + b'x'*75_000_000 + b'"]') for _ in range(3)]
+    figures(memory_before_MB=before, after_MB=locked_server.memory)
+    assert [r.json()['error']['code'] for r in answers] == ['invalid_api_key']*3
+    assert locked_server.memory - before < 16
+    host, port = locked_server.url.split('//')[1].split(':')
+    with socket.create_connection((host, int(port)), timeout=60) as s: # the answer comes before there is any body
+        s.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 75000000\r\n\r\n')
+        assert b'401' in s.recv(100)
 
 
 async def stream(client, question, colour, **kw):
@@ -226,7 +276,8 @@ def test_fuzz(phases, runs, open_server):
     "A fuzzer that knows the description of the API finds no internal error, and nothing that the description does not say."
     pytest.importorskip('schemathesis', reason="no schemathesis: pip install 'aligngpt[dev]'")
     schema = httpx.get(open_server.url + '/openapi.json').json()
-    schema['components']['schemas']['ChatRequest']['properties']['model']['enum'] = ['toy'] # most requests shall go further than to its name
+    for kind in ('ChatRequest', 'ResponseRequest'): # most requests shall go further than to the model's name
+        schema['components']['schemas'][kind]['properties']['model']['enum'] = ['toy']
     schema['components']['schemas']['ImageURL']['properties']['url']['examples'] = [data_url(png('blue')),
         data_url(png('red')[:40]), 'http://127.0.0.1:1/a.png']
     (runs/'openapi.json').write_text(json.dumps(schema))

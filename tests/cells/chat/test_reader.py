@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError
@@ -24,6 +24,8 @@ def test_Settings():
     # nbs/chat/01_reader.ipynb #84777688
     test_fail(lambda: Settings(temperature=-1), contains='temperature is -1. Valid: 0 or more')
     test_fail(lambda: replace(Settings(), top_p=0), contains='top_p is 0')
+    for bad in ([.5, -.5], [float('inf')], 10**30):
+        test_fail(lambda: Settings(alignment=bad), contains='weights from 0 to 1')
     Settings(temperature=0, alignment=7)
 
 
@@ -55,7 +57,8 @@ def test_sampling():
     logits, draw = probabilities.log(), Gumbel(0)
 
     # nbs/chat/01_reader.ipynb #5844b9e0
-    test_eq(len(sampling(Settings(temperature=0), 0)), 0)
+    test_eq([len(sampling(Settings(temperature=t), 0)) for t in (0, 1e-40)], [0, 0])
+    test_eq(len(sampling(Settings(temperature=2, top_p=1, min_p=1), 0)), 3) # numbers of a slider may be whole
     sampled = [sampling(Settings(temperature=1, top_p=.7), i)(None, logits.clone()).argmax().item() for i in range(200)]
     test_eq(set(sampled), {0, 1})
     [type(o).__name__ for o in sampling(Settings(), 0)]
@@ -96,6 +99,32 @@ def test_shared_prefix():
     {k:n for k,(n,*_) in cases.items()}
 
 
+def test_prompt_layout():
+    # nbs/chat/01_reader.ipynb #633ecf02
+    model, processor = toy()
+    blue, red = swatch('blue'), swatch('red')
+
+    # nbs/chat/01_reader.ipynb #f71f33e0
+    processor.tokenizer.convert_ids_to_tokens(stop_ids(model, processor))
+
+    # nbs/chat/01_reader.ipynb #d4b65708
+    context_limit(model, processor)
+
+    # nbs/chat/01_reader.ipynb #c11ee047
+    layout = prompt_layout(processor, [Turn('Describe it.', [blue])])
+    processor.decode([i for i,g in zip(layout['input_ids'], layout['gate_mask']) if g])
+
+    # nbs/chat/01_reader.ipynb #57f20860
+    begun = [Turn('Describe it.', [blue], Answer('The picture is'))]
+    ids = prompt_layout(processor, begun, goes_on=True)['input_ids']
+    processor.decode([i for i in ids if i != processor.image_token_id])
+
+    # nbs/chat/01_reader.ipynb #bfb33406
+    closed = prompt_layout(processor, begun)['input_ids']
+    test_eq(closed[:len(ids)], ids)
+    assert processor.decode(ids).endswith('ASSISTANT: The picture is')
+
+
 def test_Reader_write():
     # nbs/chat/01_reader.ipynb #633ecf02
     model, processor = toy()
@@ -110,6 +139,11 @@ def test_Reader_write():
     # nbs/chat/01_reader.ipynb #c11ee047
     layout = prompt_layout(processor, [Turn('Describe it.', [blue])])
     processor.decode([i for i,g in zip(layout['input_ids'], layout['gate_mask']) if g])
+
+    # nbs/chat/01_reader.ipynb #57f20860
+    begun = [Turn('Describe it.', [blue], Answer('The picture is'))]
+    ids = prompt_layout(processor, begun, goes_on=True)['input_ids']
+    processor.decode([i for i in ids if i != processor.image_token_id])
 
     # nbs/chat/01_reader.ipynb #a7535e1f
     reader, got = Reader(model, processor), []

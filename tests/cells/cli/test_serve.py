@@ -88,7 +88,8 @@ def test_register_serve():
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_serve(app)
     help_ = CliRunner().invoke(app, ['--help'], terminal_width=120).output
-    for flag in '--host --port --api-key-file --queue --max-batch --engine --remote-images --grace'.split():
+    for flag in ('--host --port --api-key-file --queue --max-batch --max-connections --engine --remote-images '
+                 '--grace').split():
         assert flag in help_, flag
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
     print(help_)

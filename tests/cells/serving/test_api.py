@@ -3,20 +3,22 @@
 import asyncio, hashlib, hmac, json, logging, re, secrets, time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, Literal, Union
+from typing import Any
 import anyio
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastcore.basics import patch
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.chat.reader import Answer, Turn
+from aligngpt.text.conversation import get_template
+from aligngpt.text.tokenizer import token_bytes
 from aligngpt.serving.engine import Busy, Engine, Job, TooLong
 from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
+from aligngpt.serving.requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest
+from aligngpt.serving.requests import to_turns
 import base64, io, pandas as pd
 from fastcore.test import *
 from starlette.testclient import TestClient
@@ -24,28 +26,9 @@ from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.session import ChatSession
 from aligngpt.serving.api import Api, create_app
 from aligngpt.serving.engine import Engine
+from aligngpt.serving.requests import Message
 import pytest
-from aligngpt.serving.api import ApiError, ChatRequest, Message, as_api_error, to_turns
-
-
-def test_ChatRequest():
-    # nbs/serving/03_api.ipynb #4b948ee1
-    def photo(colour, **kw):
-        "A picture as a message part."
-        out = io.BytesIO()
-        swatch(colour, **kw).save(out, 'PNG')
-        url = 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
-        return dict(type='image_url', image_url=dict(url=url))
-    def user(text, *pictures): return dict(role='user', content=[*pictures, dict(type='text', text=text)])
-    question = dict(model='toy', messages=[user('What colour is it?', photo('blue'))])
-
-    # nbs/serving/03_api.ipynb #d7fe2546
-    full = ChatRequest(**question, temperature=0, max_tokens=5, alignment=3)
-    test_eq(full.settings, dict(temperature=0., alignment=3, max_new_tokens=5))
-    wrong = (dict(temprature=1), dict(temperature=float('nan')), dict(n=2), dict(tools=[{}]), dict(messages=[]),
-             dict(messages=[dict(role='tool', content='x')]), dict(alignment=True), dict(top_p=0))
-    for bad in wrong: test_fail(lambda: ChatRequest(**{**question, **bad}))
-    full.settings
+from aligngpt.serving.api import as_api_error, not_here
 
 
 def test_as_api_error():
@@ -59,34 +42,14 @@ def test_as_api_error():
     test_eq([as_api_error(Busy('full', 7, c)).status for c in (False, True)], [429, 503])
 
 
-def test_to_turns():
-    # nbs/serving/03_api.ipynb #4b948ee1
-    def photo(colour, **kw):
-        "A picture as a message part."
-        out = io.BytesIO()
-        swatch(colour, **kw).save(out, 'PNG')
-        url = 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
-        return dict(type='image_url', image_url=dict(url=url))
-    def user(text, *pictures): return dict(role='user', content=[*pictures, dict(type='text', text=text)])
-
-    # nbs/serving/03_api.ipynb #b301bebb
-    def turns(*messages, pictures=()): return to_turns([Message(**m) for m in messages], pictures)
-    said = dict(role='assistant', content='It is **red**.')
-    brief = dict(role='developer', content='Be brief.')
-    system, ts = turns(brief, user('What colour is it?', photo('red')), said, user('And'), user('now?'),
-                       pictures=[swatch('red')])
-    test_eq((system, len(ts), ts[1].question), ('Be brief.', 2, 'And\nnow?'))
-    wrong = ([said],
-             [user('a'), said],
-             [user('a'), said, said, user('b')],
-             [user('a'), dict(role='system', content='x'), user('b')],
-             [user(' ')],
-             [dict(said, content=[photo('red')])])
-    for bad in wrong: test_fail(lambda: turns(*bad, pictures=[swatch('red')]), exc=ApiError)
-    ts
+def test_not_here():
+    # nbs/serving/03_api.ipynb #6145d4a7
+    assert 'messages instead of a prompt' in not_here('/v1/completions')
+    assert all('ends in /v1' in not_here(p) for p in ('/chat/completions', '/v1/v1/chat/completions', '/models',
+                                                      '/responses'))
 
 
-def test_create_app():
+async def test_create_app():
     # nbs/serving/03_api.ipynb #4b948ee1
     model, processor = toy()
     def photo(colour, **kw):
@@ -100,8 +63,8 @@ def test_create_app():
     with TestClient(create_app(Api(Engine(model, processor, temperature=0), 'toy'))) as http:
         answer = http.post('/v1/chat/completions', json=dict(question, stream=True)).text
 
-    # nbs/serving/03_api.ipynb #b301bebb
-    said = dict(role='assistant', content='It is **red**.')
+    # nbs/serving/03_api.ipynb #7f265c36
+    pd.options.display.max_colwidth = 120
 
     # nbs/serving/03_api.ipynb #1cb6bcf3
     def client(**kw):
@@ -121,6 +84,7 @@ def test_create_app():
     r.json()
 
     # nbs/serving/03_api.ipynb #d830f877
+    said = dict(role='assistant', content='It is **blue**.')
     r = ask(blue, said, user('Count to ten.'), stream=True, stream_options=dict(include_usage=True))
     test_eq(r.headers['content-type'], 'text/event-stream; charset=utf-8')
     events = [l[6:] for l in r.text.splitlines() if l]
@@ -141,7 +105,40 @@ def test_create_app():
     test_eq((cut['message']['content'], cut['finish_reason']), ('one, two, three, four,', 'stop'))
     test_eq(ask(user('Count to ten.'), max_tokens=2).json()['choices'][0]['finish_reason'], 'length')
     test_eq(http.get('/v1/models').json()['data'][0]['id'], 'toy')
+    test_eq(http.get('/v1/models/toy').json()['object'], 'model')
     cut
+
+    # nbs/serving/03_api.ipynb #bdc62413
+    r = ask(blue, n=3, temperature=1.5, seed=5, logprobs=True, top_logprobs=2, stop='blu')
+    choices = r.json()['choices']
+    def spelt(choice): return b''.join(bytes(t['bytes']) for t in choice['logprobs']['content']).decode()
+    pd.DataFrame([(c['message']['content'], c['aligngpt']['seed'], [t['token'] for t in c['logprobs']['content']])
+                  for c in choices],
+                 columns=['answer', 'seed', 'tokens'])
+
+    # nbs/serving/03_api.ipynb #520949a1
+    test_eq([c['index'] for c in choices], [0, 1, 2])
+    test_eq([c['aligngpt']['seed'] for c in choices], [5, 6, 7])
+    for c in choices: assert spelt(c).strip().startswith(c['message']['content'])
+    test_eq(ask(blue, temperature=1.5, seed=6, stop='blu').json()['choices'][0]['message'], choices[1]['message'])
+    r = ask(blue, n=2, stream=True, logprobs=True)
+    chunks = [c for e in r.text.splitlines() if e.startswith('data: {') for c in json.loads(e[6:])['choices']]
+    texts = [''.join(c['delta'].get('content', '') for c in chunks if c['index'] == i) for i in (0, 1)]
+    tokens = [t['token'] for c in chunks if c['index'] == 1 and c['logprobs'] for t in c['logprobs']['content']]
+    test_eq((texts, ''.join(tokens).strip()), (['It is **blue**.']*2, 'It is **blue**.'))
+
+    # nbs/serving/03_api.ipynb #ba7b7f18
+    back = ask(blue).json()['choices'][0]['message']
+    hello, late = dict(role='assistant', content='Hello!'), dict(role='system', content='Be brief.')
+    on = ask(hello, blue, dict(back, annotations=[], tool_calls=[], audio=None), late,
+             user('What colour is it?', photo('red')))
+    rest = ask(blue, dict(role='assistant', content='The picture is'), continue_final_message=True)
+
+    # nbs/serving/03_api.ipynb #19ad577c
+    test_eq(text(on), 'It is **red**.')
+    test_eq(text(rest), ' **blue**.')
+    same = ask(blue, dict(role='assistant', content='The picture is', prefix=True))
+    test_eq(text(same), text(rest))
 
     # nbs/serving/03_api.ipynb #0275952e
     def error(r): return r.status_code, r.json()['error']['code'], r.json()['error']['param']
@@ -149,9 +146,12 @@ def test_create_app():
     odd['image_url'] = dict(url='data:image/png;base64,aGVsbG8=')
     far = dict(type='image_url', image_url=dict(url='http://127.0.0.1/x.png'))
     def post(**kw): return http.post('/v1/chat/completions', **kw)
-    cases = ((post(content=b'{'), 400, 'invalid_value', None),
+    cases = ((post(content=b'{', headers={'Content-Type':'application/json'}), 400, 'invalid_value', None),
              (ask(blue, temprature=1), 400, 'invalid_value', 'temprature'),
-             (ask(blue, alignment=9), 400, 'invalid_value', None),
+             (ask(blue, alignment=9), 400, 'invalid_value', 'alignment'),
+             (ask(blue, alignment=[.5, .5]), 400, 'invalid_value', 'alignment'),
+             (ask(blue, response_format=dict(type='json_object')), 400, 'invalid_value', 'response_format'),
+             (ask(dict(role='user', content=[dict(type='image_url')])), 400, 'invalid_value', 'messages.0.content.0'),
              (ask(user('red '*600)), 400, 'context_length_exceeded', 'messages'),
              (ask(user('What?', odd)), 400, 'invalid_value', None),
              (ask(user('What?', far)), 400, 'invalid_value', 'messages'),
@@ -161,9 +161,11 @@ def test_create_app():
              (post(content=b' '*(Limits().body + 1)), 413, 'too_large', None),
              (http.get('/v1/models/gpt'), 404, 'model_not_found', 'model'),
              (http.get('/nowhere'), 404, 'not_found', None),
+             (http.post('/v1/completions', json=dict(model='toy', prompt='Hello')), 404, 'not_found', None),
+             (http.post('/v1/chat/completions', content='{}'), 400, 'invalid_value', None),
              (http.get('/v1/chat/completions'), 405, 'method_not_allowed', None))
     for r,*want in cases: test_eq(list(error(r)), want)
-    pd.DataFrame([(*want[:2], r.json()['error']['message'].partition('\n')[0][:70]) for r,*want in cases],
+    pd.DataFrame([(*want[:2], r.json()['error']['message'].partition('\n')[0]) for r,*want in cases],
                  columns=['status', 'code', 'message'])
 
     # nbs/serving/03_api.ipynb #a6b75e82
@@ -172,12 +174,32 @@ def test_create_app():
     test_eq(error(locked.get('/v1/models'))[:2], (401, 'invalid_api_key'))
     test_eq([tried(k).status_code for k in ('s3cret', 's3cre', 's3cret ', 'é')], [200, 401, 200, 401])
     test_eq(locked.get('/health').status_code, 200)
+    test_eq(error(locked.post('/v1/chat/completions', content=b'{'))[0], 401)
+    test_eq(error(locked.post('/v1/responses', json=dict(x='y')))[0], 401)
     r = http.get('/health', headers={'X-Request-ID':'mine-1'})
     test_eq(r.headers['x-request-id'], 'mine-1')
     test_ne(http.get('/health', headers={'X-Request-ID':'<script>'}).headers['x-request-id'], '<script>')
     counts = http.get('/metrics').text
     assert 'aligngpt_tokens_total{kind="completion"}' in counts and 'aligngpt_running 0.0' in counts
     print('\n'.join(l for l in counts.splitlines() if l.startswith(('aligngpt_requests_total', 'aligngpt_tokens_total'))))
+
+    # nbs/serving/03_api.ipynb #3a705447
+    small = client(limits=Limits(text_bytes=100, images=0, body_seconds=.05))
+    kind = {'Content-Type':'application/json'}
+    chunked = small.post('/v1/chat/completions', content=iter([b'{"model":']*20), headers=kind)
+    async def stalled(app):
+        "What a client hears whose body never comes."
+        said = []
+        async def send(m): said.append(m)
+        async def receive(): await asyncio.Event().wait()
+        scope = dict(type='http', method='POST', path='/v1/chat/completions', query_string=b'',
+                     headers=[(b'content-type', b'application/json')])
+        await app(scope, receive, send)
+        return said[0]['status'], json.loads(said[1]['body'])['error']['message']
+    late = await stalled(small.app)
+
+    # nbs/serving/03_api.ipynb #db097714
+    test_eq((error(chunked)[0], late[0]), (413, 408))
 
     # nbs/serving/03_api.ipynb #618f3ca3
     def fail(*_): raise RuntimeError('a secret of ours')

@@ -3,6 +3,7 @@
 import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Iterator
 import torch, torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +16,6 @@ from aligngpt.model.layers import level_weights
 from aligngpt.chat.reader import Answer, Settings, Turn, context, context_limit, prompt_layout, sampling, stop_ids
 from aligngpt.chat.session import setting_changes
 import copy, matplotlib.pyplot as plt, pandas as pd
-from dataclasses import replace
 from fastcore.test import *
 from transformers import MistralConfig
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model
@@ -98,6 +98,30 @@ async def test_Engine_refuse():
     # nbs/serving/02_engine.ipynb #7342f052
     with Engine(model, processor, temperature=0) as engine:
         answer = engine.ask('What colour is it?', [pictures['red']]).result()
+
+    # nbs/serving/02_engine.ipynb #cccc091b
+    begun = [Turn('What colour is it?', [pictures['blue']], Answer('The picture is'))]
+    with Engine(model, processor, temperature=1., seed=7) as engine:
+        first = engine.prepare([Turn('What colour is it?', [pictures['red']])], likely=2)
+        three = [first, first.again(), first.again().again()]
+        engine.submit(*three)
+        goes_on = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        begun[0].answer.text += ' '
+        spaced = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        told = [j.result() for j in three]
+    names = processor.tokenizer.convert_ids_to_tokens
+    pd.DataFrame([(names(t), round(p, 3), {names(k):round(q, 3) for k,q in best}) for t,p,best in first.chances],
+                 columns=['token', 'log probability', 'likeliest'])
+
+    # nbs/serving/02_engine.ipynb #4f60baba
+    test_eq([j.answer.seed for j in three], [7, 8, 9])
+    test_eq([t for t,*_ in first.chances], first.text.ids)
+    assert all(p <= best[0][1] and len(best) == 2 for _,p,best in first.chances)
+    test_eq([goes_on.text, spaced.text], [' **blue**.', '**blue**.'])
+    engine = Engine(model, processor, queue_size=2)
+    test_fail(lambda: engine.submit(*three), exc=Busy)
+    engine.close()
+    goes_on.text
 
     # nbs/serving/02_engine.ipynb #4dfbe35a
     mix = [0, 0, .5, 0, 0, 0, .25, 1.]
@@ -237,6 +261,17 @@ def test_Engine_refuse_slow():
     # nbs/serving/02_engine.ipynb #7342f052
     with Engine(model, processor, temperature=0) as engine:
         answer = engine.ask('What colour is it?', [pictures['red']]).result()
+
+    # nbs/serving/02_engine.ipynb #cccc091b
+    begun = [Turn('What colour is it?', [pictures['blue']], Answer('The picture is'))]
+    with Engine(model, processor, temperature=1., seed=7) as engine:
+        first = engine.prepare([Turn('What colour is it?', [pictures['red']])], likely=2)
+        three = [first, first.again(), first.again().again()]
+        engine.submit(*three)
+        goes_on = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        begun[0].answer.text += ' '
+        spaced = engine.submit(engine.prepare(begun, goes_on=True, temperature=0)).result()
+        told = [j.result() for j in three]
 
     # nbs/serving/02_engine.ipynb #4dfbe35a
     mix = [0, 0, .5, 0, 0, 0, .25, 1.]

@@ -19,7 +19,7 @@ from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
 from aligngpt.model.toy import toy_processor
 import pytest
-from aligngpt.text.tokenizer import ALIGN, TextEncoder, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend
+from aligngpt.text.tokenizer import ALIGN, TextEncoder, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend, token_bytes
 
 
 def test_merges():
@@ -541,3 +541,103 @@ def test_TokenText():
     ax.set(yscale='log', xlabel='tokens of the answer', ylabel='tokens decoded')
     ax.grid(alpha=.3)
     ax.legend();
+
+    # nbs/text/02_tokenizer.ipynb #a9a28c6f
+    for t in (tok, tok3, newer):
+        ids = t(long, add_special_tokens=False)['input_ids']
+        for k in range(1, len(ids)):
+            said = t.decode(ids[:k])
+            if said.endswith('\ufffd') or said != said.rstrip(): continue
+            more = TokenText(t, said=said, before=ids[:k])
+            test_eq(said + ''.join([*map(more.add, ids[k:]), more.end()]), long)
+
+
+def test_token_bytes():
+    # nbs/text/02_tokenizer.ipynb #d7cdb86d
+    WORDS = ('the a cat dog bus red blue on in is what colour answer question picture shows two three and of '
+             'street, 10 42 yes. no! USER ASSISTANT').split()
+    def nonsense(n=400):
+        "Lines of words, some with two spaces between them."
+        rng = random.Random(0)
+        return [('  ' if i%9 == 0 else ' ').join(rng.choices(WORDS, k=rng.randint(2, 12))) for i in range(n)]
+    def train(lines):
+        "A sentencepiece model with LLaMA's settings."
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=out, vocab_size=420, model_type='bpe', byte_fallback=True,
+            normalization_rule_name='identity', remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            split_digits=True, minloglevel=2)
+        return out.getvalue()
+    def tiny_sentencepiece(folder, legacy=True):
+        "A folder as a LLaMA-2 checkpoint's, with a tiny sentencepiece model."
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/'tokenizer.model').write_bytes(train(nonsense()))
+        proto = SentencePieceExtractor(str(folder/'tokenizer.model')).proto
+        for p in proto.pieces:
+            if set(p.piece) == {'▁'}: p.score = -1e9 # LLaMA gives the pieces made of spaces the lowest score
+        (folder/'tokenizer.model').write_bytes(proto.SerializeToString())
+        config = dict(tokenizer_class='LlamaTokenizer', legacy=legacy, add_bos_token=True, model_max_length=2048,
+                      bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
+        (folder/'config.json').write_text(json.dumps(dict(model_type='llama')))
+        return folder
+    tmp = Path(tempfile.mkdtemp())
+    vicuna = tiny_sentencepiece(tmp/'vicuna')
+
+    # nbs/text/02_tokenizer.ipynb #2e9015ad
+    shards = ['a','cat',' ','  ','   ',' '*17,'\n','\t','\r','the','▁','é','東京','🌄','--','...','<0x0A>','<','s','\u200b',
+              '\u00a0','\x00','42',' answer',' two','USER:']
+    rng = random.Random(1)
+    texts = [''.join(rng.choices(shards, k=rng.randint(1, 25))) for _ in range(3000)]
+
+    # nbs/text/02_tokenizer.ipynb #5da3d335
+    def tiny_tiktoken(folder):
+        "Write a tiny tiktoken file: all bytes, then a few longer tokens."
+        longer = 'he ll hell hello or ld us er user 12 123 as st ant assist assistant'.split()
+        longer += [' w', ' wor', ' world', '\n\n']
+        ranks = [bytes([i]) for i in range(256)] + [t.encode() for t in longer]
+        lines = [f'{base64.b64encode(t).decode()} {i}\n' for i,t in enumerate(ranks)]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder/'tokenizer.model').write_text(''.join(lines))
+        return folder
+    llama3 = tiny_tiktoken(tmp/'llama3')
+
+    # nbs/text/02_tokenizer.ipynb #1034229e
+    tok = load_tokenizer(vicuna)
+    tok3 = load_tokenizer(llama3)
+    tok.tokenize('the cat  answer</s>two<image>')
+
+    # nbs/text/02_tokenizer.ipynb #4e82c9c0
+    for i,t in enumerate((tok, tok3)):
+        t.save_pretrained(tmp/f'saved{i}')
+        for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
+            test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
+            test_eq((again.pad_token, len(again)), (t.pad_token, len(t)))
+            test_eq(again.decode(again('two  cat').input_ids), t.decode(t('two  cat').input_ids))
+
+    # nbs/text/02_tokenizer.ipynb #877c81f2
+    (tmp/'empty').mkdir(exist_ok=True)
+
+    # nbs/text/02_tokenizer.ipynb #545a417d
+    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
+    newer.tokenize('two</s>two')
+
+    # nbs/text/02_tokenizer.ipynb #b0047a02
+    def unfold(text, stop=(), t=tok):
+        "The pieces in which a text arrives."
+        out, pieces = TokenText(t, stop), []
+        for i in t(text, add_special_tokens=False)['input_ids']:
+            pieces.append(out.add(i))
+            if out.ended: break
+        return [*pieces, out.end()]
+    unfold('the red bus 👍')
+
+    # nbs/text/02_tokenizer.ipynb #40cc53cb
+    long = 'one, two, 👩‍👩‍👧 three  \n\n- **blue**, né'
+    unfold('two, three', [', th'])
+
+    # nbs/text/02_tokenizer.ipynb #554cfb20
+    for t in (tok, tok3, newer):
+        ids = t(long, add_special_tokens=False)['input_ids']
+        test_eq(b''.join(token_bytes(t, i) for i in ids).decode().strip(), long)
+    test_eq(token_bytes(tok, tok.eos_token_id), b'</s>')
