@@ -325,7 +325,7 @@ class BadInput(AlignGPTError, ValueError):
 def __call__(self:AlignGPTProcessor,
     images:Any=None, # a picture, a flat list of them, or a list for each row
     text:str|list[str]|None=None, # rendered text, `<image>` where a picture stands
-    **kwargs:Unpack[ProcessingKwargs], # how, as for every processor of transformers: padding, truncation, max_length, return_tensors ...
+    **kwargs:Unpack[ProcessingKwargs], # how: padding, truncation, max_length, return_tensors, images_kwargs ...
 )->BatchFeature: # input_ids, attention_mask, gate_mask [batch, length], pixel_values [n_images, 3, height, width]
     "Prepare rendered text and pictures."
     how = self._how(kwargs)
@@ -333,11 +333,10 @@ def __call__(self:AlignGPTProcessor,
         if images is None: raise BadInput('neither text nor images given')
         pixels = self.prepare_images(_nest(images, None), **how.images)
         return BatchFeature({'pixel_values': pixels}, tensor_type=how.return_tensors)
-    texts = _texts(text)
-    rows = [self._row(t, how) for t in texts]
+    rows = [self._laid_out(t, how) for t in _texts(text)]
     pictures = _nest(images, [r['input_ids'].count(self.image_token_id)//self.num_image_tokens for r in rows])
     out = self._batch(rows, pictures, how)
-    if how.return_text_replacement_offsets: out['text_replacement_offsets'] = self._replaced(texts, len(pictures))
+    if how.return_text_replacement_offsets: out['text_replacement_offsets'] = self._replaced(text, len(pictures))
     return out
 
 
@@ -411,7 +410,7 @@ def _how(self:AlignGPTProcessor, kwargs):
 
 # %% ../../nbs/model/03_processor.ipynb #529cd195
 @patch
-def _row(self:AlignGPTProcessor, spans, how):
+def _laid_out(self:AlignGPTProcessor, spans, how):
     "One row: its layout and, if that is wanted, where in the text each position comes from."
     row = self.layout(spans, how.add_special_tokens)
     if how.return_offsets_mapping: row['offset_mapping'] = self._offsets(spans, how)
@@ -437,9 +436,9 @@ def replace_image_token(self:AlignGPTProcessor,
     return IMAGE*self.num_image_tokens
 
 @patch
-def _replaced(self:AlignGPTProcessor, texts, n):
+def _replaced(self:AlignGPTProcessor, text, n):
     "For each row, where each `<image>` was and what it became."
-    return self.get_text_with_replacements(list(texts), [self.replace_image_token()]*n)[1]
+    return self.get_text_with_replacements(_texts(text), [self.replace_image_token()]*n)[1]
 
 @patch
 def _batch(self:AlignGPTProcessor, rows, pictures, how, names=('input_ids','gate_mask')):
@@ -477,25 +476,38 @@ def apply_chat_template(self:AlignGPTProcessor,
     **kwargs, # the same, or for the Jinja template
 )->str|list|BatchFeature: # text, ids or a batch
     "Render messages, or prepare them for the model."
-    given = dict(add_generation_prompt=add_generation_prompt, return_tensors=return_tensors)
+    given = dict(add_generation_prompt=add_generation_prompt, return_tensors=return_tensors,
+                 return_assistant_tokens_mask=return_assistant_tokens_mask, processor_kwargs=processor_kwargs, **kwargs)
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
-    if not ours or any(kwargs.get(k) for k in ('tools', 'documents')):
-        if tokenize and kwargs.get('sanitize_control_tokens'):
-            raise BadInput('sanitize_control_tokens with another chat template', "use the processor's own template, "
-                           'with which no message is read as a control token')
-        given |= dict(processor_kwargs=processor_kwargs, return_assistant_tokens_mask=return_assistant_tokens_mask)
-        return ProcessorMixin.apply_chat_template(self, conversation, chat_template, tokenize=tokenize,
-                                                  return_dict=return_dict, **kwargs, **{k:v for k,v in given.items() if v})
-    how = self._how({k:v for k,v in kwargs.items() if k not in _OF_TEMPLATE} | (processor_kwargs or {})
-                    | {k:v for k,v in given.items() if k == 'return_tensors' and v})
+    if not ours or kwargs.get('tools') or kwargs.get('documents'):
+        return self._by_transformers(conversation, chat_template, tokenize, return_dict, given)
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
-    rows = [self._row(self._spans(c, add_generation_prompt, kwargs.get('continue_final_message')), how) for c in chats]
-    rows = [dict(r, assistant_masks=[int(l >= 0) for l in r['labels']]) for r in rows]
-    names = ('input_ids','gate_mask') + ('assistant_masks',)*return_assistant_tokens_mask
-    out = self._batch(rows, _pictures([m for c in chats for m in c]), how, names)
+    out = self._chats(chats, return_assistant_tokens_mask, **{k:given.pop(k, None) for k in _SPANS}, kwargs=given)
     return out if return_dict else out['input_ids']
 
-_OF_TEMPLATE = 'continue_final_message', 'tools', 'documents', 'sanitize_control_tokens', 'load_audio_from_video'
+_SPANS = 'add_generation_prompt', 'continue_final_message'
+_OF_TEMPLATE = ('tools', 'documents', 'sanitize_control_tokens', 'load_audio_from_video', 'processor_kwargs',
+                'return_assistant_tokens_mask')
+
+@patch
+def _by_transformers(self:AlignGPTProcessor, conversation, chat_template, tokenize, return_dict, given):
+    "Through rendered text, with any template."
+    if tokenize and given.get('sanitize_control_tokens'):
+        raise BadInput('sanitize_control_tokens with another chat template', "use the processor's own template, "
+                       'with which no message is read as a control token')
+    given = {k:v for k,v in given.items() if v or k not in _OF_TEMPLATE + ('return_tensors',)}
+    return ProcessorMixin.apply_chat_template(self, conversation, chat_template, tokenize=tokenize,
+                                              return_dict=return_dict, **given)
+
+@patch
+def _chats(self:AlignGPTProcessor, chats, masks, add_generation_prompt, continue_final_message, kwargs):
+    "Through spans: a batch of conversations."
+    mine = {k:v for k,v in kwargs.items() if k not in _OF_TEMPLATE}
+    how = self._how({k:v for k,v in (mine | (kwargs['processor_kwargs'] or {})).items() if v is not None})
+    rows = [self._laid_out(self._spans(c, add_generation_prompt, continue_final_message), how) for c in chats]
+    rows = [dict(r, assistant_masks=[int(l >= 0) for l in r['labels']]) for r in rows]
+    pictures = _pictures([m for c in chats for m in c])
+    return self._batch(rows, pictures, how, ('input_ids','gate_mask') + ('assistant_masks',)*masks)
 
 @patch
 def _spans(self:AlignGPTProcessor, chat, prompt, continued):

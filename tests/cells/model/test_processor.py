@@ -115,6 +115,7 @@ def test_AlignGPTProcessor():
     for given,says in wrong: test_fail(lambda: AlignGPTProcessor(clip, processor.tokenizer, **given), contains=says)
     class CLIPImageProcessor(CLIPImageProcessorPil): backend = 'torchvision'
     test_is(type(AlignGPTProcessor(CLIPImageProcessor(), processor.tokenizer).image_processor), CLIPImageProcessorPil)
+    test_eq(processor.tokenizer('The bus').input_ids[0], processor.tokenizer.bos_token_id)
     processor.encoder.control
 
 
@@ -342,7 +343,7 @@ def test_AlignGPTProcessor_show_tokens():
     test_eq('\x1b[42;30m' in str(view), True)
 
 
-def test_AlignGPTProcessor__row():
+def test_AlignGPTProcessor__laid_out():
     # nbs/model/03_processor.ipynb #3e25cde1
     def draw_bus():
         "A picture of a bus."
@@ -422,6 +423,43 @@ def test_AlignGPTProcessor__row():
         (dict(),                                         'neither text nor images')]
     for given,says in wrong: test_fail(lambda: processor(**given), contains=says)
     [says for _,says in wrong[:3]]
+
+    # nbs/model/03_processor.ipynb #4f5c09ca
+    ask, pics = texts[0], [bus]
+    ways = [dict(padding='max_length', max_length=64, do_normalize=False, return_tensors='np'),
+            dict(text_kwargs=dict(padding='max_length', max_length=64), images_kwargs=dict(do_normalize=False),
+                 common_kwargs=dict(return_tensors='np'))]
+    flat, sorted_out = (processor(text=ask, images=pics, **w) for w in ways)
+
+    # nbs/model/03_processor.ipynb #c2c43f74
+    for k in flat: test_eq(flat[k], sorted_out[k])
+    test_eq([float(flat['pixel_values'].min()) >= 0, batch['pixel_values'].min().item() >= 0], [True, False])
+    test_fail(lambda: processor(text=ask, images=pics, padding=True, text_kwargs=dict(padding=False)), exc=ValueError,
+              contains='padding was passed two times')
+    test_fail(lambda: processor(), exc=ValueError, contains='neither text nor images')
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        processor(text='a', stride=2)
+    test_eq([str(w.message) for w in seen], ['AlignGPTProcessor ignores stride'])
+    once = [processor.tokenizer('The bus').input_ids, processor(text='The bus').input_ids[0],
+            processor(text='<s>The bus').input_ids[0]]
+    test_eq([ids.count(processor.tokenizer.bos_token_id) for ids in once], [1, 1, 1])
+
+    # nbs/model/03_processor.ipynb #65029038
+    found = processor(text=ask, images=pics, return_offsets_mapping=True, return_mm_token_type_ids=True)
+    runs = [(k, len(list(g))) for k,g in groupby(ask[a:b] for a,b in found['offset_mapping'][0])]
+
+    # nbs/model/03_processor.ipynb #d2c1468f
+    test_eq(runs[:2], [('', 2), ('<image>', 16)])
+    test_eq(''.join(k*n for k,n in runs if k != '<image>'), ask.replace('<image>', ''))
+    test_eq(sum(found['mm_token_type_ids'][0]), 16)
+    test_eq(processor._get_num_multimodal_tokens(image_sizes=[(30, 40), (500, 20)]).num_image_tokens, [16, 16])
+    two = '<image> or <image>?'
+    wide = processor(text=two, images=[bus, bus], return_offsets_mapping=True, return_text_replacement_offsets=True)
+    shown = two.replace('<image>', processor.replace_image_token())
+    test_eq({shown[a:b] for i,(a,b) in zip(wide.input_ids[0], wide.offset_mapping[0]) if i == processor.image_token_id},
+            {'<image>'})
+    test_eq([shown[slice(*r['new_span'])] for r in wide.text_replacement_offsets[0]], ['<image>'*16]*2)
 
 
 def test_AlignGPTProcessor_apply_chat_template():
@@ -507,6 +545,11 @@ def test_AlignGPTProcessor_apply_chat_template():
     # nbs/model/03_processor.ipynb #51e6049f
     processor.show_tokens(batch, 2)
 
+    # nbs/model/03_processor.ipynb #c2c43f74
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        processor(text='a', stride=2)
+
     # nbs/model/03_processor.ipynb #6d0b8069
     question = [dict(role='user', content=[dict(type='image', image=bus),
                                            dict(type='text', text='What colour is the bus?')])]
@@ -561,6 +604,13 @@ def test_AlignGPTProcessor_apply_chat_template():
     begun = question + [dict(role='assistant', content='It is')]
     row = processor.apply_chat_template(begun, continue_final_message=True, tokenize=True, return_dict=True)
     test_eq(processor.decode(row['input_ids'][0])[-16:], 'ASSISTANT: It is')
+    said = [dict(role='user', content='Hi'), dict(role='assistant', content='a</s>b <image>')]
+    ids_on = processor.apply_chat_template(said, continue_final_message=True, tokenize=True)[0]
+    test_eq((ids_on.count(processor.tokenizer.eos_token_id), ids_on.count(processor.image_token_id)), (0, 0))
+    test_fail(lambda: processor.apply_chat_template(said, continue_final_message=True, add_generation_prompt=True,
+              tokenize=True), exc=ValueError, contains='exclude each other')
+    test_fail(lambda: processor.apply_chat_template(said, '{{ messages }}', tokenize=True, sanitize_control_tokens=True),
+              contains='sanitize_control_tokens with another chat template')
     processor.decode(ids[-20:])
 
 
@@ -645,6 +695,11 @@ def test_AlignGPTProcessor_stop_token_ids():
     # nbs/model/03_processor.ipynb #51e6049f
     processor.show_tokens(batch, 2)
 
+    # nbs/model/03_processor.ipynb #c2c43f74
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        processor(text='a', stride=2)
+
     # nbs/model/03_processor.ipynb #6d0b8069
     question = [dict(role='user', content=[dict(type='image', image=bus),
                                            dict(type='text', text='What colour is the bus?')])]
@@ -720,6 +775,11 @@ def test_make_processor():
 
     # nbs/model/03_processor.ipynb #51e6049f
     processor.show_tokens(batch, 2)
+
+    # nbs/model/03_processor.ipynb #c2c43f74
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        processor(text='a', stride=2)
 
     # nbs/model/03_processor.ipynb #6d0b8069
     question = [dict(role='user', content=[dict(type='image', image=bus),
@@ -823,6 +883,11 @@ def test_AlignGPTProcessor_with_settings():
     # nbs/model/03_processor.ipynb #51e6049f
     processor.show_tokens(batch, 2)
 
+    # nbs/model/03_processor.ipynb #c2c43f74
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        processor(text='a', stride=2)
+
     # nbs/model/03_processor.ipynb #6d0b8069
     question = [dict(role='user', content=[dict(type='image', image=bus),
                                            dict(type='text', text='What colour is the bus?')])]
@@ -867,6 +932,9 @@ def test_AlignGPTProcessor_with_settings():
     test_eq(AutoTokenizer.from_pretrained(tmp/'saved').convert_tokens_to_ids('<align>'), processor.align_token_id)
     test_eq(AlignGPTProcessor.from_pretrained(tmp/'saved', gate_text='full').gate_text, 'full')
     test_is(type(load_image_processor(tmp/'saved')), CLIPImageProcessorPil)
+    other = AlignGPTProcessor.from_pretrained(tmp/'saved', gate_text='full', do_normalize=False, sep_token='<sep>')
+    test_eq((other.gate_text, other.image_processor.do_normalize, other.tokenizer.sep_token), ('full', False, '<sep>'))
+    test_eq('gate_text' in other.tokenizer.init_kwargs, False)
     AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)
     test_eq(AutoProcessor.from_pretrained(tmp/'saved').to_dict(), processor.to_dict())
     text = processor.batch_decode(ready['input_ids'], skip_special_tokens=True)[0]
