@@ -188,9 +188,14 @@ def _exact_llama(path, model, config):
 class Tokens:
     "Token ids that remember where they came from."
     ids:list[int]=field(default_factory=list) # [n]
-    chars:list[int]=field(default_factory=list) # [n] index of each one's last character; -1: an added first token
+    offsets:list[tuple[int,int]]=field(default_factory=list) # [n] where each one begins and ends in the text
     supervised:list[bool]=field(default_factory=list) # [n] does it carry a loss?
     def __len__(self): return len(self.ids)
+
+    @property
+    def chars(self)->list[int]: # [n]
+        "The index of each token's last character; -1: an added first token."
+        return [max(a, b-1) for a,b in self.offsets]
 
 # %% ../../nbs/text/02_tokenizer.ipynb #c4c4c425
 class TextEncoder:
@@ -216,7 +221,7 @@ class TextEncoder:
 
     def _read(self, text, first):
         enc = (self.first if first else self.rest).encode(text, add_special_tokens=False)
-        return enc.ids, [max(a, b-1) for a,b in enc.offsets]
+        return enc.ids, enc.offsets
 
     def pieces(self,
         spans:Iterable[Span], # of one conversation
@@ -240,11 +245,11 @@ class TextEncoder:
         spans = [Span(spans)] if isinstance(spans, str) else list(spans)
         pieces, out, begins = self.pieces(spans), Tokens(), True
         if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id):
-            out.ids, out.chars = [self.bos_id], [-1]
+            out.ids, out.offsets = [self.bos_id], [(-1, 0)]
         for text,at,control in pieces:
-            ids, ends = self.read(text, begins) if control is None else ([control], [len(text)-1])
+            ids, offsets = self.read(text, begins) if control is None else ([control], [(0, len(text))])
             out.ids += ids
-            out.chars += [at + e for e in ends]
+            out.offsets += [(at + a, at + b) for a,b in offsets]
             if control is not None: begins = control == self.image_id or len(out) == 1
         learnt = [s.supervised for s in spans for _ in s.text]
         out.supervised = [c >= 0 and learnt[c] for c in out.chars]
