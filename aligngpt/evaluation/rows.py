@@ -147,7 +147,10 @@ def named(
     keys = {_plain_key(k): k for k in reversed(list(row))}
     return next((keys[p] for n in names if (p := _plain_key(n)) in keys), None)
 
-def _is_row(o): return named(o, ID_NAMES) is not None and not all(isinstance(v, (dict, list)) for v in o.values())
+def _is_row(o):
+    "One row, and not a table by id."
+    if {'question_id', 'text', 'prompt'} & o.keys(): return True
+    return named(o, ID_NAMES) is not None and not all(isinstance(v, (dict, list)) for v in o.values())
 
 # %% ../../nbs/evaluation/00_rows.ipynb #e61876ac
 def _table_rows(path, raw):

@@ -4,7 +4,8 @@ import re, string
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path
-from aligngpt.evaluation.text import some
+from aligngpt.evaluation.rows import encoding_of, named, read_xlsx
+from aligngpt.evaluation.text import ID_NAMES, plain_id, some
 from aligngpt.evaluation.vqa import group_means, mean
 import random, tempfile, time
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.choice import mmbench_match
 import pytest
-from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_match, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, read_xlsx, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
+from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_match, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
 
 
 def test_parse_scienceqa():

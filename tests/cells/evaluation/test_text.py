@@ -82,7 +82,7 @@ def test_read_answers():
     [(r['question_id'], r['text']) for r in read_answers(other)]
 
 
-def test_match_ids():
+def test_plain_id():
     # nbs/evaluation/01_text.ipynb #1883d32a
     folder = Path(tempfile.mkdtemp())
 
