@@ -278,13 +278,16 @@ def _textvqa_score(files, path, o):
     return (vqa.score_textvqa(_textvqa_annotations(files), answers)
             | dict(notes=[n for n in answers.notes() if 'broken' in n]))
 
-def _textvqa_asked(files): return {(a['image_id'], a['question'].lower()): True for a in _textvqa_annotations(files)}
+def _textvqa_asked(files):
+    "Some questions are asked twice about the same image."
+    if not files.get('questions'): return {(a['image_id'], a['question'].lower()): 1 for a in _textvqa_annotations(files)}
+    return Counter((q.id, vqa.textvqa_question(q.prompt)) for q in files.questions)
 
 def _textvqa_key(row): return row['question_id'], vqa.textvqa_question(row.get('prompt', ''))
 
 def _textvqa_name(q): return f'{q.id} | {vqa.textvqa_question(q.prompt)}'
 
-def _textvqa_points(results): return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results['per_row']}
+def _textvqa_points(results): return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results.get('per_row', [])}
 
 def _textvqa_known(files):
     return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(files)}
@@ -379,7 +382,7 @@ SCIENCEQA = Task(
     questions=_scienceqa_questions,
     score=_scienceqa_score,
     headline=lambda r: r['img_accuracy'],
-    points=lambda r: {i: x['correct'] for i,x in r['per_question'].items()},
+    points=lambda r: {i: x['correct'] for i,x in r.get('per_question', {}).items()},
     max_new_tokens=1024,
     pad=False,
     truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in _problems(f).items()}),
@@ -613,8 +616,8 @@ def _judges(o):
 def _unjudged(files):
     "Why there is no score, and what could be done about it."
     lying = files.get('replies')
-    return ['no judge: the answers are ready to be judged'] + \
-        [f'{lying.name} lies beside the questions and was not used: --replies takes it']*(lying is not None)
+    notes = ['no judge: the answers are ready to be judged']
+    return notes if lying is None else notes + [f'{lying.name} lies there and was not used: --replies takes it']
 
 def _by(judges_, one):
     "What the rounds were made of, for the report."

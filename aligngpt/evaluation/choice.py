@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path
 from .rows import encoding_of, named, read_xlsx
-from .text import ID_NAMES, plain_id, some
+from .text import plain_id, some
 from .vqa import group_means, mean
 
 # %% ../../nbs/evaluation/03_choice.ipynb #19f922b3

@@ -6,7 +6,7 @@
 __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 'llava_bench_message', 'llava_bench_calls',
            'parse_review', 'relative_scores', 'summarise_reviews', 'score_llava_bench', 'mm_vet_calls', 'parse_grade',
            'mm_vet_grade', 'summarise_grades', 'score_mm_vet', 'read_mm_vet_header', 'is_recorded', 'read_reviews',
-           'read_grades', 'over_rounds', 'JudgeSettings', 'Judge', 'Estimate']
+           'read_grades', 'over_rounds', 'JudgeSettings', 'Judge', 'Estimate', 'estimate_rounds']
 
 # %% ../../nbs/evaluation/05_judge.ipynb #2a26d00c
 import hashlib, json, os, random, re, threading, urllib.error, urllib.parse, urllib.request
@@ -547,3 +547,12 @@ def estimate(self:Judge,
     new, price = [c for c in calls if self._key(c) not in self.replies], self.settings.price
     prompt, reply = sum(len(m['content']) for c in new for m in c.messages)//4, sum(c.max_tokens for c in new)
     return Estimate(len(new), prompt, reply, None if price is None else (prompt*price[0] + reply*price[1])/1e6)
+
+def estimate_rounds(
+    judges:list[Judge], # one for each round
+    calls:list[Call], # that each of them gets
+)->Estimate: # of all together
+    "What several rounds will cost."
+    es = [j.estimate(calls) for j in judges]
+    usd = None if any(e.usd is None for e in es) else sum(e.usd for e in es)
+    return Estimate(sum(e.calls for e in es), sum(e.tokens_in for e in es), sum(e.tokens_out for e in es), usd)

@@ -175,11 +175,12 @@ def task_errors(
     file:str, # that the code is from
     what:str, # that it works on
 ):
-    "An error in somebody's own task is one sentence with the file and the line."
+    "An error in somebody's own task is one sentence with the file and the line; others are left alone."
     try: yield
     except AlignGPTError: raise
     except SyntaxError as e: raise AlignGPTError(f'{e.filename}, line {e.lineno}: {e.msg}', f'while reading {what}') from e
     except Exception as e:
+        if not str(file).endswith('.py'): raise
         lines = [f.lineno for f in extract_tb(e.__traceback__) if f.filename == str(file)]
         where = f'{file}, line {lines[-1]}' if lines else str(file)
         raise AlignGPTError(f'{where}: {type(e).__name__}: {e} ({what})', 'mend the task') from e
@@ -209,7 +210,7 @@ def _graded(files, predictions, o):
 
 def _points(task, text, row):
     "What a task of one's own gives for an answer; its errors name the file and the question."
-    with task_errors(task.file or task.name, f'question {row["question_id"]!r}'): x = task.grade(text, row)
+    with task_errors(task.file, f'question {row["question_id"]!r}'): x = task.grade(text, row)
     if isinstance(x, (bool, int, float)) and 0 <= x <= 1: return x
     raise AlignGPTError(f'{task.file or task.name}: grade gives {x!r} for question {row["question_id"]!r}',
                         'points from 0 to 1 were expected, or True and False')

@@ -8,7 +8,7 @@ __all__ = ['ID_NAMES', 'TEXT_NAMES', 'QUESTION_NAMES', 'encoding_of', 'text_of',
 # %% ../../nbs/evaluation/00_rows.ipynb #2100c233
 import codecs, csv, gzip, io, json, re
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Iterable
 
 from ..core.errors import AlignGPTError, os_errors
 
@@ -127,7 +127,7 @@ def _json_rows(path, raw, skip):
     if isinstance(whole, list): return Rows(whole, path, 'a JSON list', 'entry')
     if whole is None and not many and first.strip() in (b'[', '[', b'{', '{'):
         raise AlignGPTError(f'{path}: not valid JSON', 'it was taken for one JSON list or object: was it cut off?')
-    if not isinstance(whole, dict) or _is_row(whole): return _json_lines(path, lines, skip)
+    if not isinstance(whole, dict) or _is_row(whole, path): return _json_lines(path, lines, skip)
     rows, layout = _rows_of_object(whole)
     return Rows(rows, path, layout, 'entry')
 
@@ -147,10 +147,11 @@ def named(
     keys = {_plain_key(k): k for k in reversed(list(row))}
     return next((keys[p] for n in names if (p := _plain_key(n)) in keys), None)
 
-def _is_row(o):
-    "One row, and not a table by id."
-    if {'question_id', 'text', 'prompt'} & o.keys(): return True
-    return named(o, ID_NAMES) is not None and not all(isinstance(v, (dict, list)) for v in o.values())
+def _is_row(o, path):
+    "One row, and not a table by column or by id."
+    if all(isinstance(v, (dict, list)) for v in o.values()): return False
+    if Path(path).suffix == '.jsonl' or {'question_id', 'text', 'prompt'} & o.keys(): return True
+    return named(o, ID_NAMES) is not None
 
 # %% ../../nbs/evaluation/00_rows.ipynb #e61876ac
 def _table_rows(path, raw):

@@ -75,7 +75,7 @@ EASY_VQA = Task(
     questions=_easy_vqa_questions,
     score=_easy_vqa_score,
     headline=lambda r: round(r['accuracy'], 2),
-    points=lambda r: r['correct'],
+    points=lambda r: r.get('correct', {}),
     images=_easy_vqa_images,
     max_new_tokens=8,
     truth=_easy_vqa_truth,
@@ -185,7 +185,7 @@ def given_answers(
     task = files.task
     if not isinstance(predictions, Answers): _check_file(files, predictions)
     answers, asked = task.read(files, predictions), _asked(files)
-    answers = match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked})
+    if tidy: answers = match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked})
     keys = [_key(task, answers, i) for i in range(len(answers))]
     if asked and keys and not any(k in asked for k in keys): raise _strangers(task, answers, asked)
     if not tidy: return Given(answers, asked, keys)
@@ -228,7 +228,7 @@ def _with_judge(options, path):
 def _results(files, given, o):
     "What the task's scorer says; of a part of the answers it says what it can."
     task, part = files.task, o.tidy and given.answers is not None and given.partial
-    with task_errors(task.file or task.name, 'the answers'):
+    with task_errors(task.file, 'the answers'):
         try: results = task.score(files, given.answers, replace(o, lenient=True) if part else o)
         except AlignGPTError as e:
             if not part: raise
@@ -252,7 +252,7 @@ def _part_note(task, given, results):
     "What the answers that there are won."
     points = task.points(results) if results.keys() - {'notes'} else {}
     n = len(set(given.keys) & given.asked.keys())
-    won = f', which won {sum(points.values())/n:.1%} of their points' if n and len(points) >= len(given.asked) else ''
+    won = f', which won {sum(points.values())/n:.1%} of their points' if n and len(points) in (n, len(given.asked)) else ''
     return f'only {given.answered:,} of {given.questions:,} questions are answered{won}'
 
 def score(

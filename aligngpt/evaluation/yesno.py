@@ -54,7 +54,9 @@ def _object(text):
     found = re.search(r'is there (?:an? )?(.+?) in the ', str(text).lower())
     return found[1] if found else ' '.join(w for w in str(text).split('\n')[0].lower().split() if w not in ('a', 'an'))
 
-def _about(r): return r.get('image'), _object(r.get('text', ''))
+def _about(r):
+    "What tells a question from all others, if it has both."
+    return (r['image'], _object(r['text'])) if 'image' in r and 'text' in r else None
 
 def _odd_pair(q, r):
     "Why a label is not that of a question; None if it is."
@@ -72,7 +74,7 @@ def labels_of(
     odd = [(i, why) for i,(q,r) in enumerate(zip(questions, rows), 1) if (why := _odd_pair(q, r))]
     if len(questions) == len(rows) and not odd: return rows
     known = {_about(r): r for r in rows}
-    if len(known) == len(rows) and all(_about(q) in known for q in questions):
+    if None not in known and len(known) == len(rows) and all(_about(q) in known for q in questions):
         return [known[_about(q)] for q in questions]
     if len(questions) != len(rows):
         raise AlignGPTError(f'{file} has {len(rows)} labels, the question file {len(questions)} questions of '

@@ -5,7 +5,7 @@ from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path
 from aligngpt.evaluation.rows import encoding_of, named, read_xlsx
-from aligngpt.evaluation.text import ID_NAMES, plain_id, some
+from aligngpt.evaluation.text import plain_id, some
 from aligngpt.evaluation.vqa import group_means, mean
 import random, tempfile, time
 import matplotlib.pyplot as plt

@@ -18,7 +18,7 @@ from fastcore.test import *
 from aligngpt.evaluation.judge import Replies, mm_vet_calls, score_mm_vet
 from aligngpt.evaluation.report import ScoreReport, markdown_table
 import pytest
-from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, is_recorded, llava_bench_calls, mm_vet_grade, over_rounds, parse_grade, parse_review, read_grades, read_mm_vet_header, read_reviews, relative_scores, score_llava_bench, summarise_reviews, user
+from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, estimate_rounds, is_recorded, llava_bench_calls, mm_vet_grade, over_rounds, parse_grade, parse_review, read_grades, read_mm_vet_header, read_reviews, relative_scores, score_llava_bench, summarise_reviews, user
 
 
 def test_Replies():
@@ -224,6 +224,12 @@ def test_Estimate():
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
+
+    # nbs/evaluation/05_judge.ipynb #a785ca8e
+    dear = [Judge(JudgeSettings('gpt-4-0613', price=(30, 60), run=n)) for n in range(3)]
+
+    # nbs/evaluation/05_judge.ipynb #f0919264
+    test_eq(estimate_rounds(dear, [Call('v1_0', (user('Why?'),), 0., 3)]).calls, 3)
 
     # nbs/evaluation/05_judge.ipynb #a3256f69
     with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge(JudgeSettings('m', 'example.org'))

@@ -2,7 +2,7 @@
 "Tests of `aligngpt.evaluation.rows`: the asserting cells of its notebook, made by aligngpt_export."
 import codecs, csv, gzip, io, json, re
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
 import tempfile
 from fastcore.test import *

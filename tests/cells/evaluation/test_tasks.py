@@ -309,7 +309,7 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/09_tasks.ipynb #ddabbb57
     odd = mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
     broken = write_lines('broken.jsonl', [odd])
-    with expect_fail(AlignGPTError, "broken.jsonl: no label for 'color/0002.jpg'"): score('mme', play, broken)
+    with expect_fail(AlignGPTError, 'broken.jsonl: not one of 1 answers is to a question of MME'): score('mme', play, broken)
     with expect_fail(AlignGPTError, 'no questions for pope'): questions('pope', play)
     with expect_fail(AlignGPTError, 'nowhere: no such folder'): questions('pope', 'nowhere')
     try: score('mme', play, broken)
