@@ -113,7 +113,8 @@ def _listed(tasks, data):
     from aligngpt.evaluation.report import markdown_table
     from aligngpt.evaluation.tasks import TASKS, get_task, list_tasks
     if tasks in ('all', ''): return markdown_table(list_tasks(data, list(TASKS)), 'task')
-    return '\n\n'.join(Files(get_task(n), data, must_exist=False)._repr_markdown_() for n in folders_of(tasks, data))
+    return '\n\n'.join(Files(get_task(n), d, must_exist=False)._repr_markdown_()
+                       for n,d in folders_of(tasks, data).items())
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40005
 def compare_command(

@@ -100,15 +100,10 @@ def _check_rows_for(key):
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #080ebdeb
 def _skipping(files, path): return read_answers(path, skip_broken=True)
 
-def _empty(rows):
-    "An upload has an empty answer where there was none."
-    n = sum(r['answer'] == '' for r in rows)
-    return [f'{n} of {len(rows)} answers of the upload are empty'] if n else []
-
 def _vqav2_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
     answers = _skipping(files, path)
-    if (rows := _submission(answers, ('question_id', 'answer'))) is not None: return rows, _empty(rows)
+    if (rows := _submission(answers, ('question_id', 'answer'))) is not None: return rows, []
     texts = answers.texts()
     if not o.convert: return [dict(question_id=i, answer=t) for i,t in texts.items()], answers.notes()
     split = question_rows(files.get('split') or files['questions'])
@@ -177,7 +172,7 @@ def _vizwiz_read(files, path):
 def _vizwiz_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
     answers, questions = _vizwiz_read(files, path), question_rows(files['questions'], image=str)
-    if (rows := _submission(answers, ('image', 'answer'))) is not None: return rows, _empty(rows)
+    if (rows := _submission(answers, ('image', 'answer'))) is not None: return rows, []
     notes = answers.notes(q['question_id'] for q in questions)
     return vqa.submit_vizwiz(questions, answers.texts(), o.lenient), notes
 
@@ -521,6 +516,7 @@ def _mmbench(instruction, names, **more):
         score=_mmbench_score,
         headline=lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None,
         points=_hits('group_hits'),
+        grouped=True,
         called=lambda q: str(q.id % choice.ROTATION),
         submit=_mmbench_submit,
         suffix='.xlsx',

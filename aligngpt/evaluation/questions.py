@@ -256,6 +256,7 @@ class Task:
     read:Callable = lambda files, path: read_answers(path) # (files, answers file) -> `Answers`
     published_as:str = '' # what the published figures are of
     file:str = ''       # that it was made from, if it is not one of the package
+    grouped:bool = False # `points` are of groups of questions
     together:int = 1    # consecutive questions that are scored together, so that a limit does not divide them
 
     def __post_init__(self):

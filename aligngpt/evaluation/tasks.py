@@ -9,7 +9,7 @@ __all__ = ['QUESTION_FILES', 'EASY_VQA', 'TASKS', 'question_file_task', 'easy_vq
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #a2163f79
 import json, runpy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POP
                                             SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
 from .questions import Files, Options, Question, Task, need, score_plain, task_errors
 from .report import ScoreReport
-from .text import Answers, match_ids, once, read_answers, some
+from .text import Answers, answered_only, match_ids, once, read_answers, some
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #b3e90005
 QUESTION_FILES = '.jsonl', '.json', '.csv', '.tsv', '.xlsx', '.parquet'
@@ -141,6 +141,7 @@ class Given:
     answers:Answers|None # None if there is only what a judge said
     asked:dict # key of a question -> how often the headline counts it
     keys:list # of the answers
+    notes:list = field(default_factory=list) # what is odd about the file
 
     @property
     def questions(self)->int:
@@ -185,16 +186,20 @@ def given_answers(
     task = files.task
     if not isinstance(predictions, Answers): _check_file(files, predictions)
     answers, asked = task.read(files, predictions), _asked(files)
-    if tidy: answers = match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked})
-    keys = [_key(task, answers, i) for i in range(len(answers))]
-    if asked and keys and not any(k in asked for k in keys): raise _strangers(task, answers, asked)
-    if not tidy: return Given(answers, asked, keys)
-    place = {k: i for i,k in enumerate(asked)}
-    by = dict(zip(map(id, answers), keys))
+    if not tidy: return _met(task, answers, asked)
+    answers, notes = answered_only(match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked}))
+    given = _met(task, answers, asked)
+    by, place = dict(zip(map(id, answers), given.keys)), {k: i for i,k in enumerate(asked)}
     answers = once(answers, lambda r: by[id(r)], lambda k: asked.get(k) or 1)
     order = sorted(range(len(answers)), key=lambda i: place.get(by[id(answers[i])], len(place)))
     answers = answers.alike([answers[i] for i in order], [answers.numbers[i] for i in order])
-    return Given(answers, asked, [by[id(r)] for r in answers])
+    return Given(answers, asked, [by[id(r)] for r in answers], notes)
+
+def _met(task, answers, asked):
+    "Which questions these answers are to; an error if they are to none."
+    keys = [_key(task, answers, i) for i in range(len(answers))]
+    if asked and keys and not any(k in asked for k in keys): raise _strangers(task, answers, asked)
+    return Given(answers, asked, keys)
 
 def _strangers(task, answers, asked):
     "Not one of these answers belongs here."
@@ -216,7 +221,7 @@ def score_answers(
         given = Given(None, _asked(files), []) if predictions is None else given_answers(files, predictions, options.tidy)
         results = _results(files, given, options)
     except AlignGPTError as e:
-        if str(predictions) in e.message or str(files.folder) in e.message: raise
+        if predictions is None or str(predictions) in e.message or str(files.folder) in e.message: raise
         raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
     return _report(task, given, results, str(getattr(given.answers, 'path', predictions or '')))
 
@@ -233,26 +238,29 @@ def _results(files, given, o):
         except AlignGPTError as e:
             if not part: raise
             results = dict(notes=[e.message])
-        if task.judged and (points := task.points(results)): given.keys = list(points)
+        if task.judged and (points := task.points(results)):
+            given.keys = list(points) if given.answers is None else [k for k in given.keys if k in points]
     return results
 
 _ABOUT = 'rules', 'judge', 'spread'
 
 def _report(task, given, results, path):
     "A report of results; of a part of the answers there is no headline."
-    notes, unlike = list(results.get('notes', [])), results.get('unlike')
+    notes, unlike = given.notes + results.get('notes', []), results.get('unlike')
     if given.partial: notes.insert(0, _part_note(task, given, results))
     if unlike: notes.append(f'not to be compared: {unlike}')
     details = {k: results[k] for k in _ABOUT if k in results} | dict(published_as=task.published_as)
     return ScoreReport(task.name, task.title, task.metric, None if given.partial else task.headline(results),
                        {k:v for k,v in results.items() if k not in ('notes', 'unlike', *_ABOUT)}, notes,
-                       {} if unlike else task.published, path, given.answered, given.questions, details)
+                       {} if unlike else task.published, path, *_counts(given), details)
+
+def _counts(given): return (given.answered, given.questions) if given.asked else (None, None)
 
 def _part_note(task, given, results):
     "What the answers that there are won."
     points = task.points(results) if results.keys() - {'notes'} else {}
     n = len(set(given.keys) & given.asked.keys())
-    won = f', which won {sum(points.values())/n:.1%} of their points' if n and len(points) in (n, len(given.asked)) else ''
+    won = f', which won {sum(points.values())/n:.1%} of their points' if n and points and not task.grouped else ''
     return f'only {given.answered:,} of {given.questions:,} questions are answered{won}'
 
 def score(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ID', 'SIGNS', 'NUMBERS', 'ARTICLES', 'CONTRACTIONS', 'Answers', 'some', 'read_answers', 'plain_id', 'match_ids',
-           'once', 'check_rows', 'read_jsonl', 'vqa_normalise', 'evalai_process', 'vqa_accuracy', 'round_half_up']
+           'once', 'answered_only', 'check_rows', 'read_jsonl', 'vqa_normalise', 'evalai_process', 'vqa_accuracy',
+           'round_half_up']
 
 # %% ../../nbs/evaluation/01_text.ipynb #d7b4553d
 import re
@@ -80,10 +81,11 @@ def _check_kind(row, where, layout):
     if kind := next((k for k,marks in _OTHER_FILES.items() if marks <= row.keys()), None):
         raise AlignGPTError(f'{where}: this was taken for {kind} (fields: {some(row, 8)})', 'answers were expected')
 
-def _text_of_answer(value, where):
+def _text_of_answer(value, where, layout):
     "An answer as text; a whole number is one that lost its quotes."
     if type(value) is int: return str(value)
     if isinstance(value, str): return value
+    if value is None and layout == 'a spreadsheet': return '' # an empty cell
     raise AlignGPTError(f'{where}: text is {value!r}', 'text must be a string')
 
 def _id_of_answer(value, where):
@@ -100,7 +102,7 @@ def _answer(row, where, layout, ids):
         raise AlignGPTError(f'{where}: no {lost[0]!r} in this row (keys: {some(row, 8)}); it was taken for {layout}',
                             'each answer needs question_id and text')
     out = row | dict(question_id=_id_of_answer(row[keys['question_id']], where),
-                     text=_text_of_answer(row[keys['text']], where))
+                     text=_text_of_answer(row[keys['text']], where, layout))
     if not isinstance(out.get('prompt', ''), str):
         raise AlignGPTError(f'{where}: prompt is {row["prompt"]!r}', 'prompt must be a string')
     return out
@@ -114,13 +116,8 @@ def read_answers(
     "Read an answers file; what is wrong with it is an `AlignGPTError` that names the line."
     if isinstance(path, Answers): return path
     rows = read_rows(path, skip_broken)
-    given = [i for i,r in enumerate(rows) if not _is_empty(r, rows.layout)]
-    out = [_answer(rows[i], rows.where(i), rows.layout, ids) for i in given]
-    return Answers(out, path, rows.broken, layout=rows.layout, unit=rows.unit, numbers=[rows.numbers[i] for i in given])
-
-def _is_empty(row, layout):
-    "An empty cell of a spreadsheet, which stands for no answer."
-    return layout in ('a spreadsheet', 'Parquet') and (k := named(row, TEXT_NAMES)) is not None and row[k] is None
+    out = [_answer(r, rows.where(i), rows.layout, ids) for i,r in enumerate(rows)]
+    return Answers(out, path, rows.broken, layout=rows.layout, unit=rows.unit, numbers=rows.numbers)
 
 # %% ../../nbs/evaluation/01_text.ipynb #60b80e98
 def plain_id(
@@ -161,6 +158,17 @@ def _contradiction(answers, odd):
     return AlignGPTError(f'{answers.path}: {len(odd)} answers contradict an earlier one: '
                          f'{answers[odd[0][0]]["question_id"]!r} in {a} and {b}',
                          'keep one for each question; --as-is counts them as the official script does')
+
+# %% ../../nbs/evaluation/01_text.ipynb #39394dcf
+def answered_only(
+    answers:Answers, # as they were read
+)->tuple[Answers,list[str]]: # those with an answer, and a note if some have none
+    "Take an upload without its empty rows, if more than one in twenty is empty."
+    empty = [i for i,r in enumerate(answers) if r['text'] == '' and r.keys() & {'prediction', 'answer'}]
+    if not empty: return answers, []
+    if 20*len(empty) <= len(answers): return answers, [f'{len(empty)} of {len(answers)} answers of the upload are empty']
+    kept = [i for i in range(len(answers)) if i not in set(empty)]
+    return answers.alike([answers[i] for i in kept], [answers.numbers[i] for i in kept]), []
 
 # %% ../../nbs/evaluation/01_text.ipynb #1e707af3
 ID = (str, int) # what an id may be

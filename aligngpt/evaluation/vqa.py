@@ -214,13 +214,13 @@ def textvqa_question(
                         'and the instruction')
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e6bbdde0
-def _textvqa_people(known, i, row):
-    "The question of row `i`, and what ten people answered."
+def _textvqa_people(known, where, row):
+    "The question of a row, and what ten people answered."
     if 'prompt' not in row:
-        raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
+        raise AlignGPTError(f'{where}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
     key = image, question = row['question_id'], textvqa_question(row['prompt'])
     if key not in known:
-        raise AlignGPTError(f'row {i}: no annotation for image {image!r} with the question {question!r}',
+        raise AlignGPTError(f'{where}: no annotation for image {image!r} with the question {question!r}',
                             'do the questions and the annotations belong together?')
     humans = known[key]['answers']
     if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
@@ -234,8 +234,9 @@ def score_textvqa(
 )->dict: # samples, accuracy in percent, per row
     "TextVQA accuracy over the rows of an answers file."
     known, rows = {(a['image_id'], a['question'].lower()): a for a in annotations}, []
-    for i,r in enumerate(answers, 1):
-        question, humans = _textvqa_people(known, i, r)
+    for i,r in enumerate(answers):
+        where = answers.where(i) if isinstance(answers, Answers) else f'row {i+1}'
+        question, humans = _textvqa_people(known, where, r)
         pred = evalai_process(r['text'])
         score = vqa_accuracy(pred, [evalai_process(h) for h in humans])
         rows.append(dict(question_id=r['question_id'], question=question, processed=pred, score=score))

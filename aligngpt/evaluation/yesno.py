@@ -73,9 +73,10 @@ def labels_of(
     "The label of each question: by position, or, in another release, by what it asks about which image."
     odd = [(i, why) for i,(q,r) in enumerate(zip(questions, rows), 1) if (why := _odd_pair(q, r))]
     if len(questions) == len(rows) and not odd: return rows
-    known = {_about(r): r for r in rows}
-    if None not in known and len(known) == len(rows) and all(_about(q) in known for q in questions):
-        return [known[_about(q)] for q in questions]
+    known = {}
+    for r in rows: known.setdefault(_about(r), {})[r['label']] = r
+    if None not in known and all(len(known.get(_about(q), ())) == 1 for q in questions):
+        return [next(iter(known[_about(q)].values())) for q in questions]
     if len(questions) != len(rows):
         raise AlignGPTError(f'{file} has {len(rows)} labels, the question file {len(questions)} questions of '
                             'this category', f'{_RELEASE}; the August 2023 labels have 2,910 random rows')

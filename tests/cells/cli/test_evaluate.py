@@ -131,6 +131,10 @@ def test_register_eval():
     # nbs/cli/04_evaluate.ipynb #0ab699b7
     assert 'judge_replies.json' in shown and '| images |' in shown
 
+    # nbs/cli/04_evaluate.ipynb #8dc0bb41
+    answers = tmp/'a'/'colours'/'answers.jsonl'
+    shown = say('score', tmp/'colours.jsonl', '--data', tmp, '--predictions', answers, '--json', tmp/'s.json')
+
     # nbs/cli/04_evaluate.ipynb #6365f5f4
     test_eq(json.loads((tmp/'s.json').read_text())['headline'], 0)
 

@@ -43,7 +43,7 @@ def test_Rows():
     test_eq(some_rows.alike([dict(a=3)], [9]).where(0), 'answers.csv, row 9')
 
 
-def test_named():
+def test_plain_key():
     # nbs/evaluation/00_rows.ipynb #9eb8e19c
     test_eq(named({'index':1, 'prediction':'A', 'answer':'B'}, TEXT_NAMES), 'prediction')
     test_eq(named({'a':1}, ID_NAMES), None)

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.text import evalai_process, vqa_normalise
 import pytest
-from aligngpt.evaluation.text import Answers, CONTRACTIONS, ID, check_rows, match_ids, once, read_answers, read_jsonl, round_half_up, some, vqa_accuracy
+from aligngpt.evaluation.text import Answers, CONTRACTIONS, ID, answered_only, check_rows, match_ids, once, read_answers, read_jsonl, round_half_up, some, vqa_accuracy
 
 
 def test_some():
@@ -116,6 +116,14 @@ def test_once():
     test_eq(once(doubled), rows)
     with expect_fail(AlignGPTError, "two_runs.jsonl: 1 answers contradict an earlier one: 7 in line 1 ('Cat') and line 3"):
         once(Answers(rows + [dict(question_id=7, text='Dog')], 'two_runs.jsonl', unit='line'))
+
+
+def test_answered_only():
+    # nbs/evaluation/01_text.ipynb #72950e8a
+    upload = lambda n: Answers(dict(question_id=i, answer=a, text=a) for i,a in enumerate(['']*n + ['cat']*(60-n)))
+
+    # nbs/evaluation/01_text.ipynb #81357f64
+    test_eq([len(answered_only(upload(n))[0]) for n in (0, 3, 4)], [60, 60, 56])
 
 
 def test_read_jsonl():
