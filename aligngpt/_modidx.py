@@ -1645,6 +1645,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'aligngpt/evaluation/tasks.py'),
                                            'aligngpt.evaluation.tasks._found': ( 'evaluation/tasks.html#_found',
                                                                                  'aligngpt/evaluation/tasks.py'),
+                                           'aligngpt.evaluation.tasks._in_order': ( 'evaluation/tasks.html#_in_order',
+                                                                                    'aligngpt/evaluation/tasks.py'),
                                            'aligngpt.evaluation.tasks._key': ('evaluation/tasks.html#_key', 'aligngpt/evaluation/tasks.py'),
                                            'aligngpt.evaluation.tasks._kind': ( 'evaluation/tasks.html#_kind',
                                                                                 'aligngpt/evaluation/tasks.py'),

@@ -43,7 +43,8 @@ def hire(
     from aligngpt.evaluation.judge import Judge
     if settings.url == 'none': return None
     def judge(task):
-        mine = [Judge(replace(settings, model=settings.model or task.judge_model, run=n), cache) for n in range(rounds)]
+        mine = [Judge(replace(settings, model=settings.model or task.judge_model, run=n), cache)
+                for n in range(rounds)]
         return mine if rounds > 1 else mine[0]
     return judge
 
@@ -146,13 +147,14 @@ def ask_tasks(
     keep_freed_memory()
     done = evaluate_all(*load(), folders, out, judge, typer.echo, agree, **settings)
     if len(done) < 2: return
-    typer.echo('\n' + markdown_table(results_rows(scores_of(out), settings['model_id']), 'model'))
-    typer.echo('\n' + markdown_table(column_rows(scores_of(out)), 'column'))
+    typer.echo('\n' + markdown_table(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
+    for title, column in column_rows(scores_of(out)).items():
+        typer.echo(f'{title}: ' + '; '.join(f'{k}: {v}' for k,v in column.items() if v))
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40007
 _Run = Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]
 _Tasks = Annotated[str, typer.Option(help='Benchmarks separated by commas, or `all` whose files are there; '
-                                          'a question file (.jsonl) is one too, and a Python file that defines a Task.')]
+                                          'a question file (.jsonl) is one, too, or a .py that defines a Task.')]
 _Data = Annotated[Optional[Path], typer.Option(help="The benchmarks' files. Default: playground/data/eval.")]
 _Out = Annotated[Optional[Path], typer.Option(help='Answers, scores, pages and uploads; an interrupted run continues '
                                                    'there. Default: runs/eval/NAME.')]
@@ -208,7 +210,8 @@ def eval_command(
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
 _Task = Annotated[str, typer.Argument(help='A benchmark, a question file, or a Python file that defines a Task.')]
 _Files = Annotated[Optional[Path], typer.Option(help="The benchmark's files. Default: playground/data/eval.")]
-_Predictions = Annotated[Optional[Path], typer.Option(help='Answers (JSON lines, JSON, CSV, .xlsx, a folder of MME), a '
+_Predictions = Annotated[Optional[Path],
+                         typer.Option(help='Answers (JSON lines, JSON, CSV, .xlsx, a folder of MME), a '
                                                            'submission, or what a judge said.')]
 _JSON = Annotated[Optional[Path], typer.Option(help='Write headline and every breakdown here.')]
 _Upload = Annotated[Optional[Path], typer.Option(help='Also write the file that the server takes, and check it.')]
@@ -217,7 +220,8 @@ _Sensible = Annotated[bool, typer.Option('--lenient', help='Go on where the offi
 _AsIs = Annotated[bool, typer.Option('--as-is', help='Take the file as the official script does: paired by position, '
                                                      'repeats and all.')]
 _Rule = Annotated[str, typer.Option(help='MMBench: whose matching, `published`, `2024-06` or `2026-08`.')]
-_Replies = Annotated[Optional[list[Path]], typer.Option(help='What a judge said: recorded replies, reviews or grades; '
+_Replies = Annotated[Optional[list[Path]],
+                     typer.Option(help='What a judge said: recorded replies, reviews or grades; '
                                                              'several files are rounds.', rich_help_panel='Judge')]
 
 def _hired(boss, yes, files, predictions):
@@ -238,7 +242,8 @@ def _tell(report, lenient, predictions):
     for note in report.notes: typer.echo(f'note: {note}', err=True)
     if report.status == 'partial' and not lenient:
         raise AlignGPTError(f'{predictions}: {report.answered:,} of {report.questions:,} questions of {report.title} are '
-                            'answered: no score', 'let the evaluation finish, or see with --lenient what a part is worth')
+                            'answered: no score',
+                            'let the evaluation finish, or see with --lenient what a part is worth')
     typer.echo(report)
 
 def _write_failure(json, task, error):
@@ -271,7 +276,8 @@ def score_command(
                          price=judge_price)
     try:
         files = Files(get_task(task), _folder(task, data or Path('playground/data/eval')))
-        hired = replies or predictions and _hired(hire(boss, predictions.with_suffix('.judge.jsonl'), rounds), yes, files, predictions)
+        hired = replies or predictions and _hired(hire(boss, predictions.with_suffix('.judge.jsonl'), rounds), yes,
+                                                  files, predictions)
         options = Options(hired, lenient, rule=rule, tidy=not as_is)
         report = score_answers(files, predictions, options)
     except AlignGPTError as e: _write_failure(json, task, e); raise

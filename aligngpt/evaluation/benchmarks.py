@@ -25,7 +25,8 @@ LETTER_CN = '请直接回答选项字母。'
 
 def _submission(answers, keys):
     "The rows of a submission, if these are one; None if they are answers."
-    if answers.layout != 'a JSON list' or any(k not in keys for r in answers for k in r if k not in _ADDED): return None
+    if answers.layout != 'a JSON list' or any(k not in keys for r in answers for k in r if k not in _ADDED):
+        return None
     return [{k: r[k] for k in keys} for r in answers]
 
 _ADDED = 'question_id', 'text'
@@ -60,7 +61,8 @@ def _mapping(files, role):
     "A JSON object."
     data = read_json(files[role])
     if isinstance(data, dict): return data
-    raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}', 'is this the right file?')
+    raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}',
+                        'is this the right file?')
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #763d90d5
 MODELS = 'AlignGPT-7B', 'AlignGPT-13B', 'LLaVA-1.5-7B', 'LLaVA-1.5-13B'
@@ -275,14 +277,16 @@ def _textvqa_score(files, path, o):
 
 def _textvqa_asked(files):
     "Some questions are asked twice about the same image."
-    if not files.get('questions'): return {(a['image_id'], a['question'].lower()): 1 for a in _textvqa_annotations(files)}
+    if not files.get('questions'):
+        return {(a['image_id'], a['question'].lower()): 1 for a in _textvqa_annotations(files)}
     return Counter((q.id, vqa.textvqa_question(q.prompt)) for q in files.questions)
 
 def _textvqa_key(row): return row['question_id'], vqa.textvqa_question(row.get('prompt', ''))
 
 def _textvqa_name(q): return f'{q.id} | {vqa.textvqa_question(q.prompt)}'
 
-def _textvqa_points(results): return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results.get('per_row', [])}
+def _textvqa_points(results):
+    return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results.get('per_row', [])}
 
 def _textvqa_known(files):
     return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(files)}
@@ -392,7 +396,8 @@ def _pope_files(files):
     labels = {f.stem.removeprefix('coco_pope_'): read_jsonl(f, dict(label=str))
               for f in sorted(files['annotations'].glob('coco_pope_*.json'))}
     if not labels:
-        raise AlignGPTError(f'{files["annotations"]}: no label files', 'coco_pope_random.json, coco_pope_popular.json '
+        raise AlignGPTError(f'{files["annotations"]}: no label files',
+                            'coco_pope_random.json, coco_pope_popular.json '
                             'and coco_pope_adversarial.json were expected')
     return labels, question_rows(files['questions'], category=str)
 

@@ -257,14 +257,13 @@ def score_mmbench(
     if not rows or any(r.get('answer') is None for r in rows):
         raise AlignGPTError('the table has rows without an answer',
                             'a test split is scored by the server: upload the submission file')
-    rules = dict(zip(('circular_accuracy', 'single_pass_accuracy'), MMBENCH_RULES[rule]))
-    newer = [r == '2026-08' for r in rules.values()]
+    of_circular, of_single = MMBENCH_RULES[rule]
     first = sorted((r for r in rows if r['index'] < ROTATION), key=lambda r: r['index'])
-    circular = _circular(first, rows, _mmbench_hits(rows, predictions, newer[0]))
-    single = _mmbench_hits(first, predictions, newer[1])
+    circular = _circular(first, rows, _mmbench_hits(rows, predictions, of_circular == '2026-08'))
+    single = _mmbench_hits(first, predictions, of_single == '2026-08')
     return dict(circular_accuracy=100*mean(circular.values()), groups=len(circular),
                 report_fractions=_report(first, circular), single_pass_accuracy=100*mean(single.values()),
-                rules={k: TOOLKITS[r] for k,r in rules.items()},
+                rules=dict(circular_accuracy=TOOLKITS[of_circular], single_pass_accuracy=TOOLKITS[of_single]),
                 group_hits={str(k): v for k,v in circular.items()},
                 single_pass_hits={str(k): v for k,v in single.items()})
 

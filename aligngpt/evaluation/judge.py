@@ -289,7 +289,8 @@ def is_recorded(
     if not isinstance(path, (str, Path)) or not Path(path).is_file(): return False
     try: first = next(iter(read_rows(path)), {})
     except AlignGPTError: return False
-    return isinstance(first, dict) and named(first, TEXT_NAMES) is None and bool({'tuple', 'score', 'reply'} & first.keys())
+    return (isinstance(first, dict) and named(first, TEXT_NAMES) is None
+            and bool({'tuple', 'score', 'reply'} & first.keys()))
 
 def _number(x, low, high):
     "A number in a range, perhaps written as text; None otherwise."

@@ -178,7 +178,8 @@ def task_errors(
     "An error in somebody's own task is one sentence with the file and the line; others are left alone."
     try: yield
     except AlignGPTError: raise
-    except SyntaxError as e: raise AlignGPTError(f'{e.filename}, line {e.lineno}: {e.msg}', f'while reading {what}') from e
+    except SyntaxError as e:
+        raise AlignGPTError(f'{e.filename}, line {e.lineno}: {e.msg}', f'while reading {what}') from e
     except Exception as e:
         if not str(file).endswith('.py'): raise
         lines = [f.lineno for f in extract_tb(e.__traceback__) if f.filename == str(file)]

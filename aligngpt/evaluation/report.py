@@ -70,7 +70,8 @@ def results_of(
     return saved.get('partial_results', saved)
 
 # %% ../../nbs/evaluation/06_report.ipynb #60e16c44
-NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples', 'grades',
+NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples',
+             'grades',
              'calls', 'submission', 'partial_results')
 
 def _num(x): return isinstance(x, (int, float)) and not isinstance(x, bool)

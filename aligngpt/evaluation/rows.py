@@ -165,7 +165,8 @@ def _table_rows(path, raw):
     head = text.split('\n', 1)[0]
     sign = max('\t,;', key=head.count)
     if not head.count(sign):
-        raise AlignGPTError(f'{path}: neither JSON nor a table; it begins with {head[:40]!r}', 'is this the right file?')
+        raise AlignGPTError(f'{path}: neither JSON nor a table; it begins with {head[:40]!r}',
+                            'is this the right file?')
     csv.field_size_limit(1 << 30)
     reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=sign, strict=True)
     rows, numbers = [], []

@@ -102,14 +102,16 @@ def load_task(
 )->Task:
     "The task of a file."
     path = Path(path).absolute()
-    if not path.is_file(): raise AlignGPTError(f'{path}: no such file', 'a Python file that defines a Task was expected')
+    if not path.is_file():
+        raise AlignGPTError(f'{path}: no such file', 'a Python file that defines a Task was expected')
     with task_errors(str(path), 'the task'): names = runpy.run_path(str(path))
     found = {id(t): t for t in names.values() if isinstance(t, Task) and t not in TASKS.values()}
     if len(found) != 1:
         raise AlignGPTError(f'{path}: defines {len(found)} tasks ({some(t.name for t in found.values())})',
                             "one was expected, such as TASK = Task('shapes')")
     task = next(iter(found.values()))
-    if task.name in TASKS: raise AlignGPTError(f'{path}: {task.name!r} is a benchmark of the package', 'take another name')
+    if task.name in TASKS:
+        raise AlignGPTError(f'{path}: {task.name!r} is a benchmark of the package', 'take another name')
     return replace(task, file=str(path))
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #b3e90009
@@ -188,12 +190,15 @@ def given_answers(
     answers, asked = task.read(files, predictions), _asked(files)
     if not tidy: return _met(task, answers, asked)
     answers, notes = answered_only(match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked}))
-    given = _met(task, answers, asked)
-    by, place = dict(zip(map(id, answers), given.keys)), {k: i for i,k in enumerate(asked)}
-    answers = once(answers, lambda r: by[id(r)], lambda k: asked.get(k) or 1)
+    return replace(_in_order(_met(task, answers, asked)), notes=notes)
+
+def _in_order(given):
+    "The answers in the order of the questions, equal repeats once."
+    by, place = dict(zip(map(id, given.answers), given.keys)), {k: i for i,k in enumerate(given.asked)}
+    answers = once(given.answers, lambda r: by[id(r)], lambda k: given.asked.get(k) or 1)
     order = sorted(range(len(answers)), key=lambda i: place.get(by[id(answers[i])], len(place)))
     answers = answers.alike([answers[i] for i in order], [answers.numbers[i] for i in order])
-    return Given(answers, asked, [by[id(r)] for r in answers], notes)
+    return Given(answers, given.asked, [by[id(r)] for r in answers])
 
 def _met(task, answers, asked):
     "Which questions these answers are to; an error if they are to none."
@@ -203,9 +208,9 @@ def _met(task, answers, asked):
 
 def _strangers(task, answers, asked):
     "Not one of these answers belongs here."
-    ids = [r['question_id'] for r in answers]
-    return AlignGPTError(f'{answers.path}: not one of {len(ids)} answers is to a question of {task.title}: their ids are '
-                         f'{some(ids)}; those of the questions are {some(asked)}',
+    ids, n = some(r['question_id'] for r in answers), len(answers)
+    return AlignGPTError(f'{answers.path}: not one of {n} answers is to a question of {task.title}: their ids are {ids}; '
+                         f'those of the questions are {some(asked)}',
                          f'the file was taken for {answers.layout}; is it of another benchmark?')
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #d1a6de41
@@ -217,8 +222,10 @@ def score_answers(
     "Score a file of answers as the benchmark's authors do."
     task = files.task
     try:
-        if task.judged and judges.is_recorded(predictions): predictions, options = None, _with_judge(options, predictions)
-        given = Given(None, _asked(files), []) if predictions is None else given_answers(files, predictions, options.tidy)
+        if task.judged and judges.is_recorded(predictions):
+            predictions, options = None, _with_judge(options, predictions)
+        given = (Given(None, _asked(files), [])
+                 if predictions is None else given_answers(files, predictions, options.tidy))
         results = _results(files, given, options)
     except AlignGPTError as e:
         if predictions is None or str(predictions) in e.message or str(files.folder) in e.message: raise

@@ -125,7 +125,8 @@ def _balanced(questions, predictions, lenient):
     "The balanced questions, each of which needs a prediction."
     qs = {i:q for i,q in questions.items() if q['isBalanced']}
     if not qs:
-        raise AlignGPTError('none of the questions is balanced', 'score testdev_balanced, not a list of raw questions')
+        raise AlignGPTError('none of the questions is balanced',
+                            'score testdev_balanced, not a list of raw questions')
     if (lost := [i for i in qs if i not in predictions]) and not lenient:
         raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}',
                             'GQA needs all of them; note that its ids are strings')

@@ -52,7 +52,8 @@ _RELEASE = 'take questions and labels of one release'
 def _object(text):
     "What a question asks about: its typing errors were corrected at some time, and its articles."
     found = re.search(r'is there (?:an? )?(.+?) in the ', str(text).lower())
-    return found[1] if found else ' '.join(w for w in str(text).split('\n')[0].lower().split() if w not in ('a', 'an'))
+    return found[1] if found else ' '.join(w for w in str(text).split('\n')[0].lower().split()
+                                           if w not in ('a', 'an'))
 
 def _about(r):
     "What tells a question from all others, if it has both."

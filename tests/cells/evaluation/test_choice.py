@@ -186,6 +186,16 @@ def test_score_mmbench():
     # nbs/evaluation/03_choice.ipynb #3e09950b
     test_eq((res['circular_accuracy'], res['single_pass_accuracy'], res['group_hits']), (50, 100, {'7':1, '8':0}))
 
+    # nbs/evaluation/03_choice.ipynb #bc6859bb
+    wordy = {i: t + ' is what I would say when I am asked which of these it is' for i,t in said.items()}
+
+    # nbs/evaluation/03_choice.ipynb #4a43d0bc
+    test_eq(score_mmbench(mmb, said, 'published'), res)
+    test_eq(score_mmbench(mmb, wordy, '2026-08')['circular_accuracy'], 0)
+    assert 'June 2024' in res['rules']['circular_accuracy'] and 'August 2026' in res['rules']['single_pass_accuracy']
+    with expect_fail(AlignGPTError, "Unknown rule 'gpt'. Valid: published, 2024-06, 2026-08"):
+        score_mmbench(mmb, said, 'gpt')
+
     # nbs/evaluation/03_choice.ipynb #54d5bf89
     once = score_mmbench(mmb, {k:v for k,v in said.items() if k < ROTATION})
 

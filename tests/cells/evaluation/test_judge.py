@@ -156,7 +156,8 @@ def test_is_recorded():
     def reviewed_as(**row):
         reviews.write_text('\n'.join(map(json.dumps, [reviewed[0], reviewed[1] | row])))
         return read_reviews(reviews)[0]['1']
-    test_eq((reviewed_as(tuple=['9', 6]), reviewed_as(tuple=None), reviewed_as(content='good')), ([9, 6], [9, 6], [-1, -1]))
+    test_eq((reviewed_as(tuple=['9', 6]), reviewed_as(tuple=None), reviewed_as(content='good')),
+            ([9, 6], [9, 6], [-1, -1]))
     for odd in ([9], [9, None], [9, 61], 'nine'):
         with expect_fail(AlignGPTError, 'review.jsonl, line 2: the scores of this review are'): reviewed_as(tuple=odd)
     with expect_fail(AlignGPTError, 'line 2: question 0 has another review in line 1'): reviewed_as(question_id=0)

@@ -164,7 +164,8 @@ def test_Files():
     # nbs/evaluation/07_questions.ipynb #22dd68e2
     (root/'mine').mkdir()
     drawing.save(root/'mine'/'ball.png')
-    (root/'mine'/'questions.jsonl').write_text(json.dumps(dict(id=5, image='ball.png', question='Is it round?', answer='yes')))
+    (root/'mine'/'questions.jsonl').write_text(json.dumps(dict(id=5, image='ball.png', question='Is it round?',
+                                                               answer='yes')))
     mine = Files(Task('mine'), root)
     scored = mine.task.score(mine, Answers([dict(question_id=5, text='Yes.')]), Options())
 

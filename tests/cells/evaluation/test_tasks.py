@@ -68,12 +68,14 @@ TASK = Task('wings', grade=grade)
         try: load_task(work/'own'/'bad.py')
         except AlignGPTError as e: return e.message.replace(str(work/'own'), '...')
     head = 'from aligngpt.evaluation import Task\n'
-    faults = [with_task(c) for c in ('x =', head + 'Task(nam=1)', 'import nothing_like_it', head, head + 'a, b = Task("a"), Task("b")',
+    faults = [with_task(c) for c in ('x =', head + 'Task(nam=1)', 'import nothing_like_it', head,
+                                     head + 'a, b = Task("a"), Task("b")',
                                      head + 'a = Task("pope")')]
 
     # nbs/evaluation/09_tasks.ipynb #ba34795e
     test_eq(faults[0], '.../bad.py, line 1: invalid syntax')
-    assert faults[1].startswith('.../bad.py, line 2: TypeError') and faults[2].startswith('.../bad.py, line 1: ModuleNotFound')
+    assert faults[1].startswith('.../bad.py, line 2: TypeError')
+    assert faults[2].startswith('.../bad.py, line 1: ModuleNotFound')
     test_eq(faults[3:], [".../bad.py: defines 0 tasks ()", ".../bad.py: defines 2 tasks ('a', 'b')",
                          ".../bad.py: 'pope' is a benchmark of the package"])
 
@@ -119,7 +121,8 @@ TASK = Task('wings', grade=grade)
     table.write_text('id,answer\n7,a swan\n8,Robin.\n')
     with expect_fail(AlignGPTError, 'not one of 2 answers is to a question of birds: their ids are'):
         given_answers(Files(get_task(mine), work), table)
-    with expect_fail(AlignGPTError, 'birds.jsonl: these are the questions of birds'): score(mine, work, mine)
+    with expect_fail(AlignGPTError, 'birds.jsonl: these are the questions of birds'):
+        given_answers(Files(get_task(mine), work), mine)
 
 
 def test_score_answers():
@@ -309,7 +312,8 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/09_tasks.ipynb #ddabbb57
     odd = mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
     broken = write_lines('broken.jsonl', [odd])
-    with expect_fail(AlignGPTError, 'broken.jsonl: not one of 1 answers is to a question of MME'): score('mme', play, broken)
+    with expect_fail(AlignGPTError, 'broken.jsonl: not one of 1 answers is to a question of MME'):
+        score('mme', play, broken)
     with expect_fail(AlignGPTError, 'no questions for pope'): questions('pope', play)
     with expect_fail(AlignGPTError, 'nowhere: no such folder'): questions('pope', 'nowhere')
     try: score('mme', play, broken)
@@ -401,7 +405,8 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/09_tasks.ipynb #6b64c0e2
     write_lines('vqav2/llava_vqav2_mscoco_test-dev2015.jsonl',
                 [dict(question_id=i, image='a.jpg', text=f'What?\n{SHORT}') for i in (1, 2)])
-    vq = write_lines('vq.jsonl', [dict(question_id=1, prompt='', text='A cat.'), dict(question_id=9, prompt='', text='x')])
+    vq = write_lines('vq.jsonl', [dict(question_id=1, prompt='', text='A cat.'),
+                                  dict(question_id=9, prompt='', text='x')])
     report = score('vqav2', work, vq)
 
     # nbs/evaluation/09_tasks.ipynb #ad94782c

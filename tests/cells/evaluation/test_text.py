@@ -114,7 +114,8 @@ def test_once():
 
     # nbs/evaluation/01_text.ipynb #c85efb5f
     test_eq(once(doubled), rows)
-    with expect_fail(AlignGPTError, "two_runs.jsonl: 1 answers contradict an earlier one: 7 in line 1 ('Cat') and line 3"):
+    with expect_fail(AlignGPTError,
+                     "two_runs.jsonl: 1 answers contradict an earlier one: 7 in line 1 ('Cat') and line 3"):
         once(Answers(rows + [dict(question_id=7, text='Dog')], 'two_runs.jsonl', unit='line'))
 
 
@@ -162,7 +163,8 @@ def test_CONTRACTIONS():
 
 def test_vqa_normalise():
     # nbs/evaluation/01_text.ipynb #7a578d84
-    examples = ['The two cats', 'black-and-white', 'black-and-white - nice', 'red,blue', '1,000 - 2', 'dont walk', 'U.S.A.',
+    examples = ['The two cats', 'black-and-white', 'black-and-white - nice', 'red,blue', '1,000 - 2', 'dont walk',
+                'U.S.A.',
                 '3.5', 'no. 7', '50%', '10:30 a.m.', 'None', 'don’t', '.'*40 + 'cat']
 
     # nbs/evaluation/01_text.ipynb #b630ab0d
