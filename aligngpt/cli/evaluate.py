@@ -210,9 +210,8 @@ def eval_command(
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
 _Task = Annotated[str, typer.Argument(help='A benchmark, a question file, or a Python file that defines a Task.')]
 _Files = Annotated[Optional[Path], typer.Option(help="The benchmark's files. Default: playground/data/eval.")]
-_Predictions = Annotated[Optional[Path],
-                         typer.Option(help='Answers (JSON lines, JSON, CSV, .xlsx, a folder of MME), a '
-                                                           'submission, or what a judge said.')]
+_Predictions = Annotated[Optional[Path], typer.Option(help='Answers (JSON lines, JSON, CSV, .xlsx, a folder of MME), '
+                                                           'a submission, or what a judge said.')]
 _JSON = Annotated[Optional[Path], typer.Option(help='Write headline and every breakdown here.')]
 _Upload = Annotated[Optional[Path], typer.Option(help='Also write the file that the server takes, and check it.')]
 _Sensible = Annotated[bool, typer.Option('--lenient', help='Go on where the official script stops, if there is '
@@ -221,8 +220,8 @@ _AsIs = Annotated[bool, typer.Option('--as-is', help='Take the file as the offic
                                                      'repeats and all.')]
 _Rule = Annotated[str, typer.Option(help='MMBench: whose matching, `published`, `2024-06` or `2026-08`.')]
 _Replies = Annotated[Optional[list[Path]],
-                     typer.Option(help='What a judge said: recorded replies, reviews or grades; '
-                                                             'several files are rounds.', rich_help_panel='Judge')]
+                     typer.Option(help='What a judge said: recorded replies, reviews or grades; several are rounds.',
+                                  rich_help_panel='Judge')]
 
 def _hired(boss, yes, files, predictions):
     "The judges of a judged task, if it is agreed to what they cost."
@@ -241,8 +240,8 @@ def _tell(report, lenient, predictions):
     from aligngpt.core.errors import AlignGPTError
     for note in report.notes: typer.echo(f'note: {note}', err=True)
     if report.status == 'partial' and not lenient:
-        raise AlignGPTError(f'{predictions}: {report.answered:,} of {report.questions:,} questions of {report.title} are '
-                            'answered: no score',
+        n = f'{report.answered:,} of {report.questions:,} questions of {report.title}'
+        raise AlignGPTError(f'{predictions}: {n} are answered: no score',
                             'let the evaluation finish, or see with --lenient what a part is worth')
     typer.echo(report)
 
@@ -272,10 +271,14 @@ def score_command(
     from aligngpt.evaluation.tasks import get_task, score_answers, write_upload
     if predictions is None and not replies:
         raise typer.BadParameter('name the file with the answers', param_hint='--predictions')
+    if rule != 'published' and not task.startswith('mmbench'):
+        raise typer.BadParameter('only MMBench has a choice of rules', param_hint='--rule')
     boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
                          price=judge_price)
     try:
         files = Files(get_task(task), _folder(task, data or Path('playground/data/eval')))
+        if replies and not files.task.judged:
+            raise AlignGPTError(f'{task} needs no judge: --replies is of no use', 'leave it out')
         hired = replies or predictions and _hired(hire(boss, predictions.with_suffix('.judge.jsonl'), rounds), yes,
                                                   files, predictions)
         options = Options(hired, lenient, rule=rule, tidy=not as_is)

@@ -673,7 +673,7 @@ def _llava_bench_score(files, path, o):
 def _relative(results): return results['summary']['all']['relative_score'] if 'summary' in results else None
 
 def _llava_bench_asked(files):
-    return {str(q['question_id']): True for q in question_rows(files['questions'])} if files.get('questions') else {}
+    return _asked_ids(files) if files.get('questions') else {}
 
 def _llava_bench_truth(files):
     rows = read_jsonl(files['references'], dict(question_id=ID, text=str)) if files.get('references') else []
@@ -704,7 +704,6 @@ LLAVA_BENCH = Task(
     judge_model='gpt-4-0314',
     truth=_llava_bench_truth,
     asked=_llava_bench_asked,
-    row_key=lambda r: plain_id(r['question_id']),
     published_as='judge gpt-4-0314',
     published=published(68.4, 75.2, 65.4, 72.5),
 )

@@ -181,11 +181,13 @@ def _check_file(files, path):
 
 def given_answers(
     files:Files, # a task's files
-    predictions, # an answers file, or `Answers`
+    predictions, # an answers file, or `Answers`; None if there is only what a judge said
     tidy:bool=False, # in the order of the questions, equal repeats once
 )->Given:
     "Read answers, and see which questions they answer."
     task = files.task
+    if predictions is None and task.judged: return Given(None, _asked(files), [])
+    if predictions is None: raise AlignGPTError(f'{task.name} needs no judge', 'name the file with the answers')
     if not isinstance(predictions, Answers): _check_file(files, predictions)
     answers, asked = task.read(files, predictions), _asked(files)
     if not tidy: return _met(task, answers, asked)
@@ -207,7 +209,9 @@ def _met(task, answers, asked):
     return Given(answers, asked, keys)
 
 def _strangers(task, answers, asked):
-    "Not one of these answers belongs here."
+    "Not one of these answers belongs here, or none says where."
+    try: task.row_key(answers[0])
+    except AlignGPTError as e: return AlignGPTError(f'{answers.where(0)}: {e.message}', e.hint)
     ids, n = some(r['question_id'] for r in answers), len(answers)
     return AlignGPTError(f'{answers.path}: not one of {n} answers is to a question of {task.title}: their ids are {ids}; '
                          f'those of the questions are {some(asked)}',
@@ -224,8 +228,7 @@ def score_answers(
     try:
         if task.judged and judges.is_recorded(predictions):
             predictions, options = None, _with_judge(options, predictions)
-        given = (Given(None, _asked(files), [])
-                 if predictions is None else given_answers(files, predictions, options.tidy))
+        given = given_answers(files, predictions, options.tidy)
         results = _results(files, given, options)
     except AlignGPTError as e:
         if predictions is None or str(predictions) in e.message or str(files.folder) in e.message: raise
@@ -246,7 +249,9 @@ def _results(files, given, o):
             if not part: raise
             results = dict(notes=[e.message])
         if task.judged and (points := task.points(results)):
-            given.keys = list(points) if given.answers is None else [k for k in given.keys if k in points]
+            own = {str(k): k for k in given.asked}
+            judged = [own.get(i, i) for i in points]
+            given.keys = judged if given.answers is None else [k for k in given.keys if k in judged]
     return results
 
 _ABOUT = 'rules', 'judge', 'spread'
