@@ -114,7 +114,7 @@ def _vqav2_rows(files, path, o):
 def _annotations_of(files, read, rows, key):
     "(annotations, []); (None, [why]) if there are none, or those of another split, as of val beside test."
     if files.get('annotations') is None: return None, ['no annotations here: the score comes from the server']
-    annotations, ids = read(files), {r[key] for r in rows}
+    annotations, ids = files.known(read), {r[key] for r in rows}
     if not any(a[key] in ids for a in annotations):
         return None, [f'{files["annotations"].name} is about other questions: the score comes from the server']
     return annotations, []
@@ -126,7 +126,7 @@ def _vqav2_annotations(files):
 def _vqav2_asked(files):
     "The questions with annotations, or those of the question file if they have none."
     ids = {} if files.get('questions') is None else _asked_ids(files)
-    known = {a['question_id']: True for a in _vqav2_annotations(files)} if files.get('annotations') else {}
+    known = {a['question_id']: True for a in files.known(_vqav2_annotations)} if files.get('annotations') else {}
     return known if known and (not ids or ids.keys() & known.keys()) else ids
 
 _OTHER_SPLIT = "the published figures are of the test server's questions"
@@ -156,7 +156,7 @@ VQAV2 = Task(
     points=_percent('per_question'),
     submit=lambda f,p,o: _vqav2_rows(f, p, o)[0],
     check=_check_rows_for('question_id'),
-    truth=_truth(lambda f: {a['question_id']: _common_human(a) for a in _vqav2_annotations(f)}),
+    truth=_truth(lambda f: {a['question_id']: _common_human(a) for a in f.known(_vqav2_annotations)}),
     asked=_vqav2_asked,
     read=_skipping,
     published_as='test-dev, from the server',
@@ -234,7 +234,7 @@ def _gqa_annotations(files):
     return questions
 
 def _gqa_score(files, path, o):
-    questions, rows = _gqa_annotations(files), _gqa_rows(files, path, o)
+    questions, rows = files.known(_gqa_annotations), _gqa_rows(files, path, o)
     said = Answers([dict(question_id=r['questionId'], text=r['prediction']) for r in rows])
     texts = said.texts()
     return (vqa.score_gqa(questions, texts, o.lenient)
@@ -256,8 +256,8 @@ GQA = Task(
     headline=lambda r: round(r['accuracy'], 2),
     points=_hits('correct'),
     submit=_gqa_rows,
-    truth=_truth(lambda f: {i: q['answer'] for i,q in _gqa_annotations(f).items()}, lambda q: str(q.id)),
-    asked=lambda f: {i: bool(q['isBalanced']) for i,q in _gqa_annotations(f).items()},
+    truth=_truth(lambda f: {i: q['answer'] for i,q in f.known(_gqa_annotations).items()}, lambda q: str(q.id)),
+    asked=lambda f: {i: bool(q['isBalanced']) for i,q in f.known(_gqa_annotations).items()},
     published_as='testdev-balanced',
     published=published(62.9, 63.6, 62.0, 63.3),
 )
@@ -272,13 +272,13 @@ def _textvqa_annotations(files):
 
 def _textvqa_score(files, path, o):
     answers = read_answers(path)
-    return (vqa.score_textvqa(_textvqa_annotations(files), answers)
+    return (vqa.score_textvqa(files.known(_textvqa_annotations), answers)
             | dict(notes=[n for n in answers.notes() if 'broken' in n]))
 
 def _textvqa_asked(files):
     "Some questions are asked twice about the same image."
     if not files.get('questions'):
-        return {(a['image_id'], a['question'].lower()): 1 for a in _textvqa_annotations(files)}
+        return {(a['image_id'], a['question'].lower()): 1 for a in files.known(_textvqa_annotations)}
     return Counter((q.id, vqa.textvqa_question(q.prompt)) for q in files.questions)
 
 def _textvqa_key(row): return row['question_id'], vqa.textvqa_question(row.get('prompt', ''))
@@ -289,7 +289,8 @@ def _textvqa_points(results):
     return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results.get('per_row', [])}
 
 def _textvqa_known(files):
-    return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(files)}
+    rows = files.known(_textvqa_annotations)
+    return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in rows}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #be40ba29
 TEXTVQA = Task(
@@ -356,11 +357,11 @@ def _with_mark(problems, row):
 
 def _scienceqa_asked(files):
     "The test split; the headline counts those with an image."
-    problems = _problems(files)
+    problems = files.known(_problems)
     return {i: bool(problems.get(i, {}).get('image')) for i in _scienceqa_ids(files)}
 
 def _scienceqa_score(files, path, o):
-    problems, ids, answers = _problems(files), _scienceqa_ids(files), read_answers(path)
+    problems, ids, answers = files.known(_problems), _scienceqa_ids(files), read_answers(path)
     if o.tidy: answers = answers.alike(_with_mark(problems, r) for r in answers)
     _check_shown(problems, answers, files['annotations'])
     return choice.score_scienceqa(problems, ids, answers) | dict(notes=answers.notes(ids))
@@ -384,7 +385,7 @@ SCIENCEQA = Task(
     points=lambda r: {i: x['correct'] for i,x in r.get('per_question', {}).items()},
     max_new_tokens=1024,
     pad=False,
-    truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in _problems(f).items()}),
+    truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in f.known(_problems).items()}),
     asked=_scienceqa_asked,
     published_as='test questions with an image',
     published=published(68.5, 70.3, 66.8, 71.6),
@@ -474,6 +475,8 @@ MME = Task(
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #fbf24c02
+def _mmbench_rows(files): return choice.read_mmbench(files['annotations'])
+
 def _mmbench_questions(files, instruction):
     path = files['annotations']
     rows = choice.read_mmbench(path, images=True)
@@ -495,7 +498,7 @@ def _mmbench_upload(rows, said):
                 predictions={i: None if t in choice.EMPTY else t for i,t in texts.items()})
 
 def _mmbench_score(files, path, o):
-    rows, answers = choice.read_mmbench(files['annotations']), read_answers(path)
+    rows, answers = files.known(_mmbench_rows), read_answers(path)
     texts = answers.texts()
     said = {r['index']: texts[r['index']] for r in rows if r['index'] in texts}
     scores = choice.score_mmbench(rows, said, o.rule) if all(r.get('answer') for r in rows) else {}
@@ -505,10 +508,10 @@ def _mmbench_score(files, path, o):
     return scores | dict(submission=_mmbench_upload(rows, said), notes=notes)
 
 def _mmbench_submit(files, path, o):
-    return choice.submit_mmbench(choice.read_mmbench(files['annotations']), read_answers(path).texts(), o.columns)
+    return choice.submit_mmbench(files.known(_mmbench_rows), read_answers(path).texts(), o.columns)
 
 def _mmbench_truth(files):
-    return {r['index']: f'{a}. {r.get(a) or ""}' for r in choice.read_mmbench(files['annotations'])
+    return {r['index']: f'{a}. {r.get(a) or ""}' for r in files.known(_mmbench_rows)
             if (a := r.get('answer'))}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #2b6cb0ea
@@ -525,9 +528,9 @@ def _mmbench(instruction, names, **more):
         called=lambda q: str(q.id % choice.ROTATION),
         submit=_mmbench_submit,
         suffix='.xlsx',
-        check=lambda p,f: choice.check_mmbench_submission(p, choice.read_mmbench(f['annotations'])),
+        check=lambda p,f: choice.check_mmbench_submission(p, f.known(_mmbench_rows)),
         max_new_tokens=1024,
-        asked=lambda f: {r['index']: True for r in choice.read_mmbench(f['annotations'])},
+        asked=lambda f: {r['index']: True for r in f.known(_mmbench_rows)},
         published_as='dev, CircularEval by ' + choice.TOOLKITS['2024-06'],
         truth=_truth(_mmbench_truth),
         **more)
@@ -571,7 +574,7 @@ def _check_choices(questions, where):
             raise AlignGPTError(f'{where}, question {i}: the answer is {q["answer"]!r}', 'A, B, C or D was expected')
 
 def _seed_score(files, path, o):
-    data, answers = _seed_data(files), read_answers(path)
+    data, answers = files.known(_seed_data), read_answers(path)
     said = answers.texts()
     out = choice.score_seed_bench(data, said, lenient=o.lenient)
     looser = choice.score_seed_bench(data, said, first_letter=True, lenient=True)['image_accuracy']
@@ -582,9 +585,9 @@ def _seed_score(files, path, o):
 
 def _seed_asked(files):
     "All questions; the headline is of those about images."
-    return {choice.seed_id(q['question_id']): q['data_type'] == 'image' for q in _seed_data(files)['questions']}
+    return {choice.seed_id(q['question_id']): q['data_type'] == 'image' for q in files.known(_seed_data)['questions']}
 
-def _seed_known(files): return {str(q['question_id']): q['answer'] for q in _seed_data(files)['questions']}
+def _seed_known(files): return {str(q['question_id']): q['answer'] for q in files.known(_seed_data)['questions']}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b101663d
 SEED_BENCH = Task(
@@ -600,7 +603,7 @@ SEED_BENCH = Task(
     score=_seed_score,
     headline=lambda r: r['image_accuracy'],
     points=_hits('correct'),
-    submit=lambda f,p,o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()),
+    submit=lambda f,p,o: choice.submit_seed_bench(f.known(_seed_data), read_answers(p).texts()),
     suffix='.jsonl',
     truth=_truth(_seed_known, lambda q: str(q.id)),
     asked=_seed_asked,

@@ -277,7 +277,7 @@ class Files:
         folder:str|Path, # its folder, or one that holds the folders of many tasks
         must_exist:bool=True, # a folder that is not there is an error
     ):
-        self.task, self.base = task, Path(folder)
+        self.task, self.base, self._read = task, Path(folder), {}
         if must_exist and not self.base.is_dir():
             raise AlignGPTError(f'{self.base}: no such folder', f'name the folder with the files of {task.name}')
         own = [self.base/f for f in dict.fromkeys((task.name, *task.folders)) if (self.base/f).is_dir()]
@@ -303,6 +303,13 @@ class Files:
         apart = self.folder == self.base and self._found(self.base) == 0
         names = [f'{self.task.name}/{n}' if apart else n for n in self.task.needs[role].names]
         raise AlignGPTError(f'{self.folder}: no {role} for {self.task.name}', f'expected: {" or ".join(names)}')
+
+    def known(self,
+        read:Callable, # a function of these files
+    ): # what it makes of them
+        "Read something once, however often it is asked for."
+        if read not in self._read: self._read[read] = read(self)
+        return self._read[read]
 
     @cached_property
     def questions(self)->list[Question]:

@@ -213,8 +213,8 @@ def _strangers(task, answers, asked):
     try: task.row_key(answers[0])
     except AlignGPTError as e: return AlignGPTError(f'{answers.where(0)}: {e.message}', e.hint)
     ids, n = some(r['question_id'] for r in answers), len(answers)
-    return AlignGPTError(f'{answers.path}: not one of {n} answers is to a question of {task.title}: their ids are {ids}; '
-                         f'those of the questions are {some(asked)}',
+    return AlignGPTError(f'{answers.path}: not one of {n} answers is to a question of {task.title}: '
+                         f'their ids are {ids}; those of the questions are {some(asked)}',
                          f'the file was taken for {answers.layout}; is it of another benchmark?')
 
 # %% ../../nbs/evaluation/09_tasks.ipynb #d1a6de41

@@ -164,11 +164,11 @@ def answered_only(
     answers:Answers, # as they were read
 )->tuple[Answers,list[str]]: # those with an answer, and a note if some have none
     "Take an upload without its empty rows, if more than one in twenty is empty."
-    empty = [i for i,r in enumerate(answers) if r['text'] == '' and r.keys() & {'prediction', 'answer'}]
+    empty = {i for i,r in enumerate(answers) if r['text'] == '' and r.keys() & {'prediction', 'answer'}}
     if not empty: return answers, []
     if 20*len(empty) <= len(answers):
         return answers, [f'{len(empty)} of {len(answers)} answers of the upload are empty']
-    kept = [i for i in range(len(answers)) if i not in set(empty)]
+    kept = [i for i in range(len(answers)) if i not in empty]
     return answers.alike([answers[i] for i in kept], [answers.numbers[i] for i in kept]), []
 
 # %% ../../nbs/evaluation/01_text.ipynb #1e707af3
