@@ -17,11 +17,11 @@ from .errors import AlignGPTError, os_errors
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
 
 def read_json(
-    path:str|Path, # a UTF-8 JSON file
+    path:str|Path, # a UTF-8 JSON file, with a byte order mark or without
 )->Any: # what it holds
     "Read a JSON file; a problem with it is an `AlignGPTError` that names the file and the place."
     with os_errors(path): raw = Path(path).read_bytes()
-    try: return json.loads(raw.decode('utf-8'), parse_constant=_no_constant)
+    try: return json.loads(raw.decode('utf-8-sig'), parse_constant=_no_constant)
     except UnicodeDecodeError as e:
         raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}', 'save the file as UTF-8') from e
     except ValueError as e:

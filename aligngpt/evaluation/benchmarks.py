@@ -7,22 +7,29 @@ __all__ = ['SHORT', 'LETTER', 'LETTER_CN', 'MODELS', 'VQAV2', 'VIZWIZ', 'GQA', '
            'MMBENCH_CN', 'SEED_BENCH', 'LLAVA_BENCH', 'MM_VET', 'published']
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #052e2bb3
+import re
 from collections import Counter
+from pathlib import Path
 
 from ..core.errors import AlignGPTError
 from ..core.files import read_json
 from . import choice, judge as judges, vqa, yesno
-from .questions import Question, Task, need, read_questions
-from .text import ID, Answers, check_rows, read_answers, read_jsonl, some
+from .questions import Question, Task, need, question_rows, read_questions
+from .rows import ID_NAMES
+from .text import ID, Answers, check_rows, plain_id, read_answers, read_jsonl, some
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #ef353c5e
 SHORT = yesno.SHORT
 LETTER = "Answer with the option's letter from the given choices directly."
 LETTER_CN = '请直接回答选项字母。'
 
-def _submission(path, keys):
-    "The rows of a submission file; None if the file holds answers."
-    return check_rows(read_json(path), keys, path, 'row') if str(path).endswith('.json') else None
+def _submission(answers, keys):
+    "The rows of a submission, if these are one; None if they are answers."
+    if answers.layout != 'a JSON list' or any(k not in keys for r in answers for k in r if k not in _ADDED):
+        return None
+    return [{k: r[k] for k in keys} for r in answers]
+
+_ADDED = 'question_id', 'text'
 
 def _asked(files): return read_questions(files['questions'])
 
@@ -38,6 +45,10 @@ def _rows(files, role, keys, inside=None):
         raise AlignGPTError(f'{path}: no {inside!r}', 'is this the right file?')
     return check_rows(data[inside] if inside else data, keys, path)
 
+def _asked_ids(files):
+    "The questions of a question file, all of which count."
+    return {q['question_id']: True for q in question_rows(files['questions'])}
+
 def _with_humans(files, annotations):
     "Check the people's answers inside annotations."
     for i,a in enumerate(annotations, 1):
@@ -50,7 +61,8 @@ def _mapping(files, role):
     "A JSON object."
     data = read_json(files[role])
     if isinstance(data, dict): return data
-    raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}', 'is this the right file?')
+    raise AlignGPTError(f'{files[role]}: an object was expected, got {type(data).__name__}',
+                        'is this the right file?')
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #763d90d5
 MODELS = 'AlignGPT-7B', 'AlignGPT-13B', 'LLaVA-1.5-7B', 'LLaVA-1.5-13B'
@@ -88,19 +100,21 @@ def _check_rows_for(key):
     return check
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #080ebdeb
+def _skipping(files, path): return read_answers(path, skip_broken=True)
+
 def _vqav2_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
-    if (rows := _submission(path, dict(question_id=ID, answer=str))) is not None: return rows, []
-    answers = read_answers(path, skip_broken=True)
+    answers = _skipping(files, path)
+    if (rows := _submission(answers, ('question_id', 'answer'))) is not None: return rows, []
     texts = answers.texts()
     if not o.convert: return [dict(question_id=i, answer=t) for i,t in texts.items()], answers.notes()
-    split = read_jsonl(files.get('split') or files['questions'], dict(question_id=ID))
+    split = question_rows(files.get('split') or files['questions'])
     return vqa.submit_vqav2(split, texts), answers.notes(q['question_id'] for q in split)
 
 def _annotations_of(files, read, rows, key):
     "(annotations, []); (None, [why]) if there are none, or those of another split, as of val beside test."
     if files.get('annotations') is None: return None, ['no annotations here: the score comes from the server']
-    annotations, ids = read(files), {r[key] for r in rows}
+    annotations, ids = files.known(read), {r[key] for r in rows}
     if not any(a[key] in ids for a in annotations):
         return None, [f'{files["annotations"].name} is about other questions: the score comes from the server']
     return annotations, []
@@ -109,12 +123,21 @@ def _vqav2_annotations(files):
     keys = dict(question_id=ID, question_type=str, answer_type=str, answers=list)
     return _with_humans(files, _rows(files, 'annotations', keys, 'annotations'))
 
+def _vqav2_asked(files):
+    "The questions with annotations, or those of the question file if they have none."
+    ids = {} if files.get('questions') is None else _asked_ids(files)
+    known = {a['question_id']: True for a in files.known(_vqav2_annotations)} if files.get('annotations') else {}
+    return known if known and (not ids or ids.keys() & known.keys()) else ids
+
+_OTHER_SPLIT = "the published figures are of the test server's questions"
+
 def _vqav2_score(files, path, o):
     rows, notes = _vqav2_rows(files, path, o)
     out = dict(submission={str(r['question_id']): r['answer'] for r in rows}, submission_length=len(rows),
                submission_empty_ids=[r['question_id'] for r in rows if r['answer'] == ''])
     annotations, why = _annotations_of(files, _vqav2_annotations, rows, 'question_id')
-    return (vqa.score_vqav2(annotations, rows) if annotations else {}) | out | dict(notes=notes + why)
+    if annotations is None: return out | dict(notes=notes + why)
+    return vqa.score_vqav2(annotations, rows) | out | dict(notes=notes + why, unlike=_OTHER_SPLIT)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b1e9b8e2
 VQAV2 = Task(
@@ -133,16 +156,25 @@ VQAV2 = Task(
     points=_percent('per_question'),
     submit=lambda f,p,o: _vqav2_rows(f, p, o)[0],
     check=_check_rows_for('question_id'),
-    truth=_truth(lambda f: {a['question_id']: _common_human(a) for a in _vqav2_annotations(f)}),
+    truth=_truth(lambda f: {a['question_id']: _common_human(a) for a in f.known(_vqav2_annotations)}),
+    asked=_vqav2_asked,
+    read=_skipping,
+    published_as='test-dev, from the server',
     published=published(79.1, 80.0, 78.5, 80.0),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #c571ca40
+def _vizwiz_read(files, path):
+    "Answers by question, even if the file has them by image."
+    if isinstance(path, Answers): return path
+    answers = read_answers(path, skip_broken=True, ids=(*ID_NAMES, 'image'))
+    ids = {q['image']: q['question_id'] for q in question_rows(files['questions'], image=str)}
+    return answers.alike(r | dict(question_id=ids.get(r['question_id'], r['question_id'])) for r in answers)
+
 def _vizwiz_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
-    if (rows := _submission(path, dict(image=str, answer=str))) is not None: return rows, []
-    answers = read_answers(path, skip_broken=True)
-    questions = read_jsonl(files['questions'], dict(question_id=ID, image=str))
+    answers, questions = _vizwiz_read(files, path), question_rows(files['questions'], image=str)
+    if (rows := _submission(answers, ('image', 'answer'))) is not None: return rows, []
     notes = answers.notes(q['question_id'] for q in questions)
     return vqa.submit_vizwiz(questions, answers.texts(), o.lenient), notes
 
@@ -156,7 +188,8 @@ def _vizwiz_score(files, path, o):
     if not annotations: return out | dict(notes=notes + why)
     older = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
     older = {k: older[k] for k in ('overall', 'per_answer_type')}
-    return vqa.score_vizwiz(annotations, rows) | out | dict(older_api_without_leave_one_out=older, notes=notes)
+    return (vqa.score_vizwiz(annotations, rows) | out
+            | dict(older_api_without_leave_one_out=older, notes=notes, unlike=_OTHER_SPLIT))
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #67f2cd12
 VIZWIZ = Task(
@@ -176,14 +209,18 @@ VIZWIZ = Task(
     submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0],
     check=_check_rows_for('image'),
     truth=_truth(lambda f: {a['image']: _common_human(a) for a in _vizwiz_annotations(f)}, lambda q: q.image),
+    asked=_asked_ids,
+    read=_vizwiz_read,
+    published_as='test, from the server',
     published=published(54.2, 56.4, 50.0, 53.6),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #a14c2847
 def _gqa_rows(files, path, o):
     "The rows of the submission."
-    if (rows := _submission(path, dict(questionId=ID, prediction=str))) is not None: return rows
-    return [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text'])) for r in read_answers(path)]
+    answers = read_answers(path)
+    if (rows := _submission(answers, ('questionId', 'prediction'))) is not None: return rows
+    return [dict(questionId=r['question_id'], prediction=vqa.gqa_answer(r['text'])) for r in answers]
 
 def _gqa_annotations(files):
     questions, where = _mapping(files, 'annotations'), files['annotations']
@@ -197,7 +234,7 @@ def _gqa_annotations(files):
     return questions
 
 def _gqa_score(files, path, o):
-    questions, rows = _gqa_annotations(files), _gqa_rows(files, path, o)
+    questions, rows = files.known(_gqa_annotations), _gqa_rows(files, path, o)
     said = Answers([dict(question_id=r['questionId'], text=r['prediction']) for r in rows])
     texts = said.texts()
     return (vqa.score_gqa(questions, texts, o.lenient)
@@ -211,14 +248,17 @@ GQA = Task(
     needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_gqa_testdev_balanced.jsonl'),
         images=need('asking', 'images', 'data/images'),
-        annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json'),
+        annotations=need('scoring', 'annotations.json', 'data/testdev_balanced_questions.json',
+                         'data/questions1.2/testdev_balanced_questions.json'),
     ),
     questions=_asked,
     score=_gqa_score,
     headline=lambda r: round(r['accuracy'], 2),
     points=_hits('correct'),
     submit=_gqa_rows,
-    truth=_truth(lambda f: {i: q['answer'] for i,q in _gqa_annotations(f).items()}, lambda q: str(q.id)),
+    truth=_truth(lambda f: {i: q['answer'] for i,q in f.known(_gqa_annotations).items()}, lambda q: str(q.id)),
+    asked=lambda f: {i: bool(q['isBalanced']) for i,q in f.known(_gqa_annotations).items()},
+    published_as='testdev-balanced',
     published=published(62.9, 63.6, 62.0, 63.3),
 )
 
@@ -232,15 +272,25 @@ def _textvqa_annotations(files):
 
 def _textvqa_score(files, path, o):
     answers = read_answers(path)
-    return (vqa.score_textvqa(_textvqa_annotations(files), answers)
+    return (vqa.score_textvqa(files.known(_textvqa_annotations), answers)
             | dict(notes=[n for n in answers.notes() if 'broken' in n]))
+
+def _textvqa_asked(files):
+    "Some questions are asked twice about the same image."
+    if not files.get('questions'):
+        return {(a['image_id'], a['question'].lower()): 1 for a in files.known(_textvqa_annotations)}
+    return Counter((q.id, vqa.textvqa_question(q.prompt)) for q in files.questions)
+
+def _textvqa_key(row): return row['question_id'], vqa.textvqa_question(row.get('prompt', ''))
 
 def _textvqa_name(q): return f'{q.id} | {vqa.textvqa_question(q.prompt)}'
 
-def _textvqa_points(results): return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results['per_row']}
+def _textvqa_points(results):
+    return {f'{r["question_id"]} | {r["question"]}': r['score'] for r in results.get('per_row', [])}
 
 def _textvqa_known(files):
-    return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in _textvqa_annotations(files)}
+    rows = files.known(_textvqa_annotations)
+    return {f'{a["image_id"]} | {a["question"].lower()}': _common(a['answers']) for a in rows}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #be40ba29
 TEXTVQA = Task(
@@ -258,6 +308,9 @@ TEXTVQA = Task(
     points=_textvqa_points,
     called=_textvqa_name,
     truth=_truth(_textvqa_known, _textvqa_name),
+    asked=_textvqa_asked,
+    row_key=_textvqa_key,
+    published_as='val, with OCR tokens in the prompt',
     published=published(58.4, 60.2, 58.2, 61.3),
 )
 
@@ -289,13 +342,28 @@ def _check_shown(problems, answers, where):
             raise AlignGPTError(f'{where}, problem {r["question_id"]!r}: {n} choices, its question shows {m}',
                                 'take questions and problems of one release')
 
-def _scienceqa_score(files, path, o):
-    problems, splits, answers = _problems(files), _mapping(files, 'splits'), read_answers(path)
-    _check_shown(problems, answers, files['annotations'])
+def _scienceqa_ids(files):
+    "The ids of the test split."
+    splits = _mapping(files, 'splits')
     ids = splits.get('test')
-    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-        raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})',
-                            'take the official pid_splits.json')
+    if isinstance(ids, list) and all(isinstance(i, str) for i in ids): return ids
+    raise AlignGPTError(f'{files["splits"]}: no split "test" with ids (splits: {some(splits)})',
+                        'take the official pid_splits.json')
+
+def _with_mark(problems, row):
+    "An answer that lost its prompt: the problem says whether it has an image."
+    if 'prompt' in row or not problems.get(row['question_id'], {}).get('image'): return row
+    return row | dict(prompt='<image>')
+
+def _scienceqa_asked(files):
+    "The test split; the headline counts those with an image."
+    problems = files.known(_problems)
+    return {i: bool(problems.get(i, {}).get('image')) for i in _scienceqa_ids(files)}
+
+def _scienceqa_score(files, path, o):
+    problems, ids, answers = files.known(_problems), _scienceqa_ids(files), read_answers(path)
+    if o.tidy: answers = answers.alike(_with_mark(problems, r) for r in answers)
+    _check_shown(problems, answers, files['annotations'])
     return choice.score_scienceqa(problems, ids, answers) | dict(notes=answers.notes(ids))
 
 def _scienceqa_right(problem): return f'{choice.LETTERS[problem["answer"]]}. {problem["choices"][problem["answer"]]}'
@@ -314,10 +382,12 @@ SCIENCEQA = Task(
     questions=_scienceqa_questions,
     score=_scienceqa_score,
     headline=lambda r: r['img_accuracy'],
-    points=lambda r: {i: x['correct'] for i,x in r['per_question'].items()},
+    points=lambda r: {i: x['correct'] for i,x in r.get('per_question', {}).items()},
     max_new_tokens=1024,
     pad=False,
-    truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in _problems(f).items()}),
+    truth=_truth(lambda f: {i: _scienceqa_right(p) for i,p in f.known(_problems).items()}),
+    asked=_scienceqa_asked,
+    published_as='test questions with an image',
     published=published(68.5, 70.3, 66.8, 71.6),
 )
 
@@ -327,13 +397,24 @@ def _pope_files(files):
     labels = {f.stem.removeprefix('coco_pope_'): read_jsonl(f, dict(label=str))
               for f in sorted(files['annotations'].glob('coco_pope_*.json'))}
     if not labels:
-        raise AlignGPTError(f'{files["annotations"]}: no label files', 'coco_pope_random.json, coco_pope_popular.json '
+        raise AlignGPTError(f'{files["annotations"]}: no label files',
+                            'coco_pope_random.json, coco_pope_popular.json '
                             'and coco_pope_adversarial.json were expected')
-    return labels, read_jsonl(files['questions'], dict(question_id=ID, category=str))
+    return labels, question_rows(files['questions'], category=str)
+
+def _pope_score(files, path, o):
+    "Paired by position, or, tidied, each answer with the label of its question."
+    (labels, questions), answers = _pope_files(files), read_answers(path)
+    if not o.tidy: return yesno.score_pope(labels, questions, answers, o.lenient)
+    labels, said = yesno.fitting_labels(labels, questions), {r['question_id'] for r in answers}
+    pairs = {c: list(zip((q for q in questions if q['category'] == c), rows)) for c,rows in labels.items()}
+    given = {c: [(q, r) for q,r in pp if q['question_id'] in said] for c,pp in pairs.items()}
+    return yesno.score_pope({c: [r for _,r in pp] for c,pp in given.items() if pp},
+                            [q for pp in given.values() for q,_ in pp], answers, o.lenient)
 
 def _pope_truth(files):
     labels, questions = _pope_files(files)
-    return {q['question_id']: r['label'] for c,rows in labels.items()
+    return {q['question_id']: r['label'] for c,rows in yesno.fitting_labels(labels, questions).items()
             for q,r in zip((q for q in questions if q['category'] == c), rows)}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #deaeaa78
@@ -344,19 +425,26 @@ POPE = Task(
     needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava_pope_test.jsonl'),
         images=need('asking', 'images', 'val2014'),
-        annotations=need('scoring', 'annotations', 'coco'),
+        annotations=need('scoring', 'annotations', 'coco', 'output/coco'),
     ),
     questions=_asked,
-    score=lambda f,p,o: yesno.score_pope(*_pope_files(f), read_answers(p), o.lenient),
+    score=_pope_score,
     headline=lambda r: round(100*r['mean_f1'], 2),
     points=_hits('correct'),
     truth=_truth(_pope_truth),
+    asked=_asked_ids,
+    published_as='labels of August 2023',
     published=published(86.0, 86.2, 85.9, 85.9),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #3daa3460
 def _mme_score(files, path, o):
-    return yesno.score_mme(yesno.read_mme_labels(files['annotations']), read_answers(path), o.lenient)
+    return yesno.score_mme(yesno.read_mme_labels(files['annotations']), yesno.read_mme_answers(path), o.lenient)
+
+def _mme_asked(files):
+    "All questions; the headline is of perception."
+    labels = yesno.read_mme_labels(files['annotations'])
+    return {yesno.mme_key(f'{sub}/{file}', q): sub in yesno.PERCEPTION for sub,file,q in labels}
 
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
@@ -379,10 +467,16 @@ MME = Task(
     folders=('MME',),
     together=2,
     truth=_mme_truth,
+    asked=_mme_asked,
+    row_key=lambda r: yesno.mme_key(r['question_id'], r.get('prompt', '')),
+    read=lambda files, path: yesno.read_mme_answers(path),
+    published_as='perception',
     published=published(1527.4, 1572.0, 1510.7, 1531.3),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #fbf24c02
+def _mmbench_rows(files): return choice.read_mmbench(files['annotations'])
+
 def _mmbench_questions(files, instruction):
     path = files['annotations']
     rows = choice.read_mmbench(path, images=True)
@@ -404,19 +498,20 @@ def _mmbench_upload(rows, said):
                 predictions={i: None if t in choice.EMPTY else t for i,t in texts.items()})
 
 def _mmbench_score(files, path, o):
-    rows, answers = choice.read_mmbench(files['annotations']), read_answers(path)
+    rows, answers = files.known(_mmbench_rows), read_answers(path)
     texts = answers.texts()
     said = {r['index']: texts[r['index']] for r in rows if r['index'] in texts}
-    scores = choice.score_mmbench(rows, said) if all(r.get('answer') for r in rows) else {}
+    scores = choice.score_mmbench(rows, said, o.rule) if all(r.get('answer') for r in rows) else {}
+    if o.rule == '2026-08': scores |= dict(unlike='the published figures follow the rule of 2024-06')
     notes = answers.notes(r['index'] for r in rows)
     if not scores: notes.append('no answers in the table: the score comes from the server')
     return scores | dict(submission=_mmbench_upload(rows, said), notes=notes)
 
 def _mmbench_submit(files, path, o):
-    return choice.submit_mmbench(choice.read_mmbench(files['annotations']), read_answers(path).texts(), o.columns)
+    return choice.submit_mmbench(files.known(_mmbench_rows), read_answers(path).texts(), o.columns)
 
 def _mmbench_truth(files):
-    return {r['index']: f'{a}. {r.get(a) or ""}' for r in choice.read_mmbench(files['annotations'])
+    return {r['index']: f'{a}. {r.get(a) or ""}' for r in files.known(_mmbench_rows)
             if (a := r.get('answer'))}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #2b6cb0ea
@@ -429,11 +524,14 @@ def _mmbench(instruction, names, **more):
         score=_mmbench_score,
         headline=lambda r: round(r['circular_accuracy'], 2) if 'circular_accuracy' in r else None,
         points=_hits('group_hits'),
+        grouped=True,
         called=lambda q: str(q.id % choice.ROTATION),
         submit=_mmbench_submit,
         suffix='.xlsx',
-        check=lambda p,f: choice.check_mmbench_submission(p, choice.read_mmbench(f['annotations'])),
+        check=lambda p,f: choice.check_mmbench_submission(p, f.known(_mmbench_rows)),
         max_new_tokens=1024,
+        asked=lambda f: {r['index']: True for r in f.known(_mmbench_rows)},
+        published_as='dev, CircularEval by ' + choice.TOOLKITS['2024-06'],
         truth=_truth(_mmbench_truth),
         **more)
 
@@ -476,7 +574,7 @@ def _check_choices(questions, where):
             raise AlignGPTError(f'{where}, question {i}: the answer is {q["answer"]!r}', 'A, B, C or D was expected')
 
 def _seed_score(files, path, o):
-    data, answers = _seed_data(files), read_answers(path)
+    data, answers = files.known(_seed_data), read_answers(path)
     said = answers.texts()
     out = choice.score_seed_bench(data, said, lenient=o.lenient)
     looser = choice.score_seed_bench(data, said, first_letter=True, lenient=True)['image_accuracy']
@@ -485,12 +583,16 @@ def _seed_score(files, path, o):
     return out | dict(first_letter_rule=dict(image_accuracy=looser), upload_error=not up, upload_first_rows=up[:3],
                       notes=answers.notes(choice.seed_id(q['question_id']) for q in data['questions']))
 
-def _seed_known(files): return {str(q['question_id']): q['answer'] for q in _seed_data(files)['questions']}
+def _seed_asked(files):
+    "All questions; the headline is of those about images."
+    return {choice.seed_id(q['question_id']): q['data_type'] == 'image' for q in files.known(_seed_data)['questions']}
+
+def _seed_known(files): return {str(q['question_id']): q['answer'] for q in files.known(_seed_data)['questions']}
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b101663d
 SEED_BENCH = Task(
     name='seed_bench',
-    title='SEED',
+    title='SEED (image)',
     metric='accuracy on the image questions, percent',
     needs=dict(
         questions=need('asking', 'questions.jsonl', 'llava-seed-bench.jsonl', 'llava-seed-bench-2.jsonl'),
@@ -501,33 +603,80 @@ SEED_BENCH = Task(
     score=_seed_score,
     headline=lambda r: r['image_accuracy'],
     points=_hits('correct'),
-    submit=lambda f,p,o: choice.submit_seed_bench(_seed_data(f), read_answers(p).texts()),
+    submit=lambda f,p,o: choice.submit_seed_bench(f.known(_seed_data), read_answers(p).texts()),
     suffix='.jsonl',
     truth=_truth(_seed_known, lambda q: str(q.id)),
-    published=published(66.5, 67.8, 58.6, 61.6),
+    asked=_seed_asked,
+    published_as='the image questions; with the videos LLaVA-1.5 has 58.6 and 61.6',
+    published=published(66.5, 67.8, 66.1, 68.2),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #5503fb97
-def _judge(files, o):
-    "The judge to ask: the given one, or recorded replies; None to do without."
-    if o.judge is None and files.get('replies'): return judges.Replies.read(files['replies'])
-    return None if o.judge in (None, 'none') else o.judge
+def _judges(o):
+    "The judges, or files of what they said: one for each round."
+    given = o.judge if isinstance(o.judge, (list, tuple)) else [o.judge]
+    return [j for j in given if j not in (None, 'none')]
 
-_NO_JUDGE = 'no judge: the answers are ready to be judged'
+def _unjudged(files):
+    "Why there is no score, and what could be done about it."
+    lying = files.get('replies')
+    notes = ['no judge: the answers are ready to be judged']
+    return notes if lying is None else notes + [f'{lying.name} lies there and was not used: --replies takes it']
+
+def _by(judges_, one):
+    "What the rounds were made of, for the report."
+    return dict(judge=', '.join(dict.fromkeys(one(j) for j in judges_)))
+
+def _judge_name(j):
+    "A judge in a word: its file or its model."
+    return Path(j).name if isinstance(j, (str, Path)) else str(getattr(getattr(j, 'settings', None), 'model', '') or
+                                                               type(j).__name__)
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #8cd402fc
-def _llava_bench_calls(files, path):
+def _llava_bench_calls(files, path, tidy=False):
     rules = _mapping(files, 'rules')
     check_rows(list(rules.values()), dict(role=str, prompt=str), files['rules'], 'rule')
-    read = lambda role, **keys: read_jsonl(files[role], keys)
-    return judges.llava_bench_calls(read('questions', question_id=ID, image=str, text=str, category=str),
-                                    read('context', image=str, caption=(str, list)),
-                                    read('references', question_id=ID, text=str), read_answers(path), rules)
+    questions = question_rows(files['questions'], image=str, text=str, category=str)
+    references, answers = read_jsonl(files['references'], dict(question_id=ID, text=str)), read_answers(path)
+    if tidy: questions, references = _answered(questions, references, answers)
+    return judges.llava_bench_calls(questions, read_jsonl(files['context'], dict(image=str, caption=(str, list))),
+                                    references, answers, rules)
+
+def _answered(questions, references, answers):
+    "Questions with an answer, and their references."
+    said, known = {str(r['question_id']) for r in answers}, {r['question_id']: r for r in references}
+    asked = [q for q in questions if str(q['question_id']) in said]
+    if any(q['question_id'] not in known for q in asked): return questions, references
+    return asked, [known[q['question_id']] for q in asked]
+
+def _recorded_reviews(files, path):
+    "The results of a file of reviews."
+    points, groups = judges.read_reviews(path)
+    if lost := [i for i in points if i not in groups]:
+        known = {str(q['question_id']): f'llava_bench_{q["category"]}'
+                 for q in question_rows(files['questions'], category=str)}
+        if odd := [i for i in lost if i not in known]:
+            raise AlignGPTError(f'{path}: {len(odd)} reviews of unknown questions: {some(odd)}',
+                                'is this file of LLaVA-Bench (in the wild)?')
+        groups |= {i: known[i] for i in lost}
+    return judges.summarise_reviews(points, groups)
 
 def _llava_bench_score(files, path, o):
-    if (judge := _judge(files, o)) is None: return dict(notes=[_NO_JUDGE])
-    calls, notes = _llava_bench_calls(files, path)
-    return judges.score_llava_bench(calls, judge) | dict(notes=notes)
+    if not (given := _judges(o)): return dict(notes=_unjudged(files))
+    calls, notes, results = None, [], []
+    for j in given:
+        if isinstance(j, (str, Path)): results.append(_recorded_reviews(files, j)); continue
+        if calls is None: calls, notes = _llava_bench_calls(files, path, o.tidy)
+        results.append(judges.score_llava_bench(calls, j))
+    lost = sorted({i for r in results for i,t in r['tuples'].items() if -1 in t})
+    if lost: notes = notes + [f'{len(lost)} reviews have no two scores and count as -1 -1, as in the official '
+                              f'script: {some(lost)}; have them judged again']
+    return judges.over_rounds(results, _relative) | _by(given, _judge_name) | dict(notes=notes)
+
+def _relative(results): return results['summary']['all']['relative_score'] if 'summary' in results else None
+
+def _llava_bench_asked(files):
+    return _asked_ids(files) if files.get('questions') else {}
 
 def _llava_bench_truth(files):
     rows = read_jsonl(files['references'], dict(question_id=ID, text=str)) if files.get('references') else []
@@ -544,12 +693,12 @@ LLAVA_BENCH = Task(
         images=need('asking', 'images'),
         context=need('judging', 'context.jsonl'),
         references=need('judging', 'answers_gpt4.jsonl'),
-        rules=need('judging', 'rule.json'),
+        rules=need('judging', 'rule.json', 'table/rule.json'),
         replies=need('judging', 'judge_replies.jsonl', optional=True),
     ),
     questions=_asked,
     score=_llava_bench_score,
-    headline=lambda r: r['summary']['all']['relative_score'] if 'summary' in r else None,
+    headline=lambda r: r['spread']['mean'] if 'spread' in r else _relative(r),
     points=lambda r: {i: max(0, t[1])/10 for i,t in r.get('tuples', {}).items()},
     folders=('llava-bench-in-the-wild',),
     max_new_tokens=1024,
@@ -557,13 +706,21 @@ LLAVA_BENCH = Task(
     calls=_llava_bench_calls,
     judge_model='gpt-4-0314',
     truth=_llava_bench_truth,
+    asked=_llava_bench_asked,
+    published_as='judge gpt-4-0314',
     published=published(68.4, 75.2, 65.4, 72.5),
 )
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #b0268596
-def _mm_vet_results(path): return {f'v1_{i}': t for i,t in read_answers(path).texts().items()}
+def _mm_vet_read(files, path):
+    "Answers under the benchmark's own ids."
+    answers = read_answers(path)
+    own = lambda i: f'v1_{plain_id(re.sub("^v1_", "", str(i)))}'
+    return answers.alike(r | dict(question_id=own(r['question_id'])) for r in answers)
 
-def _mm_vet_name(q): return f'v1_{q.id}'
+def _mm_vet_results(path): return _mm_vet_read(None, path).texts()
+
+def _mm_vet_name(q): return f'v1_{plain_id(re.sub("^v1_", "", str(q.id)))}'
 
 def _mm_vet_data(files):
     data, where = _mapping(files, 'annotations'), files['annotations']
@@ -572,14 +729,32 @@ def _mm_vet_data(files):
     check_rows(capabilities, dict(capability=str), where, 'capability')
     return data
 
-def _mm_vet_calls(files, path):
+def _mm_vet_calls(files, path, tidy=False):
     header = judges.read_mm_vet_header(files['instruction'])
     return judges.mm_vet_calls(_mm_vet_data(files), _mm_vet_results(path), header), []
 
+def _recorded_grades(data, path):
+    "The results of a file of grades, one for each round in it; or of recorded replies."
+    if judges.is_recorded(path): rounds = judges.read_grades(path)
+    else:
+        replies = judges.Replies.read(path)
+        calls = [judges.Call(i, (judges.user(''),), 0., 3) for i in data if i in replies.replies]
+        rounds = [{c.id: judges.mm_vet_grade(c, replies) for c in calls}]
+    if odd := [i for g in rounds for i in g if i not in data] or [path]*(not rounds[0]):
+        raise AlignGPTError(f'{path}: grades of unknown questions: {some(odd)}', 'is this file of MM-Vet?')
+    return [judges.summarise_grades(data, g) for g in rounds]
+
 def _mm_vet_score(files, path, o):
-    out = dict(results_json_first=dict(list(_mm_vet_results(path).items())[:2]))
-    if (judge := _judge(files, o)) is None: return out | dict(notes=[_NO_JUDGE])
-    return judges.score_mm_vet(_mapping(files, 'annotations'), _mm_vet_calls(files, path)[0], judge) | out
+    out = dict(results_json_first=dict(list(_mm_vet_results(path).items())[:2])) if path is not None else {}
+    if not (given := _judges(o)): return out | dict(notes=_unjudged(files))
+    data, calls, results = _mm_vet_data(files), None, []
+    for j in given:
+        if isinstance(j, (str, Path)): results += _recorded_grades(data, j); continue
+        calls = calls or _mm_vet_calls(files, path)[0]
+        results.append(judges.score_mm_vet(data, calls, j))
+    return judges.over_rounds(results, _total) | out | _by(given, _judge_name)
+
+def _total(results): return results['capabilities']['total'] if 'capabilities' in results else None
 
 # %% ../../nbs/evaluation/08_benchmarks.ipynb #9fc8c0be
 MM_VET = Task(
@@ -595,15 +770,18 @@ MM_VET = Task(
     ),
     questions=_asked,
     score=_mm_vet_score,
-    headline=lambda r: r['capabilities']['total'] if 'capabilities' in r else None,
+    headline=lambda r: r['spread']['mean'] if 'spread' in r else _total(r),
     points=_hits('grades'),
     called=_mm_vet_name,
-    folders=('mm-vet',),
+    folders=('mm-vet', 'mmvet'),
     submit=lambda f,p,o: _mm_vet_results(p),
     max_new_tokens=1024,
     pad=False,
     calls=_mm_vet_calls,
     judge_model='gpt-4-0613',
     truth=_truth(lambda f: {i: d['answer'] for i,d in _mm_vet_data(f).items()}, _mm_vet_name),
+    asked=lambda f: dict.fromkeys(_mm_vet_data(f), True) if f.get('annotations') else {},
+    read=_mm_vet_read,
+    published_as='judge gpt-4-0613',
     published=published(30.8, 35.6, 31.1, 36.1),
 )

@@ -16,7 +16,7 @@ from ..core.files import atomic_path
 from ..core.markup import html_page
 from .pages import CSS, figure, html_table, outcomes
 from .questions import Question
-from .report import breakdowns, markdown_table
+from .report import breakdowns, markdown_table, standing
 from .run import Run
 
 # %% ../../nbs/evaluation/12_compare.ipynb #4d37198a
@@ -61,6 +61,8 @@ def caveats(
     out = [f'{what} differ' for k,what in _HASHES.items() if ma.get(k) != mb.get(k)]
     sa, sb = ma.get('settings', {}), mb.get('settings', {})
     out += [f'{k}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
+    out += [f'{r.name}: {standing(r.score)}' for r in (a, b) if r.score.get('status') == 'partial']
+    if a.score.get('rules') != b.score.get('rules'): out.append('they were scored by different rules')
     if a.score.get('scorer') != b.score.get('scorer'):
         out.append('they were scored by different versions: score them again')
     return out

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 'llava_bench_message', 'llava_bench_calls',
-           'parse_review', 'relative_scores', 'score_llava_bench', 'mm_vet_calls', 'parse_grade', 'mm_vet_grade',
-           'score_mm_vet', 'read_mm_vet_header', 'JudgeSettings', 'Judge', 'Estimate']
+           'parse_review', 'relative_scores', 'summarise_reviews', 'score_llava_bench', 'mm_vet_calls', 'parse_grade',
+           'mm_vet_grade', 'summarise_grades', 'score_mm_vet', 'read_mm_vet_header', 'is_recorded', 'read_reviews',
+           'read_grades', 'over_rounds', 'JudgeSettings', 'Judge', 'Estimate', 'estimate_rounds']
 
 # %% ../../nbs/evaluation/05_judge.ipynb #2a26d00c
 import hashlib, json, os, random, re, threading, urllib.error, urllib.parse, urllib.request
@@ -19,7 +20,8 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import read_json
-from .text import ID, read_jsonl, some
+from .rows import ID_NAMES, TEXT_NAMES, named, read_rows
+from .text import plain_id, some
 
 # %% ../../nbs/evaluation/05_judge.ipynb #74960eed
 @dataclass(frozen=True)
@@ -43,16 +45,18 @@ def user(
     return dict(role='user', content=content)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #a4f4e0d7
+def _reply(r): return str(r) if type(r) in (int, float) else r
+
 class Replies:
     "A judge that reads from recorded replies."
     concurrency = 1
     def __init__(self,
         replies:dict, # question id -> list of replies, in the order of the calls
     ):
-        self.replies = {str(k): [v] if isinstance(v, str) else v for k,v in replies.items()}
+        self.replies = {str(k): list(map(_reply, v if isinstance(v, list) else [v])) for k,v in replies.items()}
         self.log, self.asked = [], Counter()
         for k,v in self.replies.items():
-            if not isinstance(v, list) or not all(isinstance(r, str) for r in v):
+            if not all(isinstance(r, str) for r in v):
                 raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}',
                                     'a list of strings was expected')
 
@@ -68,13 +72,16 @@ class Replies:
 
     @classmethod
     def read(cls,
-        path:str|Path, # .json: {id: [reply, ...]}, or .jsonl: rows with question_id, reply
+        path:str|Path, # {id: [reply, ...]}, or rows with question_id and reply (or content)
     )->'Replies':
         "Read recorded replies."
-        if str(path).endswith('.json'): return cls(read_json(path))
-        out = {}
-        for r in read_jsonl(path, dict(question_id=ID, reply=str)):
-            out.setdefault(r['question_id'], []).append(r['reply'])
+        rows, out = read_rows(path), {}
+        for i,r in enumerate(rows):
+            key, said = named(r, ID_NAMES), named(r, ('reply', 'content', 'text'))
+            if key is None or said is None:
+                raise AlignGPTError(f'{rows.where(i)}: no reply of a judge; the file was taken for {rows.layout}',
+                                    'each row needs question_id and reply, or an object has replies by id')
+            out.setdefault(r[key], []).extend(r[said] if isinstance(r[said], list) else [r[said]])
         return cls(out)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #5195af98
@@ -171,16 +178,22 @@ def relative_scores(
                 model_score=round(model*10, 1))
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b2a8e143
+def summarise_reviews(
+    points:dict, # question id -> [reference, model] points
+    categories:dict, # question id -> category
+)->dict: # the summary for all and per category, the points of each question
+    "LLaVA-Bench's numbers out of reviews."
+    groups = {'all': list(points.values())}
+    for g in sorted(set(categories.values())): groups[g] = [t for i,t in points.items() if categories[i] == g]
+    return dict(summary={g: relative_scores(t) for g,t in groups.items()}, tuples=points, categories=categories)
+
 def score_llava_bench(
     calls:list[Call], # from `llava_bench_calls`
     judge, # a function from a call to a reply
 )->dict: # the summary for all and per category, the points of each question
     "Ask the judge about each answer, and summarise."
     tuples = [parse_review(r) for r in ask_all(judge, calls, judge)]
-    groups = {'all': tuples} | {g: [t for t,c in zip(tuples, calls) if c.group == g]
-                                for g in sorted({c.group for c in calls})}
-    return dict(summary={g: relative_scores(t) for g,t in groups.items()},
-                tuples={c.id: t for c,t in zip(calls, tuples)}, categories={c.id: c.group for c in calls})
+    return summarise_reviews({c.id: t for c,t in zip(calls, tuples)}, {c.id: c.group for c in calls})
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b7255147
 def _mm_vet_content(d, text, header):
@@ -227,13 +240,11 @@ def _percent(grades, digits):
     import numpy as np
     return {k: float(np.round(sum(v)/len(v)*100, digits)) for k,v in grades.items()}
 
-def score_mm_vet(
+def summarise_grades(
     data:dict, # the official mm-vet.json
-    calls:list[Call], # from `mm_vet_calls`
-    judge, # a function from a call to a reply
+    graded:dict, # id -> (grade, number of calls)
 )->dict: # mean grades times 100: total, per capability, per combination; the grades and numbers of calls
-    "Ask the judge for each grade, and summarise."
-    graded = dict(zip((c.id for c in calls), ask_all(lambda c: mm_vet_grade(c, judge), calls, judge)))
+    "MM-Vet's numbers out of grades."
     caps, combos = {}, {}
     for i,(g,_) in graded.items():
         mine = sorted(set(data[i]['capability']))
@@ -244,6 +255,15 @@ def score_mm_vet(
     return dict(capabilities=_percent(caps, 1), capabilities_6dp=_percent(caps, 6),
                 integrations_sorted_names=_percent(combos, 1), counts={k: len(v) for k,v in caps.items()},
                 grades={i: g for i,(g,_) in graded.items()}, calls={i: n for i,(_,n) in graded.items()})
+
+def score_mm_vet(
+    data:dict, # the official mm-vet.json
+    calls:list[Call], # from `mm_vet_calls`
+    judge, # a function from a call to a reply
+)->dict: # see `summarise_grades`
+    "Ask the judge for each grade, and summarise."
+    return summarise_grades(data, dict(zip((c.id for c in calls),
+                                           ask_all(lambda c: mm_vet_grade(c, judge), calls, judge))))
 
 # %% ../../nbs/evaluation/05_judge.ipynb #0f23259a
 def read_mm_vet_header(
@@ -260,6 +280,91 @@ def read_mm_vet_header(
         if m := re.search(r'^prompt = """(.*?)"""', ''.join(c['source']), re.M | re.S): return m[1]
     raise AlignGPTError(f'{path}: no cell assigns the prompt',
                         'take mm-vet_evaluator.ipynb from the MM-Vet repository')
+
+# %% ../../nbs/evaluation/05_judge.ipynb #e9c974c6
+def is_recorded(
+    path, # any file, or an `Answers`
+)->bool:
+    "Does this file hold what a judge said, rather than a model?"
+    if not isinstance(path, (str, Path)) or not Path(path).is_file(): return False
+    try: first = next(iter(read_rows(path)), {})
+    except AlignGPTError: return False
+    return (isinstance(first, dict) and named(first, TEXT_NAMES) is None
+            and bool({'tuple', 'score', 'reply'} & first.keys()))
+
+def _number(x, low, high):
+    "A number in a range, perhaps written as text; None otherwise."
+    try: x = float(x) if type(x) in (str, int, float) else None
+    except ValueError: return None
+    return x if x is not None and low <= x <= high else None
+
+def _pair(row, where):
+    "The two scores of a review."
+    said, text = row.get('tuple') or row.get('score'), row.get('content', row.get('reply'))
+    if said is None and isinstance(text, str): return parse_review(text)
+    pair = [_number(x, -1, 10) for x in said] if isinstance(said, list) else []
+    if len(pair) == 2 and None not in pair: return pair
+    raise AlignGPTError(f'{where}: the scores of this review are {said!r}',
+                        'two numbers from 0 to 10 were expected; mend the row, or have it judged again')
+
+def read_reviews(
+    path:str|Path, # LLaVA's review file, or recorded replies
+)->tuple[dict,dict]: # question id -> [reference, model] points; question id -> category, where the file has it
+    "The points in a file of LLaVA-Bench reviews."
+    rows, points, seen, groups = read_rows(path), {}, {}, {}
+    for i,r in enumerate(rows):
+        key = named(r, ('question_id',)) or named(r, ID_NAMES)
+        if key is None: raise AlignGPTError(f'{rows.where(i)}: no question_id', f'taken for {rows.layout} of reviews')
+        q, pair = plain_id(r[key]), _pair(r, rows.where(i))
+        if points.setdefault(q, pair) != pair:
+            raise AlignGPTError(f'{rows.where(i)}: question {q} has another review in {rows.unit} {seen[q]}',
+                                'give each round of a judge a file of its own')
+        seen.setdefault(q, rows.numbers[i])
+        if 'category' in r: groups[q] = r['category']
+    return points, groups
+
+# %% ../../nbs/evaluation/05_judge.ipynb #6ff6acef
+def _grades(i, entry, path):
+    "The grades of a question, one for each round."
+    said, texts = entry.get('score'), entry.get('content') or []
+    said = said if isinstance(said, list) else [said]
+    read = [parse_grade(texts[n]) if x is None and n < len(texts) else _number(x, 0, 1) for n,x in enumerate(said)]
+    if read and None not in read: return read
+    raise AlignGPTError(f'{path}: the grades of {i!r} are {said!r}',
+                        'numbers from 0 to 1 were expected; mend them, or have the question judged again')
+
+def read_grades(
+    path:str|Path, # MM-Vet's grade file: {id: {'model': [...], 'content': [...], 'score': [...]}}
+)->list[dict]: # for each round, id -> (grade, 1)
+    "The grades in a file of MM-Vet's evaluator."
+    rows = read_rows(path)
+    if odd := next((i for i,r in enumerate(rows) if not isinstance(r, dict) or 'score' not in r), None):
+        raise AlignGPTError(f'{rows.where(odd)}: no score', f'the file was taken for {rows.layout} of grades')
+    read = {str(r[named(r, ID_NAMES)]): _grades(r[named(r, ID_NAMES)], r, path) for r in rows}
+    rounds = Counter(map(len, read.values())).most_common(1)[0][0]
+    if odd := [i for i,g in read.items() if len(g) != rounds]:
+        raise AlignGPTError(f'{path}: {len(read[odd[0]])} grades for {odd[0]!r}, and {rounds} for the others',
+                            'let every round finish')
+    return [{i: (g[n], 1) for i,g in read.items()} for n in range(rounds)]
+
+# %% ../../nbs/evaluation/05_judge.ipynb #ac1d9ac9
+def _middle(xs):
+    "The mean of numbers, and of what holds numbers, place by place; of anything else the first."
+    if all(isinstance(x, dict) for x in xs): return {k: _middle([x[k] for x in xs if k in x]) for k in xs[0]}
+    if all(isinstance(x, list) for x in xs) and len({len(x) for x in xs}) == 1: return [_middle(c) for c in zip(*xs)]
+    return round(sum(xs)/len(xs), 4) if all(type(x) in (int, float) for x in xs) else xs[0]
+
+def over_rounds(
+    results:list[dict], # one for each round of a judge
+    headline:Callable, # (results) -> the published number
+)->dict: # their means, and how far they lie apart
+    "One result of several rounds."
+    from statistics import fmean, pstdev
+    if len(results) == 1: return results[0]
+    heads = [headline(r) for r in results]
+    spread = dict(rounds=len(heads), headlines=heads, mean=round(fmean(heads), 1), std=round(pstdev(heads), 2),
+                  min=min(heads), max=max(heads))
+    return _middle(results) | dict(spread=spread)
 
 # %% ../../nbs/evaluation/05_judge.ipynb #b3e50004
 @dataclass(frozen=True)
@@ -443,3 +548,12 @@ def estimate(self:Judge,
     new, price = [c for c in calls if self._key(c) not in self.replies], self.settings.price
     prompt, reply = sum(len(m['content']) for c in new for m in c.messages)//4, sum(c.max_tokens for c in new)
     return Estimate(len(new), prompt, reply, None if price is None else (prompt*price[0] + reply*price[1])/1e6)
+
+def estimate_rounds(
+    judges:list[Judge], # one for each round
+    calls:list[Call], # that each of them gets
+)->Estimate: # of all together
+    "What several rounds will cost."
+    es = [j.estimate(calls) for j in judges]
+    usd = None if any(e.usd is None for e in es) else sum(e.usd for e in es)
+    return Estimate(sum(e.calls for e in es), sum(e.tokens_in for e in es), sum(e.tokens_out for e in es), usd)

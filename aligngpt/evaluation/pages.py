@@ -14,7 +14,7 @@ from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from ..core.markup import html_page, picture_tag
 from .questions import Question, load_image
-from .report import breakdowns
+from .report import breakdowns, results_of, standing
 from .run import Run, whole_lines
 
 # %% ../../nbs/evaluation/11_pages.ipynb #bb9bb0fb
@@ -31,7 +31,7 @@ def outcomes(
 )->list[Outcome]: # in the order of the questions
     "Every question with what was said, and what that is worth."
     said = {(r['question_id'], r['prompt']): r['text'] for r in whole_lines(run.answers)[0]}
-    points = run.task.points(run.score) if run.score.get('headline') is not None else {}
+    points = run.task.points(results_of(run.score)) if run.score.get('status') != 'unscored' else {}
     right = run.task.truth(run.files) if run.task.truth else lambda q: None
     return [Outcome(q, said[q.key], points.get(run.task.called(q)), right(q))
             for q in run.questions if q.key in said]
@@ -112,7 +112,7 @@ def error_page(
 )->Path: # the file
     "Score, breakdowns and the worst errors of a run."
     s, path, body = run.score, Path(path or run.folder/'report.html'), _score_parts(run)
-    scored = f'{s["metric"]} {s["headline"]:,}' if s.get('headline') is not None else 'answered, not scored here'
+    scored = standing(s) if s.get('headline') is None else f'{s["metric"]} {s["headline"]:,}'
     if errors := worst(outcomes(run), n):
         figures = ''.join(figure(o.question, dict(said=o.said), o.right, run.images) for o in errors)
         body.append(f'<h2>The worst {len(errors)} answers</h2><div class=grid>{figures}</div>')

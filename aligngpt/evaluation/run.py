@@ -113,7 +113,7 @@ class Run:
     @cached_property
     def questions(self)->list[Question]:
         "All questions of the task."
-        return self.task.questions(self.files)
+        return self.files.questions
 
     @cached_property
     def images(self)->Path|None:
@@ -211,20 +211,21 @@ def manifest(
                 settings=dict(max_new_tokens=run.task.max_new_tokens, alignment=how.alignment, skipped=skipped,
                               dtype=str(model.dtype)))
 
-def scorer_version()->str: # 16 hex digits
+def scorer_version(
+    task:Task|None=None, # with its own code, if it is from a file
+)->str: # 16 hex digits
     "The identity of the code that scores."
     from aligngpt import evaluation
     h = hashlib.sha256()
-    for name in ('text', 'vqa', 'choice', 'yesno', 'judge', 'questions', 'benchmarks', 'tasks'):
+    for name in ('rows', 'text', 'vqa', 'choice', 'yesno', 'judge', 'questions', 'benchmarks', 'tasks'):
         h.update((Path(evaluation.__file__).parent/f'{name}.py').read_bytes())
+    if task and task.file.endswith('.py'): h.update(Path(task.file).read_bytes())
     return h.hexdigest()[:16]
 
 # %% ../../nbs/evaluation/10_run.ipynb #4a2c852b
 def _about(run):
     "What a manifest tells besides, and does not compare."
-    need = run.task.needs.get('questions')
-    file = need.names[0] if need and Path(need.names[0]).is_absolute() else '' # of a task made of a file
-    return dict(model_id=run.how.model_id, data=str(run.data.absolute()), file=file, limit=run.how.limit,
+    return dict(model_id=run.how.model_id, data=str(run.data.absolute()), file=run.task.file, limit=run.how.limit,
                 environment=environment())
 
 def _keep_manifest(run, m, rank):
@@ -310,28 +311,21 @@ def predict(
         return None if rank else finish(run.folder, _all_answers(run, known, gone), run.asked)
 
 # %% ../../nbs/evaluation/10_run.ipynb #f06f3b1c
-def _first_only(run, report):
-    "How a part of the questions went."
-    known, n = run.task.points(report.to_dict()) if report.headline is not None else {}, run.manifest['questions']
-    got = [known[k] for k in map(run.task.called, run.questions[:n]) if k in known]
-    won = f', which won {sum(got)/len(got):.1%} of their points; the score takes the others as wrong' if got else ''
-    return f'only the first {n} questions were asked' + won
-
 def score_run(
     run:Run, # with answers and a manifest
     judge='none', # see `evaluate`
 )->ScoreReport: # also saved as `score.json`
     "Score the answers of a run."
     m = run.manifest
-    n, part = m['settings']['skipped'], bool(m.get('limit'))
-    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or part or n > 0))
+    n, path = m['settings']['skipped'], run.folder/'score.json'
+    path.unlink(missing_ok=True)
+    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or n > 0, tidy=True))
     notes = [f'{n} of {m["questions"]} questions had no image that can be read: '
              'their answers are empty, and count as such']*(n > 0)
-    if part: notes.append(_first_only(run, report))
     report = replace(report, notes=notes + report.notes)
     kept = {k: m[k] for k in ('prompts', 'processor', 'model', 'config', 'settings')}
-    saved = write_json(report.to_dict() | dict(scorer=scorer_version(), manifest=kept), run.folder/'score.json')
-    run.score = read_json(saved)
+    write_json(report.to_dict() | dict(scorer=scorer_version(run.task), manifest=kept), path)
+    run.score = read_json(path)
     return report
 
 # %% ../../nbs/evaluation/10_run.ipynb #b3ea0011

@@ -125,7 +125,8 @@ def _balanced(questions, predictions, lenient):
     "The balanced questions, each of which needs a prediction."
     qs = {i:q for i,q in questions.items() if q['isBalanced']}
     if not qs:
-        raise AlignGPTError('none of the questions is balanced', 'score testdev_balanced, not a list of raw questions')
+        raise AlignGPTError('none of the questions is balanced',
+                            'score testdev_balanced, not a list of raw questions')
     if (lost := [i for i in qs if i not in predictions]) and not lenient:
         raise AlignGPTError(f'{len(lost)} of {len(qs)} balanced questions have no prediction: {some(lost)}',
                             'GQA needs all of them; note that its ids are strings')
@@ -214,13 +215,13 @@ def textvqa_question(
                         'and the instruction')
 
 # %% ../../nbs/evaluation/02_vqa.ipynb #e6bbdde0
-def _textvqa_people(known, i, row):
-    "The question of row `i`, and what ten people answered."
+def _textvqa_people(known, where, row):
+    "The question of a row, and what ten people answered."
     if 'prompt' not in row:
-        raise AlignGPTError(f'row {i}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
+        raise AlignGPTError(f'{where}: no prompt', 'TextVQA finds the annotation by the question in the prompt')
     key = image, question = row['question_id'], textvqa_question(row['prompt'])
     if key not in known:
-        raise AlignGPTError(f'row {i}: no annotation for image {image!r} with the question {question!r}',
+        raise AlignGPTError(f'{where}: no annotation for image {image!r} with the question {question!r}',
                             'do the questions and the annotations belong together?')
     humans = known[key]['answers']
     if len(humans) != 10 or not all(isinstance(h, str) for h in humans):
@@ -234,8 +235,9 @@ def score_textvqa(
 )->dict: # samples, accuracy in percent, per row
     "TextVQA accuracy over the rows of an answers file."
     known, rows = {(a['image_id'], a['question'].lower()): a for a in annotations}, []
-    for i,r in enumerate(answers, 1):
-        question, humans = _textvqa_people(known, i, r)
+    for i,r in enumerate(answers):
+        where = answers.where(i) if isinstance(answers, Answers) else f'row {i+1}'
+        question, humans = _textvqa_people(known, where, r)
         pred = evalai_process(r['text'])
         score = vqa_accuracy(pred, [evalai_process(h) for h in humans])
         rows.append(dict(question_id=r['question_id'], question=question, processed=pred, score=score))

@@ -131,8 +131,51 @@ def test_register_eval():
     # nbs/cli/04_evaluate.ipynb #0ab699b7
     assert 'judge_replies.json' in shown and '| images |' in shown
 
+    # nbs/cli/04_evaluate.ipynb #8dc0bb41
+    answers = tmp/'a'/'colours'/'answers.jsonl'
+    shown = say('score', tmp/'colours.jsonl', '--data', tmp, '--predictions', answers, '--json', tmp/'s.json')
+
     # nbs/cli/04_evaluate.ipynb #6365f5f4
     test_eq(json.loads((tmp/'s.json').read_text())['headline'], 0)
+
+    # nbs/cli/04_evaluate.ipynb #1a04a21f
+    half = tmp/'half.csv'
+    half.write_text('id;response\r\n1.0;cool\r\n1.0;cool\r\n', encoding='utf-16')
+    def fails(*args):
+        "The error that a command ends with, and what it left in s.json."
+        with capture_output(): r = CliRunner().invoke(app, [str(a) for a in args])
+        saved = json.loads((tmp/'s.json').read_text())
+        return r.exit_code, str(r.exception).replace(str(tmp), '...'), {k: saved.get(k)
+            for k in ('headline', 'status', 'answered')}
+    scored = 'score', tmp/'colours.jsonl', '--predictions', half, '--json', tmp/'s.json'
+    fails(*scored)
+
+    # nbs/cli/04_evaluate.ipynb #d8332f94
+    code, error, saved = fails(*scored)
+    assert code and '1 of 2 questions of colours are answered: no score' in error
+    test_eq(saved, dict(headline=None, status='partial', answered=1))
+    assert 'which won 100.0% of their points' in say(*scored, '--lenient')
+    half.write_text('id;response\n1;cool\n1;warm\n')
+    assert "contradict an earlier one: 1 in line 2 ('cool') and line 3 ('warm')" in fails(*scored)[1]
+    test_eq(fails(*scored)[2]['status'], 'failed')
+
+    # nbs/cli/04_evaluate.ipynb #d3d87523
+    (tmp/'own').mkdir()
+    swatch('red', 64).save(tmp/'own'/'red.png')
+    (tmp/'own'/'questions.jsonl').write_text(json.dumps(dict(
+        id=1, image='red.png', question='What colour is it?', accepted=['red', 'it is **red**'])))
+    (tmp/'own'/'my_task.py').write_text('''
+from aligngpt.evaluation import Task
+
+def grade(text, row): return text.strip(' .').lower() in row['accepted']
+
+TASK = Task('reds', grade=grade)
+''')
+    mine = say('eval', tmp/'toy', '--tasks', tmp/'own'/'my_task.py', '--out', tmp/'mine', '--device', 'cpu')
+
+    # nbs/cli/04_evaluate.ipynb #e8b1f2b5
+    assert 'reds: mean points, percent 100.0' in mine
+    test_eq(folders_of(str(tmp/'own'/'my_task.py'), tmp), {str(tmp/'own'/'my_task.py'): tmp/'own'})
 
     # nbs/cli/04_evaluate.ipynb #ad24acbe
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}

@@ -4,7 +4,8 @@ import re, string
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path
-from aligngpt.evaluation.text import some
+from aligngpt.evaluation.rows import encoding_of, named, read_xlsx
+from aligngpt.evaluation.text import plain_id, some
 from aligngpt.evaluation.vqa import group_means, mean
 import random, tempfile, time
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.choice import mmbench_match
 import pytest
-from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_match, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, read_xlsx, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
+from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_match, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
 
 
 def test_parse_scienceqa():
@@ -184,6 +185,16 @@ def test_score_mmbench():
 
     # nbs/evaluation/03_choice.ipynb #3e09950b
     test_eq((res['circular_accuracy'], res['single_pass_accuracy'], res['group_hits']), (50, 100, {'7':1, '8':0}))
+
+    # nbs/evaluation/03_choice.ipynb #bc6859bb
+    wordy = {i: t + ' is what I would say when I am asked which of these it is' for i,t in said.items()}
+
+    # nbs/evaluation/03_choice.ipynb #4a43d0bc
+    test_eq(score_mmbench(mmb, said, 'published'), res)
+    test_eq(score_mmbench(mmb, wordy, '2026-08')['circular_accuracy'], 0)
+    assert 'June 2024' in res['rules']['circular_accuracy'] and 'August 2026' in res['rules']['single_pass_accuracy']
+    with expect_fail(AlignGPTError, "Unknown rule 'gpt'. Valid: published, 2024-06, 2026-08"):
+        score_mmbench(mmb, said, 'gpt')
 
     # nbs/evaluation/03_choice.ipynb #54d5bf89
     once = score_mmbench(mmb, {k:v for k,v in said.items() if k < ROTATION})

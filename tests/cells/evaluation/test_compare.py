@@ -9,7 +9,7 @@ from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import html_page
 from aligngpt.evaluation.pages import CSS, figure, html_table, outcomes
 from aligngpt.evaluation.questions import Question
-from aligngpt.evaluation.report import breakdowns, markdown_table
+from aligngpt.evaluation.report import breakdowns, markdown_table, standing
 from aligngpt.evaluation.run import Run
 from fastcore.test import *
 import json, matplotlib.pyplot as plt, shutil, tempfile

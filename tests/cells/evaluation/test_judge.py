@@ -9,7 +9,8 @@ from typing import Callable
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import read_json
-from aligngpt.evaluation.text import ID, read_jsonl, some
+from aligngpt.evaluation.rows import ID_NAMES, TEXT_NAMES, named, read_rows
+from aligngpt.evaluation.text import plain_id, some
 import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from IPython.display import Markdown
@@ -17,7 +18,7 @@ from fastcore.test import *
 from aligngpt.evaluation.judge import Replies, mm_vet_calls, score_mm_vet
 from aligngpt.evaluation.report import ScoreReport, markdown_table
 import pytest
-from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, llava_bench_calls, mm_vet_grade, parse_grade, parse_review, read_mm_vet_header, relative_scores, score_llava_bench, user
+from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, estimate_rounds, is_recorded, llava_bench_calls, mm_vet_grade, over_rounds, parse_grade, parse_review, read_grades, read_mm_vet_header, read_reviews, relative_scores, score_llava_bench, summarise_reviews, user
 
 
 def test_Replies():
@@ -65,7 +66,7 @@ def test_relative_scores():
     Markdown(markdown_table({'two replies': means[0], 'and one unreadable': means[1]}))
 
 
-def test_score_llava_bench():
+def test_summarise_reviews():
     # nbs/evaluation/05_judge.ipynb #c609d22a
     rules = {'llava_bench_conv': dict(role='Assistant', prompt='Rate both from 1 to 10.')}
     lb_q = [dict(question_id=i, image='001.jpg', text=f'Question {i}?', category='conv') for i in range(3)]
@@ -112,7 +113,7 @@ def test_parse_grade():
     [(c.id, c.temperature, c.content.endswith(AGAIN)) for c in judge.log]
 
 
-def test_score_mm_vet():
+def test_summarise_grades():
     # nbs/evaluation/05_judge.ipynb #3bbaddb0
     header = '\n'.join(['Give a score from 0.0 to 1.0.', '', 'Question | Ground truth | Prediction | Correctness',
                         '--- | --- | --- | ---', ''])
@@ -142,6 +143,68 @@ def test_read_mm_vet_header():
     test_eq(read_mm_vet_header(nb), header)
 
 
+def test_is_recorded():
+    # nbs/evaluation/05_judge.ipynb #2243a310
+    reviews = Path(tempfile.mkdtemp())/'review.jsonl'
+    reviewed = [dict(id=1, question_id=0, category='llava_bench_conv', content='8 7\nGood.', tuple=[8., 7.]),
+                dict(id=2, question_id=1, category='llava_bench_detail', content='9 6\nFine.')]
+    reviews.write_text('\n'.join(map(json.dumps, reviewed)))
+
+    # nbs/evaluation/05_judge.ipynb #0c1c0ef4
+    test_eq(read_reviews(reviews)[0], {'0':[8., 7.], '1':[9., 6.]})
+    test_eq((is_recorded(reviews), is_recorded('none.jsonl')), (True, False))
+    def reviewed_as(**row):
+        reviews.write_text('\n'.join(map(json.dumps, [reviewed[0], reviewed[1] | row])))
+        return read_reviews(reviews)[0]['1']
+    test_eq((reviewed_as(tuple=['9', 6]), reviewed_as(tuple=None), reviewed_as(content='good')),
+            ([9, 6], [9, 6], [-1, -1]))
+    for odd in ([9], [9, None], [9, 61], 'nine'):
+        with expect_fail(AlignGPTError, 'review.jsonl, line 2: the scores of this review are'): reviewed_as(tuple=odd)
+    with expect_fail(AlignGPTError, 'line 2: question 0 has another review in line 1'): reviewed_as(question_id=0)
+
+
+def test_read_grades():
+    # nbs/evaluation/05_judge.ipynb #2243a310
+    reviews = Path(tempfile.mkdtemp())/'review.jsonl'
+    reviewed = [dict(id=1, question_id=0, category='llava_bench_conv', content='8 7\nGood.', tuple=[8., 7.]),
+                dict(id=2, question_id=1, category='llava_bench_detail', content='9 6\nFine.')]
+    reviews.write_text('\n'.join(map(json.dumps, reviewed)))
+
+    # nbs/evaluation/05_judge.ipynb #0c1c0ef4
+    def reviewed_as(**row):
+        reviews.write_text('\n'.join(map(json.dumps, [reviewed[0], reviewed[1] | row])))
+        return read_reviews(reviews)[0]['1']
+    for odd in ([9], [9, None], [9, 61], 'nine'):
+        with expect_fail(AlignGPTError, 'review.jsonl, line 2: the scores of this review are'): reviewed_as(tuple=odd)
+
+    # nbs/evaluation/05_judge.ipynb #57281546
+    graded = reviews.with_name('model_gpt-4-0613-grade-3runs.json')
+    entry = lambda *x: dict(model=['gpt-4-0613']*len(x), content=list(map(str, x)), score=list(x))
+    graded.write_text(json.dumps({'v1_0': entry(.5, .6, .5), 'v1_1': entry(1., 1., .9)}))
+    read_grades(graded)
+
+    # nbs/evaluation/05_judge.ipynb #7e3d04cf
+    test_eq(read_grades(graded)[2], {'v1_0':(.5, 1), 'v1_1':(.9, 1)})
+    def graded_as(*x):
+        graded.write_text(json.dumps({'v1_0': entry(.5), 'v1_1': dict(content=['0.7'], score=list(x))}))
+        return read_grades(graded)[0]['v1_1'][0]
+    test_eq((graded_as('0.5'), graded_as(None)), (.5, .7))
+    for odd in ([7], [True], ['good'], []):
+        with expect_fail(AlignGPTError, "the grades of 'v1_1' are"): graded_as(*odd)
+    with expect_fail(AlignGPTError, "2 grades for 'v1_1', and 1 for the others"): graded_as(.5, .5)
+
+
+def test_over_rounds():
+    # nbs/evaluation/05_judge.ipynb #e92dd989
+    three = [summarise_reviews({'0': [8, m]}, {'0':'llava_bench_conv'}) for m in (6, 7, 5)]
+    over_rounds(three, lambda r: r['summary']['all']['relative_score'])
+
+    # nbs/evaluation/05_judge.ipynb #5851fe66
+    both = over_rounds(three, lambda r: r['summary']['all']['relative_score'])
+    test_eq((both['spread']['headlines'], both['spread']['mean'], both['spread']['std']), ([75, 87.5, 62.5], 75, 10.21))
+    test_eq((both['tuples']['0'], both['summary']['all']['model_score']), ([8, 6], 60))
+
+
 def test_Estimate():
     # nbs/evaluation/05_judge.ipynb #58bac966
     hello = Call('q1', (user('Which is larger, 3 or 5?'),), temperature=0., max_tokens=3)
@@ -162,6 +225,12 @@ def test_Estimate():
     mv = {'v1_0': dict(question='What is x?', answer='-1<AND>-5', capability=['ocr', 'math']),
           'v1_1': dict(question='Who is it?', answer='Tom<OR>Jerry', capability=['rec'])}
     mv_calls = mm_vet_calls(mv, {'v1_0':'x = -1', 'v1_1':'Tom'}, header)
+
+    # nbs/evaluation/05_judge.ipynb #a785ca8e
+    dear = [Judge(JudgeSettings('gpt-4-0613', price=(30, 60), run=n)) for n in range(3)]
+
+    # nbs/evaluation/05_judge.ipynb #f0919264
+    test_eq(estimate_rounds(dear, [Call('v1_0', (user('Why?'),), 0., 3)]).calls, 3)
 
     # nbs/evaluation/05_judge.ipynb #a3256f69
     with expect_fail(AlignGPTError, "the judge's URL is 'example.org'"): Judge(JudgeSettings('m', 'example.org'))

@@ -7,7 +7,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import html_page, picture_tag
 from aligngpt.evaluation.questions import Question, load_image
-from aligngpt.evaluation.report import breakdowns
+from aligngpt.evaluation.report import breakdowns, results_of, standing
 from aligngpt.evaluation.run import Run, whole_lines
 import json, shutil, tempfile
 from IPython.display import HTML

@@ -2,21 +2,26 @@
 "Tests of `aligngpt.evaluation.questions`: the asserting cells of its notebook, made by aligngpt_export."
 import base64, binascii, hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Callable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.pictures import AS_STORED, open_picture
+from aligngpt.evaluation import vqa
 from aligngpt.evaluation.report import markdown_table
-from aligngpt.evaluation.text import ID, check_rows, read_jsonl
+from aligngpt.evaluation.rows import ID_NAMES, QUESTION_NAMES, Rows
+from aligngpt.evaluation.text import ID, check_rows, read_answers, read_jsonl
 import json, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from PIL import Image, ImageDraw
 from aligngpt.evaluation.questions import Question, load_image
+from aligngpt.evaluation.text import Answers
 import pytest
-from aligngpt.evaluation.questions import Files, Task, broken_images, need, read_questions
+from aligngpt.evaluation.questions import Files, Options, Task, _graded, broken_images, need, read_questions, score_plain, task_errors
 
 
 def test_Question():
@@ -27,11 +32,34 @@ def test_Question():
     q.row('Yes', 'aligngpt-7b')
 
 
+def test_question_rows():
+    # nbs/evaluation/07_questions.ipynb #f9931379
+    short = 'Answer the question using a single word or phrase.'
+
+    # nbs/evaluation/07_questions.ipynb #35d6b4a3
+    question_file = Path(tempfile.mkdtemp())/'questions.jsonl'
+    question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
+
+    # nbs/evaluation/07_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
+
+    # nbs/evaluation/07_questions.ipynb #524a386d
+    test_eq(read_questions(question_file.parent/'questions.csv')[1].where[-21:], 'questions.csv, line 3')
+
+
 def test_load_image():
     # nbs/evaluation/07_questions.ipynb #f9931379
     short = 'Answer the question using a single word or phrase.'
     q = Question('color/0001.jpg', f'Is it red?\n{short}', image='color/0001.jpg')
     q.row('Yes', 'aligngpt-7b')
+
+    # nbs/evaluation/07_questions.ipynb #35d6b4a3
+    question_file = Path(tempfile.mkdtemp())/'questions.jsonl'
+    question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
+
+    # nbs/evaluation/07_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
+    [(q.id, q.image, q.text) for q in read_questions(question_file.parent/'questions.csv')]
 
     # nbs/evaluation/07_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
@@ -51,6 +79,14 @@ def test_broken_images():
     q = Question('color/0001.jpg', f'Is it red?\n{short}', image='color/0001.jpg')
     q.row('Yes', 'aligngpt-7b')
 
+    # nbs/evaluation/07_questions.ipynb #35d6b4a3
+    question_file = Path(tempfile.mkdtemp())/'questions.jsonl'
+    question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
+
+    # nbs/evaluation/07_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
+    [(q.id, q.image, q.text) for q in read_questions(question_file.parent/'questions.csv')]
+
     # nbs/evaluation/07_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
 
@@ -66,7 +102,31 @@ def test_broken_images():
     test_eq(list(broken), [q.key, (4, '?')])
 
 
+def test_plain_match():
+    # nbs/evaluation/07_questions.ipynb #f539e369
+    birds = [dict(question_id=0, answer='robin', category='small'), dict(question_id=1, answer='swan', category='large')]
+    scored = score_plain(birds, {0:' Robin.', 1:'a swan'})
+
+    # nbs/evaluation/07_questions.ipynb #22eda52d
+    test_eq(scored['categories'], dict(small=100, large=0))
+
+
+def test_task_errors():
+    # nbs/evaluation/07_questions.ipynb #61c1b7f4
+    with expect_fail(AlignGPTError, "my_task.py: KeyError: 'answer' (question 7)"):
+        with task_errors('my_task.py', 'question 7'): {}['answer']
+
+
 def test_Files():
+    # nbs/evaluation/07_questions.ipynb #08cfb248
+    pictures = Path(tempfile.mkdtemp())
+    drawing = Image.new('RGB', (150, 100), 'steelblue')
+    ImageDraw.Draw(drawing).ellipse((45, 20, 105, 80), fill='tomato')
+    drawing.save(pictures/'ball.png')
+    ball = Question(1, 'What colour is the ball?\nAnswer the question using a single word or phrase.', image='ball.png')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(6.5, 1.6), width_ratios=(1, 2), layout='constrained')
+    left.imshow(load_image(ball, pictures))
+
     # nbs/evaluation/07_questions.ipynb #a3d2fce4
     root = Path(tempfile.mkdtemp())
     (root/'Birds').mkdir()
@@ -93,6 +153,30 @@ def test_Files():
     test_eq((files.get('labels'), files.ready('asking'), files.ready('scoring')), (None, True, False))
     with expect_fail(AlignGPTError, 'no labels for birds\n  hint: expected: labels.json'): files['labels']
     with expect_fail(AlignGPTError, 'no such folder'): Files(birds, root/'none')
+
+    # nbs/evaluation/07_questions.ipynb #9bf31795
+    (root/'birds'/'images').mkdir(parents=True)
+
+    # nbs/evaluation/07_questions.ipynb #335ced07
+    test_eq((Files(birds, root)['images'].parent.name, Files(birds, root)['questions'].parent.name), ('birds', 'Birds'))
+    with expect_fail(AlignGPTError, 'hint: expected: birds/labels.json'): Files(birds, pictures)['labels']
+
+    # nbs/evaluation/07_questions.ipynb #22dd68e2
+    (root/'mine').mkdir()
+    drawing.save(root/'mine'/'ball.png')
+    (root/'mine'/'questions.jsonl').write_text(json.dumps(dict(id=5, image='ball.png', question='Is it round?',
+                                                               answer='yes')))
+    mine = Files(Task('mine'), root)
+    scored = mine.task.score(mine, Answers([dict(question_id=5, text='Yes.')]), Options())
+
+    # nbs/evaluation/07_questions.ipynb #618684e1
+    test_eq((mine.task.headline(scored), mine.task.images(mine).name), (100, 'mine'))
+    def generous(text, row): return .5 if text else row['nothing']
+    graded = Files(Task('mine', grade=generous), root)
+    test_eq(graded.task.headline(graded.task.score(graded, Answers([dict(question_id=5, text='Y')]), Options())), 50)
+    with expect_fail(KeyError): graded.task.score(graded, Answers(), Options()) # of a file it would be a sentence
+    with expect_fail(AlignGPTError, "mine: grade gives 'yes' for question 5"):
+        _graded(Files(Task('mine', grade=lambda text, row: 'yes'), root), Answers(), Options())
 
     # nbs/evaluation/07_questions.ipynb #220ecb64
     asked = birds.questions(files)

@@ -5,11 +5,12 @@ from pathlib import Path
 from fastcore.basics import patch
 from aligngpt.core.files import write_json
 import tempfile
+from dataclasses import replace
 from fastcore.test import *
 from aligngpt.core.files import read_json
 from aligngpt.evaluation.report import ScoreReport
 import pytest
-from aligngpt.evaluation.report import ScoreReport, breakdowns, numbers
+from aligngpt.evaluation.report import ScoreReport, breakdowns, numbers, results_of
 
 
 def test_ScoreReport():
@@ -27,10 +28,20 @@ def test_ScoreReport():
         results=dict(mean_f1=.8431, categories=categories, mapped={str(i): 'yes' for i in range(99)}),
         notes=['2 questions answered more than once: 1, 2'],
         published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2},
+        answered=27,
+        questions=27,
     )
     out = report.save(Path(tempfile.mkdtemp())/'pope.json')
     test_eq((read_json(out)['headline'], read_json(out)['mean_f1']), (84.3, .8431))
     ', '.join(read_json(out))
+
+    # nbs/evaluation/06_report.ipynb #ed672b97
+    part = replace(report, headline=None, answered=18)
+
+    # nbs/evaluation/06_report.ipynb #b83c9534
+    test_eq((part.status, report.status, replace(report, headline=None).status), ('partial', 'scored', 'unscored'))
+    test_eq((results_of(part.to_dict()), results_of(report.to_dict())['mean_f1']), (part.results, .8431))
+    assert 'mean_f1' not in part.to_dict()
 
 
 def test_numbers():
@@ -48,6 +59,8 @@ def test_numbers():
         results=dict(mean_f1=.8431, categories=categories, mapped={str(i): 'yes' for i in range(99)}),
         notes=['2 questions answered more than once: 1, 2'],
         published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2},
+        answered=27,
+        questions=27,
     )
 
     # nbs/evaluation/06_report.ipynb #f01d4ea8
@@ -70,6 +83,8 @@ def test_ScoreReport__repr_markdown():
         results=dict(mean_f1=.8431, categories=categories, mapped={str(i): 'yes' for i in range(99)}),
         notes=['2 questions answered more than once: 1, 2'],
         published={'AlignGPT-7B':86.0, 'AlignGPT-13B':86.2},
+        answered=27,
+        questions=27,
     )
 
     # nbs/evaluation/06_report.ipynb #03a4355a

@@ -6,7 +6,7 @@ from typing import Callable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, read_json, write_json
 from aligngpt.evaluation.benchmarks import MODELS
-from aligngpt.evaluation.judge import Judge
+from aligngpt.evaluation.judge import Judge, estimate_rounds
 from aligngpt.evaluation.pages import error_page
 from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.run import AskSettings, Run, predict, score_run, weights_hash
@@ -19,7 +19,7 @@ from aligngpt.evaluation.judge import JudgeSettings, Replies
 from aligngpt.evaluation.report import ScoreReport
 from aligngpt.evaluation.results import plot_radar
 import pytest
-from aligngpt.evaluation.results import evaluate_all, plot_radar, results_rows, scores_of
+from aligngpt.evaluation.results import column_rows, evaluate_all, plot_radar, results_rows, scores_of
 
 
 def test_scores_of():
@@ -30,12 +30,20 @@ def test_scores_of():
         for name, x in headlines.items():
             t = TASKS[name]
             (tmp/'eval'/name).mkdir(parents=True, exist_ok=True)
-            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published).save(tmp/'eval'/name/'score.json')
+            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published, answered=9, questions=9,
+                        details=dict(published_as=t.published_as)).save(tmp/'eval'/name/'score.json')
     pretend(pope=85.2, vqav2=None, mme=1490.3, gqa=61.4, easy_vqa=99.1, mmbench=66.0, seed_bench=64.7)
     rows = results_rows(scores_of(tmp/'eval'), 'ours')
     test_eq(list(rows), ['ours', *MODELS])
-    test_eq(list(rows['ours']), ['VQAv2', 'GQA', 'POPE', 'MME', 'MMBench', 'SEED', 'easy-VQA'])
+    test_eq(list(rows['ours']), ['VQAv2', 'GQA', 'POPE', 'MME', 'MMBench', 'SEED (image)', 'easy-VQA'])
     Markdown(markdown_table(rows, 'model'))
+
+    # nbs/evaluation/13_results.ipynb #b3ed0005
+    columns = column_rows(scores_of(tmp/'eval'))
+    Markdown(markdown_table(columns, 'column'))
+
+    # nbs/evaluation/13_results.ipynb #2bb21c90
+    assert 'the image questions' in columns['SEED (image)']['published figures'] and columns['POPE']['questions'] == '9'
 
 
 def test_plot_radar():
@@ -46,7 +54,8 @@ def test_plot_radar():
         for name, x in headlines.items():
             t = TASKS[name]
             (tmp/'eval'/name).mkdir(parents=True, exist_ok=True)
-            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published).save(tmp/'eval'/name/'score.json')
+            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published, answered=9, questions=9,
+                        details=dict(published_as=t.published_as)).save(tmp/'eval'/name/'score.json')
     pretend(pope=85.2, vqav2=None, mme=1490.3, gqa=61.4, easy_vqa=99.1, mmbench=66.0, seed_bench=64.7)
     rows = results_rows(scores_of(tmp/'eval'), 'ours')
     Markdown(markdown_table(rows, 'model'))
@@ -64,7 +73,8 @@ def test_write_table():
         for name, x in headlines.items():
             t = TASKS[name]
             (tmp/'eval'/name).mkdir(parents=True, exist_ok=True)
-            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published).save(tmp/'eval'/name/'score.json')
+            ScoreReport(t.name, t.title, t.metric, x, {}, published=t.published, answered=9, questions=9,
+                        details=dict(published_as=t.published_as)).save(tmp/'eval'/name/'score.json')
     pretend(pope=85.2, vqav2=None, mme=1490.3, gqa=61.4, easy_vqa=99.1, mmbench=66.0, seed_bench=64.7)
 
     # nbs/evaluation/13_results.ipynb #dc28a01d
@@ -102,5 +112,5 @@ def test_write_table():
     dear = judged(lambda task: Judge(JudgeSettings(task.judge_model, 'http://127.0.0.1:9/v1', price=(30, 60))))
     assert '1 calls to the judge' in dear[0] and 'not scored here' in dear[1]
     free = judged(lambda task: Replies({1: '8 6'}))
-    test_eq(free[0].split('    ')[0], 'LLaVA-W: 75.0')
+    test_eq(free[0].split('    ')[0], 'LLaVA-W: relative score, percent of the reference 75.0')
     dear + free

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.evaluation.text import some
+from aligngpt.evaluation.rows import text_of
+from aligngpt.evaluation.text import Answers, read_answers, some
 from aligngpt.evaluation.vqa import mean
 import random, tempfile, time
 import matplotlib.pyplot as plt
@@ -11,7 +12,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.yesno import pope_counts
 import pytest
-from aligngpt.evaluation.yesno import SHORT, mme_label, parse_mme, pope_answer, pope_counts, read_mme_labels, score_mme, score_pope
+from aligngpt.evaluation.yesno import SHORT, labels_of, mme_key, mme_label, parse_mme, pope_answer, pope_counts, read_mme_answers, read_mme_labels, score_mme, score_pope
 
 
 def test_pope_answer():
@@ -67,6 +68,17 @@ def test_score_pope():
     test_eq(res['categories']['random']['f1'], 1)
     res['notes']
 
+    # nbs/evaluation/04_yesno.ipynb #80164062
+    asks = lambda x: dict(image='1.jpg', text=f'Is there a {x} in the image?')
+    old = [asks('dog') | dict(text='Is there a dog in the imange?'), asks('cat')]
+    newer = [asks('car') | dict(label='no'), asks('cat') | dict(label='yes'), asks('dog') | dict(label='no')]
+    labels_of('coco_pope_random.json', old, newer)
+
+    # nbs/evaluation/04_yesno.ipynb #70f7abc7
+    test_eq([r['label'] for r in labels_of('coco_pope_random.json', old, newer)], ['no', 'yes'])
+    test_eq(labels_of('a.json', old, newer[2:0:-1])[0]['label'], 'no')
+    with expect_fail(AlignGPTError, 'has 1 labels, the question file 2'): labels_of('a.json', old, newer[:1])
+
     # nbs/evaluation/04_yesno.ipynb #f9f73d43
     with expect_fail(AlignGPTError, 'answers to unknown questions: 77'):
         score_pope(labels, questions, right + [dict(question_id=77, text='No')])
@@ -115,6 +127,30 @@ def test_mme_label():
     with expect_fail(AlignGPTError, 'no such line in color/0002.txt'):
         mme_label(dict(question_id='color/0002.jpg', prompt=f'Is it blue?\n{SHORT}'), mme_labels)
     mme_label(dict(question_id='scene/images/ab.jpg', prompt=f'Is it a park?\n{SHORT}'), mme_labels)
+
+
+def test_read_mme_results():
+    # nbs/evaluation/04_yesno.ipynb #9ab37c2e
+    ask = 'Please answer yes or no.'
+    root = Path(tempfile.mkdtemp())
+    texts = {
+        'color/0001.txt': f'Is it red? {ask}\tYes\nIs it blue?  {ask}\tNo\n',
+        'scene/questions_answers_YN/ab.txt': f'Is it a park? {ask}\tNo\nIs it a street? {ask}\tYes\n',
+    }
+    for name,text in texts.items():
+        (root/name).parent.mkdir(parents=True)
+        (root/name).write_text(text)
+
+    # nbs/evaluation/04_yesno.ipynb #cb6aac6f
+    results = Path(tempfile.mkdtemp())
+    (results/'color.txt').write_text('0001.jpg\tIs it red? Please answer yes or no.\tYes\tYes\n'
+                                     '0001.jpg\tIs it blue? Please answer yes or no.\tNo\tyes.\n')
+    read_mme_answers(results)
+
+    # nbs/evaluation/04_yesno.ipynb #67ba7149
+    test_eq({mme_key(r['question_id'], r['prompt']) for r in read_mme_answers(results)},
+            {mme_key('color/0001.txt', f'Is it {c}?\n{SHORT}') for c in ('red', 'blue')})
+    with expect_fail(AlignGPTError, 'taken for results of MME'): read_mme_answers(root)
 
 
 def test_parse_mme():
