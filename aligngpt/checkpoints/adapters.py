@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..core.errors import AlignGPTError
-from ..core.files import read_json, write_json
+from ..core.files import pretrained, read_json, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
 from ..model.modeling import AlignGPTForConditionalGeneration
 from .weights import map_tensors
@@ -74,7 +74,7 @@ def load_adapter(
 )->AlignGPTForConditionalGeneration: # the same model
     "Put saved adapters, projector, levels and gate onto a base model."
     folder = Path(folder)
-    _match_gate(model, AlignGPTConfig.from_pretrained(folder))
+    _match_gate(model, pretrained(AlignGPTConfig, folder))
     parts, have = map_tensors(folder/ALIGN_PARTS), _align_parts(model)
     if bad := [n for n in have.keys() | parts.keys()
                if n not in parts or n not in have or parts[n].shape != have[n].shape]:
@@ -108,6 +108,7 @@ def _inject(lm, folder):
     "Put the adapters of a folder into a language model, frozen."
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     config = PeftConfig.from_pretrained(folder)
+    if config.to_dict().get('megatron_config') is not None: raise ValueError('it names modules to import (megatron_config)')
     config.inference_mode = True
     tensors = {k.removeprefix(PREFIX):v for k,v in map_tensors(folder/ADAPTER).items()}
     inject_adapter_in_model(config, lm)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, read_json
+from ..core.files import atomic_path, inside, read_json
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #6c25288b
 def map_tensors(
@@ -65,11 +65,11 @@ def find_weights(
     index = read_json(folder/name)
     if not isinstance(index, dict) or 'weight_map' not in index:
         raise AlignGPTError(f"{folder/name}: no key 'weight_map'", 'download or copy the file again')
-    shards = sorted(set(index['weight_map'].values()))
-    if gone := [s for s in shards if not (folder/s).is_file()]:
+    shards = {s:inside(folder, s, folder/name, links=True) for s in sorted(set(index['weight_map'].values()))}
+    if gone := [s for s,p in shards.items() if not p.is_file()]:
         raise AlignGPTError(f'{folder}: shard {gone[0]} is missing ({len(shards)-len(gone)} of {len(shards)} shards '
                             'are there)', 'download or copy the missing files')
-    return [folder/s for s in shards]
+    return list(shards.values())
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #11516e85
 class Entry(NamedTuple):

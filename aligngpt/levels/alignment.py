@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..core.devices import pick_device, pick_dtype
 from ..core.errors import AlignGPTError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, pretrained
 from ..core.markup import Table
 from ..core.steps import progress
 from ..text.conversation import record_images
@@ -58,8 +58,8 @@ class DualEncoder:
         from aligngpt.model.processor import load_image_processor
         device = pick_device(device)[0]
         try:
-            model = AutoModel.from_pretrained(path, dtype=pick_dtype(device, dtype)[0]).to(device)
-            parts = load_image_processor(path), AutoTokenizer.from_pretrained(path)
+            model = pretrained(AutoModel, path, dtype=pick_dtype(device, dtype)[0]).to(device)
+            parts = load_image_processor(path), pretrained(AutoTokenizer, path)
         except (OSError, ValueError) as e:
             raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}',
                                 'name a folder or model with a CLIP or SigLIP') from e
