@@ -489,6 +489,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'aligngpt/core/addresses.py'),
                                          'aligngpt.core.addresses._follow': ('core/addresses.html#_follow', 'aligngpt/core/addresses.py'),
                                          'aligngpt.core.addresses._get': ('core/addresses.html#_get', 'aligngpt/core/addresses.py'),
+                                         'aligngpt.core.addresses._within': ('core/addresses.html#_within', 'aligngpt/core/addresses.py'),
                                          'aligngpt.core.addresses.fetch': ('core/addresses.html#fetch', 'aligngpt/core/addresses.py'),
                                          'aligngpt.core.addresses.fetch_own': ( 'core/addresses.html#fetch_own',
                                                                                 'aligngpt/core/addresses.py'),
