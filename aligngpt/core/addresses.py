@@ -15,7 +15,8 @@ from .errors import AlignGPTError, BadRecord
 
 # %% ../../nbs/core/11_addresses.ipynb #6e45b30f
 SPECIAL = {
-    '0.0.0.0/8':'this network', '10.0.0.0/8':'private', '100.64.0.0/10':'shared by a provider', '127.0.0.0/8':'loopback',
+    '0.0.0.0/8':'this network', '10.0.0.0/8':'private', '100.64.0.0/10':'shared by a provider',
+    '127.0.0.0/8':'loopback',
     '169.254.0.0/16':'link-local, and keys of clouds', '172.16.0.0/12':'private', '192.0.0.0/24':'IETF protocols',
     '192.0.2.0/24':'documentation', '192.31.196.0/24':'AS112', '192.52.193.0/24':'AMT relays',
     '192.88.99.0/24':'6to4 relays, given up', '192.168.0.0/16':'private', '192.175.48.0/24':'AS112',
@@ -24,7 +25,8 @@ SPECIAL = {
     '::/128':'no address', '::1/128':'loopback', '::/96':'version 4 inside, given up',
     '64:ff9b:1::/48':'NAT64 of a network', '100::/64':'discarded', '100:0:0:1::/64':'dummy',
     '2001::/23':'IETF protocols', '2001:1::1/128':'PCP', '2001:1::2/128':'TURN', '2001:1::3/128':'DNS-SD',
-    '2001:2::/48':'measurements', '2001:3::/32':'AMT relays', '2001:4:112::/48':'AS112', '2001:10::/28':'ORCHID, given up',
+    '2001:2::/48':'measurements', '2001:3::/32':'AMT relays', '2001:4:112::/48':'AS112',
+    '2001:10::/28':'ORCHID, given up',
     '2001:20::/28':'ORCHIDv2', '2001:30::/28':'drones', '2001:db8::/32':'documentation', '2620:4f:8000::/48':'AS112',
     '3fff::/20':'documentation', '5f00::/16':'segment routing', 'fc00::/7':'private', 'fe80::/10':'link-local',
     'fec0::/10':'site-local, given up', 'ff00::/8':'multicast',

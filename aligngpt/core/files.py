@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_json', 'atomic_path', 'flush_to_disk', 'sweep', 'plain', 'write_json', 'own_folder', 'name_parts', 'inside',
-           'pretrained', 'fingerprint']
+           'pretrained', 'fingerprint', 'file_sums', 'damage']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
 import contextlib, hashlib, json, os, re, shutil
@@ -225,3 +225,35 @@ def _hash_file(h, f, limit):
         if size > limit:
             o.seek(max(limit, size-limit))
             h.update(o.read(limit))
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c602
+def file_sums(
+    folder:str|Path, # whose files
+    but:tuple[str,...]=(), # names that are left out
+)->dict[str,dict]: # {relative name: {'size', 'sha256'}}
+    "What is needed to know later whether files are what they were."
+    folder, out = Path(folder), {}
+    for f in _files(folder):
+        if f.name in but: continue
+        out[f.relative_to(folder).as_posix()] = dict(size=f.stat().st_size, sha256=_sha256(f))
+    return out
+
+def _sha256(file):
+    "The sum of a whole file."
+    h = hashlib.sha256()
+    with os_errors(file), open(file, 'rb') as f:
+        while piece := f.read(1 << 22): h.update(piece)
+    return h.hexdigest()
+
+def damage(
+    folder:str|Path, # with the files
+    sums:dict[str,dict], # from `file_sums`
+    hashes:bool=True, # read the files; otherwise only their sizes are compared
+)->str: # the first file that is another one now, and why; '' if all are the same
+    "Is a file missing, of another size, or changed?"
+    for name, want in sums.items():
+        file = inside(folder, name, folder, links=True)
+        if not file.is_file(): return f'{name} is missing'
+        if (size := file.stat().st_size) != want['size']: return f"{name} has {size:,} bytes, not {want['size']:,}"
+        if hashes and _sha256(file) != want['sha256']: return f'{name} has changed since it was written'
+    return ''

@@ -100,7 +100,8 @@ async def test_fetch():
         return out
     got = await tricks()
     test_eq(got, {'/ok':b'a picture', '/once':b'a picture', '/inside':'not an address of the public internet',
-                  '/file':'not a plain http(s) address', '/round':'more than 3 redirects', '/none':'more than 3 redirects',
+                  '/file':'not a plain http(s) address', '/round':'more than 3 redirects',
+                  '/none':'more than 3 redirects',
                   '/endless':'more than 1,048,576 bytes', '/slow':'no answer within 0.5 s', '/gone':'status 404'})
     Table(got.items(), ('path', 'what came'))
 

@@ -10,7 +10,7 @@ import pandas as pd, signal, subprocess, sys, tempfile
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 import pytest
-from aligngpt.core.files import fingerprint, inside, own_folder, pretrained, sweep
+from aligngpt.core.files import damage, file_sums, fingerprint, inside, own_folder, pretrained, sweep
 
 
 def test_read_json():
@@ -363,3 +363,86 @@ def test_fingerprint():
     # nbs/core/02_files.ipynb #cec6160d
     test_ne(one, fingerprint(tmp/'d'))
     test_fail(lambda: fingerprint(tmp/'gone'), contains='no such file')
+
+
+def test_file_sums():
+    # nbs/core/02_files.ipynb #51721667
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'good.json').write_text('{"similarity": 7}')
+    (tmp/'cut.json').write_text('{"similarity": ')
+    (tmp/'nan.json').write_text('[NaN]')
+    read_json(tmp/'good.json')
+
+    # nbs/core/02_files.ipynb #ab88ee8d
+    try: read_json(tmp/'cut.json')
+    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
+
+    # nbs/core/02_files.ipynb #a64554dd
+    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
+
+    # nbs/core/02_files.ipynb #463136eb
+    for i in range(2):
+        with atomic_path(tmp/'ckpt') as p:
+            p.mkdir()
+            (p/'step').write_text(str(i))
+
+    # nbs/core/02_files.ipynb #f0a1c003
+    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    with atomic_path(tmp/'ckpt') as p:
+        p.mkdir()
+        (p/'step').write_text('2')
+
+    # nbs/core/02_files.ipynb #f0a1c004
+    gone = re.search(r'\d+', left[0].name)[0]
+    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
+    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
+    sweep(tmp)
+    (tmp/f'.other.{os.getpid()}.tmp').unlink()
+
+    # nbs/core/02_files.ipynb #f62b2896
+    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
+
+    # nbs/core/02_files.ipynb #830d0dcb
+    code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
+    def other_process():
+        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
+    with own_folder(tmp/'run'): busy = other_process()
+
+    # nbs/core/02_files.ipynb #f0a1c013
+    names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
+    (tmp/'out').symlink_to('/')
+    def meaning(name):
+        try: return inside(tmp, name).relative_to(tmp).as_posix()
+        except BadRecord as e: return e.message.replace(f'{tmp}', 'the folder')
+    pd.DataFrame([(repr(n), meaning(n)) for n in names], columns=['name', 'means'])
+
+    # nbs/core/02_files.ipynb #f0a1c014
+    (tmp/'out').unlink()
+
+    # nbs/core/02_files.ipynb #31d7974a
+    (tmp/'d').mkdir()
+    (tmp/'d'/'x').write_bytes(b'0'*100)
+    (tmp/'d'/'x').write_bytes(b'0'*99 + b'1')
+
+    # nbs/core/02_files.ipynb #53356ba8
+    shutil.copytree(tmp/'d', tmp/'copy of d')
+    fingerprint(tmp/'copy of d')
+
+    # nbs/core/02_files.ipynb #f0a1c603
+    (tmp/'kept').mkdir()
+    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
+    (tmp/'kept'/'model.bin').write_bytes(b'weights')
+    sums, said = file_sums(tmp/'kept'), []
+    said.append(damage(tmp/'kept', sums))
+    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').unlink()
+    said.append(damage(tmp/'kept', sums))
+
+    # nbs/core/02_files.ipynb #f0a1c604
+    test_eq(said, ['', 'optimizer.pt has changed since it was written', 'model.bin has 5 bytes, not 7',
+                   'model.bin is missing'])
+    test_eq(damage(tmp/'kept', {'optimizer.pt': sums['optimizer.pt']}, hashes=False), '')
+    test_fail(lambda: damage(tmp, {'../x': {}}), contains="contains '..'")

@@ -9,12 +9,12 @@ from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import pretrained, read_json
 from aligngpt.text.conversation import IMAGE, Span, TEMPLATES
 import io, json, pickle, random, shutil, sentencepiece, tempfile
-from html import escape
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from IPython.display import HTML
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
+from aligngpt.core.markup import escape
 from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
 from aligngpt.model.toy import toy_processor
