@@ -15,7 +15,7 @@ from ..core.errors import AlignGPTError
 from ..core.files import pretrained, read_json, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
 from ..model.modeling import AlignGPTForConditionalGeneration
-from .weights import map_tensors
+from .weights import SUMS, check_weights, map_tensors
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #56a5f019
 def add_lora(
@@ -60,6 +60,7 @@ def save_adapter(
     from peft import get_peft_model_state_dict
     folder, lm = Path(folder), model.language_model
     folder.mkdir(parents=True, exist_ok=True)
+    (folder/SUMS).unlink(missing_ok=True) # of what was there before
     _write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, folder/ADAPTER)
     _write(_align_parts(model), folder/ALIGN_PARTS)
     lm.peft_config['default'].save_pretrained(folder)
@@ -74,6 +75,7 @@ def load_adapter(
 )->AlignGPTForConditionalGeneration: # the same model
     "Put saved adapters, projector, levels and gate onto a base model."
     folder = Path(folder)
+    check_weights(folder)
     _match_gate(model, pretrained(AlignGPTConfig, folder))
     parts, have = map_tensors(folder/ALIGN_PARTS), _align_parts(model)
     if bad := [n for n in have.keys() | parts.keys()

@@ -29,7 +29,7 @@ from ..model.layers import AlignGPTConfig
 from ..model.modeling import AlignGPTForConditionalGeneration
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from .adapters import has_adapter, load_adapter, save_adapter
-from .weights import Entry, entries, find_weights, map_tensors, stream
+from .weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #4edb0dfe
 ALIGN_FILE = 'mm_projector_align.bin' # what the official pre-training leaves
@@ -228,6 +228,7 @@ def open_checkpoint(
     else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),
                          pretrained(AlignGPTProcessor, folder), entries(*find_weights(folder)))
     _agree(c)
+    check_weights(folder.parent if folder.is_file() else folder)
     return c if hasattr(c.config, 'quantization_config') else _check(c, parts.fresh)
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #098b4b01
@@ -388,6 +389,7 @@ def save(
     "Save model and processor in our layout."
     folder = Path(folder)
     with os_errors(folder):
+        (folder/SUMS).unlink(missing_ok=True) # of what was there before
         if has_adapter(model): return save_adapter(model, folder, base, processor)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

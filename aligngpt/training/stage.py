@@ -19,8 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.steps import environment
+from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
-from .runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
+from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
+                                    sound_checkpoint)
 from .settings import FINETUNE, PRETRAIN, StageConfig, override
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
@@ -145,7 +147,9 @@ def _finish(trainer, folder, types, seconds):
     "Save the model and the summary."
     first, history = trainer.args.process_index == 0, trainer.state.log_history
     if first:
-        with atomic_path(folder/'model') as tmp, _types(trainer, types): trainer.save_model(str(tmp))
+        with atomic_path(folder/'model') as tmp, _types(trainer, types):
+            trainer.save_model(str(tmp))
+            seal_weights(tmp)
     else: trainer.save_model(str(folder/'model'))
     done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h],
                 eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h], seconds=seconds)

@@ -269,6 +269,8 @@ def test_hostile_lab(tmp_path):
     lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root',
                 ready='/api/status?token=T')
     with lab as url, widget_page() as page:
+        accept = page.locator('.jp-Dialog .jp-mod-accept')
+        page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
         run_all(page)
         page.get_by_text('all is shown', exact=True).wait_for(timeout=300_000)

@@ -19,7 +19,7 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from aligngpt.checkpoints.adapters import has_adapter, load_adapter, save_adapter
-from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream
+from aligngpt.checkpoints.weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 import json, shutil, tempfile
 import matplotlib.pyplot as plt, sentencepiece as spm
 from fastcore.test import *

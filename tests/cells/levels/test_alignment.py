@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable, NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.devices import pick_device, pick_dtype
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, pretrained
 from aligngpt.core.markup import Table
 from aligngpt.core.steps import progress
