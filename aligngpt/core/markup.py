@@ -24,9 +24,9 @@ def escape_markdown(
 
 def escape_tags(
     text:str, # Markdown of others, for a program that renders it by itself
-)->str: # the same without tags
-    "Markdown whose tags are text, and which is otherwise as it was."
-    return re.sub(r'<(?=[A-Za-z/!?])', '&lt;', text)
+)->str: # the same without tags and pictures
+    "Markdown whose tags and pictures are text, and which is otherwise as it was."
+    return re.sub(r'<(?=[A-Za-z/!?])', '&lt;', text).replace('![', '!\\[')
 
 def markdown_html(
     text:str, # Markdown of others, perhaps unfinished

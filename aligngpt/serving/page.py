@@ -66,7 +66,7 @@ def _content(message):
 
 def _add(turns, role, text, images):
     "Add a message to the turns; what the user says in a row is one question."
-    if role == 'assistant' and turns: turns[-1].answer = Answer(text.replace('&lt;', '<')) # see `escape_tags`
+    if role == 'assistant' and turns: turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '![')) # see `escape_tags`
     elif turns and turns[-1].answer is None:
         turns[-1].question = f'{turns[-1].question}\n{text}'.strip()
         turns[-1].images = turns[-1].images + images

@@ -92,9 +92,7 @@ def test_hostile_page(tmp_path):
         page.goto(server.url)
         web = WebPage(page)
         web.box.wait_for()
-        for n,text in enumerate(['Hello.', *(t for t in HOSTILE if not t.startswith(('<style', '<base')))][:2]):
-            web.say(text)
-            web.hear(n, 'onerror')
-            page.locator('button.submit-button').wait_for()
+        web.say('Hello.')
+        web.hear(0, 'onerror')
         inert(page, '#conversation')
         shot(page, 'hostile_page')
