@@ -51,3 +51,26 @@ def shot(page, name):
 def expect(what, got):
     "`what` must be in `got`."
     assert what in got, f'{what!r} not in {got!r}'
+
+
+JS = 'window.top.hacked=1'
+HOSTILE = [f'<script>{JS}</script>', f'<img src=x onerror="{JS}">', f'<iframe srcdoc="<script>{JS}</script>"></iframe>',
+           f'[a link](javascript:{JS})', f'<a href="javascript:{JS}">a link</a>', f'<javascript:{JS}>', f'"><svg onload="{JS}">',
+           f'[data](data:text/html,<script>opener.{JS}</script>)', '![a picture](http://example.com/x.png)',
+           f"' autofocus onfocus='{JS}", f'<details open ontoggle="{JS}">more', f'*marked*{{: onclick="{JS}" }}',
+           f'[ref][1]\n\n[1]: javascript:{JS}', f'```\n</code></pre></textarea></style></title><script>{JS}</script>',
+           f'x | y |\n|---|---|\n| <img src=x onerror={JS}>', f'$\\href{{javascript:{JS}}}{{x}}$', '<style>*{display:none}</style>',
+           '<base href="http://example.com/"><form action="http://example.com/"><button>send</button></form>',
+           '<meta http-equiv=refresh content="0;url=http://example.com/">', '<link rel=stylesheet href="http://example.com/">']
+
+def inert(page, scope='body'):
+    "Nothing of `HOSTILE` was run, is there to be clicked, or asked another machine for anything."
+    page.wait_for_timeout(500)
+    bad = page.locator(scope).evaluate_all(r'''els => els.flatMap(e => [...e.querySelectorAll('*')]).flatMap(e => [
+        ...(/^(script|iframe|object|embed|form|base|meta|link)$/i.test(e.tagName) ? [e.outerHTML] : []),
+        ...(e.tagName === 'STYLE' && e.textContent.includes('*{display:none}') ? [e.outerHTML] : []),
+        ...[...e.attributes].filter(a => /^(on|srcdoc)/i.test(a.name) || /^(href|src|action|xlink:href)$/i.test(a.name)
+            && /^\s*(javascript:|vbscript:|data:(?!image\/(png|jpeg|gif|webp)))/i.test(a.value)).map(a => e.outerHTML)])''')
+    assert bad == [], bad[:3]
+    assert page.evaluate('window.hacked === undefined'), 'a script of others has run'
+    assert page.abroad == []

@@ -21,6 +21,13 @@ engine = app.state.api.engine
 def brake(*args): # an answer stays at its third token while the file is there
     while hold.exists() and any(j.answer.tokens >= 3 and j.state != 'done' for j in engine.jobs): time.sleep(.02)
 engine.model.language_model.register_forward_pre_hook(brake)
+class Repeats:
+    "A job whose answer is other words, which a test names."
+    def __init__(self, job): self.job, self.answer = job, job.answer
+    async def __aiter__(self):
+        async for _ in self.job: pass
+        yield os.environ['ALIGNGPT_SAYS']
+if 'ALIGNGPT_SAYS' in os.environ: submit = engine.submit; engine.submit = lambda asked: Repeats(submit(asked))
 print(f'toy: API http://127.0.0.1:{sock.getsockname()[1]}/v1, page', flush=True)
 _run(app, sock, 5)
 """

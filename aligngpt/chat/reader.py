@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError
+from ..core.markup import escape, markdown_html
 from ..text.conversation import render
 from ..model.layers import level_weights
 
@@ -84,7 +85,7 @@ class Answer:
         note = dict(length='cut at the limit', context='the context is full', stopped='stopped').get(self.finish)
         return ' · '.join(parts + [note]*bool(note))
 
-    def _repr_markdown_(self): return f'{self.text}\n\n<small>{self.summary}</small>'
+    def _repr_html_(self): return f'{markdown_html(self.text)}<small>{escape(self.summary)}</small>'
 
 # %% ../../nbs/chat/01_reader.ipynb #d7b8d8c1
 @dataclass

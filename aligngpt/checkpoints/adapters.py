@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ..core.errors import AlignGPTError
-from ..core.files import read_json, write_json
+from ..core.files import pretrained, read_json, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
 from ..model.modeling import AlignGPTForConditionalGeneration, stored_name
-from .weights import map_tensors
+from .weights import SUMS, check_weights, map_tensors
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #56a5f019
 def add_lora(
@@ -61,6 +61,7 @@ def save_adapter(
     from peft import get_peft_model_state_dict
     folder, lm = Path(folder), model.language_model
     folder.mkdir(parents=True, exist_ok=True)
+    (folder/SUMS).unlink(missing_ok=True) # of what was there before
     _write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, folder/ADAPTER)
     _write(_align_parts(model), folder/ALIGN_PARTS)
     lm.peft_config['default'].save_pretrained(folder)
@@ -75,7 +76,8 @@ def load_adapter(
 )->AlignGPTForConditionalGeneration: # the same model
     "Put saved adapters, projector, levels and gate onto a base model."
     folder = Path(folder)
-    _match_gate(model, AlignGPTConfig.from_pretrained(folder))
+    check_weights(folder)
+    _match_gate(model, pretrained(AlignGPTConfig, folder))
     parts, have = map_tensors(folder/ALIGN_PARTS), _align_parts(model)
     if bad := [n for n in have.keys() | parts.keys()
                if n not in parts or n not in have or parts[n].shape != have[n].shape]:
@@ -110,6 +112,7 @@ def _inject(lm, folder):
     "Put the adapters of a folder into a language model, frozen."
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     config = PeftConfig.from_pretrained(folder)
+    if config.to_dict().get('megatron_config') is not None: raise ValueError('it names modules to import (megatron_config)')
     config.inference_mode = True
     tensors = {re.sub(r'^base_model\.model\.\w+\.', '', k):v for k,v in map_tensors(folder/ADAPTER).items()}
     inject_adapter_in_model(config, lm)

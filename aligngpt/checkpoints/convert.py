@@ -19,7 +19,7 @@ from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
 from ..core.steps import progress
 from .layouts import ALIGN_FILE, LLAMA, Checkpoint, Parts, official_name, open_checkpoint
-from .weights import Entry, stream, write_safetensors
+from .weights import Entry, seal_weights, stream, write_safetensors
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #2f8ce88f
 @contextlib.contextmanager
@@ -192,6 +192,7 @@ def convert(
         if to == 'official':
             write_weights(part, _official_tensors(c), dtype, shard or ('1GB' if pickled else '5GB'), pickled, quiet)
             write_official(c, part, stored, tower_name)
+        seal_weights(part)
     return Path(dst)
 
 # %% ../../nbs/checkpoints/04_convert.ipynb #7863f9e3

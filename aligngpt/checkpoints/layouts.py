@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import read_json, write_json
+from ..core.files import pretrained, read_json, write_json
 from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
@@ -29,7 +29,7 @@ from ..model.layers import AlignGPTConfig
 from ..model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from .adapters import has_adapter, load_adapter, save_adapter
-from .weights import Entry, entries, find_weights, map_tensors, stream
+from .weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #4edb0dfe
 ALIGN_FILE = 'mm_projector_align.bin' # what the official pre-training leaves
@@ -160,7 +160,7 @@ def tower_config(
     tower:str|Path, # a folder or a name on the hub
 )->tuple[PreTrainedConfig,Any]: # (configuration of the tower, image processor)
     "Configuration and image processor of a vision tower, of CLIP or of CLIP's image half."
-    try: config, image = AutoConfig.from_pretrained(tower), load_image_processor(tower)
+    try: config, image = pretrained(AutoConfig, tower), load_image_processor(tower)
     except (OSError, ValueError, AlignGPTError) as e:
         if not str(tower).endswith('openai/clip-vit-large-patch14-336'):
             raise AlignGPTError(f'{tower}: no vision tower there: {str(e).splitlines()[0]}',
@@ -225,9 +225,10 @@ def open_checkpoint(
     if kind == 'adapter':
         raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
     if kind != 'hf': c = _open_official(folder, kind, parts)
-    else: c = Checkpoint(folder, kind, AlignGPTConfig.from_pretrained(folder),
-                         AlignGPTProcessor.from_pretrained(folder), entries(*find_weights(folder)))
+    else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),
+                         pretrained(AlignGPTProcessor, folder), entries(*find_weights(folder)))
     _agree(c)
+    check_weights(folder.parent if folder.is_file() else folder)
     return c if hasattr(c.config, 'quantization_config') else _check(c, parts.fresh)
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #098b4b01
@@ -245,7 +246,7 @@ def _open_official(folder, kind, parts):
     if kind == 'official' and not found['use_gate'] and 'gate' not in parts.fresh: raise _missing(folder, 'gate')
     found['use_gate'] |= 'gate' in parts.fresh
     tokenizer, (vision, image) = load_tokenizer(parts.llm or base), tower_config(tower)
-    text = _no_path(AutoConfig.from_pretrained(parts.llm)) if parts.llm else text_config(raw, base/'config.json')
+    text = _no_path(pretrained(AutoConfig, parts.llm)) if parts.llm else text_config(raw, base/'config.json')
     config = AlignGPTConfig(vision_config=vision, text_config=text, gate_text=raw.get('gate_text', 'full'),
                             **{'vision_feature_layer':-2, 'vision_feature_select':'patch', **_features_read(raw)},
                             **_placeholders(tokenizer), **found)
@@ -333,14 +334,14 @@ def load(
     model = _read_model(c, _how(device, dtype, attention, quantize))
     if adapter is not None:
         load_adapter(model, adapter)
-        if (Path(adapter)/'processor_config.json').exists(): c.processor = AlignGPTProcessor.from_pretrained(adapter)
+        if (Path(adapter)/'processor_config.json').exists(): c.processor = pretrained(AlignGPTProcessor, adapter)
     return _set_stops(model, c.processor), c.processor
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #18b8fee8
 def _read_model(c, how):
     "Read the weights of a checkpoint into a model."
     if quantised := getattr(c.config, 'quantization_config', None): quantised['llm_int8_skip_modules'] = _FULL
-    if c.layout == 'hf': return AlignGPTForConditionalGeneration.from_pretrained(c.folder, config=c.config, **how)
+    if c.layout == 'hf': return pretrained(AlignGPTForConditionalGeneration, c.folder, config=c.config, **how)
     files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
     weights = {n:files[e.file][e.key] for n,e in c.tensors.items()}
     return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
@@ -390,6 +391,7 @@ def save(
     "Save model and processor in our layout."
     folder = Path(folder)
     with os_errors(folder):
+        (folder/SUMS).unlink(missing_ok=True) # of what was there before
         if has_adapter(model): return save_adapter(model, folder, base, processor)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -444,8 +446,8 @@ def from_base(
     "Join a language model and a vision tower."
     how, tokenizer, (vision, image) = _how(device, dtype, attention, quantize), load_tokenizer(llm), tower_config(tower)
     plain = {k:v for k,v in how.items() if k != 'quantization_config'}
-    with _named(tower, 'vision tower'): eyes = AutoModel.from_pretrained(tower, config=vision, **plain)
-    with _named(llm, 'language model'): language = AutoModelForCausalLM.from_pretrained(llm, **how)
+    with _named(tower, 'vision tower'): eyes = pretrained(AutoModel, tower, config=vision, **plain)
+    with _named(llm, 'language model'): language = pretrained(AutoModelForCausalLM, llm, **how)
     model = _join(eyes, language, how, {**_placeholders(tokenizer), **config})
     c = model.config
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens, gate_text=c.gate_text,

@@ -43,6 +43,10 @@ _WHY = {
     errno.ENOENT:  ('no such file or folder', 'check the path'),
     errno.ENOTDIR: ('a part of the path is not a folder', 'check the path'),
     errno.EISDIR:  ('is a folder, and a file was expected', 'check the path'),
+    errno.EEXIST:  ('a file is where a folder must be', 'remove it, or name another folder'),
+    errno.ENAMETOOLONG: ('the name is too long for this file system', 'name another one'),
+    errno.ELOOP:   ('symbolic links lead in a circle', 'remove them'),
+    errno.EIO:     ('the disk could not read or write it', 'copy what you need to another disk'),
 }
 
 # %% ../../nbs/core/01_errors.ipynb #20e21112

@@ -136,11 +136,13 @@ def _bytes_of(source, name):
     if isinstance(source, bytes): return source, name or 'the picture'
     text = str(source)
     name = name or text[:100]
-    if text.startswith('data:'): return _from_data_url(text), name[:50]
+    if text.startswith('data:'): return read_data_url(text), name[:50]
     if text.startswith(('http://', 'https://')): return fetch_own(text), name
     with os_errors(source): return Path(source).expanduser().read_bytes(), name
 
-def _from_data_url(url):
+def read_data_url(
+    url:str, # that begins with `data:`
+)->bytes: # an encoded picture
     "The bytes in a `data:` URL."
     head, _, data = url.partition(',')
     try: return base64.b64decode(''.join(data.split()), validate=True)

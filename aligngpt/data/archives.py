@@ -6,12 +6,12 @@
 __all__ = ['HEAD', 'is_disguised', 'restored_md5', 'raw_name', 'unpack_copy', 'unpack_in_place', 'entries', 'extract', 'unpack']
 
 # %% ../../nbs/data/09_archives.ipynb #0d54a609
-import hashlib, os, re, shutil, stat, tarfile, zipfile
+import contextlib, hashlib, lzma, os, shutil, stat, struct, tarfile, zipfile
 from pathlib import Path
 from typing import IO, Iterator
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, read_json, write_json
+from ..core.files import atomic_path, inside, name_parts, read_json, sweep, write_json
 from ..core.steps import progress
 
 # %% ../../nbs/data/09_archives.ipynb #bb665952
@@ -64,12 +64,19 @@ def raw_name(
     path, names = Path(path), list(known or {})
     for found in ([n for n in names if n == path.name], [n for n in names if n == path.stem],
                   [n for n in names if Path(n).stem == path.stem]):
-        if len(found) == 1: return found[0]
+        if len(found) == 1: return _file_name(found[0], 'md5.json')
     if known:
         raise AlignGPTError(f'{path}: none of the names in md5.json fits. They are: {", ".join(names[:8])}',
                             'rename the file, or do without the list')
     if path.suffix != '.mp4': return path.name
     return path.stem if Path(path.stem).suffix else path.stem + _kind(path)
+
+def _file_name(name, source):
+    "A name that others gave to a file; a path is an error."
+    *folders, last = name_parts(name, source)
+    if not folders: return last
+    raise AlignGPTError(f'{source}: the name {name!r} is a path, and a file name was expected',
+                        'write the name alone, or do without the list')
 
 def _kind(path):
     "The ending that the first bytes of the archive ask for."
@@ -114,13 +121,13 @@ def unpack_in_place(
 )->Path: # the archive
     "Turn a disguised archive into what it is, in place; a killed call is finished by the next."
     path, note = Path(path), Path(f'{path}.unpacking')
-    if note.exists(): name = read_json(note)['name']
+    if note.exists(): name = _read_note(note)['name']
     target = path.with_name(name or (raw_name(path) if path.exists() else path.stem))
     if not path.exists() and target.exists(): # only the note is left to remove
         note.unlink(missing_ok=True)
         return target
     if not note.exists(): _begin(path, target, note, md5, quiet)
-    _restore(path, read_json(note)['size'])
+    _restore(path, _read_note(note)['size'])
     os.replace(path, target)
     note.unlink()
     _sync_folder(path.parent)
@@ -136,6 +143,13 @@ def _begin(path, target, note, md5, quiet):
     _check_md5(path, restored_md5(path, quiet), md5)
     write_json(dict(size=path.stat().st_size, name=target.name), note)
     _sync_folder(path.parent)
+
+def _read_note(note):
+    "What a note says: the file's size, and the archive's name."
+    said = read_json(note)
+    if not isinstance(said, dict) or not isinstance(said.get('size'), int) or not isinstance(said.get('name'), str):
+        raise AlignGPTError(f'{note}: not a note of an unpacking', 'fetch the file again, and remove this one')
+    return dict(size=said['size'], name=_file_name(said['name'], note))
 
 def _restore(path, size):
     "Step 3 and the cut of step 4; may be repeated."
@@ -157,37 +171,45 @@ def _sync_folder(folder):
     finally: os.close(fd)
 
 # %% ../../nbs/data/09_archives.ipynb #3674f6d7
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zipfile.zlib.error, lzma.LZMAError, struct.error, EOFError, OSError,
+            ValueError, OverflowError, MemoryError)
+
+@contextlib.contextmanager
+def _readable(archive, name=None):
+    "What the libraries say of an archive, or of one entry, in one line."
+    where = f'{archive}: the entry {name!r}' if name else archive
+    try:
+        with os_errors(where): yield
+    except NotImplementedError as e: # before `RuntimeError`, which it is
+        raise AlignGPTError(f'{where}: {e}', 'unpack the archive with another program, such as 7z') from e
+    except (*_DAMAGED, RuntimeError) as e:
+        raise AlignGPTError(f'{where}: damaged: {str(e).split(chr(10))[0] or type(e).__name__}',
+                            'check its MD5 sum') from e
+
 def entries(
     archive:str|Path, # a tar (plain, gz, bz2, xz) or zip file
 )->Iterator[tuple[list[str],int,IO]]: # (parts of the name, size, open file) of each file
     "The files of an archive; links, devices and names that lead out are errors."
-    try: yield from (_zip_entries if zipfile.is_zipfile(archive) else _tar_entries)(archive)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.zlib.error) as e:
-        raise AlignGPTError(f'{archive}: damaged: {e}', 'check its MD5 sum') from e
+    with _readable(archive):
+        with open(archive, 'rb') as f: zipped = zipfile.is_zipfile(f)
+        yield from (_zip_entries if zipped else _tar_entries)(archive)
 
 def _zip_entries(archive):
     with zipfile.ZipFile(archive) as z:
         for e in z.infolist():
-            kind, parts = stat.S_IFMT(e.external_attr >> 16), _safe_name(archive, e.filename)
+            kind, parts = stat.S_IFMT(e.external_attr >> 16), name_parts(e.filename, archive)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR): _refuse(archive, e.filename, 'a link or a device')
             if e.flag_bits & 1: _refuse(archive, e.filename, 'encrypted')
-            if not e.is_dir():
-                with z.open(e) as f: yield parts, e.file_size, f
+            if e.is_dir(): continue
+            with _readable(archive, e.filename): f = z.open(e)
+            with f: yield parts, e.file_size, f
 
 def _tar_entries(archive):
     with tarfile.open(archive, 'r|*') as t:
         for e in t:
-            parts = [] if e.isdir() and e.name in ('.', './') else _safe_name(archive, e.name)
+            parts = [] if e.isdir() and e.name in ('.', './') else name_parts(e.name, archive)
             if not (e.isreg() or e.isdir()): _refuse(archive, e.name, 'a link or a device')
             if e.isreg(): yield parts, e.size, t.extractfile(e)
-
-def _safe_name(archive, name):
-    "The parts of an entry's name, or an error."
-    parts = [p for p in name.replace('\\', '/').split('/') if p not in ('', '.')]
-    if name.startswith(('/', '\\')) or '..' in parts or '\0' in name or re.match('[A-Za-z]:', name) or not parts:
-        raise AlignGPTError(f'{archive}: the entry {name!r} would be written outside the folder',
-                            'nobody makes such an archive by accident: do not use it')
-    return parts
 
 def _refuse(archive, name, what):
     raise AlignGPTError(f'{archive}: the entry {name!r} is {what}',
@@ -201,38 +223,39 @@ def extract(
     quiet:bool=True, # no progress bar
 )->int: # files in the archive
     "Extract an archive safely; a killed call is continued by the next."
-    n = total = 0
+    n, total, folder = 0, 0, Path(folder)
+    with os_errors(folder): folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, 'extract')
     with progress(desc=f'extract {Path(archive).name}', unit='file', disable=quiet) as bar:
         for n, (parts, size, f) in enumerate(entries(archive), 1):
             total += size
             if total > max_bytes:
                 raise AlignGPTError(f'{archive}: more than {max_bytes:,} bytes inside',
                                     'a bomb, or the limit is too low')
-            _extract_one(f, Path(folder), parts, size)
+            with _readable(archive, '/'.join(parts)): _extract_one(f, folder, parts, size, archive)
             bar.update(1)
     return n
 
-def _extract_one(f, folder, parts, size):
+def _extract_one(f, folder, parts, size, archive):
     "Write a file that is not there yet."
-    out = folder.joinpath(*parts)
-    with os_errors(out):
-        if not out.resolve().is_relative_to(folder.resolve()):
-            raise AlignGPTError(f'{out} leads out of {folder} over a symbolic link', 'extract into an empty folder')
-        if not out.exists(): _write(f, out, size)
-        elif out.stat().st_size != size:
-            raise AlignGPTError(f'{out}: exists with another size', 'extract into an empty folder')
+    out = inside(folder, '/'.join(parts), archive)
+    if not os.path.lexists(out): return _write(f, out, size, folder/f'.extract.{os.getpid()}.tmp', archive)
+    if not out.is_file() or out.stat().st_size != size:
+        raise AlignGPTError(f'{out}: exists with another size, or as something else (from {archive})',
+                            'extract into an empty folder')
 
-def _write(f, out, size):
+def _write(f, out, size, tmp, archive):
     "Copy an entry to a file that appears when it is whole (not forced to the disk: there are half a million)."
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp, left = out.with_name(f'.{out.name}.tmp'), size
-    with open(tmp, 'wb') as o:
-        while left and (piece := f.read(min(left, 1<<20))): o.write(piece); left -= len(piece)
-    if left or f.read(1):
-        tmp.unlink()
-        raise AlignGPTError(f'{out}: the archive does not hold the {size:,} bytes that it promises',
-                            'check its MD5 sum')
-    os.replace(tmp, out)
+    left = size
+    try:
+        with open(tmp, 'wb') as o:
+            while left > 0 and (piece := f.read(min(left, 1<<20))): o.write(piece); left -= len(piece)
+        if left or f.read(1):
+            raise AlignGPTError(f'{archive}: the entry {out.name!r} does not hold the {size:,} bytes that it promises',
+                                'check its MD5 sum')
+        os.replace(tmp, out)
+    finally: tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/data/09_archives.ipynb #ed1c8bcc
 def unpack(
@@ -250,13 +273,20 @@ def unpack(
         done.append(dict(archive=str(archive), checked=checked, files=n))
     return done
 
+def _sums(listed):
+    "The MD5 sums in a file, by the archives' names."
+    known = read_json(listed)
+    if isinstance(known, dict) and all(isinstance(v, str) for v in known.values()): return known
+    raise AlignGPTError(f'{listed}: not a table of MD5 sums', 'expected {"NAME OF THE ARCHIVE": "SUM", ...}')
+
 def _unpack_one(path, out, md5, quiet):
     "-> (the archive behind a file, was its MD5 known?)"
     listed = Path(md5) if md5 else path.with_name('md5.json')
-    known = read_json(listed) if md5 or listed.exists() else None
+    known = _sums(listed) if md5 or listed.exists() else None
     name = raw_name(path, known) if path.exists() or known else path.stem
     want = (known or {}).get(name)
-    if out is not None and is_disguised(path): archive = unpack_copy(path, Path(out)/name, want, quiet)
+    if out is not None and is_disguised(path):
+        archive = unpack_copy(path, inside(out, name, listed, links=True), want, quiet)
     elif path.exists() and not is_disguised(path) and not Path(f'{path}.unpacking').exists():
         _check_md5(path, restored_md5(path, quiet), want)
         archive = path

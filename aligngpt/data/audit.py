@@ -8,7 +8,6 @@ __all__ = ['NOTES', 'image_notes', 'sample_facts', 'Chunks', 'Finding', 'Report'
 # %% ../../nbs/data/08_audit.ipynb #96a0073b
 import json, os, shutil
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, BadRecord
-from ..core.files import atomic_path, own_folder, read_json, write_json
-from ..core.markup import Table, html_page, picture_tag
+from ..core.files import atomic_path, own_folder, pretrained, read_json, write_json
+from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
 from ..core.steps import progress
@@ -299,7 +298,7 @@ def _open_processor(processor):
     "A processor, or that of a folder."
     if not isinstance(processor, (str, Path)): return processor
     from aligngpt.model.processor import AlignGPTProcessor
-    return AlignGPTProcessor.from_pretrained(processor)
+    return pretrained(AlignGPTProcessor, processor)
 
 # %% ../../nbs/data/08_audit.ipynb #0bb5857d
 def _unreadable(paths, cap, quiet):

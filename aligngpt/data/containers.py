@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.files import inside, read_json
 
 # %% ../../nbs/data/01_containers.ipynb #138ef2f5
 class _Decoder:
@@ -182,16 +183,23 @@ def source_files(
     path = Path(path)
     with os_errors(path): path.stat()
     if path.is_file(): return {'.parquet':'parquet', '.tar':'tar'}.get(path.suffix, 'json'), [path]
-    if (path/'state.json').exists(): return 'datasets', sorted(path.glob('*.arrow'))
+    if (path/'state.json').exists(): return 'datasets', _saved_files(path)
     if (path/'dataset_dict.json').exists():
-        first = json.loads((path/'dataset_dict.json').read_text())['splits'][0]
-        raise AlignGPTError(f'{path}: holds several data sets', f'name one of them, such as {path/first}')
+        raise AlignGPTError(f'{path}: holds several data sets', 'name one of the folders in it')
     for kind in ('parquet', 'tar'):
         if files := sorted(path.glob(f'*.{kind}')): return kind, files
     raise AlignGPTError(f'{path}: a folder without .parquet or .tar files',
                         'name a JSON file, a folder of shards, or one that datasets saved')
 
 # %% ../../nbs/data/01_containers.ipynb #523b651e
+def _saved_files(path):
+    "The files of a folder that `datasets` saved, and that its own list does not lead out."
+    said = read_json(path/'state.json')
+    listed = said.get('_data_files') if isinstance(said, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(f, dict) for f in listed):
+        raise AlignGPTError(f"{path/'state.json'}: no list of files", 'save the data set again')
+    return [inside(path, f.get('filename'), path/'state.json', links=True) for f in listed]
+
 def table_batches(
     path:str|Path, # a Parquet file, a folder of them, or one that `datasets` saved
     columns:list[str]|None=None, # None: all

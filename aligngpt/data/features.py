@@ -6,7 +6,7 @@
 __all__ = ['tower_hash', 'FeatureStore']
 
 # %% ../../nbs/data/06_features.ipynb #251551c5
-import hashlib, json
+import hashlib, json, zlib
 from pathlib import Path
 from typing import Callable
 
@@ -47,26 +47,29 @@ class FeatureStore:
         per_image = c.num_image_tokens * c.vision_config.hidden_size * np.dtype(dtype).itemsize
         self.rows = {n:i for i,n in enumerate(names[:max_bytes//per_image])}
         self.shape = len(self.rows), c.num_image_tokens, c.vision_config.hidden_size
-        self.key = dict(tower=tower_hash(model, preparation), dtype=dtype, shape=list(self.shape),
+        self.key = dict(version=2, tower=tower_hash(model, preparation), dtype=dtype, shape=list(self.shape),
                         names=hashlib.sha256('\0'.join(names).encode()).hexdigest()[:16])
+        self.seen = np.zeros(len(self.rows), bool) # rows that this process has compared with their checksum
         self._open()
 
     def _open(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        meta, data, done = (self.folder/f for f in ('store.json', 'features.bin', 'done.bin'))
-        fresh = not meta.exists() or read_json(meta) != self.key
+        meta, data, sums = (self.folder/f for f in ('store.json', 'features.bin', 'sums.bin'))
+        sizes = {data:int(np.prod(self.shape))*np.dtype(self.dtype).itemsize, sums:4*len(self.rows)}
+        whole = not len(self.rows) or all(f.exists() and f.stat().st_size == n for f,n in sizes.items())
+        fresh = not whole or not meta.exists() or read_json(meta) != self.key
         if fresh: meta.unlink(missing_ok=True)
         mode = 'w+' if fresh else 'r+'
         if len(self.rows):
             self.data = np.memmap(data, self.dtype, mode, shape=self.shape)
-            self.done = np.memmap(done, 'uint8', mode, shape=self.shape[:1])
-        else: self.data, self.done = np.empty(self.shape, self.dtype), np.empty(0, 'uint8')
+            self.sums = np.memmap(sums, 'uint32', mode, shape=self.shape[:1])
+        else: self.data, self.sums = np.empty(self.shape, self.dtype), np.empty(0, 'uint32')
         if fresh: write_json(self.key, meta)
 
     def __len__(self): return len(self.rows)
     def missing(self)->list[str]: # names of the pictures that have a row but no features yet
         "What is still to be computed."
-        return [n for n,i in self.rows.items() if not self.done[i]]
+        return [n for n,i in self.rows.items() if not self.sums[i]]
 
 # %% ../../nbs/data/06_features.ipynb #bbb6de9a
 @patch
@@ -87,11 +90,16 @@ def fill(self:FeatureStore,
 
 @patch
 def _put(self:FeatureStore, names, features):
-    "Write features, and when they are on the disk, mark their rows as done."
+    "Write features, and when they are on the disk, the checksums of their rows."
     rows = [self.rows[n] for n in names]
     self.data[rows] = features.float().cpu().numpy()
     self.data.flush()
-    self.done[rows] = 1
+    self.sums[rows] = [self._sum(i) for i in rows]
+
+@patch
+def _sum(self:FeatureStore, i):
+    "The checksum of a row; 0 stands for a row that is not done."
+    return zlib.crc32(np.ascontiguousarray(self.data[i])) or 1
 
 # %% ../../nbs/data/06_features.ipynb #5f453901
 @patch
@@ -100,9 +108,14 @@ def get(self:FeatureStore,
 )->torch.Tensor: # their features, [k, n, width]
     "Features by name; a name without features is an error."
     rows = [self.rows.get(n, -1) for n in names]
-    if bad := [n for n,i in zip(names, rows) if i < 0 or not self.done[i]]:
+    if bad := [n for n,i in zip(names, rows) if i < 0 or not self.sums[i]]:
         raise AlignGPTError(f'{self.folder}: no features for {bad[0]!r}', 'fill the store first')
+    for n,i in zip(names, rows):
+        if not self.seen[i] and self._sum(i) != self.sums[i]:
+            raise AlignGPTError(f'{self.folder}: the features of {n!r} have changed since they were written',
+                                f'the disk may be failing; remove {self.folder}, and run the same command again')
+        self.seen[i] = True
     return torch.from_numpy(np.ascontiguousarray(self.data[rows]))
 
 @patch
-def __contains__(self:FeatureStore, name): return (i := self.rows.get(name, -1)) >= 0 and bool(self.done[i])
+def __contains__(self:FeatureStore, name): return (i := self.rows.get(name, -1)) >= 0 and bool(self.sums[i])

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors, BadRecord
+from ..core.files import inside
 from ..core.pictures import ImageRules, decode_image
 from .containers import PICTURES, picture_names, source_files, table_batches, tar_members
 from .records import Records, ensure_index
@@ -38,7 +39,6 @@ class ImageFolder:
     ):
         self.root, self.links, self.max_bytes = Path(root), links, max_bytes
         if not self.root.is_dir(): raise AlignGPTError(f'{root}: no such folder of images', 'check the path')
-        self._real = os.path.realpath(self.root) + os.sep
 
     def __repr__(self): return f'ImageFolder({str(self.root)!r})'
 
@@ -46,15 +46,7 @@ class ImageFolder:
         name:str, # relative to the folder
     )->Path: # which may not exist
         "Where the picture `name` would be; an escape is an error."
-        def bad(why): raise BadRecord('path', f'the image path {name!r} {why}', f'images must lie in {self.root}')
-        if not name or '\0' in name: bad('is no file name')
-        if os.path.isabs(name): bad('is absolute')
-        if '..' in Path(name).parts: bad("contains '..'")
-        try: real = os.path.realpath(self.root/name, strict=False)
-        except OSError as e: bad(f'cannot be resolved: {e.strerror}')
-        if not self.links and not real.startswith(self._real):
-            bad('is a symbolic link that leads out of the folder; links=True follows it')
-        return self.root/name
+        return inside(self.root, name, self.root, self.links)
 
     def read(self,
         name:str, # relative to the folder

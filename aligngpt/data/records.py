@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'RecordFacts', 'check_record', 'build_index', 'cache_home
            'Records']
 
 # %% ../../nbs/data/02_records.ipynb #3f1bb9a9
-import bisect, hashlib, json, os
+import bisect, hashlib, json, multiprocessing, os, sys
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors, BadRecord
-from ..core.files import atomic_path, read_json, write_json
+from ..core.files import atomic_path, damage, file_sums, read_json, write_json
 from ..core.steps import progress
 from ..text.conversation import record_images, to_messages
 from .containers import Found, read_records, source_files
@@ -66,7 +66,7 @@ def _count_text(texts, names, where):
                     where)
 
 # %% ../../nbs/data/02_records.ipynb #8b3120f6
-VERSION = 1
+VERSION = 2
 
 def _schema():
     import pyarrow as pa
@@ -125,12 +125,18 @@ def _state(path):
     files = sorted(p for p in path.rglob('*') if p.is_file()
                    and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
-    return dict(version=VERSION, files=len(files), bytes=sum(s[1] for s in stats),
+    return dict(version=VERSION, count=len(files), bytes=sum(s[1] for s in stats),
                 state=hashlib.sha256(repr(stats).encode()).hexdigest()[:16])
 
 def _is_fresh(folder, state):
-    meta = folder/'meta.json'
-    return meta.exists() and {k:v for k,v in read_json(meta).items() if k in state} == state
+    "Is there an index of this state, with files as they were written? Workers trust the process that began them."
+    if not (folder/'meta.json').exists(): return False
+    try: said = read_json(folder/'meta.json')
+    except AlignGPTError: return False
+    if not isinstance(said, dict) or any(said.get(k) != v for k,v in state.items()): return False
+    why = damage(folder, said.get('files', {}), hashes=multiprocessing.parent_process() is None)
+    if why: print(f'{folder}: damaged: {why}; it is made anew', file=sys.stderr)
+    return not why
 
 def _lock(folder):
     "The lock under which an index is built."
@@ -159,7 +165,7 @@ def _build_index(folder, build, state):
     "Build an index that appears when it is whole."
     with atomic_path(folder) as new:
         new.mkdir()
-        write_json({**state, **build(new)}, new/'meta.json')
+        write_json({**build(new), **state, 'files':file_sums(new)}, new/'meta.json')
 
 # %% ../../nbs/data/02_records.ipynb #3231aa07
 class Source:

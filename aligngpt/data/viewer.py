@@ -8,9 +8,9 @@ __all__ = ['blocks', 'SampleView', 'view_sample']
 # %% ../../nbs/data/07_viewer.ipynb #cd8f44d5
 import base64, io
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
+from ..core.markup import escape
 from ..text.conversation import record_images
 from ..model.processor import AlignGPTProcessor, TokenView
 from .images import image_sources, load_image

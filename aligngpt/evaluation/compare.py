@@ -7,13 +7,12 @@ __all__ = ['Change', 'changes', 'sign_test', 'caveats', 'Comparison', 'compare',
 
 # %% ../../nbs/evaluation/12_compare.ipynb #8fcb4a07
 from dataclasses import dataclass
-from html import escape
 from math import comb
 from pathlib import Path
 
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
-from ..core.markup import html_page
+from ..core.markup import escape, escape_markdown, html_page
 from .pages import CSS, figure, html_table, outcomes
 from .questions import Question
 from .report import breakdowns, markdown_table, standing
@@ -120,7 +119,7 @@ class Comparison:
         tables = [markdown_table(rows, name) for name,rows in self.groups.items() if name != 'counts']
         say = (f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse '
                f'(sign test: p = {sign_test(self.gains, self.losses):.2g})')
-        return '\n\n'.join([*(f'not comparable? {c}' for c in self.caveats), head, *tables, say])
+        return '\n\n'.join([*(f'not comparable? {escape_markdown(c)}' for c in self.caveats), head, *tables, say])
 
     _repr_markdown_ = __str__
 

@@ -7,12 +7,11 @@ __all__ = ['CSS', 'Outcome', 'outcomes', 'worst', 'question_picture', 'figure', 
 
 # %% ../../nbs/evaluation/11_pages.ipynb #fe2c81ec
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
-from ..core.markup import html_page, picture_tag
+from ..core.markup import escape, html_page, picture_tag
 from .questions import Question, load_image
 from .report import breakdowns, results_of, standing
 from .run import Run, whole_lines

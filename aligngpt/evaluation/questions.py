@@ -17,6 +17,7 @@ from traceback import extract_tb
 from typing import Any, Callable
 
 from ..core.errors import AlignGPTError
+from ..core.files import inside
 from ..core.pictures import AS_STORED, open_picture
 from . import vqa
 from .report import markdown_table
@@ -92,6 +93,10 @@ def read_questions(
                      where=rows.where(i)) for i,r in enumerate(rows)]
 
 # %% ../../nbs/evaluation/07_questions.ipynb #9855fec9
+def _image_file(question, folder):
+    "Where the image of a question would be; a name that leads out of the folder is an error."
+    return inside(folder or '.', question.image, question.where or f'question {question.id!r}', links=True)
+
 def load_image(
     question:Question, # one that has an image
     folder:str|Path|None=None, # the task's image folder
@@ -103,7 +108,7 @@ def load_image(
         try: source, name = base64.b64decode(question.image_base64, validate=True), 'in base64'
         except (binascii.Error, ValueError) as e: bad(f'is not valid base64: {e}', 'download the table again')
     else:
-        source = name = Path(folder or '.')/question.image
+        source = name = _image_file(question, folder)
         if not source.is_file(): bad(f'{question.image} is missing from {folder}', 'unpack the images there')
     try: return open_picture(source, str(name), AS_STORED)
     except AlignGPTError as e: bad(e.message, e.hint or 'download it again')
@@ -116,8 +121,8 @@ def broken_images(
 )->dict: # `Question.key` -> `AlignGPTError`, in the order of the questions
     "The questions that cannot be asked, and why."
     def wrong(q):
-        if q.image_base64 is None and not decode and (Path(folder or '.')/q.image).is_file(): return None
-        try: load_image(q, folder)
+        try:
+            if decode or q.image_base64 is not None or not _image_file(q, folder).is_file(): load_image(q, folder)
         except AlignGPTError as e: return e
     pictures = {q.picture: q for q in reversed(questions) if q.has_image}
     with ThreadPoolExecutor() as pool: errors = dict(zip(pictures, pool.map(wrong, pictures.values())))

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.files import write_json
+from ..core.markup import escape_markdown
 
 # %% ../../nbs/evaluation/06_report.ipynb #0e41bec0
 @dataclass
@@ -111,8 +112,8 @@ def markdown_table(
     "A Markdown table; numbers short."
     cols = list(dict.fromkeys(c for r in rows.values() for c in r))
     lines = [[corner, *cols], ['---'] + ['---:']*len(cols)]
-    lines += [[str(name), *(_show(r.get(c)) for c in cols)] for name,r in rows.items()]
-    return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)
+    lines += [[name, *(_show(r.get(c)) for c in cols)] for name,r in rows.items()]
+    return '\n'.join('| ' + ' | '.join(map(escape_markdown, l)) + ' |' for l in lines)
 
 # %% ../../nbs/evaluation/06_report.ipynb #d3a7c767
 @patch
@@ -120,9 +121,9 @@ def _repr_markdown_(self:ScoreReport)->str:
     "Headline, published numbers, breakdowns and notes."
     ours = standing(self.to_dict()) if self.status == 'partial' else self.headline
     head = {m: {self.metric: x} for m,x in ({'this run': ours} | self.published).items()}
-    tables = [f'{name}\n\n{markdown_table(rows)}' for name,rows in breakdowns(self.results).items()]
-    notes = [f'- {n}' for n in self.notes]
-    return '\n\n'.join([f'**{self.title}**', markdown_table(head), *tables, *notes])
+    tables = [f'{escape_markdown(name)}\n\n{markdown_table(rows)}' for name,rows in breakdowns(self.results).items()]
+    notes = [f'- {escape_markdown(n)}' for n in self.notes]
+    return '\n\n'.join([f'**{escape_markdown(self.title)}**', markdown_table(head), *tables, *notes])
 
 @patch
 def plot(self:ScoreReport,

@@ -15,8 +15,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.devices import pick_device, pick_dtype
-from ..core.errors import AlignGPTError
-from ..core.files import atomic_path
+from ..core.errors import AlignGPTError, os_errors
+from ..core.files import atomic_path, pretrained
 from ..core.markup import Table
 from ..core.steps import progress
 from ..text.conversation import record_images
@@ -58,8 +58,8 @@ class DualEncoder:
         from aligngpt.model.processor import load_image_processor
         device = pick_device(device)[0]
         try:
-            model = AutoModel.from_pretrained(path, dtype=pick_dtype(device, dtype)[0]).to(device)
-            parts = load_image_processor(path), AutoTokenizer.from_pretrained(path)
+            model = pretrained(AutoModel, path, dtype=pick_dtype(device, dtype)[0]).to(device)
+            parts = load_image_processor(path), pretrained(AutoTokenizer, path)
         except (OSError, ValueError) as e:
             raise AlignGPTError(f'{path}: cannot be loaded as a dual encoder: {str(e).splitlines()[0]}',
                                 'name a folder or model with a CLIP or SigLIP') from e
@@ -244,7 +244,8 @@ def write_scores(
     import pyarrow as pa, pyarrow.parquet as pq
     about = dict(about or {}, edges=levels.edges.tolist(), levels=len(levels.edges)+1, data=records.fingerprint)
     table = pa.table(_columns(records, np.asarray(scores, np.float32), levels.levels))
-    with atomic_path(out) as tmp: pq.write_table(table.replace_schema_metadata({'aligngpt':json.dumps(about)}), tmp)
+    table = table.replace_schema_metadata({'aligngpt':json.dumps(about)})
+    with atomic_path(out) as tmp: pq.write_table(table, tmp, write_page_checksum=True)
     return Path(out)
 
 def _columns(records, scores, levels):
@@ -261,6 +262,12 @@ def read_scores(
     path:str|Path, # Parquet file that `write_scores` made
 )->tuple[Any,dict]: # (pyarrow table, what its metadata say)
     "Read a table of scores."
-    import pyarrow.parquet as pq
-    table = pq.read_table(path)
-    return table, json.loads(table.schema.metadata[b'aligngpt'])
+    import pyarrow as pa, pyarrow.parquet as pq
+    try:
+        with os_errors(path): table = pq.read_table(path, page_checksum_verification=True)
+        return table, json.loads(table.schema.metadata[b'aligngpt'])
+    except (pa.ArrowInvalid, OSError) as e:
+        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {str(e).splitlines()[0]}',
+                            'write it anew with `aligngpt levels`') from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise AlignGPTError(f'{path}: not a table of scores that `aligngpt levels` wrote', 'check the path') from e

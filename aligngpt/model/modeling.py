@@ -85,11 +85,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     ):
         super().__init__(config)
         c, H = config, config.text_config.hidden_size
-        self.vision_tower = AutoModel.from_config(c.vision_config)
+        self.vision_tower = AutoModel.from_config(c.vision_config, trust_remote_code=False)
         self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
         self.levels = AlignmentLevels(c.num_levels, H)
         self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
-        self.language_model = language_model or AutoModel.from_config(c.text_config)
+        self.language_model = language_model or AutoModel.from_config(c.text_config, trust_remote_code=False)
         self.set_input_embeddings(self.get_input_embeddings())
         self.post_init()
 
@@ -127,7 +127,7 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         config:AlignGPTConfig, # what to build
     ):
         super().__init__(config)
-        whole = AutoModelForCausalLM.from_config(config.text_config)
+        whole = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
         _check_head(whole)
         self.model = AlignGPTModel(config, whole.base_model)
         self.lm_head = whole.get_output_embeddings()

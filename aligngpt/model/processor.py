@@ -9,7 +9,6 @@ __all__ = ['ROLES', 'pad_square', 'load_image_processor', 'image_processor_for',
 # %% ../../nbs/model/03_processor.ipynb #81e6948c
 import inspect, re, warnings
 from dataclasses import dataclass, field, fields
-from html import escape
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 
 from ..core.errors import AlignGPTError, BadRecord
-from ..core.files import read_json
+from ..core.files import pretrained, read_json
+from ..core.markup import escape
 from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
@@ -48,7 +48,7 @@ def load_image_processor(
     from transformers import AutoConfig
     try:
         if config := _image_settings(path, hub): return _pil_class(config, path).from_dict(config)
-        return image_processor_for(AutoConfig.from_pretrained(path, **hub))
+        return image_processor_for(pretrained(AutoConfig, path, **hub))
     except (OSError, ValueError) as e:
         raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}',
                             'name a folder or model with a CLIP or SigLIP tower') from e
@@ -113,9 +113,9 @@ class AlignGPTProcessor(ProcessorMixin):
         path, hub = pretrained_model_name_or_path, {k:kwargs.pop(k) for k in _HUB if k in kwargs}
         image = load_image_processor(path, **hub)
         theirs = {k:v for k,v in kwargs.items() if k in image.valid_kwargs.__annotations__}
-        ours = inspect.signature(cls.__init__).parameters.keys() | theirs.keys()
+        ours = inspect.signature(cls.__init__).parameters.keys() | theirs.keys() | {'trust_remote_code'}
         rest = {k:v for k,v in kwargs.items() if k not in ours}
-        return [type(image).from_dict(image.to_dict(), **theirs), AutoTokenizer.from_pretrained(path, **hub, **rest)]
+        return [type(image).from_dict(image.to_dict(), **theirs), pretrained(AutoTokenizer, path, **hub, **rest)]
 
     @property
     def encoder(self)->TextEncoder: # made when first used
@@ -542,7 +542,7 @@ def make_processor(
     "Make the processor for a language model and a vision tower."
     from transformers import AutoConfig
     from aligngpt.model.layers import num_patches
-    image_processor, config = load_image_processor(tower), AutoConfig.from_pretrained(tower)
+    image_processor, config = load_image_processor(tower), pretrained(AutoConfig, tower)
     config = getattr(config, 'vision_config', config)
     made = AlignGPTProcessor(image_processor, load_tokenizer(llm), num_image_tokens=num_patches(config),
                              template=template, image_aspect_ratio=image_aspect_ratio, gate_text=gate_text)

@@ -9,7 +9,6 @@ __all__ = ['REHEARSAL', 'Recipe', 'score_pairs', 'plot_scores', 'plot_pairs', 'I
 # %% ../../nbs/quickstart/01_run.ipynb #29cfd5c2
 import base64, dataclasses, io, json, shutil, time
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Callable
 
@@ -19,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, own_folder, read_json, write_json
-from ..core.markup import html_page
+from ..core.markup import escape, escape_markdown, html_page
 from ..core.steps import Steps, environment
 from ..model.modeling import AlignGPTForConditionalGeneration
 from ..model.processor import AlignGPTProcessor
@@ -242,8 +241,8 @@ def write_report(
     "Write report.md, report.html and the figures as PNG files."
     (run/'figures').mkdir(exist_ok=True)
     rows, md, body = _in_words(metrics), ['# Quickstart', '', '| | |', '|---|--:|'], []
-    md += [f'| {k} | {v} |' for k, v in rows.items()]
-    body += ['<table>', *(f'<tr><td>{escape(k)}<td>{v}' for k, v in rows.items()), '</table>']
+    md += [f'| {escape_markdown(k)} | {escape_markdown(v)} |' for k, v in rows.items()]
+    body += ['<table>', *(f'<tr><td>{escape(k)}<td>{escape(v)}' for k, v in rows.items()), '</table>']
     for title, fig in figures.items():
         path = run/'figures'/(title.lower().replace(' ', '-') + '.png')
         path.write_bytes(png := _png(fig))

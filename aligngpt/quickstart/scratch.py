@@ -22,7 +22,8 @@ from ..core.files import own_folder, read_json, write_json
 from ..text.conversation import render
 from ..levels.alignment import DualEncoder
 from ..training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig
-from ..training.stage import last_checkpoint, training_arguments
+from ..training.runs import resume, sound_checkpoint
+from ..training.stage import training_arguments
 from .easyvqa import COLORS, SHAPES, caption, facts, folder, questions, text_documents
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #7ee53492
@@ -78,9 +79,8 @@ def fit(
                             save_every=save_every, keep=1, log_every=10, seed=seed)
         call = RunCallback(folder, '' if quiet else desc)
         trainer = _trainer(model, draw, folder, stage, call)
-        start = last_checkpoint(folder, clean=True)
-        result = trainer.train(resume_from_checkpoint=str(start) if start else None)
-        if call.stop:
+        result = resume(trainer, sound_checkpoint(folder))
+        if call.stop and trainer.state.global_step < steps:
             raise Interrupted(f'{folder}: stopped by {call.stop} at step {trainer.state.global_step}',
                               'run the same command again to continue there')
         losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from PIL import Image
 
 from ..core.errors import AlignGPTError
+from ..core.markup import escape_tags
 from ..core.pictures import open_image
 from ..chat.reader import Answer, Turn
 from ..chat.widget import CSS, weights_html
@@ -65,7 +66,7 @@ def _content(message):
 
 def _add(turns, role, text, images):
     "Add a message to the turns; what the user says in a row is one question."
-    if role == 'assistant' and turns: turns[-1].answer = Answer(text)
+    if role == 'assistant' and turns: turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '![')) # see `escape_tags`
     elif turns and turns[-1].answer is None:
         turns[-1].question = f'{turns[-1].question}\n{text}'.strip()
         turns[-1].images = turns[-1].images + images
@@ -90,8 +91,8 @@ async def page_answer(
                                                            limiter=page.api.busy))
         async for piece in job:
             text += piece
-            yield text, _bars(job.answer)
-        yield text, _bars(job.answer, job.answer.summary)
+            yield escape_tags(text), _bars(job.answer)
+        yield escape_tags(text), _bars(job.answer, job.answer.summary)
     except Exception as e:
         err = as_api_error(e)
         if err.status == 500: page.api.log.error('page %r', e, exc_info=e)

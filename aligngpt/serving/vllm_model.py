@@ -125,7 +125,7 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
         self.configure_mm_token_handling(vocab_size=c.text_config.vocab_size,
                                          mm_token_ids=[c.align_token_id, c.image_token_id])
         with self._mark_tower_model(vllm_config, 'image'):
-            self.vision_tower = AutoModel.from_config(c.vision_config)
+            self.vision_tower = AutoModel.from_config(c.vision_config, trust_remote_code=False)
             self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
             self.levels = AlignmentLevels(c.num_levels, H)
             self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None

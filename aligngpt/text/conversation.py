@@ -9,11 +9,11 @@ __all__ = ['IMAGE', 'TEMPLATES', 'text_of', 'images_of', 'check_messages', 'reco
 # %% ../../nbs/text/01_conversation.ipynb #d22938d4
 from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
 from itertools import islice
 from typing import NamedTuple
 
 from ..core.errors import AlignGPTError, BadRecord
+from ..core.markup import escape
 
 # %% ../../nbs/text/01_conversation.ipynb #fbf3fceb
 IMAGE = '<image>' # stands for one picture in rendered text

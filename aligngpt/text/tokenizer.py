@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import read_json
-from .conversation import IMAGE, Span
+from ..core.files import pretrained, read_json
+from .conversation import IMAGE, Span, TEMPLATES
 
 # %% ../../nbs/text/02_tokenizer.ipynb #2df9f158
 def _merges(
@@ -159,7 +159,7 @@ def _is_llama(path, config):
 def _as_written(path, plain):
     "A tokenizer as transformers loads it; `plain`: what tokenizer.json says and no more."
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    try: tok = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(path)
+    try: tok = pretrained(PreTrainedTokenizerFast if plain else AutoTokenizer, path)
     except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
     if tok.is_fast: return tok
     raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
@@ -179,7 +179,7 @@ def _exact_llama(path, model, config):
     from transformers import LlamaTokenizer
     backend = sentencepiece_backend(model, config.get('legacy', True))
     tok = _from_backend(backend, config, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
-    added = LlamaTokenizer.from_pretrained(path).added_tokens_decoder if config else {} # of a fine-tuned checkpoint
+    added = pretrained(LlamaTokenizer, path).added_tokens_decoder if config else {} # of a fine-tuned checkpoint
     tok.add_tokens([t for i,t in sorted(added.items()) if i >= len(tok)])
     return tok
 
@@ -198,6 +198,8 @@ class Tokens:
         return [max(a, b-1) for a,b in self.offsets]
 
 # %% ../../nbs/text/02_tokenizer.ipynb #c4c4c425
+_SYSTEMS = {t.system for t in TEMPLATES.values()} # literal in a conversation, and nobody's secret
+
 class TextEncoder:
     "Tokenize spans: control tokens count only where the template wrote them."
     def __init__(self,
@@ -214,12 +216,16 @@ class TextEncoder:
         later = source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
         self.first = _text_only(source)
         self.rest = self.first if later == source else _text_only(later)
-        self.read = lru_cache(256)(self._read) # what every conversation begins with is read once
+        self.known = lru_cache(256)(self.read) # for what templates say, again and again; never for a person's text
 
     def __reduce__(self): return type(self), (self.tokenizer,)
     def __deepcopy__(self, memo): return self # nothing in it changes
 
-    def _read(self, text, first):
+    def read(self,
+        text:str, # no control token in it counts
+        first:bool, # does a text begin here?
+    )->tuple[list[int],list[tuple]]: # ids, and where each one's text begins and ends
+        "Tokenize a piece."
         enc = (self.first if first else self.rest).encode(text, add_special_tokens=False)
         return enc.ids, enc.offsets
 
@@ -227,13 +233,20 @@ class TextEncoder:
         spans:Iterable[Span], # of one conversation
     )->list[tuple[str,int,int|None]]: # (text, index of its first character, control id or None)
         "Cut the text at control tokens that the template wrote, and nowhere else."
+        return [piece[:3] for piece in self._cut(spans)]
+
+    def _cut(self, spans):
+        "`pieces`, and whether all of a piece is a template's own words."
         out, at = [], 0
         for s in spans:
+            own = not s.literal or s.text in _SYSTEMS
             for i,part in enumerate([s.text] if s.literal else self.pattern.split(s.text)):
                 if not part: continue
-                if i % 2: out.append((part, at, self.control.get(part, self.control.get(part.strip()))))
-                elif out and out[-1][2] is None: out[-1] = out[-1][0] + part, out[-1][1], None
-                else: out.append((part, at, None))
+                if i % 2: out.append((part, at, self.control.get(part, self.control.get(part.strip())), True))
+                elif out and out[-1][2] is None:
+                    text, start, _, before = out[-1]
+                    out[-1] = text + part, start, None, before and own
+                else: out.append((part, at, None, own))
                 at += len(part)
         return out
 
@@ -243,11 +256,12 @@ class TextEncoder:
     )->Tokens: # ids, where they came from, and whether they are learnt
         "Tokenize."
         spans = [Span(spans)] if isinstance(spans, str) else list(spans)
-        pieces, out, begins = self.pieces(spans), Tokens(), True
+        pieces, out, begins = self._cut(spans), Tokens(), True
         if bos and self.bos_id is not None and not (pieces and pieces[0][2] == self.bos_id):
             out.ids, out.offsets = [self.bos_id], [(-1, 0)]
-        for text,at,control in pieces:
-            ids, offsets = self.read(text, begins) if control is None else ([control], [(0, len(text))])
+        for text,at,control,own in pieces:
+            read = self.known if own else self.read
+            ids, offsets = read(text, begins) if control is None else ([control], [(0, len(text))])
             out.ids += ids
             out.offsets += [(at + a, at + b) for a,b in offsets]
             if control is not None: begins = control == self.image_id or len(out) == 1

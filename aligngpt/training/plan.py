@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import AlignGPTError
+from ..core.markup import escape
 from ..model.layers import AlignGPTConfig, num_patches, projector_depth
 from .settings import StageConfig, override
 
@@ -108,7 +109,7 @@ class Plan:
         (short, long), (slow, fast) = self.hours, self.tokens_per_second
         return [f'{self.steps:,} steps, {short:.1f} to {long:.1f} hours, {slow:,.0f} to {fast:,.0f} tokens per second']
 
-    def _repr_markdown_(self): return '```\n' + str(self) + '\n```'
+    def _repr_html_(self): return f'<pre>{escape(self)}</pre>'
 
 # %% ../../nbs/training/07_plan.ipynb #32ff17cb
 def static_memory(

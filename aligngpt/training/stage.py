@@ -19,8 +19,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.steps import environment
+from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
-from .runs import MARKER, Interrupted, RunCallback, last_checkpoint
+from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
+                                    sound_checkpoint)
 from .settings import FINETUNE, PRETRAIN, StageConfig, override
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
@@ -63,7 +65,7 @@ def _check_same(folder, new):
 def _hold(folder, args):
     "The run folder, locked by the first process for all."
     with own_folder(folder) if args.process_index == 0 else contextlib.nullcontext():
-        if args.process_index == 0: last_checkpoint(folder, clean=True)
+        if args.process_index == 0 and not (folder/'done.json').exists(): sound_checkpoint(folder)
         if args.world_size > 1: torch.distributed.barrier()
         yield
 
@@ -135,7 +137,7 @@ def _trainer(model, data, stage, args, processor, callbacks):
 
 def _train(trainer, call, start):
     "Train to the end or to a signal."
-    result = trainer.train(resume_from_checkpoint=str(start) if start else None)
+    result = resume(trainer, start)
     if call.stop and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f'{call.folder}: stopped by {call.stop} at step {trainer.state.global_step}',
                           'run the same command again to continue there', 128 + call.stop.number)
@@ -145,7 +147,9 @@ def _finish(trainer, folder, types, seconds):
     "Save the model and the summary."
     first, history = trainer.args.process_index == 0, trainer.state.log_history
     if first:
-        with atomic_path(folder/'model') as tmp, _types(trainer, types): trainer.save_model(str(tmp))
+        with atomic_path(folder/'model') as tmp, _types(trainer, types):
+            trainer.save_model(str(tmp))
+            seal_weights(tmp)
     else: trainer.save_model(str(folder/'model'))
     done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h],
                 eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h], seconds=seconds)
@@ -187,6 +191,10 @@ class AnswersCallback(TrainerCallback):
         self.folder, self.data, self.stage = Path(folder), data, stage
         self.processor, self.tokens = processor, tokens
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        "Answers of steps that come again go."
+        if state.is_world_process_zero: cut_lines(self.folder/'answers.jsonl', state.global_step)
+
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         "Answer, and write the answers."
         was_training, samples = model.training, self.data.valid
@@ -208,7 +216,8 @@ class AnswersCallback(TrainerCallback):
         said = labels != -100
         n = int(said.int().argmax()) # where the first answer begins, and below where it ends
         end = n + int(torch.cat([~said[n:], torch.tensor([True])]).int().argmax())
-        batch = {k:v.to(model.device) for k,v in self.data.collate([first_turn(sample, n, c)]).items() if k != 'labels'}
+        batch = {k:v.to(model.device) for k,v in self.data.collate([first_turn(sample, n, c)]).items()
+                 if k != 'labels'}
         if self.stage.use_levels: batch['alignment'] = c.num_levels - 1
         out = model.generate(**batch, max_new_tokens=self.tokens, do_sample=False)[0, n:]
         return dict(prompt=self.text(ids[:n], c), answer=self.text(out, c), expected=self.text(labels[n:end], c))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from browsing import browser_page, expect, playwright, png, shot
+from browsing import HOSTILE, browser_page, expect, inert, playwright, png, shot
 
 pytestmark = pytest.mark.browser
 root = Path(__file__).resolve().parents[2]
@@ -247,3 +247,35 @@ def test_voila(tmp_path):
     with serve(tmp_path, 'voila', 'chat.ipynb', '--theme=dark') as url, widget_page() as page:
         page.goto(url)
         short_talk(page, tmp_path, 'voila')
+
+
+def hostile_notebook(folder):
+    "A notebook whose outputs are words of an enemy, in everything that shows itself."
+    cells = map(code, (f"""import sys; sys.path[:0] = [{str(root/'tests')!r}, {str(root/'tests'/'core')!r}]
+from pathlib import Path
+from IPython.display import display
+from test_browser_markup import shown
+from aligngpt.model.toy import toy
+from aligngpt.chat import Chat""", "for o in shown(Path('.')): display({'text/html':o}, raw=True) if isinstance(o, str) else display(o)",
+        "chat = Chat(*toy(), temperature=0)\nchat", "print('all is shown')"))
+    meta = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
+    (folder/'chat.ipynb').write_text(json.dumps(dict(cells=list(cells), metadata=meta, nbformat=4, nbformat_minor=5)),
+                                     encoding='utf-8')
+
+@pytest.mark.slow
+def test_hostile_lab(tmp_path):
+    "Questions, answers and data of an enemy in JupyterLab, whose outputs are trusted."
+    hostile_notebook(tmp_path)
+    lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root',
+                ready='/api/status?token=T')
+    with lab as url, widget_page() as page:
+        accept = page.locator('.jp-Dialog .jp-mod-accept')
+        page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
+        page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
+        run_all(page)
+        page.get_by_text('all is shown', exact=True).wait_for(timeout=300_000)
+        chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
+        for n,text in enumerate(HOSTILE[:4]): chat.say(text); chat.whole(n)
+        inert(page, '.jp-OutputArea-output')
+        expect('onerror', page.locator('.jp-OutputArea').nth(1).inner_text())
+        shot(page, 'hostile_lab')

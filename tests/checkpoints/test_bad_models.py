@@ -1,12 +1,17 @@
 """Each thing that a user can get wrong with a model is one line that names the file, the row or the key."""
-import json, os, shutil
+import copy, io, json, os, shutil, sys
 
 import pytest, torch
 from transformers import AutoModelForImageTextToText
 
-from aligngpt.checkpoints.layouts import load, open_checkpoint, save
+from aligngpt.chat.session import open_session
+from aligngpt.checkpoints.adapters import add_lora, load_adapter
+from aligngpt.checkpoints.layouts import from_base, load, open_checkpoint, save, tower_config
 from aligngpt.checkpoints.convert import convert
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.data.audit import _open_processor
+from aligngpt.levels.alignment import DualEncoder
+from aligngpt.text.tokenizer import load_tokenizer
 from small import CHATS, batch, build, picture, processor
 
 CPU = dict(dtype='float32', device='cpu')
@@ -164,3 +169,65 @@ def test_folder_that_is_nothing(tmp_path):
     with refused(tmp_path/'none'): load(tmp_path/'none', **CPU)
     (tmp_path/'empty').mkdir()
     with refused(tmp_path/'empty', 'nothing'): open_checkpoint(tmp_path/'empty')
+
+
+# Code of others.
+
+@pytest.fixture
+def strange(folders, tmp_path, monkeypatch):
+    "A folder that asks to run code, wherever a folder can, and somebody who types `y` to every question."
+    folder, ran = tmp_path/'strange', tmp_path/'ran'
+    shutil.copytree(folders[0], folder)
+    (folder/'code.py').write_text(f'open({str(ran)!r}, "w")\nclass C:\n    def __init__(self, *a, **k): pass')
+    def edit(name, **changes):
+        file = folder/name
+        said = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**said, **changes}))
+        return folder
+    monkeypatch.setattr('sys.stdin', io.StringIO('y\n'*99))
+    yield edit
+    assert not ran.exists() and sys.stdin.tell() == 0, 'code was run, or a question asked'
+
+MODEL = dict(model_type='strange', auto_map={k: 'code.C' for k in ('AutoConfig', 'AutoModel', 'AutoModelForCausalLM',
+                                                                   'AutoTokenizer', 'AutoImageProcessor')})
+TOKENIZER = dict(tokenizer_class='C', auto_map=dict(AutoTokenizer=['code.C', 'code.C']))
+KERNELS = [dict(attn_implementation='evil/attention'), dict(_attn_implementation='evil/attention:f'),
+           dict(text_config=dict(model_type='llama', _attn_implementation='evil/attention@main')),
+           dict(vision_config=dict(model_type='clip_vision_model', attn_implementation={'': 'evil/attention'}))]
+ROUTES = dict(load=lambda f: load(f, **CPU), open=open_checkpoint, convert=lambda f: convert(f, f/'new', quiet=True),
+              language=lambda f: from_base(f, f, **CPU), tower=tower_config, tokenizer=load_tokenizer,
+              scorer=DualEncoder.from_pretrained, shown=lambda f: view(f), audit=_open_processor,
+              serve=lambda f: open_session(f))
+
+def view(folder):
+    from aligngpt.cli.data import show_command
+    show_command(data=folder/'none.json', processor=folder)
+
+@pytest.mark.parametrize('route', ['language', 'tower', 'tokenizer', 'scorer'])
+def test_code_of_a_model(strange, route):
+    strange('tokenizer_config.json', **TOKENIZER)
+    with refused('strange', 'was not run'): ROUTES[route](strange('config.json', **MODEL))
+
+@pytest.mark.parametrize('route', ['load', 'open', 'convert', 'shown', 'audit', 'serve'])
+def test_code_of_a_tokenizer(strange, route):
+    (strange('tokenizer_config.json', **TOKENIZER)/'tokenizer.json').unlink()
+    with refused('strange', 'was not run'): ROUTES[route](strange('config.json', model_type='aligngpt'))
+
+@pytest.mark.parametrize('kernel', KERNELS)
+@pytest.mark.parametrize('route', ['load', 'open', 'convert', 'tower', 'scorer'])
+def test_kernels(strange, route, kernel):
+    with refused('strange', 'kernel', 'evil/attention', 'was not run'): ROUTES[route](strange('config.json', **kernel))
+
+@pytest.mark.parametrize('name', ['../ours/model.safetensors', '/etc/passwd', '..'])
+@pytest.mark.parametrize('route', ['load', 'open', 'convert', 'tower', 'scorer'])
+def test_shards_elsewhere(strange, route, name):
+    "An index of shards leads nowhere else."
+    folder = strange('model.safetensors.index.json', metadata={}, weight_map={'levels.weight': name})
+    with refused('model.safetensors.index.json', name): ROUTES[route](folder)
+
+def test_modules_of_an_adapter(model, tmp_path):
+    pytest.importorskip('peft')
+    save(add_lora(copy.deepcopy(model), rank=2, alpha=4), processor(), tmp_path/'a')
+    file = tmp_path/'a'/'adapter_config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'megatron_config': {'x': 1}, 'megatron_core': 'antigravity'}))
+    with refused('adapter', 'megatron'): load_adapter(copy.deepcopy(model), tmp_path/'a')

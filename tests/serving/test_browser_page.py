@@ -1,7 +1,7 @@
 "The web page as a person uses it: a real Chromium, a real server."
 import pytest
 
-from browsing import browser_page, expect, png, shot
+from browsing import HOSTILE, browser_page, expect, inert, png, shot
 
 pytest.importorskip('gradio', reason="no gradio: pip install 'aligngpt[serve]'")
 from served import serve
@@ -82,3 +82,17 @@ def test_page(tmp_path):
         web.hear(0, 'ten.')
         shot(page, 'page_dark')
         assert (page.errors, page.abroad, (tmp_path/'abroad').read_text()) == ([], [], '')
+
+
+@pytest.mark.slow
+def test_hostile_page(tmp_path):
+    "A model that says an enemy's words: none of them is more than text. (What people type, they do to themselves.)"
+    says = '\n\n'.join(sorted(HOSTILE, key=lambda t: '```' in t)) # the fence would cover what follows
+    with serve(tmp_path, env=dict(ALIGNGPT_SAYS=says)) as server, browser_page('hostile_page') as page:
+        page.goto(server.url)
+        web = WebPage(page)
+        web.box.wait_for()
+        web.say('Hello.')
+        web.hear(0, 'onerror')
+        inert(page, '#conversation')
+        shot(page, 'hostile_page')

@@ -9,6 +9,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.generation.streamers import BaseStreamer
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.markup import escape, markdown_html
 from aligngpt.text.conversation import render
 from aligngpt.model.layers import level_weights
 import copy, matplotlib.pyplot as plt, pandas as pd

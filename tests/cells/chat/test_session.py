@@ -8,11 +8,13 @@ from typing import Any
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, read_json, write_json
-from aligngpt.core.pictures import open_picture
+from aligngpt.core.markup import escape
+from aligngpt.core.pictures import open_image, open_picture, read_data_url
 from aligngpt.text.tokenizer import TokenText
 from aligngpt.chat.reader import Answer, Reader, Settings, Stopped, Turn, context
 import copy, json, matplotlib.pyplot as plt, tempfile, torch
 from fastcore.test import *
+from PIL import Image
 from IPython.display import Markdown
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, MistralConfig
 from aligngpt.model.cpu import OneDNNLinear, has_slow_mkl
@@ -22,7 +24,7 @@ from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.model.toy import QUESTIONS, swatch, toy
 from aligngpt.chat.session import ChatSession
 import pytest
-from aligngpt.chat.session import ChatSession, open_session
+from aligngpt.chat.session import ChatSession, open_session, turns_of
 
 
 def test_ChatSession_stop():
@@ -296,9 +298,33 @@ def test_ChatSession_save():
     kept = ChatSession(model, processor, temperature=0)
     kept.ask('What colour is it?', red)
     kept.ask('Count to ten.')
+    d = kept.to_dict()
+    twin = ChatSession(model, processor).from_dict(json.loads(json.dumps(d)))
 
     # nbs/chat/02_session.ipynb #3857b3d9
     for f in ('talk.json', 'talk.md'):
         test_eq(ChatSession(model, processor).load(kept.save(tmp/f)).messages, kept.messages)
     test_fail(lambda: kept.save(tmp/'talk.doc'), contains="unknown kind of file '.doc'")
     sorted(p.name for p in tmp.glob('talk.*'))
+
+    # nbs/chat/02_session.ipynb #f0a1c502
+    def shows(url, name='talk.json'):
+        "What becomes of a conversation with a picture at `url`?"
+        (tmp/name).write_text(json.dumps([dict(role='user', content=[dict(type='image_url', image_url=dict(url=url))])]))
+        try: return ChatSession(model, processor).load(tmp/name).turns
+        except AlignGPTError as e: return e.message
+    bomb = io.BytesIO()
+    Image.new('1', (9000, 9000)).save(bomb, 'PNG')
+    large = 'data:image/png;base64,' + base64.b64encode(bomb.getvalue()).decode()
+    elsewhere = ['http://169.254.169.254/keys', '/etc/passwd', '/dev/zero', 'file:///etc/passwd', 'talk.json', None, 7]
+
+    # nbs/chat/02_session.ipynb #f0a1c503
+    for u in elsewhere: assert 'not in the conversation' in shows(u)
+    one = dict(role='user', content=[dict(type='image_url', image_url=dict(url=large))])
+    many = [one, dict(role='assistant', content='x')]*7
+    test_fail(lambda: turns_of(many), contains='more than 500,000,000 pixels together')
+    test_fail(lambda: twin.load('/dev/zero'), contains='a file of at most')
+    for odd in (7, 'x', dict(messages=7), dict(messages=[7]), [dict(role='user', content=[7])],
+                dict(messages=[dict(role='user', content='x')], answers=[dict(text=7)]),
+                dict(messages=[dict(role='user', content='x')], answers=[dict(text='x', weights='<b>')])):
+        test_fail(lambda: twin.from_dict(odd), contains='not a saved conversation')

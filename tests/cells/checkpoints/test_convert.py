@@ -11,7 +11,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json, write_json
 from aligngpt.core.steps import progress
 from aligngpt.checkpoints.layouts import ALIGN_FILE, LLAMA, Checkpoint, Parts, official_name, open_checkpoint
-from aligngpt.checkpoints.weights import Entry, stream, write_safetensors
+from aligngpt.checkpoints.weights import Entry, seal_weights, stream, write_safetensors
 import tempfile
 import sentencepiece as spm
 from fastcore.test import *

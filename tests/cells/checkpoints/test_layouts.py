@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import read_json, write_json
+from aligngpt.core.files import pretrained, read_json, write_json
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer
@@ -19,7 +19,7 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from aligngpt.checkpoints.adapters import has_adapter, load_adapter, save_adapter
-from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream
+from aligngpt.checkpoints.weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 import json, shutil, tempfile
 import matplotlib.pyplot as plt, sentencepiece as spm
 from fastcore.test import *

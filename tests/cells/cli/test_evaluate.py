@@ -6,10 +6,10 @@ import typer
 from aligngpt.cli.data import DType, Device
 from fastcore.test import *
 import json, os, subprocess, sys, tempfile
-from html import escape
 from IPython.display import HTML, Markdown
 from IPython.utils.capture import capture_output
 from typer.testing import CliRunner
+from aligngpt.core.markup import escape
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.model.toy import swatch, toy
 from aligngpt.evaluation.judge import JudgeSettings

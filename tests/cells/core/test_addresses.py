@@ -2,7 +2,7 @@
 "Tests of `aligngpt.core.addresses`: the asserting cells of its notebook, made by aligngpt_export."
 import socket
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urljoin, urlsplit
 from aligngpt.core.errors import AlignGPTError, BadRecord
 import http.server, threading
@@ -11,19 +11,35 @@ from fastcore.test import *
 from aligngpt.core.addresses import is_public
 from aligngpt.core.markup import Table
 import pytest
-from aligngpt.core.addresses import fetch, fetch_own, is_public
+from aligngpt.core.addresses import SPECIAL, fetch, fetch_own, is_public
 
 
 def test_is_public():
     # nbs/core/11_addresses.ipynb #d9bfb307
-    private = """127.0.0.1 127.8.9.1 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1
-    255.255.255.255 192.0.2.1 198.18.0.1 240.0.0.1 ::1 :: fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 ff02::1
-    ::ffff:127.0.0.1 ::ffff:10.0.0.1 2002:7f00:1:: 2001:db8::1 64:ff9b::a00:1 ::127.0.0.1""".split()
-    public = '93.184.216.34 8.8.8.8 2606:4700::1111 ::ffff:8.8.8.8'.split()
+    def forms(ip):
+        "A number of version 4, in each form in which one of version 6 can hold it."
+        a, b, c, d = map(int, ip.split('.'))
+        high, low = a << 8 | b, c << 8 | d
+        return {'mapped':f'::ffff:{ip}', 'NAT64':f'64:ff9b::{ip}', '6to4':f'2002:{high:x}:{low:x}::1',
+                'Teredo':f'2001:0:808:808:0:0:{high ^ 0xffff:x}:{low ^ 0xffff:x}',
+                "Teredo's server":f'2001:0:{high:x}:{low:x}:0:0:f7f7:f7f7',
+                'ISATAP':f'2606:4700::5efe:{ip}', 'ISATAP, unique':f'2606:4700::200:5efe:{ip}'}
+    shown = ('8.8.8.8', '10.0.0.1', '169.254.169.254')
+    Table([(form, *('✓' if is_public(forms(ip)[form]) else '–' for ip in shown)) for form in forms(shown[0])],
+          ('holds', *shown))
 
     # nbs/core/11_addresses.ipynb #c35eea14
-    test_eq([a for a in private if is_public(a)], [])
-    test_eq([a for a in public if not is_public(a)], [])
+    for block in SPECIAL:
+        net = ip_network(block)
+        for ip in {net[0], net[-1], net[net.num_addresses//2]}:
+            test_eq((block, str(ip), is_public(str(ip))), (block, str(ip), False))
+            if ip.version == 4: test_eq([f for f,v6 in forms(str(ip)).items() if is_public(v6)], [])
+    for ip in ('8.8.8.8', '93.184.216.34'): test_eq([f for f,v6 in forms(ip).items() if not is_public(v6)], [])
+    odd = """fe80::1%eth0 ::ffff:0:10.0.0.1 ::ffff:0:8.8.8.8 4000::1 8000::1 64:ff9b:1::808:808 fd00:ec2::254
+    192.0.0.9 192.88.99.1 2001:db8::5efe:8.8.8.8""".split()
+    test_eq([a for a in odd if is_public(a)], [])
+    beside = '9.255.255.255 11.0.0.0 172.32.0.1 192.0.1.1 198.20.0.1 2001:200::1 2606:4700::1111 2a00:1450::1'.split()
+    test_eq([a for a in beside if not is_public(a)], [])
 
 
 async def test_fetch():
@@ -84,7 +100,8 @@ async def test_fetch():
         return out
     got = await tricks()
     test_eq(got, {'/ok':b'a picture', '/once':b'a picture', '/inside':'not an address of the public internet',
-                  '/file':'not a plain http(s) address', '/round':'more than 3 redirects', '/none':'more than 3 redirects',
+                  '/file':'not a plain http(s) address', '/round':'more than 3 redirects',
+                  '/none':'more than 3 redirects',
                   '/endless':'more than 1,048,576 bytes', '/slow':'no answer within 0.5 s', '/gone':'status 404'})
     Table(got.items(), ('path', 'what came'))
 

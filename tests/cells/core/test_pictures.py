@@ -107,7 +107,7 @@ def test_decode_image():
     rgb(lying)
 
 
-def test_open_picture():
+def test_read_data_url():
     # nbs/core/05_pictures.ipynb #9e3b1e3f
     root = Path(tempfile.mkdtemp())
     whole = Path(easy_vqa.get_train_image_paths()[0]).read_bytes()

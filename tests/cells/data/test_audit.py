@@ -2,14 +2,13 @@
 "Tests of `aligngpt.data.audit`: the asserting cells of its notebook, made by aligngpt_export."
 import json, os, shutil
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, BadRecord
-from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
-from aligngpt.core.markup import Table, html_page, picture_tag
+from aligngpt.core.files import atomic_path, own_folder, pretrained, read_json, write_json
+from aligngpt.core.markup import escape, Table, html_page, picture_tag
 from aligngpt.core.pictures import ImageRules, open_image, to_rgb
 from aligngpt.core.shards import Shards
 from aligngpt.core.steps import progress

@@ -2,8 +2,8 @@
 "Tests of `aligngpt.data.viewer`: the asserting cells of its notebook, made by aligngpt_export."
 import base64, io
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
+from aligngpt.core.markup import escape
 from aligngpt.text.conversation import record_images
 from aligngpt.model.processor import AlignGPTProcessor, TokenView
 from aligngpt.data.images import image_sources, load_image

@@ -9,6 +9,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Callable
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.files import inside
 from aligngpt.core.pictures import AS_STORED, open_picture
 from aligngpt.evaluation import vqa
 from aligngpt.evaluation.report import markdown_table
@@ -70,6 +71,8 @@ def test_load_image():
     with expect_fail(AlignGPTError, 'mmb.tsv, row 4: the image in base64: not an image'):
         load_image(Question(1, '?', image_base64='AAAA', where='mmb.tsv, row 4'))
     with expect_fail(AlignGPTError, 'the image color/0001.jpg is missing from nowhere'): load_image(q, 'nowhere')
+    with expect_fail(AlignGPTError, "question 7: the name '/dev/zero' is absolute"):
+        load_image(Question(7, '?', '/dev/zero'))
     test_eq(load_image(Question(1, '?', image_base64=png)).size, (1, 1))
 
 

@@ -6,8 +6,8 @@ from typing import Any, Callable, Iterable, NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.devices import pick_device, pick_dtype
-from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path
+from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.files import atomic_path, pretrained
 from aligngpt.core.markup import Table
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import record_images

@@ -2,7 +2,6 @@
 "Tests of `aligngpt.model.processor`: the asserting cells of its notebook, made by aligngpt_export."
 import inspect, re, warnings
 from dataclasses import dataclass, field, fields
-from html import escape
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from fastcore.basics import patch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 from aligngpt.core.errors import AlignGPTError, BadRecord
-from aligngpt.core.files import read_json
+from aligngpt.core.files import pretrained, read_json
+from aligngpt.core.markup import escape
 from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, Span, Spans, chat_template as template_source, check_messages
 from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages

@@ -2,7 +2,6 @@
 "Tests of `aligngpt.quickstart.run`: the asserting cells of its notebook, made by aligngpt_export."
 import base64, dataclasses, io, json, shutil, time
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Callable
 import numpy as np, torch
@@ -10,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
-from aligngpt.core.markup import html_page
+from aligngpt.core.markup import escape, escape_markdown, html_page
 from aligngpt.core.steps import Steps, environment
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor

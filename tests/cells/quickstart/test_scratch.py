@@ -12,7 +12,8 @@ from aligngpt.core.files import own_folder, read_json, write_json
 from aligngpt.text.conversation import render
 from aligngpt.levels.alignment import DualEncoder
 from aligngpt.training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig
-from aligngpt.training.stage import last_checkpoint, training_arguments
+from aligngpt.training.runs import resume, sound_checkpoint
+from aligngpt.training.stage import training_arguments
 from aligngpt.quickstart.easyvqa import COLORS, SHAPES, caption, facts, folder, questions, text_documents
 from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile

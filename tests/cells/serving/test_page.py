@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from PIL import Image
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.markup import escape_tags
 from aligngpt.core.pictures import open_image
 from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.widget import CSS, weights_html
@@ -20,7 +21,7 @@ from fastcore.test import *
 from IPython.display import HTML
 from starlette.testclient import TestClient
 from aligngpt.model.toy import QUESTIONS, swatch, toy
-from aligngpt.chat.widget import markdown_html
+from aligngpt.core.markup import markdown_html
 from aligngpt.serving.api import create_app
 from aligngpt.serving.engine import Engine
 from aligngpt.serving.page import LOOK

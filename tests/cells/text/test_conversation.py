@@ -2,10 +2,10 @@
 "Tests of `aligngpt.text.conversation`: the asserting cells of its notebook, made by aligngpt_export."
 from dataclasses import dataclass
 from functools import lru_cache
-from html import escape
 from itertools import islice
 from typing import NamedTuple
 from aligngpt.core.errors import AlignGPTError, BadRecord
+from aligngpt.core.markup import escape
 import random
 from collections import Counter
 from fastcore.test import *

@@ -6,15 +6,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import read_json
-from aligngpt.text.conversation import IMAGE, Span
+from aligngpt.core.files import pretrained, read_json
+from aligngpt.text.conversation import IMAGE, Span, TEMPLATES
 import io, json, pickle, random, shutil, sentencepiece, tempfile
-from html import escape
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from IPython.display import HTML
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
+from aligngpt.core.markup import escape
 from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
 from aligngpt.model.toy import toy_processor
@@ -398,6 +398,17 @@ def test_TextEncoder():
     test_eq(tok.decode(got.ids[1:]), spans.text)
     test_eq(encode('<align>').ids.count(tok.convert_tokens_to_ids(ALIGN)), 0)
     test_eq((got.offsets[0], got.chars[0], ''.join(spans.text[a:b] for a,b in got.offsets[1:])), ((-1, 0), -1, spans.text))
+
+    # nbs/text/02_tokenizer.ipynb #f0a1c202
+    def asked(i): return render([dict(role='user', content=[dict(type='image'), dict(type='text', text=f'secret {i}')])])
+    encode = TextEncoder(tok)
+    for i in range(9): encode(asked(i))
+
+    # nbs/text/02_tokenizer.ipynb #f0a1c203
+    test_eq((encode.known.cache_info().currsize, encode.known.cache_info().hits), (1, 8))
+    test_eq([own for text,_,_,own in encode._cut(asked(1)) if 'secret' in text], [False])
+    own_words = render([dict(role='system', content='be brief'), dict(role='user', content='hello')])
+    test_eq(encode(own_words).ids, TextEncoder(tok)(own_words).ids)
 
     # nbs/text/02_tokenizer.ipynb #545a417d
     newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.markup import escape
 from aligngpt.model.layers import AlignGPTConfig, num_patches, projector_depth
 from aligngpt.training.settings import StageConfig, override
 from fastcore.test import *

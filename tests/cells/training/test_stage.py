@@ -9,8 +9,9 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
 from aligngpt.core.steps import environment
+from aligngpt.checkpoints.weights import seal_weights
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
-from aligngpt.training.runs import MARKER, Interrupted, RunCallback, last_checkpoint
+from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override
 from aligngpt.training.trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 from fastcore.test import *
@@ -119,6 +120,30 @@ def test_first_turn():
 
     # nbs/training/05_stage.ipynb #9f34445c
     test_eq(stopped.code, 143)
+
+    # nbs/training/05_stage.ipynb #f0a1c802
+    def end_lost(folder, **length):
+        "Steps and weights of a run, and of the same run after a kill right before its end."
+        how = override(FINETUNE, batch_size=16, learning_rate=5e-3, precision='fp32', log_every=1, save_every=3, keep=1,
+                       checkpointing=False, **length)
+        out = []
+        for _ in range(2):
+            m = add_gate(tiny_model(use_gate=False))
+            done = run_stage(m, StageData(Toy(stage='finetune'), Collator(0)), how, tmp/folder, device='cpu', quiet=True)
+            out.append((done['steps'], done['losses'], {n:t.clone() for n,t in m.state_dict().items()}))
+            (tmp/folder/'done.json').unlink()
+            shutil.rmtree(tmp/folder/'model')
+            with open(tmp/folder/'log.jsonl', 'a') as f: f.write('{"step": 99}\n{"ste')
+        run_stage(m, StageData(Toy(stage='finetune'), Collator(0)), how, tmp/folder, device='cpu', quiet=True)
+        return out, [json.loads(l)['step'] for l in (tmp/folder/'log.jsonl').read_text().splitlines()]
+    lengths = dict(by_steps=dict(max_steps=5), by_a_fraction=dict(epochs=.6), by_epochs=dict(epochs=2.))
+    ends = {k: end_lost(k, **v) for k,v in lengths.items()}
+
+    # nbs/training/05_stage.ipynb #f0a1c803
+    for (one, two), logged in ends.values():
+        test_eq(one[:2], two[:2])
+        test_eq(logged, list(range(1, one[0] + 1)))
+        for n,t in one[2].items(): test_eq(torch.equal(t, two[2][n]), True)
 
     # nbs/training/05_stage.ipynb #c89d32d6
     def poison(rows):
