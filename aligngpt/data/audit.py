@@ -286,7 +286,8 @@ class Tally:
                 self.bad_images.add(names[at])
                 self.add(reason, True, names[at][1], message, image=names[at])
         for at,note in p.get('notes', ()):
-            if p['kind'] == 'sample': self.add(note, False, self.records.place(self.records.row(at)), TEXT_NOTES[note])
+            if p['kind'] == 'sample':
+                self.add(note, False, self.records.place(self.records.row(at)), TEXT_NOTES[note])
             else: self.add(note, False, names[at][1], NOTES[note], image=names[at])
         for at,h in p.get('hashes', ()):
             if (first := self.seen.setdefault(h, at)) != at:
@@ -423,7 +424,8 @@ def write_html(
     "Write the report as a page."
     body = [_section(f, chunks) for f in report.findings]
     if report.lengths: body += ['<h2>Length in tokens</h2>', _bars(report.lengths), f'<p>{report.losses()}</p>']
-    page = html_page(f"Audit of {', '.join(report.data)}", f'{report.read_as()}. {report.verdict()}', ''.join(body), report.safe)
+    page = html_page(f"Audit of {', '.join(report.data)}", f'{report.read_as()}. {report.verdict()}', ''.join(body),
+                     report.safe)
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return Path(path)
 

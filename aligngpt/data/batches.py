@@ -86,7 +86,8 @@ def _pictures(self:SampleDataset, names, keys, source, where):
 def _level(record, where):
     "The alignment level of a record with a picture."
     if record.get('similarity') is not None: return record['similarity']
-    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels', where)
+    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels',
+                    where)
 
 # %% ../../nbs/data/04_batches.ipynb #3a398837
 @patch

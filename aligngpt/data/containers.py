@@ -60,7 +60,8 @@ def guess_encoding(
     "What encoding a text is in, to the best of our knowledge."
     odd = re.findall(rb'[\x80-\xff]+', data)
     alone = sum(len(o) for o in odd if len(o) < 2)
-    names = ('cp1252', 'latin-1') if 2*alone > sum(map(len, odd)) else ('gbk', 'big5', 'shift_jis', 'euc_kr', 'cp1252', 'latin-1')
+    names = (('cp1252', 'latin-1') if 2*alone > sum(map(len, odd))
+             else ('gbk', 'big5', 'shift_jis', 'euc_kr', 'cp1252', 'latin-1'))
     for name in names:
         try: data.decode(name)
         except UnicodeDecodeError: continue
@@ -135,7 +136,8 @@ def value(self:_Array):
             if stop < len(self.text) or self.end: break
         except json.JSONDecodeError as e:
             if self.end or not _unfinished(e, self.text):
-                raise ValueError((_ENDS if _unfinished(e, self.text, 0) else e.msg) + encoding_note(self.text)) from None
+                raise ValueError((_ENDS if _unfinished(e, self.text, 0) else e.msg)
+                                 + encoding_note(self.text)) from None
             size *= 2
         self.more(size)
     raw = self.text[self.pos:stop].encode('utf-8', 'surrogateescape')
@@ -476,7 +478,8 @@ def picture_column(
     import pyarrow.types as t
     def holds(kind):
         while t.is_list(kind) or t.is_large_list(kind): kind = kind.value_type
-        return (t.is_struct(kind) and kind.get_field_index('bytes') >= 0) or t.is_binary(kind) or t.is_large_binary(kind)
+        return (t.is_struct(kind)
+                and kind.get_field_index('bytes') >= 0) or t.is_binary(kind) or t.is_large_binary(kind)
     found = [f.name for f in schema if holds(f.type)]
     usual = [c for c in ('image', 'images') if c in found]
     if len(found) > 1 and not usual:
@@ -603,7 +606,8 @@ def read_records(
     "Read records from any container."
     kind, files = source_files(path)
     if kind == 'imagefolder': yield from read_records(files[0], tell, digest); return
-    if kind in ('json', 'csv'): yield from dict(json=json_records, csv=csv_records)[kind](files[0], tell, digest); return
+    if kind in ('json', 'csv'):
+        yield from dict(json=json_records, csv=csv_records)[kind](files[0], tell, digest); return
     for f in (tar_records if kind == 'tar' else table_records)(path):
         if digest: digest.update(f.raw)
         yield f

@@ -10,7 +10,7 @@ __all__ = ['FORMATS', 'SPEAKERS', 'Format', 'format_table', 'find_turns', 'find_
 import hashlib, json, math, marshal, re, runpy
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.markup import Table
@@ -24,13 +24,13 @@ class Format(NamedTuple):
     name:str # what `--format` takes
     users:str # who writes it, for people
     example:dict # a record
-    turns:tuple=() # keys that may hold the list of turns, joined by + where two lists follow each other; (): the record is one
+    turns:tuple=() # keys that may hold the list of turns, joined by + where two follow each other; (): the record is one
     speaker:tuple=() # keys of a turn that name who speaks
     text:tuple=() # keys of a turn with what is said
     ask:tuple=() # keys of a turn with a question, in a format whose turns hold both
     answer:tuple=() # keys of a turn with the answer
     marked:bool=False # must `<image>` stand where pictures belong? They come first otherwise
-    convert:Callable|None=None # instead of all keys: record -> record in LLaVA's format, or None if it is not of this format
+    convert:Callable|None=None # instead of keys: record -> record in LLaVA's format, or None if it is of another
     source:str='' # tells one version of `convert` from another, so that an index is built anew
 
 _ASK = ('question', 'instruction', 'query', 'prompt', 'problem', 'input', 'user', 'human', 'en_question')
@@ -104,7 +104,8 @@ def find_format(
 
 # %% ../../nbs/data/01a_formats.ipynb #f0rmat14
 _IMAGE = ('image', 'images', 'img', 'imgs', 'image_path', 'image_paths', 'img_path', 'image_file', 'image_files',
-          'file_name', 'filename', 'file_names', 'image_name', 'picture', 'pictures', 'photo', 'image_url', 'image_urls',
+          'file_name', 'filename', 'file_names', 'image_name', 'picture', 'pictures', 'photo', 'image_url',
+          'image_urls',
           'jpg', 'png')
 _WEAK = ('path', 'file', 'filepath', 'file_path', 'url', 'URL') # where a picture may be if its ending says so
 _REFUSED_KEYS = dict(
@@ -139,7 +140,8 @@ def _picture_of_dict(d, place):
     "The picture of `{'bytes': ..., 'path': ...}`, or of one of its relatives."
     path = d.get(_first(d, ('path', 'file_name', 'filename', 'name')))
     if isinstance(data := d.get('bytes') or d.get('base64') or d.get('data'), str) and data:
-        return Inside(Path(path).name if path else place, data.partition(',')[2] if data.startswith('data:') else data)
+        return Inside(Path(path).name if path else place,
+                      data.partition(',')[2] if data.startswith('data:') else data)
     if path: return picture_of(path, place)
     inner = d.get(_first(d, ('image', 'image_url', 'url')))
     if inner: return picture_of(inner, place)
@@ -174,7 +176,8 @@ def _refuse(record, f=None):
 
 # %% ../../nbs/data/01a_formats.ipynb #f0rmat20
 SPEAKERS = {**dict.fromkeys(('human', 'user', 'question', 'instruction', 'prompter', 'questioner'), 'human'),
-            **dict.fromkeys(('gpt', 'assistant', 'chatgpt', 'bot', 'model', 'bing', 'bard', 'ai', 'answer', 'answerer'), 'gpt'),
+            **dict.fromkeys(('gpt', 'assistant', 'chatgpt', 'bot', 'model', 'bing', 'bard', 'ai', 'answer',
+                             'answerer'), 'gpt'),
             **dict.fromkeys(('system', 'developer'), 'system')} # in LLaVA's words
 
 def _text(v, what):
@@ -208,11 +211,13 @@ def _question(t, key):
     "The question of a turn; an instruction goes with its input, and a caption has none."
     if key is None: return ''
     more = t.get('input') if key in ('instruction', 'prompt') else None
-    return '\n'.join(filter(None, [_text(t[key], f'{key!r}') if t[key] is not None else '', _text(more, "'input'") if more else '']))
+    return '\n'.join(filter(None, [_text(t[key], f'{key!r}') if t[key] is not None else '',
+                                   _text(more, "'input'") if more else '']))
 
 
 # %% ../../nbs/data/01a_formats.ipynb #f0rmat21
-_KIND = dict(text='text', input_text='text', output_text='text', image='image', image_url='image', input_image='image')
+_KIND = dict(text='text', input_text='text', output_text='text', image='image', image_url='image',
+             input_image='image')
 
 def _said(content, i, pictures):
     "The text of a turn with `<image>` for each picture part; pictures that the parts carry are appended."
@@ -269,9 +274,9 @@ def is_llava(
     return (level is None or type(level) is int) and bool(image) and _is_name(image) and _own_turns(turns)
 
 def _own_turns(turns):
-    "Are all turns as LLaVA has them?"
+    "Are the first turns as LLaVA has them? The rest is checked with the record."
     try:
-        for t in turns:
+        for t in turns[:3]:
             if t['from'] not in _OWN or type(t['value']) is not str: return False
     except (TypeError, KeyError): return False # no list of objects, or not of these
     return type(turns) is list
@@ -317,7 +322,8 @@ def _needs_picture(record, f):
 
 def _rest(record, f, keys):
     "What else a record holds, its level as a number."
-    used = {*keys, 'history', 'system', *(k for t in f.turns for k in t.split('+') if find_turns({t:record.get(t)}, f) or '+' in t)}
+    used = {*keys, 'history', 'system', *(k for t in f.turns for k in t.split('+') if find_turns({t:record.get(t)}, f)
+                                          or '+' in t)}
     if not f.turns: used |= {_first(record, f.ask), _first(record, f.answer), 'input'}
     out = {k:v for k,v in record.items() if k not in used and v is not None}
     if 'similarity' in out: out['similarity'] = _level(out['similarity'])
@@ -340,7 +346,8 @@ def _before(record):
     for k,pair in enumerate(_listed(record.get('history'))):
         if not (isinstance(pair, list) and len(pair) == 2):
             _bad('shape', f"'history' holds {pair!r:.60}, expected [question, answer]")
-        out += [('human', _text(pair[0], f'question {k} of the history')), ('gpt', _text(pair[1], f'answer {k} of it'))]
+        out += [('human', _text(pair[0], f'question {k} of the history')),
+                ('gpt', _text(pair[1], f'answer {k} of it'))]
     return out
 
 def _one_of(listed, carried):
@@ -373,7 +380,8 @@ def unknown_format(
                                            f'{show_record(FORMATS[0].example)}')
     near = f or max(FORMATS, key=lambda f: _likeness(record, f))
     begin = f'not of the format {f.name!r}' if f else 'of no known format'
-    return BadRecord('unknown format', f'a record {begin}: {show_record(record)}. It resembles {near.name!r}, of which a '
+    return BadRecord('unknown format',
+                     f'a record {begin}: {show_record(record)}. It resembles {near.name!r}, of which a '
                                        f'record looks like {show_record(near.example)}; {_difference(record, near)}')
 
 def _likeness(record, f):
@@ -431,32 +439,35 @@ class Reader:
     def __init__(self,
         name:str, # of the file, to call its pictures by
         f:Format|None=None, # one that all records are of; None: each is recognised by its shape
-    ): self.name, self.format, self.formats, self.inside = name, f, Counter(), 0
+    ): self.name, self.format, self.formats, self.inside, self.carried = name, f, Counter(), 0, ()
 
     def __call__(self,
-        records:Iterator[Found], # from a container
-    )->Iterator[tuple[Found,list[Inside]]]: # (the record, the pictures that stood in it)
+        records:Iterable[Found], # from a container
+    )->Iterator[Found]: # as many; `carried` holds the pictures that stood in the last of them
         "Translate records one by one."
-        plain = self.format is None or self.format is FORMATS[0]
+        plain, own = self.format is None or self.format is FORMATS[0], 0
         for i,one in enumerate(records):
             if one.doubts or plain and is_llava(one.record):
-                self.formats['llava'] += not one.doubts
-                yield one, []
-            else: yield self.translate(one, i)
+                own += not one.doubts
+                yield one
+            else:
+                yield self.translate(one, i)
+                self.carried = ()
+        if own: self.formats['llava'] += own
 
     def translate(self,
         one:Found, # a record that is not LLaVA's
         i:int, # its row
-    )->tuple[Found,list[Inside]]: # (the record, the pictures that stood in it)
+    )->Found: # the record as LLaVA's, or what is wrong with it
         "Translate one record, or say why not."
         f = self.format or (find_format(one.record) if isinstance(one.record, dict) else None)
         try:
             if f is None: _refuse(one.record); raise unknown_format(one.record)
-            record, inside = as_llava(one.record, f, f'{self.name}/{i}')
-        except BadRecord as e: return one._replace(doubts=[(e.reason, e.message)]), []
+            record, self.carried = as_llava(one.record, f, f'{self.name}/{i}')
+        except BadRecord as e: return one._replace(doubts=[(e.reason, e.message)])
         except Exception as e: # of a converter
-            return one._replace(doubts=[('shape', f'{f.name}: {type(e).__name__}: {e}')]), []
+            return one._replace(doubts=[('shape', f'{f.name}: {type(e).__name__}: {e}')])
         self.formats[f.name] += 1
-        self.inside += len(inside)
-        return found(record), inside
+        self.inside += len(self.carried)
+        return found(record)
 

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors, BadRecord
 from ..core.pictures import ImageRules, decode_image
-from .containers import (PICTURES, picture_column, picture_names, plain_suffix, read_records, source_files,
+from .containers import (PICTURES, picture_column, picture_names, plain_suffix, read_records,
+                                      source_files,
                                       table_batches, tar_members)
 from .formats import Format, Reader, format_key, get_format
 from .records import Records, Source, ensure_index
@@ -211,8 +212,9 @@ class TextImages(_Indexed):
     def __reduce__(self): return type(self), (self.path, self.said)
     def _entries(self, folder):
         with open(folder/'pictures.bin', 'wb') as out:
-            for _,inside in Reader(self.path.name, self.format)(read_records(self.path)):
-                for name, text in inside:
+            reader = Reader(self.path.name, self.format)
+            for _ in reader(read_records(self.path)):
+                for name, text in reader.carried:
                     try: data = base64.b64decode(text)
                     except binascii.Error: data = b'damaged base64'
                     yield name, 0, out.tell(), len(data)
@@ -228,7 +230,7 @@ class TextImages(_Indexed):
 
 # %% ../../nbs/data/03_images.ipynb #e8c1306a
 def open_images(
-    source:Any, # a folder of pictures, tar shards, a table, a file of records with pictures in it, or an image source; None for none
+    source:Any, # a folder of pictures, tar shards, a table, records with pictures, or an image source; None for none
 )->Any: # an image source, or None
     "Open what holds pictures."
     if not isinstance(source, (str, Path)): return source
@@ -269,14 +271,15 @@ def _with_own(source, other):
     return other if same else BothImages(own, other)
 
 def image_sources(
-    images:Any, # what `open_images` opens, for all files of records, or a list with one for each; None: those in the files
+    images:Any, # what `open_images` opens, for all files, or a list with one for each; None: those in the files
     sources:list[Source], # the files of records
 )->list: # one image source, or None, for each
     "Image sources, one for each file of records."
     if isinstance(images, (list, tuple)) and len(images) != len(sources):
         raise AlignGPTError(f'{len(images)} image folders for {len(sources)} files of records',
                             'give one for each, or one for all')
-    opened = [open_images(o) for o in images] if isinstance(images, (list, tuple)) else [open_images(images)]*len(sources)
+    opened = ([open_images(o) for o in images]
+              if isinstance(images, (list, tuple)) else [open_images(images)]*len(sources))
     return [_with_own(s, o) for s,o in zip(sources, opened)]
 
 

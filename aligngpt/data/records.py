@@ -92,7 +92,8 @@ def check_caption(
     if get_template(template).keep_question: return
     n = sum(t['from'] in ('human', 'user') for t in record['conversations'])
     if n < 2: return
-    raise BadRecord('several turns', f'{n} questions, and the template {get_template(template).name!r} learns one answer '
+    raise BadRecord('several turns',
+                    f'{n} questions, and the template {get_template(template).name!r} learns one answer '
                     'without its question', 'keep one of them, or fine-tune on conversations (template v1)', where)
 
 
@@ -238,8 +239,9 @@ def _build(self:Source, folder):
     digest, total = hashlib.sha256(), sum(f.stat().st_size for f in source_files(self.path)[1])
     with progress(desc=f'index {self.path.name}', total=total, unit='B', unit_scale=True,
                   disable=self.quiet) as bar:
-        reader, found = Reader(self.path.name, self.format), read_records(self.path, lambda b: bar.update(b - bar.n), digest)
-        n = build_index((f for f,_ in reader(found)), folder/'records.arrow')
+        reader, found = Reader(self.path.name, self.format), read_records(self.path, lambda b: bar.update(b - bar.n),
+            digest)
+        n = build_index(reader(found), folder/'records.arrow')
     return dict(records=n, sha256=digest.hexdigest(), formats=dict(reader.formats), inside=reader.inside,
                 holds=_holds_pictures(self.path))
 

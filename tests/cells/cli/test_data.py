@@ -40,14 +40,27 @@ def test_audit_command():
     here = world(24)
     tiny_clip(here/'clip', 'a shape')
 
+    # nbs/cli/02_data.ipynb #clifmt02
+    def chats(folder):
+        "The same pictures in a file of chat messages."
+        said = [dict(role='user', content='<image>What?'), dict(role='assistant', content='a shape')]
+        (folder/'chats.jsonl').write_text('\n'.join(json.dumps(dict(messages=said, images=[f'{i}.png']))
+                                                    for i in range(24)))
+        return folder
+
     # nbs/cli/02_data.ipynb #clifmt04
-    written = json.loads((here/'chats.json').read_text())
+    def levelled(folder):
+        "The chat messages with their levels."
+        ran(folder, *'levels chats.jsonl --images images --clip clip --out chats.json --levels 4 --device cpu'.split())
+        return json.loads((folder/'chats.json').read_text())
+    written = levelled(chats(here))
 
     # nbs/cli/02_data.ipynb #clifmt05
-    test_eq(written[0], dict(image='0.png', conversations=[{'from':'human', 'value':'<image>What?'}, {'from':'gpt', 'value':'a shape'}],
+    test_eq(written[0], dict(image='0.png', conversations=[{'from':'human', 'value':'<image>What?'},
+                                                           {'from':'gpt', 'value':'a shape'}],
                              similarity=written[0]['similarity']))
     test_eq(sorted(r['similarity'] for r in written), sorted([*range(4)]*6))
-    test_eq(ran(here, *'audit chats.json --images images --workers 0'.split()).splitlines()[0], 'read as: llava')
+    test_eq(ran(here, *'audit chats.jsonl --images images --workers 0'.split()).splitlines()[0], 'read as: messages')
 
 
 def test_unpack_command():
@@ -61,7 +74,8 @@ def test_unpack_command():
     register_data(app)
 
     # nbs/cli/02_data.ipynb #bd8925f4
-    for name, flags in dict(levels=('--clip', '--levels', '--method', '--format'), audit=('--processor', '--cap', '--format'),
+    for name, flags in dict(levels=('--clip', '--levels', '--method', '--format'),
+                            audit=('--processor', '--cap', '--format'),
                             show=('--row', '--format'), unpack=('--md5', '--extract-to')).items():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output
         for flag in flags: assert flag in text, (name, flag)

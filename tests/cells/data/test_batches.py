@@ -57,7 +57,8 @@ def test_SampleDataset_n_skipped():
     said = [{'from': 'human', 'value': f'<image>\n{what}'}, {'from': 'gpt', 'value': 'Blue.'}]
     same = {'llava.json':          [dict(image='2.png', conversations=said)],
             'sharegpt.json':       [dict(images=['2.png'], conversations=said)],
-            'messages.jsonl':      [dict(images=['2.png'], messages=[{**turns[0], 'content': f'<image>{what}'}, turns[1]])],
+            'messages.jsonl':      [dict(images=['2.png'],
+                                         messages=[{**turns[0], 'content': f'<image>{what}'}, turns[1]])],
             'parts.jsonl':         [dict(images=[dict(bytes=encoded, path=None)], messages=parts)],
             'unmarked.json':       [dict(images=[f'data:image/png;base64,{encoded}'], messages=turns)],
             'cauldron.json':       [dict(images=[encoded], texts=[dict(user=what, assistant='Blue.')])],
@@ -80,13 +81,15 @@ def test_SampleDataset_n_skipped():
     for _, s in encoded_samples.values():
         for k in ('input_ids', 'labels', 'pixel_values'): assert torch.equal(s[k], expected[k])
     nulls = Records(file_of('null.json', [{**same['llava.json'][0], 'similarity': None}]), quiet=True)
-    test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels=True)[0], contains='a picture without an alignment level')
+    test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels=True)[0],
+              contains='a picture without an alignment level')
 
     # nbs/data/04_batches.ipynb #batcap01
     more = [{'from': 'human', 'value': 'And now?'}, {'from': 'gpt', 'value': 'The same.'}]
     talk = world([{**rows[0], 'conversations': rows[0]['conversations'] + more}])
     talks = Records(talk/'data.json', quiet=True)
-    test_fail(lambda: SampleDataset(talks, talk/'images', processor), contains="data.json: row 0 (id \"0\"): 2 questions, and the template 'plain'")
+    test_fail(lambda: SampleDataset(talks, talk/'images', processor),
+              contains="data.json: row 0 (id \"0\"): 2 questions, and the template 'plain'")
     answers = SampleDataset(talks, talk/'images', letter_processor(template='v1'))[0]
     test_eq(int((answers['labels'] == processor.tokenizer.eos_token_id).sum()), 2)
 

@@ -128,13 +128,14 @@ def test_json_records():
 
     # nbs/data/01_containers.ipynb #c0ntpk02
     for name,data in packed.items():
-        test_eq([f.record for f in json_records(tmp/name)], [record, text_only])
+        test_eq([f.record for f in json_records(put(name, data))], [record, text_only])
         if 'utf16.jsonl' not in name and name != 'no-mark.json':
             test_fail(lambda: list(json_records(put(name, data[:-20]))), contains='a truncated download')
     layouts = {'[\n{}]': 'array', '{"a": 1}\n{}': 'lines', '{"data": []}': 'object', '{\n"a": 1}': 'object',
                '{"a": \n{"a": 3}': 'lines', '': b'', '<html>': b'<'}
     test_eq([_layout(io.BytesIO(t.encode()), '.json') for t in layouts], [*layouts.values()])
-    renamed = {'[\n{}\n]': 'array', '[{},\n{}]': 'array', '[1]\n2': 'lines', '[{}]': 'array', '{\n"a": 1}': 'object', '{"a": 1}': 'lines',
+    renamed = {'[\n{}\n]': 'array', '[{},\n{}]': 'array', '[1]\n2': 'lines', '[{}]': 'array', '{\n"a": 1}': 'object',
+               '{"a": 1}': 'lines',
                '{"broken": \n{}': 'lines', '{"broken": ': 'lines'}
     test_eq([_layout(io.BytesIO(t.encode()), '.jsonl') for t in renamed], [*renamed.values()])
 
@@ -203,7 +204,8 @@ def test_picture_names():
     def column_of(**fields): return picture_column(pa.schema(list(fields.items())), 'x.parquet')
     test_eq(column_of(image=struct, mask=struct), 'image')
     test_eq(column_of(image=pa.string(), text=pa.string()), None)
-    test_fail(lambda: column_of(image_1=struct, image_2=struct), contains='several columns hold pictures: image_1, image_2')
+    test_fail(lambda: column_of(image_1=struct, image_2=struct),
+              contains='several columns hold pictures: image_1, image_2')
     column_of(text=pa.string(), photos=pa.list_(struct)), column_of(jpg=pa.binary())
 
 
@@ -304,7 +306,8 @@ def test_sample_names():
     got[1].record, got[2].doubts
 
     # nbs/data/01_containers.ipynb #c0nttr01
-    odd_names = ['1.jpg', 'scan.2.jpg', '1.json', 'scan.2.txt', 'd/3.left.jpg', 'd/3.right.jpg', 'd/3.json', '4.question.txt',
+    odd_names = ['1.jpg', 'scan.2.jpg', '1.json', 'scan.2.txt', 'd/3.left.jpg', 'd/3.right.jpg', 'd/3.json',
+                 '4.question.txt',
                  '4.png', '1.txt']
     sample_names(odd_names)
 
@@ -314,10 +317,12 @@ def test_sample_names():
              ('d/3', 'json'), ('4', 'question.txt'), ('4', 'png'), ('1', 'txt')])
     test_eq(sample_names(['a.jpg', 'a.txt', 'a.2.jpg', 'a.2.txt', 'b.1.jpg', 'b.2.jpg']),
             [('a', 'jpg'), ('a', 'txt'), ('a.2', 'jpg'), ('a.2', 'txt'), ('b.1', 'jpg'), ('b.2', 'jpg')])
-    apart = as_tar('s1.tar', **{'1.jpg': b'...', '2.jpg': b'...', '._1.jpg': b'?', '1.json': b'{"url": "x", "caption": null}',
+    apart = as_tar('s1.tar', **{'1.jpg': b'...', '2.jpg': b'...', '._1.jpg': b'?',
+                                '1.json': b'{"url": "x", "caption": null}',
                                 '1.txt': b'one', '2.txt': b'two', '2.cls': b'7'})
     test_eq([f.record for f in tar_records(apart)],
-            [dict(id='1', txt='one', url='x', caption=None, image='s1.tar/1.jpg'), dict(id='2', txt='two', image='s1.tar/2.jpg')])
+            [dict(id='1', txt='one', url='x', caption=None, image='s1.tar/1.jpg'),
+             dict(id='2', txt='two', image='s1.tar/2.jpg')])
 
 
 def test_read_records():
@@ -360,6 +365,7 @@ def test_read_records():
                       datasets=as_dataset([record, text_only], 'g'), folder=folder_of('metadata.jsonl'))
     _ = (everywhere['folder']/'metadata.jsonl').write_bytes(small_lines.read_bytes())
     for path in everywhere.values():
-        test_eq([f.record['conversations'] for f in read_records(path)], [r['conversations'] for r in (record, text_only)])
+        test_eq([f.record['conversations'] for f in read_records(path)],
+                [r['conversations'] for r in (record, text_only)])
     test_fail(lambda: list(read_records(Path(tempfile.mkdtemp()))), contains='a folder without .parquet or .tar files')
     {name:[f.record['id'] for f in read_records(path)] for name,path in everywhere.items()}

@@ -3,7 +3,7 @@
 import hashlib, json, math, marshal, re, runpy
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
@@ -35,7 +35,8 @@ def test_Inside():
     dot = base64.b64encode(b'\x89PNG\r\n\x1a\n' + bytes(60)).decode()
 
     # nbs/data/01a_formats.ipynb #f0rmat16
-    test_eq([picture_of(v, 'x/3') for v in ('1.png', 'file:///d/1.png', dict(path='2.png', bytes=None), dict(url='3.png'))],
+    test_eq([picture_of(v, 'x/3') for v in ('1.png', 'file:///d/1.png', dict(path='2.png', bytes=None),
+                                            dict(url='3.png'))],
             ['1.png', '/d/1.png', '2.png', '3.png'])
     for v in (dot, dict(bytes=dot), dict(image_url=dict(url=f'data:image/png;base64,{dot}'))):
         test_eq(picture_of(v, 'x/3'), Inside('x/3', dot))
@@ -61,9 +62,11 @@ def test_as_llava():
         said = [t['value'] for t in out['conversations']]
         return out.get('image'), said, {k:v for k,v in out.items() if k not in ('image', 'conversations')}
     what = ['<image>\nWhat?', 'A cat.']
-    test_eq([turned(f.example)[:2] for f in FORMATS], [('1.jpg', what), ('1.jpg', ['<image>What?', 'A cat.']), ('1.jpg', what),
+    test_eq([turned(f.example)[:2] for f in FORMATS],
+            [('1.jpg', what), ('1.jpg', ['<image>What?', 'A cat.']), ('1.jpg', what),
                                                        ('1.jpg', what), ('1.jpg', ['<image>', 'A cat.'])])
-    def chat(*said, **more): return dict(messages=[dict(role=('user', 'assistant')[i%2], content=c) for i,c in enumerate(said)], **more)
+    def chat(*said, **more):
+        return dict(messages=[dict(role=('user', 'assistant')[i%2], content=c) for i,c in enumerate(said)], **more)
     def part(source): return dict(type='image', image=source)
     for record, expected in (
         (chat([part('a.png'), dict(type='text', text='What?')], 'A cat.'),           ('a.png', what)),
@@ -71,11 +74,14 @@ def test_as_llava():
         (chat('What?', 'A cat.', images=['a.png']),                                  ('a.png', what)),
         (chat('<|image_1|>\nWhat?', 'A cat.', images='a.png'),                       ('a.png', what)),
         (chat('<image>\nWhat?', 'A cat.', images=[dict(bytes=dot)]),                 ('x.json/7', what)),
-        (chat('<image> <image> Two', 'b', images=[dot, 'b.png']),                    (['x.json/7-0', 'b.png'], ['<image> <image> Two', 'b'])),
-        ({'conversations': [{'from': 'user', 'value': '<img>a.png</img>\nWhat?'}, {'from': 'assistant', 'value': 'A cat.'}]}, ('a.png', what)),
+        (chat('<image> <image> Two', 'b', images=[dot, 'b.png']),
+         (['x.json/7-0', 'b.png'], ['<image> <image> Two', 'b'])),
+        ({'conversations': [{'from': 'user', 'value': '<img>a.png</img>\nWhat?'},
+                            {'from': 'assistant', 'value': 'A cat.'}]}, ('a.png', what)),
         (chat('Picture 1: <img>a.png</img>\nWhat?', 'A cat.'),                       ('a.png', what)),
         (chat('a', 'b', images=[], system='Be brief.'),                              (None, ['Be brief.', 'a', 'b'])),
-        (dict(query='c', response='d', history=[['a', 'b']], image='1.png'),         ('1.png', ['<image>\na', 'b', 'c', 'd'])),
+        (dict(query='c', response='d', history=[['a', 'b']], image='1.png'),
+         ('1.png', ['<image>\na', 'b', 'c', 'd'])),
         (dict(instruction='Add', input='1 2', output=3),                             (None, ['Add\n1 2', '3'])),
         (dict(texts=[dict(user='a', assistant='b'), dict(user='c', assistant='d')], images=[dict(path='1.png')]),
                                                                                      ('1.png', ['<image>\na', 'b', 'c', 'd'])),
@@ -86,7 +92,8 @@ def test_as_llava():
     test_eq([turned(dict(image='1.png', caption='b', similarity=v))[2] for v in (3.0, '3.0', '', 'x', 2.5)],
             [dict(similarity=3), dict(similarity=3), {}, dict(similarity='x'), dict(similarity=2.5)])
     test_eq(is_llava({'conversations': [{'from': 'user', 'value': '<img>a.png</img>'}]}), False)
-    test_eq([is_llava(r) for r in (ours['llava'], {**ours['llava'], 'similarity': '3'}, {**ours['llava'], 'image': None}, 5,
+    test_eq([is_llava(r) for r in (ours['llava'], {**ours['llava'], 'similarity': '3'}, {**ours['llava'], 'image': None},
+                                   5,
                                    {**ours['llava'], 'images': []}, FORMATS[1].example)], [True] + [False]*5)
 
     # nbs/data/01a_formats.ipynb #f0rmat29
@@ -125,8 +132,21 @@ def test_show_record():
 
 def test_get_format():
     # nbs/data/01a_formats.ipynb #f0rmat40
-    mine = Path(tempfile.mkdtemp())/'my_format.py'
-    birds = formats.get_format(mine)
+    RECIPE = '''
+from aligngpt.data.formats import Format
+
+def convert(record):
+    turns = [{'from': 'human', 'value': '<image>\\nWhich bird?'}, {'from': 'gpt', 'value': record['bird']['name']}]
+    return {'id': record['nr'], 'image': record['bird']['photo'], 'conversations': turns}
+
+BIRDS = Format('birds', 'our own data', {'nr': 1, 'bird': {'name': 'a robin', 'photo': '1.jpg'}}, convert=convert)
+'''
+    def file_of(text):
+        "A file of Python with this text."
+        path = Path(tempfile.mkdtemp())/'my_format.py'
+        path.write_text(text)
+        return path
+    birds = formats.get_format(file_of(RECIPE))
 
     # nbs/data/01a_formats.ipynb #f0rmat41
     test_eq(as_llava(birds.example, birds)[0]['image'], '1.jpg')
@@ -134,8 +154,7 @@ def test_get_format():
     test_is(get_format(None), None)
     test_fail(lambda: get_format('alpaca'), contains="Unknown format 'alpaca'. Valid: llava, messages, cauldron")
     for text, why in (('x = 1', 'defines 0 formats'), ('1/0', 'ZeroDivisionError')):
-        _ = (mine.parent/'bad.py').write_text(text)
-        test_fail(lambda: get_format(mine.parent/'bad.py'), contains=why)
+        test_fail(lambda: get_format(file_of(text)), contains=why)
     names_only = Format('talks', 'us', {}, ('talk',), ('who',), ('words',))
     test_eq(as_llava({'talk': [dict(who='User', words='a'), dict(who='bot', words='b')]}, names_only)[0]['conversations'],
             [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}])
@@ -151,13 +170,26 @@ def test_Reader():
     ours = {f.name:as_llava(f.example, f)[0] for f in FORMATS}
 
     # nbs/data/01a_formats.ipynb #f0rmat40
-    mine = Path(tempfile.mkdtemp())/'my_format.py'
-    birds = formats.get_format(mine)
+    RECIPE = '''
+from aligngpt.data.formats import Format
+
+def convert(record):
+    turns = [{'from': 'human', 'value': '<image>\\nWhich bird?'}, {'from': 'gpt', 'value': record['bird']['name']}]
+    return {'id': record['nr'], 'image': record['bird']['photo'], 'conversations': turns}
+
+BIRDS = Format('birds', 'our own data', {'nr': 1, 'bird': {'name': 'a robin', 'photo': '1.jpg'}}, convert=convert)
+'''
+    def file_of(text):
+        "A file of Python with this text."
+        path = Path(tempfile.mkdtemp())/'my_format.py'
+        path.write_text(text)
+        return path
+    birds = formats.get_format(file_of(RECIPE))
 
     # nbs/data/01a_formats.ipynb #f0rmat44
     reader = Reader('x.json')
     mixed = [found(r) for r in (ours['llava'], FORMATS[1].example, dict(image=dot, caption='a dot'), {'id': 5})]
-    got = list(reader(mixed))
+    got = [(one, reader.carried) for one in reader(mixed)]
 
     # nbs/data/01a_formats.ipynb #f0rmat45
     test_eq(reader.formats, dict(llava=1, messages=1, captions=1))
@@ -166,4 +198,4 @@ def test_Reader():
     test_eq((got[2][0].record['image'], got[2][1]), ('x.json/2', [Inside('x.json/2', dot)]))
     test_eq(got[3][0].doubts[0][0], 'unknown format')
     forced = list(Reader('x.json', birds)(mixed[3:]))
-    test_eq(forced[0][0].doubts, [('shape', "birds: KeyError: 'bird'")])
+    test_eq(forced[0].doubts, [('shape', "birds: KeyError: 'bird'")])

@@ -194,7 +194,8 @@ def test_TextImages():
         "Two records, of which one holds its picture."
         path = Path(tempfile.mkdtemp())/'chat.jsonl'
         said = [dict(role='user', content='<image>What?'), dict(role='assistant', content='A shape.')]
-        rows = [dict(messages=said, images=['1.png']), dict(messages=said, images=[dict(bytes=base64.b64encode(whole).decode())])]
+        rows = [dict(messages=said, images=['1.png']),
+                dict(messages=said, images=[dict(bytes=base64.b64encode(whole).decode())])]
         path.write_text('\n'.join(map(json.dumps, rows)))
         return path
     chats = in_text()
@@ -270,7 +271,8 @@ def test_open_images():
         "Two records, of which one holds its picture."
         path = Path(tempfile.mkdtemp())/'chat.jsonl'
         said = [dict(role='user', content='<image>What?'), dict(role='assistant', content='A shape.')]
-        rows = [dict(messages=said, images=['1.png']), dict(messages=said, images=[dict(bytes=base64.b64encode(whole).decode())])]
+        rows = [dict(messages=said, images=['1.png']),
+                dict(messages=said, images=[dict(bytes=base64.b64encode(whole).decode())])]
         path.write_text('\n'.join(map(json.dumps, rows)))
         return path
     chats = in_text()

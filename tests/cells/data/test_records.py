@@ -63,7 +63,8 @@ def test_check_caption():
     # nbs/data/02_records.ipynb #reccap03
     check_caption(record, 'plain')
     check_caption(said('a', 'b', 'c', 'd'), 'v1')
-    test_fail(lambda: check_caption(said('a', 'b', 'c', 'd'), 'plain', 'row 3'), contains="row 3: 2 questions, and the template 'plain'")
+    test_fail(lambda: check_caption(said('a', 'b', 'c', 'd'), 'plain', 'row 3'),
+              contains="row 3: 2 questions, and the template 'plain'")
 
 
 def test_build_index():
@@ -276,7 +277,8 @@ def test_Records_fingerprint():
 
     # nbs/data/02_records.ipynb #recfmt06
     for policy, cap in (('error', 0), ('skip', .01)):
-        test_fail(lambda: Records(strange, policy=policy, cap=cap, quiet=True), contains='3 of 3 records cannot be used. The first')
+        test_fail(lambda: Records(strange, policy=policy, cap=cap, quiet=True),
+                  contains='3 of 3 records cannot be used. The first')
     nothing = Records(put('bad.json', json.dumps([bad, bad])), policy='skip', cap=1., quiet=True)
     test_eq((len(nothing), nothing.image_names(), len(nothing.column('n_images')), len(nothing.epoch())), (0, [], 0, 0))
     test_eq(Records(put('text.json', json.dumps([text_only])), quiet=True).image_names(), [])
