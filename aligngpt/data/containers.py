@@ -298,7 +298,10 @@ class _Recoded(io.RawIOBase):
     def readinto(self, b):
         while not self.left:
             piece = self.file.read(1<<16)
-            self.left = self.decode(piece, not piece).encode()
+            try: self.left = self.decode(piece, not piece).encode()
+            except UnicodeError:
+                if piece: raise
+                self.left = b'\xff' # the last character is cut off, and so is its record
             if not piece: break
         n = min(len(b), len(self.left))
         b[:n], self.left = self.left[:n], self.left[n:]
@@ -359,7 +362,7 @@ def _layout(file, suffix):
     if first == b'[' and not named: return 'array'
     if _is_value(line) and named and first != b'[': return 'lines'
     while not following and (piece := file.readline(1<<10)): following = piece.strip()
-    if first == b'[': return 'lines' if following and _is_value(line) else 'array'
+    if first == b'[': return 'lines' if _is_value(line) == bool(following) else 'array'
     if first == b'{' and (line == b'{' or not (following or named)): return 'object'
     return 'lines' if _is_value(line) or named or following[:1] == b'{' else 'object'
 
