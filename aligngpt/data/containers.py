@@ -301,7 +301,7 @@ class _Recoded(io.RawIOBase):
             try: self.left = self.decode(piece, not piece).encode()
             except UnicodeError:
                 if piece: raise
-                self.left = b'\xff' # the last character is cut off, and so is its record
+                self.left, self.decode = b'\xff', lambda *args: '' # the last character is cut off, and its record bad
             if not piece: break
         n = min(len(b), len(self.left))
         b[:n], self.left = self.left[:n], self.left[n:]
