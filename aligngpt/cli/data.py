@@ -18,14 +18,20 @@ _Policy = Annotated[str, typer.Option(
     help="What to do about bad records and pictures: 'error', or 'skip' and count.")]
 _Cap = Annotated[float, typer.Option(min=0, max=1, help='Share that may be skipped.')]
 
+_Data = 'Records in any format of `--format`: JSON, JSON Lines, CSV, Parquet, tar shards, an imagefolder.'
+_Format = Annotated[Optional[str], typer.Option('--format', show_default=False, help=
+    'What the records are: llava, messages, cauldron, questions, captions, or a file of Python that defines a format. '
+    'Left out: told by their shape.')]
+
 def levels_command(
-    data:Annotated[list[str], typer.Argument(
-        help='Caption pairs: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
-    images:Annotated[list[str], typer.Option(
-        help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs.')],
+    data:Annotated[list[str], typer.Argument(help=_Data)],
     clip:Annotated[str, typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')],
     out:Annotated[Path, typer.Option(
         help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
+    images:Annotated[Optional[list[str]], typer.Option(
+        help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs. '
+             'Left out: the pictures inside of the data.')]=None,
+    format:_Format=None,
     n:Annotated[int, typer.Option('--levels', min=2, help='Number of levels.')]=8,
     method:Annotated[str, typer.Option(
         help='quantile, uniform, edges separated by commas, '
@@ -39,7 +45,7 @@ def levels_command(
     from aligngpt.data.images import Sources
     from aligngpt.levels.alignment import DualEncoder
     from aligngpt.levels.scoring import levels
-    sources = Sources(data, _one_or_all(images), policy=policy, cap=cap)
+    sources = Sources(data, _one_or_all(images), policy=policy, cap=cap, format=format)
     sources.open(n_levels=2**31) # so that a bad record is found before the encoder is loaded
     done = levels(sources, clip=DualEncoder.from_pretrained(clip, device, dtype), out=out, n=n, method=method,
                   batch_size=batch_size, workers=workers)
@@ -59,10 +65,11 @@ def _tell_levels(done, out):
 
 # %% ../../nbs/cli/02_data.ipynb #2c046002
 def audit_command(
-    data:Annotated[list[str], typer.Argument(help='Records: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
+    data:Annotated[list[str], typer.Argument(help=_Data)],
     images:Annotated[Optional[list[str]], typer.Option(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. '
-             'Left out: pictures are not looked at.')]=None,
+             'Left out: only pictures inside of the data are looked at.')]=None,
+    format:_Format=None,
     out:Annotated[Path, typer.Option(
         help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
     processor:Annotated[Optional[str], typer.Option(
@@ -76,16 +83,17 @@ def audit_command(
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
     from aligngpt.data.audit import audit
     from aligngpt.data.images import Sources
-    sources = Sources(data, _one_or_all(images), policy='skip', cap=cap)
+    sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format)
     report = audit(sources, None, out, processor, max_length, levels, workers)
     typer.echo(f"{report}\n{out/'report.html'}")
     raise typer.Exit(report.exit_code)
 
 # %% ../../nbs/cli/02_data.ipynb #dc04dad6
 def show_command(
-    data:Annotated[str, typer.Argument(help='Records: LLaVA-format JSON, JSON Lines, Parquet, tar shards.')],
+    data:Annotated[str, typer.Argument(help=_Data)],
     processor:Annotated[str, typer.Option(help='Folder of a model, or of its processor.')],
     images:Annotated[Optional[str], typer.Option(help='Folder, tar shards or table of the pictures.')]=None,
+    format:_Format=None,
     row:Annotated[list[int], typer.Option(help='Which record, from 0; may be given several times.')]=[0],
     template:Annotated[Optional[str], typer.Option(
         help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
@@ -96,7 +104,7 @@ def show_command(
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
-    p, records = pretrained(AlignGPTProcessor, processor), Records(data)
+    p, records = pretrained(AlignGPTProcessor, processor), Records(data, format=format)
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))

@@ -17,8 +17,12 @@ from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
 OWN = dict(
-    data=(list[str], 'Records: LLaVA-format JSON or JSON Lines. May be given several times.'),
-    images=(list[str], 'Folder of the pictures; one for all, or one for each file of records.'),
+    data=(list[str], 'Records in any format of `--format`. May be given several times.'),
+    images=(list[str], 'Folder of the pictures; one for all, or one for each file of records. Left out: '
+                       'those inside of the data.'),
+    format=(str,
+            'What the records are: llava, messages, cauldron, questions, captions, or a file that defines a format; '
+                 'left out: told by their shape.'),
     out=(str, 'Run folder. The same folder continues an interrupted run.'),
     preset=(str, 'A model of the zoo: base models and recipe. `aligngpt zoo` shows them.'),
     model=(str, 'A checkpoint to begin with, in any layout, or the run folder of the stage before.'),

@@ -10,6 +10,7 @@ from ..core.lazy import lazy_names
 
 # %% ../../nbs/data/index.ipynb #2ceb77a0
 __getattr__, __dir__ = lazy_names('aligngpt.data',
+    formats='Format',
     records='Records',
     images='Sources image_sources load_image',
     batches='Collator SampleDataset',

@@ -17,7 +17,7 @@ from ..core.errors import AlignGPTError, BadRecord
 from ..core.pictures import ImageRules
 from ..text.conversation import record_images
 from .images import image_sources, load_image
-from .records import Records
+from .records import Records, check_caption
 
 # %% ../../nbs/data/04_batches.ipynb #e55363a1
 class SampleDataset(torch.utils.data.Dataset):
@@ -36,10 +36,11 @@ class SampleDataset(torch.utils.data.Dataset):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
         self.records, self.processor, self.max_length, self.levels = records, processor, max_length, levels
         self.policy, self.cap, self.features, self.rules = policy, cap, features, rules
-        self.images = image_sources(images, len(records.sources))
+        self.images = image_sources(images, records.sources)
         self.shared = len(set(map(id, self.images))) == 1 # all sources have the same pictures
         self.marked = torch.zeros(len(records), dtype=torch.uint8).share_memory_() # samples found bad
         self.set_epoch(0)
+        if policy == 'error' and processor is not None: self._check_first()
 
     def set_epoch(self,
         epoch:int, # its number; it chooses among the records of a source whose weight is no whole number
@@ -59,12 +60,19 @@ def encode(self:SampleDataset,
     "Encode one record, or raise `BadRecord`."
     record, row = self.records[i], self.records.row(i)
     where, source = self.records.place(row), self.records.find(row)[0]
+    check_caption(record, self.processor.template, where)
     names = record_images(record)
     keys = [self.image_key(n, source) for n in names]
     pictures = self._pictures(names, keys, source, where)
     sample = self.processor.encode(record, images=pictures, max_length=self.max_length, where=where)
     if self.levels and names: sample['alignment'] = _level(record, where)
     return {**sample, 'images': keys}
+
+@patch
+def _check_first(self:SampleDataset):
+    "A conversation under a template of captions is found before a run begins, not in the middle of it."
+    for i in np.flatnonzero(self.records.column('turns') > 2)[:100].tolist():
+        check_caption(self.records[i], self.processor.template, self.records.place(self.records.row(i)))
 
 @patch
 def _pictures(self:SampleDataset, names, keys, source, where):
@@ -77,8 +85,9 @@ def _pictures(self:SampleDataset, names, keys, source, where):
 
 def _level(record, where):
     "The alignment level of a record with a picture."
-    if 'similarity' in record: return record['similarity']
-    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels', where)
+    if record.get('similarity') is not None: return record['similarity']
+    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels',
+                    where)
 
 # %% ../../nbs/data/04_batches.ipynb #3a398837
 @patch

@@ -73,7 +73,7 @@ def view_sample(
 )->SampleView:
     "Prepare a sample as training would, to look at it."
     record, row = records[i], records.row(i)
-    where, source = records.place(row), image_sources(images, len(records.sources))[records.find(row)[0]]
+    where, source = records.place(row), image_sources(images, records.sources)[records.find(row)[0]]
     pictures = [load_image(source, name, where) for name in record_images(record)]
     sample = processor.encode(record, pictures or None, max_length=max_length, where=where)
     seen = [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())]

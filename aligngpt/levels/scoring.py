@@ -31,7 +31,7 @@ class PairBatches:
         batch_size:int=64, # B
         rules:ImageRules=ImageRules(), # how pictures are decoded
     ):
-        self.records, self.images = records, image_sources(images, len(records.sources))
+        self.records, self.images = records, image_sources(images, records.sources)
         self.batch_size, self.rules, self.scorer = batch_size, rules, copy.copy(scorer)
         if hasattr(scorer, 'model'): self.scorer.model = None # workers need no model
         self.pairs = np.flatnonzero(records.column('n_images') == 1)

@@ -216,10 +216,10 @@ _MADE = {
 
 def bad_paths()->list[Hostile]:
     "Names that lead elsewhere, or to something that is no file."
-    no = 'path', 'missing image', 'not an image'
+    no = 'path', 'missing image', 'not an image', 'placeholders'
     def made(k, v): return Hostile(f'path: {k}', _line(f := k.replace(' ', '_') + '.png'), f, v, no)
     return [*(Hostile(f'path: {k}', _line(v), reasons=no) for k,v in _ESCAPES.items()),
-            *(Hostile(f'path: {k}', _line(v), reasons=('missing image', 'path')) for k,v in _NOWHERE.items()),
+            *(Hostile(f'path: {k}', _line(v), reasons=('missing image', 'path', 'address')) for k,v in _NOWHERE.items()),
             *(made(k, v) for k,v in _MADE.items())]
 
 # %% ../../nbs/testing/02_hostile.ipynb #1be6731e
@@ -266,12 +266,15 @@ _BAD_FIELDS = {
 }
 
 # %% ../../nbs/testing/02_hostile.ipynb #1299f2fa
+_MEANT = 'value a number', 'value a list', 'image an object', "level '7'", 'level 7.0' # odd, and their meaning is clear
+
 def bad_records()->list[Hostile]:
-    "Records that are none."
-    no = 'no conversations', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
+    "Records that are none, and some that are written oddly."
+    no = 'unknown format', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
+    def why(k): return () if k in _MEANT else no
     def fields(v): return _line(**{'question':'<image>' if 'image' in v else 'a', **v})
-    return [*(Hostile(f'record: {k}', json.dumps(v).encode(), reasons=no) for k,v in _NO_RECORDS.items()),
-            *(Hostile(f'record: {k}', fields(v), reasons=no) for k,v in _BAD_FIELDS.items()),
+    return [*(Hostile(f'record: {k}', json.dumps(v).encode(), reasons=why(k)) for k,v in _NO_RECORDS.items()),
+            *(Hostile(f'record: {k}', fields(v), reasons=why(k)) for k,v in _BAD_FIELDS.items()),
             Hostile('record: a question only', json.dumps(_talk(_TURN[0])).encode(),
                     reasons=('nothing to learn', 'roles'))]
 

@@ -48,7 +48,7 @@ def levels(capsys, place, tmp_path, records):
      ('pairs.json', 'row 8', 'gone.png', 'no such image')),
     (dict(id='x', image='cut.png', conversations=talk('a red picture')),
      ('pairs.json', 'row 8', 'cut.png', 'damaged')),
-    (dict(id='x', image='red.png'), ('pairs.json', 'row 8', 'conversations')),
+    (dict(id='x', image='red.png'), ('pairs.json', 'row 8', 'known format')),
 ])
 def test_records(capsys, place, tmp_path, record, says):
     "A missing picture, a truncated one, a record without conversations: named with file and row; what an earlier run wrote is still there."

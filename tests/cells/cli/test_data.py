@@ -13,6 +13,56 @@ import pytest
 from aligngpt.cli.data import register_data
 
 
+def test_audit_command():
+    # nbs/cli/02_data.ipynb #a7d5f398
+    def pairs(n, **last):
+        "Captions of `n` pictures, the last of them changed."
+        turns = [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]
+        rows = [dict(id=i, image=f'{i}.png', conversations=turns) for i in range(n)]
+        return [*rows[:-1], rows[-1] | last]
+    def world(n, **last):
+        "A folder with `pairs.json` and `images`."
+        folder = Path(tempfile.mkdtemp())
+        (folder/'images').mkdir()
+        for i in range(n): shutil.copy(easy_vqa.get_train_image_paths()[i], folder/'images'/f'{i}.png')
+        (folder/'pairs.json').write_text(json.dumps(pairs(n, **last)))
+        return folder
+    def ran(folder, *words):
+        "What a command says that is given in this folder."
+        before = os.getcwd()
+        os.chdir(folder)
+        try: return run.invoke(app, words, color=True).stdout
+        finally: os.chdir(before)
+    run, app = CliRunner(), typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    register_data(app)
+
+    # nbs/cli/02_data.ipynb #f1f4713a
+    here = world(24)
+    tiny_clip(here/'clip', 'a shape')
+
+    # nbs/cli/02_data.ipynb #clifmt02
+    def chats(folder):
+        "The same pictures in a file of chat messages."
+        said = [dict(role='user', content='<image>What?'), dict(role='assistant', content='a shape')]
+        (folder/'chats.jsonl').write_text('\n'.join(json.dumps(dict(messages=said, images=[f'{i}.png']))
+                                                    for i in range(24)))
+        return folder
+
+    # nbs/cli/02_data.ipynb #clifmt04
+    def levelled(folder):
+        "The chat messages with their levels."
+        ran(folder, *'levels chats.jsonl --images images --clip clip --out chats.json --levels 4 --device cpu'.split())
+        return json.loads((folder/'chats.json').read_text())
+    written = levelled(chats(here))
+
+    # nbs/cli/02_data.ipynb #clifmt05
+    test_eq(written[0], dict(image='0.png', conversations=[{'from':'human', 'value':'<image>What?'},
+                                                           {'from':'gpt', 'value':'a shape'}],
+                             similarity=written[0]['similarity']))
+    test_eq(sorted(r['similarity'] for r in written), sorted([*range(4)]*6))
+    test_eq(ran(here, *'audit chats.jsonl --images images --workers 0'.split()).splitlines()[0], 'read as: messages')
+
+
 def test_unpack_command():
     # nbs/cli/02_data.ipynb #a7d5f398
     def pairs(n, **last):
@@ -24,8 +74,9 @@ def test_unpack_command():
     register_data(app)
 
     # nbs/cli/02_data.ipynb #bd8925f4
-    for name, flags in dict(levels=('--clip', '--levels', '--method', '--workers'), audit=('--processor', '--cap'),
-                            show=('--row', '--template'), unpack=('--md5', '--extract-to')).items():
+    for name, flags in dict(levels=('--clip', '--levels', '--method', '--format'),
+                            audit=('--processor', '--cap', '--format'),
+                            show=('--row', '--format'), unpack=('--md5', '--extract-to')).items():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output
         for flag in flags: assert flag in text, (name, flag)
     print(run.invoke(app, ['unpack', '--help'], terminal_width=100, prog_name='aligngpt').output)
@@ -45,7 +96,7 @@ def test_unpack_command():
     bad = audited(records(5, image='nowhere.png'))
     test_eq(bad.exit_code, 1)
     assert 'missing image' in bad.output and 'training would not be safe' in bad.output
-    audited(records(5)).output.splitlines()[0], bad.output.splitlines()[0]
+    audited(records(5)).output.splitlines()[:2], bad.output.splitlines()[1]
 
     # nbs/cli/02_data.ipynb #6c82537d
     def film():

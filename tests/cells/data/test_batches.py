@@ -9,9 +9,9 @@ from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.pictures import ImageRules
 from aligngpt.text.conversation import record_images
 from aligngpt.data.images import image_sources, load_image
-from aligngpt.data.records import Records
+from aligngpt.data.records import Records, check_caption
 from fastcore.test import *
-import easy_vqa, json, matplotlib.pyplot as plt, pickle, shutil, tempfile
+import base64, easy_vqa, gzip, json, matplotlib.pyplot as plt, pickle, shutil, tempfile
 from pathlib import Path
 from matplotlib.colors import ListedColormap
 from torch.utils.data import DataLoader
@@ -49,6 +49,50 @@ def test_SampleDataset_n_skipped():
     test_eq((sample['alignment'], sample['images']), (3, ['3.png']))
     assert 'alignment' not in data[7] and 'pixel_values' not in data[7]
 
+    # nbs/data/04_batches.ipynb #batfmt02
+    what = 'What colour is it?'
+    turns = [dict(role='user', content=what), dict(role='assistant', content='Blue.')]
+    parts = [dict(role='user', content=[dict(type='image'), dict(type='text', text=what)]), turns[1]]
+    encoded = base64.b64encode((tmp/'images'/'2.png').read_bytes()).decode()
+    said = [{'from': 'human', 'value': f'<image>\n{what}'}, {'from': 'gpt', 'value': 'Blue.'}]
+    same = {'llava.json':          [dict(image='2.png', conversations=said)],
+            'sharegpt.json':       [dict(images=['2.png'], conversations=said)],
+            'messages.jsonl':      [dict(images=['2.png'],
+                                         messages=[{**turns[0], 'content': f'<image>{what}'}, turns[1]])],
+            'parts.jsonl':         [dict(images=[dict(bytes=encoded, path=None)], messages=parts)],
+            'unmarked.json':       [dict(images=[f'data:image/png;base64,{encoded}'], messages=turns)],
+            'cauldron.json':       [dict(images=[encoded], texts=[dict(user=what, assistant='Blue.')])],
+            'query.json':          dict(data=[dict(image='2.png', query=what, response='Blue.')]),
+            'instruction.json.gz': [dict(image_path='2.png', instruction=what, output='Blue.')]}
+    def file_of(name, rows):
+        "A file with these rows, on lines or compressed as its name says."
+        text = '\n'.join(map(json.dumps, rows)) if name.endswith('.jsonl') else json.dumps(rows)
+        (tmp/name).write_bytes(gzip.compress(text.encode()) if name.endswith('.gz') else text.encode())
+        return tmp/name
+    asked = letter_processor(template='v1')
+    def first_of(name, rows):
+        "(what it was read as, the first sample)"
+        read = Records(file_of(name, rows), quiet=True)
+        return next(iter(read.formats)), SampleDataset(read, tmp/'images', asked)[0]
+    encoded_samples = {name:first_of(name, rows) for name,rows in same.items()}
+
+    # nbs/data/04_batches.ipynb #batfmt03
+    expected = encoded_samples['llava.json'][1]
+    for _, s in encoded_samples.values():
+        for k in ('input_ids', 'labels', 'pixel_values'): assert torch.equal(s[k], expected[k])
+    nulls = Records(file_of('null.json', [{**same['llava.json'][0], 'similarity': None}]), quiet=True)
+    test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels=True)[0],
+              contains='a picture without an alignment level')
+
+    # nbs/data/04_batches.ipynb #batcap01
+    more = [{'from': 'human', 'value': 'And now?'}, {'from': 'gpt', 'value': 'The same.'}]
+    talk = world([{**rows[0], 'conversations': rows[0]['conversations'] + more}])
+    talks = Records(talk/'data.json', quiet=True)
+    test_fail(lambda: SampleDataset(talks, talk/'images', processor),
+              contains="data.json: row 0 (id \"0\"): 2 questions, and the template 'plain'")
+    answers = SampleDataset(talks, talk/'images', letter_processor(template='v1'))[0]
+    test_eq(int((answers['labels'] == processor.tokenizer.eos_token_id).sum()), 2)
+
     # nbs/data/04_batches.ipynb #f5be068c
     def broken(policy, cap=.2):
         "The data set without picture 1."
@@ -67,9 +111,10 @@ def test_SampleDataset_n_skipped():
 
     # nbs/data/04_batches.ipynb #edccbf95
     short = SampleDataset(records, tmp/'images', processor, max_length=18, policy='skip', cap=1.)
+    next_good = short[0]
 
     # nbs/data/04_batches.ipynb #a39c886b
-    test_eq(short[0]['images'], [])
+    test_eq(next_good['images'], [])
 
     # nbs/data/04_batches.ipynb #99f7c351
     skipping = broken('skip')
