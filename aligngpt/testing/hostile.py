@@ -270,7 +270,8 @@ _MEANT = 'value a number', 'value a list', 'image an object', "level '7'", 'leve
 
 def bad_records()->list[Hostile]:
     "Records that are none, and some that are written oddly."
-    no = 'unknown format', 'shape', 'roles', 'empty answer', 'encoding', 'level', 'placeholders'
+    no = ('unknown format', 'no conversations', 'shape', 'roles', 'empty answer', 'encoding', 'level',
+          'placeholders')
     def why(k): return () if k in _MEANT else no
     def fields(v): return _line(**{'question':'<image>' if 'image' in v else 'a', **v})
     return [*(Hostile(f'record: {k}', json.dumps(v).encode(), reasons=why(k)) for k,v in _NO_RECORDS.items()),
