@@ -8,7 +8,9 @@ __all__ = ['PARTS', 'AlignGPTModelOutput', 'AlignGPTOutput', 'AlignGPTPreTrained
 
 # %% ../../nbs/model/02_modeling.ipynb #b52e7365
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
+from typing import Callable
 
 import torch, torch.nn.functional as F
 from fastcore.basics import noop, patch
@@ -63,7 +65,6 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
         if isinstance(module, AlignmentLevels): init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=5**0.5)
@@ -81,7 +82,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     "A vision tower, a projector, alignment levels, a gate, and a language model without its output layer."
     def __init__(self,
         config:AlignGPTConfig, # what to build
-        language_model:PreTrainedModel|None=None, # the language model, where it exists already
+        language_model:Callable[[],PreTrainedModel]|None=None, # makes the language model, where it has an output layer
     ):
         super().__init__(config)
         c, H = config, config.text_config.hidden_size
@@ -89,7 +90,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
         self.levels = AlignmentLevels(c.num_levels, H)
         self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
-        self.language_model = language_model or AutoModel.from_config(c.text_config, trust_remote_code=False)
+        self.language_model = (language_model or partial(AutoModel.from_config, c.text_config, trust_remote_code=False))()
         self.set_input_embeddings(self.get_input_embeddings())
         self.post_init()
 
@@ -127,10 +128,14 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         config:AlignGPTConfig, # what to build
     ):
         super().__init__(config)
-        whole = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-        _check_head(whole)
-        self.model = AlignGPTModel(config, whole.base_model)
-        self.lm_head = whole.get_output_embeddings()
+        heads = []
+        def inside():
+            whole = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+            _check_head(whole)
+            heads.append(whole.get_output_embeddings())
+            return whole.base_model
+        self.model = AlignGPTModel(config, inside)
+        self.lm_head, = heads
         self._tied_weights_keys = {'lm_head.weight':_embedding_name(self.model)}
         self.post_init()
 

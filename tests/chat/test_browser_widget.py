@@ -78,6 +78,8 @@ def widget_page():
 
 def run_all(page):
     "Run the notebook, once its kernel is there; again if that was while they still shook hands, when JupyterLab loses what is asked."
+    accept = page.locator('.jp-Dialog .jp-mod-accept')
+    page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     for last in (False, False, True):
         page.get_by_role('menuitem', name='Run', exact=True).click()
@@ -269,8 +271,6 @@ def test_hostile_lab(tmp_path):
     lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root',
                 ready='/api/status?token=T')
     with lab as url, widget_page() as page:
-        accept = page.locator('.jp-Dialog .jp-mod-accept')
-        page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
         run_all(page)
         page.get_by_text('all is shown', exact=True).wait_for(timeout=300_000)

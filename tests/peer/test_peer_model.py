@@ -18,7 +18,8 @@ FSDPTesterMixin, = suite('test_fsdp_mixin', 'FSDPTesterMixin')
 TensorParallelTesterMixin, = suite('test_tensor_parallel_mixin', 'TensorParallelTesterMixin')
 
 pytestmark = pytest.mark.peer
-CLASSES = [modeling.AlignGPTForConditionalGeneration] # the base model first, when there is one
+CLASSES = [modeling.AlignGPTModel, modeling.AlignGPTForConditionalGeneration]
+INSIDE = dict(align_token_id=4, image_token_id=5)
 
 LEFT_OUT = { # name of a test -> the property of the method because of which it cannot hold
 }
@@ -36,7 +37,9 @@ class AlignGPTTester:
         self.text_config, self.vision_config = config.text_config.to_dict(), config.vision_config.to_dict()
         self.seq_length = self.encoder_seq_length = self.key_length = 2 + self.before + self.n + self.after
 
-    def get_config(self): return tiny_config(vocab_size=99, attention_dropout=0.)
+    ids = {} # the placeholders', where they are not behind the vocabulary
+
+    def get_config(self): return tiny_config(vocab_size=99, attention_dropout=0., **self.ids)
 
     def prepare_config_and_inputs_for_common(self):
         c = self.get_config()
@@ -70,6 +73,21 @@ class TestPeerModel(MemoryCleanupMixin, ModelTesterMixin, GenerationTesterMixin,
         return inputs | dict(labels=torch.zeros_like(inputs['input_ids']))
 
     def test_config(self): self.config_tester.run_common_tests()
+
+    def test_resize_tokens_embeddings(self):
+        "The suite clamps all ids to the smaller vocabulary, so the placeholders must be inside."
+        with patch.object(AlignGPTTester, 'ids', INSIDE): super().test_resize_tokens_embeddings()
+
+    def test_resize_embeddings_untied(self):
+        with patch.object(AlignGPTTester, 'ids', INSIDE): super().test_resize_embeddings_untied()
+
+    def test_training(self):
+        "The suite knows by its name which class has no loss, and ours is not in its list."
+        with patch.object(type(self), 'all_model_classes', CLASSES[-1:]): super().test_training()
+
+    def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):
+        with patch.object(type(self), 'all_model_classes', CLASSES[-1:]):
+            super().check_training_gradient_checkpointing(gradient_checkpointing_kwargs)
 
     def test_training_overfit(self):
         "The suite looks for the size of the vocabulary in the outermost configuration."
