@@ -135,7 +135,7 @@ def _bytes_of(source, name):
     "The bytes of an encoded picture, wherever it is, and what to call it."
     if isinstance(source, bytes): return source, name or 'the picture'
     text = str(source)
-    name = name or text[:100]
+    name = name or text[:1000]
     if text.startswith('data:'): return read_data_url(text), name[:50]
     if text.startswith(('http://', 'https://')): return fetch_own(text), name
     with os_errors(source): return Path(source).expanduser().read_bytes(), name
