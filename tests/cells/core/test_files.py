@@ -61,7 +61,18 @@ def test_sweep():
     test_eq([o.name for o in tmp.iterdir() if o.name.startswith('.')], [])
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -99,7 +110,18 @@ def test_plain():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -140,7 +162,18 @@ def test_own_folder():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -189,7 +222,18 @@ def test_name_parts():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -247,7 +291,18 @@ def test_pretrained():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -322,7 +377,18 @@ def test_fingerprint():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
@@ -387,7 +453,18 @@ def test_file_sums():
             (p/'step').write_text(str(i))
 
     # nbs/core/02_files.ipynb #f0a1c003
-    left = [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    code = """import os, signal
+from pathlib import Path
+from aligngpt.core.files import atomic_path
+with atomic_path({!r}) as p:
+    p.mkdir()
+    (p/'half').touch()
+    os.kill(os.getpid(), signal.SIGKILL)"""
+    def kill_a_writer():
+        "How it ended, and what it left."
+        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
+        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
+    killed, left = kill_a_writer()
     with atomic_path(tmp/'ckpt') as p:
         p.mkdir()
         (p/'step').write_text('2')
