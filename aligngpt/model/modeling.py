@@ -193,7 +193,7 @@ _LLM = 'language_model.model.', 'language_model.' # how names begin in a file an
 register_checkpoint_conversion_mapping('AlignGPTModel', [WeightRenaming(r'^language_model\.model\.', _LLM[1])], True)
 register_checkpoint_conversion_mapping('AlignGPTForConditionalGeneration', [
     WeightRenaming(r'^language_model\.lm_head\.', 'lm_head.'),
-    *(WeightRenaming(rf'^{p}\.', f'model.{p}.') for p in PARTS)], True)
+    WeightRenaming(rf'^({"|".join(PARTS)})\.', r'model.\1.')], True) # one for all: a gate may be added later
 
 def stored_name(
     name:str, # of a parameter of `AlignGPTForConditionalGeneration`

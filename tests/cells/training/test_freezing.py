@@ -8,8 +8,12 @@ from aligngpt.model.layers import AlignmentGate, check_config
 from aligngpt.model.modeling import PARTS, part_parameters, stored_name
 from aligngpt.training.settings import StageConfig
 from fastcore.test import *
+import tempfile
+from pathlib import Path
 import matplotlib.pyplot as plt, torch
 from transformers import set_seed
+from aligngpt.model.modeling import AlignGPTForConditionalGeneration
+from aligngpt.checkpoints.weights import entries
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.settings import FINETUNE, PRETRAIN, override
 from aligngpt.testing.fixtures import tiny_model
@@ -51,6 +55,15 @@ def test_add_gate():
     test_eq(add_gate(pre).gate.mlp[0].in_features, 4)
     test_fail(lambda: add_gate(pre), contains='has a gate already')
     test_fail(lambda: add_gate(tiny_model(use_gate=False), 'all'), contains='gate_text')
+
+    # nbs/training/02_freezing.ipynb #b1aced51
+    tmp = Path(tempfile.mkdtemp())
+    tiny_model(use_gate=False).save_pretrained(tmp/'pre')
+    add_gate(AlignGPTForConditionalGeneration.from_pretrained(tmp/'pre')).save_pretrained(tmp/'tuned')
+
+    # nbs/training/02_freezing.ipynb #b1aced52
+    test_eq({k.split('.')[0] for k in entries(tmp/'tuned'/'model.safetensors')}, set(PARTS))
+    test_eq('gate.mlp.0.weight' in entries(tmp/'tuned'/'model.safetensors'), True)
 
 
 def test_param_groups():
