@@ -49,4 +49,4 @@ def test_training(rehearsal, tmp_path):
     from aligngpt.quickstart.easyvqa import folder
     quiet(run('finetune', '--model', rehearsal/'model', '--data', rehearsal/'data'/'tuning.json', '--images',
               folder(), '--out', tmp_path/'run',
-              '--max-steps', 2, '--batch-size', 2, '--lora', 4, '--device', 'cpu', '--template', 'plain'))
+              '--max-steps', 2, '--batch-size', 2, '--lora', 4, '--device', 'cpu'))
