@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'AlignGPTModelOutput', 'AlignGPTOutput', 'AlignGPTPreTrainedModel', 'AlignGPTModel',
-           'AlignGPTForConditionalGeneration', 'stored_name', 'held_name', 'part_parameters', 'Prompt']
+           'AlignGPTForConditionalGeneration', 'stored_name', 'part_parameters', 'Prompt']
 
 # %% ../../nbs/model/02_modeling.ipynb #b52e7365
 from dataclasses import dataclass
@@ -203,13 +203,6 @@ def stored_name(
     name = name.removeprefix('model.')
     return name.replace(_LLM[1], _LLM[0], 1) if name.startswith(_LLM[1]) else name
 
-def held_name(
-    name:str, # in a file
-)->str: # of a parameter of `AlignGPTForConditionalGeneration`
-    "What a tensor of a file is called in the model."
-    if name.startswith('language_model.lm_head.'): return name.removeprefix('language_model.')
-    return 'model.' + (name.replace(_LLM[0], _LLM[1], 1) if name.startswith(_LLM[0]) else name)
-
 def part_parameters(
     model:nn.Module, # an AlignGPT
     part:str, # one of `PARTS`
@@ -224,13 +217,16 @@ def get_vision_features(self:AlignGPTModel,
     pixel_values:Tensor, # [n_images, 3, height, width]
 )->Tensor: # tower features V, [n_images, n, tower width]
     "What the tower sees: its hidden state `vision_feature_layer`, patches only."
-    side = self.config.vision_config.image_size
+    return _patches(self, _look(self, pixel_values, output_hidden_states=_only(self)))
+
+def _look(model, pixel_values, **kwargs):
+    "The tower's output for pictures of its size."
+    side = model.config.vision_config.image_size
     if pixel_values.dim() != 4 or pixel_values.shape[-1] != side or pixel_values.shape[-2] != side:
         raise AlignGPTError(f'pixel_values have shape {tuple(pixel_values.shape)}, '
                             f'the vision tower takes [n_images, 3, {side}, {side}]',
                             "prepare images with this model's own processor")
-    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=_only(self))
-    return _patches(self, out)
+    return model.vision_tower(pixel_values.to(model.vision_tower.dtype), return_dict=True, **kwargs)
 
 def _only(model):
     "Keep the hidden states of one layer, where transformers can (since 5.24), or all."
@@ -262,8 +258,7 @@ def get_image_features(self:AlignGPTModel,
     **kwargs, # to the vision tower
 )->BaseModelOutputWithPooling: # `pooler_output`: projected image tokens I, [n_images, n, H]
     "The tower's output, and what the language model gets of it."
-    out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), return_dict=True,
-                            output_hidden_states=output_hidden_states or _only(self), **kwargs)
+    out = _look(self, pixel_values, output_hidden_states=output_hidden_states or _only(self), **kwargs)
     image = self.image_tokens(vision_features=_patches(self, out))
     return BaseModelOutputWithPooling(out.last_hidden_state, image, out.hidden_states, out.attentions)
 

@@ -32,12 +32,13 @@ def test_map_tensors():
     {k:(tuple(v.shape), v.dtype) for k,v in map_tensors(tmp/'good.bin').items()}
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
+    for f in ('page.bin', 'page.safetensors'): (odd/f).write_text('<html>404</html>')
+    torch.save([1, 2], odd/'list.bin')
     refused = {'code.bin':             'not only tensors. It was not run.',
                'cut_good.bin':         'damaged or cut short',
                'cut_good.safetensors': 'damaged or cut short',
@@ -45,11 +46,11 @@ def test_map_tensors():
                'page.bin':             'not a torch weight file',
                'list.bin':             'holds a list, expected a dictionary of tensors',
                'none.bin':             'no such file'}
-    for f,text in refused.items(): test_fail(lambda: map_tensors(tmp/f), contains=text)
-    test_eq((tmp/'was_run').exists(), False)
-    try: map_tensors(tmp/'code.bin')
+    for f,text in refused.items(): test_fail(lambda: map_tensors(odd/f), contains=text)
+    test_eq((odd/'was_run').exists(), False)
+    try: map_tensors(odd/'code.bin')
     except AlignGPTError as e: said = e
-    said.message.replace(str(tmp), ''), said.hint
+    said.message.replace(str(odd), ''), said.hint
 
 
 def test_find_weights():
@@ -61,14 +62,11 @@ def test_find_weights():
     torch.save(weights, tmp/'old.bin', _use_new_zipfile_serialization=False)
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
-    try: map_tensors(tmp/'code.bin')
-    except AlignGPTError as e: said = e
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     many = tmp/'many'; many.mkdir()
@@ -94,14 +92,11 @@ def test_Entry():
     torch.save(weights, tmp/'old.bin', _use_new_zipfile_serialization=False)
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
-    try: map_tensors(tmp/'code.bin')
-    except AlignGPTError as e: said = e
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     many = tmp/'many'; many.mkdir()
@@ -126,14 +121,11 @@ def test_stream():
     torch.save(weights, tmp/'old.bin', _use_new_zipfile_serialization=False)
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
-    try: map_tensors(tmp/'code.bin')
-    except AlignGPTError as e: said = e
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     many = tmp/'many'; many.mkdir()
@@ -164,14 +156,11 @@ def test_write_safetensors():
     def values(tensors): return {k:(v.dtype, v.tolist()) for k,v in tensors.items()}
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
-    try: map_tensors(tmp/'code.bin')
-    except AlignGPTError as e: said = e
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     torch.manual_seed(0)
@@ -195,14 +184,11 @@ def test_seal_weights():
     torch.save(weights, tmp/'old.bin', _use_new_zipfile_serialization=False)
 
     # nbs/checkpoints/01_weights.ipynb #e7467464
+    odd = Path(tempfile.mkdtemp())
     class Command:
-        def __reduce__(self): return os.system, (f'touch {tmp}/was_run',)
-    torch.save({'a.weight':Command()}, tmp/'code.bin')
-    for f in ('good.bin', 'good.safetensors'): (tmp/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
-    for f in ('page.bin', 'page.safetensors'): (tmp/f).write_text('<html>404</html>')
-    torch.save([1, 2], tmp/'list.bin')
-    try: map_tensors(tmp/'code.bin')
-    except AlignGPTError as e: said = e
+        def __reduce__(self): return os.system, (f'touch {odd}/was_run',)
+    torch.save({'a.weight':Command()}, odd/'code.bin')
+    for f in ('good.bin', 'good.safetensors'): (odd/f'cut_{f}').write_bytes((tmp/f).read_bytes()[:-200])
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     torch.manual_seed(0)

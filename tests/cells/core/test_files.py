@@ -61,6 +61,7 @@ def test_sweep():
     test_eq([o.name for o in tmp.iterdir() if o.name.startswith('.')], [])
 
     # nbs/core/02_files.ipynb #f0a1c003
+    tmp = Path(tempfile.mkdtemp())
     code = """import os, signal
 from pathlib import Path
 from aligngpt.core.files import atomic_path
@@ -89,51 +90,8 @@ with atomic_path({!r}) as p:
 
 
 def test_plain():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
     # nbs/core/02_files.ipynb #f62b2896
+    tmp = Path(tempfile.mkdtemp())
     write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
 
     # nbs/core/02_files.ipynb #9434a8d9
@@ -141,54 +99,8 @@ with atomic_path({!r}) as p:
 
 
 def test_own_folder():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
-    # nbs/core/02_files.ipynb #f62b2896
-    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
-
     # nbs/core/02_files.ipynb #830d0dcb
+    tmp = Path(tempfile.mkdtemp())
     code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
     def other_process():
         return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
@@ -201,60 +113,8 @@ with atomic_path({!r}) as p:
 
 
 def test_name_parts():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
-    # nbs/core/02_files.ipynb #f62b2896
-    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
-
-    # nbs/core/02_files.ipynb #830d0dcb
-    code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
-    def other_process():
-        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
-    with own_folder(tmp/'run'): busy = other_process()
-
     # nbs/core/02_files.ipynb #f0a1c013
+    tmp = Path(tempfile.mkdtemp())
     names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
     (tmp/'out').symlink_to('/')
     def meaning(name):
@@ -270,71 +130,8 @@ with atomic_path({!r}) as p:
 
 
 def test_pretrained():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
-    # nbs/core/02_files.ipynb #f62b2896
-    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
-
-    # nbs/core/02_files.ipynb #830d0dcb
-    code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
-    def other_process():
-        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
-    with own_folder(tmp/'run'): busy = other_process()
-
-    # nbs/core/02_files.ipynb #f0a1c013
-    names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
-    (tmp/'out').symlink_to('/')
-    def meaning(name):
-        try: return inside(tmp, name).relative_to(tmp).as_posix()
-        except BadRecord as e: return e.message.replace(f'{tmp}', 'the folder')
-    pd.DataFrame([(repr(n), meaning(n)) for n in names], columns=['name', 'means'])
-
-    # nbs/core/02_files.ipynb #f0a1c014
-    (tmp/'out').unlink()
-
     # nbs/core/02_files.ipynb #f0a1c023
+    tmp = Path(tempfile.mkdtemp())
     evil, ran = tmp/'evil', tmp/'ran'
     evil.mkdir()
     (evil/'code.py').write_text(f'open({str(ran)!r}, "w")\nclass C: pass')
@@ -356,71 +153,8 @@ with atomic_path({!r}) as p:
 
 
 def test_fingerprint():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
-    # nbs/core/02_files.ipynb #f62b2896
-    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
-
-    # nbs/core/02_files.ipynb #830d0dcb
-    code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
-    def other_process():
-        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
-    with own_folder(tmp/'run'): busy = other_process()
-
-    # nbs/core/02_files.ipynb #f0a1c013
-    names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
-    (tmp/'out').symlink_to('/')
-    def meaning(name):
-        try: return inside(tmp, name).relative_to(tmp).as_posix()
-        except BadRecord as e: return e.message.replace(f'{tmp}', 'the folder')
-    pd.DataFrame([(repr(n), meaning(n)) for n in names], columns=['name', 'means'])
-
-    # nbs/core/02_files.ipynb #f0a1c014
-    (tmp/'out').unlink()
-
     # nbs/core/02_files.ipynb #31d7974a
+    tmp = Path(tempfile.mkdtemp())
     (tmp/'d').mkdir()
     (tmp/'d'/'x').write_bytes(b'0'*100)
     one = fingerprint(tmp/'d')
@@ -432,80 +166,8 @@ with atomic_path({!r}) as p:
 
 
 def test_file_sums():
-    # nbs/core/02_files.ipynb #51721667
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'good.json').write_text('{"similarity": 7}')
-    (tmp/'cut.json').write_text('{"similarity": ')
-    (tmp/'nan.json').write_text('[NaN]')
-    read_json(tmp/'good.json')
-
-    # nbs/core/02_files.ipynb #ab88ee8d
-    try: read_json(tmp/'cut.json')
-    except AlignGPTError as e: print(str(e).replace(f'{tmp}/', ''))
-
-    # nbs/core/02_files.ipynb #a64554dd
-    with atomic_path(tmp/'a.txt') as p: p.write_text('one')
-
-    # nbs/core/02_files.ipynb #463136eb
-    for i in range(2):
-        with atomic_path(tmp/'ckpt') as p:
-            p.mkdir()
-            (p/'step').write_text(str(i))
-
-    # nbs/core/02_files.ipynb #f0a1c003
-    code = """import os, signal
-from pathlib import Path
-from aligngpt.core.files import atomic_path
-with atomic_path({!r}) as p:
-    p.mkdir()
-    (p/'half').touch()
-    os.kill(os.getpid(), signal.SIGKILL)"""
-    def kill_a_writer():
-        "How it ended, and what it left."
-        killed = subprocess.run([sys.executable, '-c', code.format(str(tmp/'ckpt'))]).returncode
-        return killed, [o for o in tmp.iterdir() if o.name.startswith('.ckpt')]
-    killed, left = kill_a_writer()
-    with atomic_path(tmp/'ckpt') as p:
-        p.mkdir()
-        (p/'step').write_text('2')
-
-    # nbs/core/02_files.ipynb #f0a1c004
-    gone = re.search(r'\d+', left[0].name)[0]
-    (tmp/'ckpt').rename(tmp/f'.ckpt.{gone}.old') # killed between two renames
-    (tmp/f'.other.{os.getpid()}.tmp').touch()    # of a process that lives
-    sweep(tmp)
-    (tmp/f'.other.{os.getpid()}.tmp').unlink()
-
-    # nbs/core/02_files.ipynb #f62b2896
-    write_json({'run': Path('runs/first'), 'levels': {3, 1}, 'caption': 'ünï'}, tmp/'m.json')
-
-    # nbs/core/02_files.ipynb #830d0dcb
-    code = "from aligngpt.core.files import own_folder\nwith own_folder({!r}): print('got it')"
-    def other_process():
-        return subprocess.run([sys.executable, '-c', code.format(str(tmp/'run'))], capture_output=True, text=True)
-    with own_folder(tmp/'run'): busy = other_process()
-
-    # nbs/core/02_files.ipynb #f0a1c013
-    names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
-    (tmp/'out').symlink_to('/')
-    def meaning(name):
-        try: return inside(tmp, name).relative_to(tmp).as_posix()
-        except BadRecord as e: return e.message.replace(f'{tmp}', 'the folder')
-    pd.DataFrame([(repr(n), meaning(n)) for n in names], columns=['name', 'means'])
-
-    # nbs/core/02_files.ipynb #f0a1c014
-    (tmp/'out').unlink()
-
-    # nbs/core/02_files.ipynb #31d7974a
-    (tmp/'d').mkdir()
-    (tmp/'d'/'x').write_bytes(b'0'*100)
-    (tmp/'d'/'x').write_bytes(b'0'*99 + b'1')
-
-    # nbs/core/02_files.ipynb #53356ba8
-    shutil.copytree(tmp/'d', tmp/'copy of d')
-    fingerprint(tmp/'copy of d')
-
     # nbs/core/02_files.ipynb #f0a1c603
+    tmp = Path(tempfile.mkdtemp())
     (tmp/'kept').mkdir()
     (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
     (tmp/'kept'/'model.bin').write_bytes(b'weights')

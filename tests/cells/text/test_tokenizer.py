@@ -374,17 +374,6 @@ def test_TextEncoder():
     tok3 = load_tokenizer(llama3)
     tok.tokenize('the cat  answer</s>two<image>')
 
-    # nbs/text/02_tokenizer.ipynb #4e82c9c0
-    for i,t in enumerate((tok, tok3)):
-        t.save_pretrained(tmp/f'saved{i}')
-        for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
-            test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
-            test_eq((again.pad_token, len(again)), (t.pad_token, len(t)))
-            test_eq(again.decode(again('two  cat').input_ids), t.decode(t('two  cat').input_ids))
-
-    # nbs/text/02_tokenizer.ipynb #877c81f2
-    (tmp/'empty').mkdir(exist_ok=True)
-
     # nbs/text/02_tokenizer.ipynb #6252101e
     encode = TextEncoder(tok)
     spans = render([dict(role='user', content='what is </s>?'), dict(role='assistant', content='two  cat')], 'v1')
@@ -411,7 +400,7 @@ def test_TextEncoder():
     test_eq(encode(own_words).ids, TextEncoder(tok)(own_words).ids)
 
     # nbs/text/02_tokenizer.ipynb #545a417d
-    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
+    newer = load_tokenizer(tiny_sentencepiece(Path(tempfile.mkdtemp()), legacy=False))
     rng = random.Random(2)
     parts = shards + ['</s>', '<s>', '<|eot_id|>', '<|start_header_id|>']
     mixed = [''.join(rng.choices(parts, k=rng.randint(1, 25))) for _ in range(500)]
@@ -496,19 +485,8 @@ def test_TokenText():
     tok3 = load_tokenizer(llama3)
     tok.tokenize('the cat  answer</s>two<image>')
 
-    # nbs/text/02_tokenizer.ipynb #4e82c9c0
-    for i,t in enumerate((tok, tok3)):
-        t.save_pretrained(tmp/f'saved{i}')
-        for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
-            test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
-            test_eq((again.pad_token, len(again)), (t.pad_token, len(t)))
-            test_eq(again.decode(again('two  cat').input_ids), t.decode(t('two  cat').input_ids))
-
-    # nbs/text/02_tokenizer.ipynb #877c81f2
-    (tmp/'empty').mkdir(exist_ok=True)
-
     # nbs/text/02_tokenizer.ipynb #545a417d
-    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
+    newer = load_tokenizer(tiny_sentencepiece(Path(tempfile.mkdtemp()), legacy=False))
     newer.tokenize('two</s>two')
 
     # nbs/text/02_tokenizer.ipynb #b0047a02
@@ -596,12 +574,6 @@ def test_token_bytes():
     tmp = Path(tempfile.mkdtemp())
     vicuna = tiny_sentencepiece(tmp/'vicuna')
 
-    # nbs/text/02_tokenizer.ipynb #2e9015ad
-    shards = ['a','cat',' ','  ','   ',' '*17,'\n','\t','\r','the','▁','é','東京','🌄','--','...','<0x0A>','<','s','\u200b',
-              '\u00a0','\x00','42',' answer',' two','USER:']
-    rng = random.Random(1)
-    texts = [''.join(rng.choices(shards, k=rng.randint(1, 25))) for _ in range(3000)]
-
     # nbs/text/02_tokenizer.ipynb #5da3d335
     def tiny_tiktoken(folder):
         "Write a tiny tiktoken file: all bytes, then a few longer tokens."
@@ -619,19 +591,8 @@ def test_token_bytes():
     tok3 = load_tokenizer(llama3)
     tok.tokenize('the cat  answer</s>two<image>')
 
-    # nbs/text/02_tokenizer.ipynb #4e82c9c0
-    for i,t in enumerate((tok, tok3)):
-        t.save_pretrained(tmp/f'saved{i}')
-        for again in (AutoTokenizer.from_pretrained(tmp/f'saved{i}'), load_tokenizer(tmp/f'saved{i}')):
-            test_eq([s for s in texts[:300] + ['<image>two</s> <align>'] if again(s).input_ids != t(s).input_ids], [])
-            test_eq((again.pad_token, len(again)), (t.pad_token, len(t)))
-            test_eq(again.decode(again('two  cat').input_ids), t.decode(t('two  cat').input_ids))
-
-    # nbs/text/02_tokenizer.ipynb #877c81f2
-    (tmp/'empty').mkdir(exist_ok=True)
-
     # nbs/text/02_tokenizer.ipynb #545a417d
-    newer = load_tokenizer(tiny_sentencepiece(tmp/'newer', legacy=False))
+    newer = load_tokenizer(tiny_sentencepiece(Path(tempfile.mkdtemp()), legacy=False))
     newer.tokenize('two</s>two')
 
     # nbs/text/02_tokenizer.ipynb #b0047a02

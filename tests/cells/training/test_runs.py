@@ -61,25 +61,16 @@ def test_sound_checkpoint():
 
 
 def test_resume():
-    # nbs/training/03_runs.ipynb #07d80080
-    tmp = Path(tempfile.mkdtemp())
-    for n in (8, 16, 24, 100):
-        (tmp/f'checkpoint-{n}').mkdir()
-        (tmp/f'checkpoint-{n}'/'weights').write_text('...')
-        if n != 24: seal(tmp/f'checkpoint-{n}', keep=2, step=n)
-
-    # nbs/training/03_runs.ipynb #2a2a0002
-    (tmp/'checkpoint-100'/MARKER).read_text()
-
     # nbs/training/03_runs.ipynb #f0a1c707
-    (tmp/'log.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    cut_lines(tmp/'log.jsonl', 2)
-    (tmp/'log.jsonl').read_text()
+    logs = Path(tempfile.mkdtemp())
+    (logs/'log.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    cut_lines(logs/'log.jsonl', 2)
+    (logs/'log.jsonl').read_text()
 
     # nbs/training/03_runs.ipynb #f0a1c708
-    test_eq((tmp/'log.jsonl').read_text(), '{"step": 1}\n{"step": 2}\n')
-    cut_lines(tmp/'none.jsonl', 2)
-    (tmp/'log.jsonl').unlink()
+    test_eq((logs/'log.jsonl').read_text(), '{"step": 1}\n{"step": 2}\n')
+    cut_lines(logs/'none.jsonl', 2)
+    (logs/'log.jsonl').unlink()
 
 
 def test_saving():
@@ -92,15 +83,6 @@ def test_saving():
 
     # nbs/training/03_runs.ipynb #2a2a0002
     (tmp/'checkpoint-100'/MARKER).read_text()
-
-    # nbs/training/03_runs.ipynb #f0a1c707
-    (tmp/'log.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    cut_lines(tmp/'log.jsonl', 2)
-    (tmp/'log.jsonl').read_text()
-
-    # nbs/training/03_runs.ipynb #f0a1c708
-    cut_lines(tmp/'none.jsonl', 2)
-    (tmp/'log.jsonl').unlink()
 
     # nbs/training/03_runs.ipynb #43903fcf
     def write(error):
@@ -142,15 +124,6 @@ def test_RunCallback():
 
     # nbs/training/03_runs.ipynb #2a2a0002
     (tmp/'checkpoint-100'/MARKER).read_text()
-
-    # nbs/training/03_runs.ipynb #f0a1c707
-    (tmp/'log.jsonl').write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    cut_lines(tmp/'log.jsonl', 2)
-    (tmp/'log.jsonl').read_text()
-
-    # nbs/training/03_runs.ipynb #f0a1c708
-    cut_lines(tmp/'none.jsonl', 2)
-    (tmp/'log.jsonl').unlink()
 
     # nbs/training/03_runs.ipynb #43903fcf
     def write(error):
