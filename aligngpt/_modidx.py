@@ -370,6 +370,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'aligngpt/checkpoints/layouts.py'),
                                               'aligngpt.checkpoints.layouts._stored': ( 'checkpoints/layouts.html#_stored',
                                                                                         'aligngpt/checkpoints/layouts.py'),
+                                              'aligngpt.checkpoints.layouts._today': ( 'checkpoints/layouts.html#_today',
+                                                                                       'aligngpt/checkpoints/layouts.py'),
                                               'aligngpt.checkpoints.layouts._write_code': ( 'checkpoints/layouts.html#_write_code',
                                                                                             'aligngpt/checkpoints/layouts.py'),
                                               'aligngpt.checkpoints.layouts.find_tower': ( 'checkpoints/layouts.html#find_tower',

@@ -226,10 +226,17 @@ def open_checkpoint(
         raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
     if kind != 'hf': c = _open_official(folder, kind, parts)
     else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),
-                         pretrained(AlignGPTProcessor, folder), entries(*find_weights(folder)))
+                         pretrained(AlignGPTProcessor, folder),
+                         {_today(k):e for k,e in entries(*find_weights(folder)).items()})
     _agree(c)
     check_weights(folder.parent if folder.is_file() else folder)
     return c if hasattr(c.config, 'quantization_config') else _check(c, parts.fresh)
+
+def _today(key):
+    "The name of a tensor, which earlier versions called as its family does: `language_model.transformer.wte...`."
+    first, _, rest = key.partition('.')
+    if first != 'language_model' or rest.count('.') < 1: return key
+    return f"language_model.{'model' if rest.count('.') > 1 else 'lm_head'}.{rest.partition('.')[2]}"
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #098b4b01
 def _open_official(folder, kind, parts):
@@ -341,7 +348,8 @@ def load(
 def _read_model(c, how):
     "Read the weights of a checkpoint into a model."
     if quantised := getattr(c.config, 'quantization_config', None): quantised['llm_int8_skip_modules'] = _FULL
-    if c.layout == 'hf': return pretrained(AlignGPTForConditionalGeneration, c.folder, config=c.config, **how)
+    if c.layout == 'hf' and all(n == e.key for n,e in c.tensors.items()):
+        return pretrained(AlignGPTForConditionalGeneration, c.folder, config=c.config, **how)
     files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
     weights = {n:files[e.file][e.key] for n,e in c.tensors.items()}
     return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
@@ -365,7 +373,9 @@ def _how(device, dtype, attention, quantize=None):
     "Arguments for `from_pretrained`."
     device, _ = pick_device(device)
     dtype, _ = pick_dtype(device, dtype)
-    how = dict(dtype=dtype, device_map={'':device}, attn_implementation=pick_attention(device, attention)[0])
+    kernel = pick_attention(device, attention)[0]
+    if kernel == 'sdpa': kernel = None # transformers' own choice: sdpa in every family that has it (Gemma 2 has not)
+    how = dict(dtype=dtype, device_map={'':device}, attn_implementation=kernel)
     return how if quantize is None else how | dict(quantization_config=_few_bits(quantize, dtype))
 
 def _few_bits(kind, dtype):
