@@ -9,7 +9,7 @@ import tempfile
 import aligngpt
 from aligngpt.book.house import draw_house
 import pytest
-from aligngpt.book.house import FLOORS, arrows, circles, draw_house, part, upward
+from aligngpt.book.house import FLOORS, arrows, circles, part, upward
 
 
 def test_arrows():

@@ -24,7 +24,7 @@ from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.model.toy import QUESTIONS, swatch, toy
 from aligngpt.chat.session import ChatSession
 import pytest
-from aligngpt.chat.session import ChatSession, open_session, turns_of
+from aligngpt.chat.session import open_session, turns_of
 
 
 def test_ChatSession_stop():

@@ -17,7 +17,7 @@ from fastcore.test import *
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.terminal import thumbnail
 import pytest
-from aligngpt.chat.terminal import Terminal, _files, bars, chat_terminal, colour_depth, thumbnail
+from aligngpt.chat.terminal import Terminal, _files, bars, chat_terminal, colour_depth
 
 
 def test_colour_depth():

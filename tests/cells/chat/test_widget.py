@@ -19,7 +19,7 @@ from aligngpt.model.toy import COLOURS, swatch, toy
 from aligngpt.chat.session import ChatSession
 from aligngpt.chat.widget import Chat
 import pytest
-from aligngpt.chat.widget import CSS, Chat, ChatView, answer_html, error_html, question_html, thumb_url, weights_html
+from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, thumb_url, weights_html
 
 
 def test_thumb_url():

@@ -8,6 +8,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import pretrained, read_json, write_json
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
+from aligngpt.model.modeling import stored_name
 from aligngpt.checkpoints.weights import SUMS, check_weights, map_tensors
 import tempfile
 import matplotlib.pyplot as plt
@@ -17,9 +18,8 @@ from transformers.utils import logging
 from aligngpt.checkpoints.adapters import add_lora
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.testing.fixtures import tiny_model
-from aligngpt.model.modeling import stored_name
 import pytest
-from aligngpt.checkpoints.adapters import add_lora, has_adapter, load_adapter, merge_lora, save_adapter
+from aligngpt.checkpoints.adapters import has_adapter, load_adapter, merge_lora, save_adapter
 
 
 def test_add_lora():

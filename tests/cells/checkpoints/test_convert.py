@@ -28,7 +28,7 @@ from aligngpt.checkpoints.layouts import load, layout, save
 from aligngpt.checkpoints.weights import entries, find_weights, map_tensors
 from aligngpt.testing.fixtures import letter_processor, small_pictures, tiny_model
 import pytest
-from aligngpt.checkpoints.convert import convert, flat_config, partial_folder, write_weights
+from aligngpt.checkpoints.convert import flat_config, partial_folder, write_weights
 
 
 def test_partial_folder():

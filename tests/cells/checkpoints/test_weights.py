@@ -17,7 +17,7 @@ from aligngpt.core.markup import Table
 from aligngpt.checkpoints.weights import entries
 from aligngpt.testing.fixtures import tiny_model
 import pytest
-from aligngpt.checkpoints.weights import check_weights, entries, find_weights, map_tensors, seal_weights, stream, write_safetensors
+from aligngpt.checkpoints.weights import check_weights, find_weights, map_tensors, seal_weights, stream, write_safetensors
 
 
 def test_map_tensors():

@@ -10,7 +10,7 @@ from aligngpt.text.conversation import TEMPLATES
 from aligngpt.checkpoints.zoo import PRESETS
 from aligngpt.training.settings import FINETUNE, PRETRAIN, fill_in
 import pytest
-from aligngpt.checkpoints.zoo import PRESETS, QWEN3_4B, count_parameters, get_preset, zoo_table
+from aligngpt.checkpoints.zoo import QWEN3_4B, count_parameters, get_preset, zoo_table
 
 
 def test_get_preset():

@@ -10,7 +10,6 @@ from aligngpt.data.archives import HEAD
 from aligngpt.cli.data import register_data
 from aligngpt.testing.fixtures import letter_processor, tiny_clip
 import pytest
-from aligngpt.cli.data import register_data
 
 
 def test_audit_command():

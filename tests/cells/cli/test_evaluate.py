@@ -16,7 +16,7 @@ from aligngpt.evaluation.judge import JudgeSettings
 from aligngpt.evaluation.tasks import TASKS
 from aligngpt.cli.evaluate import register_eval
 import pytest
-from aligngpt.cli.evaluate import check_files, folders_of, hire, list_files, register_eval
+from aligngpt.cli.evaluate import check_files, folders_of, hire, list_files
 
 
 def test_hire():

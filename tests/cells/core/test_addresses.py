@@ -11,7 +11,7 @@ from fastcore.test import *
 from aligngpt.core.addresses import is_public
 from aligngpt.core.markup import Table
 import pytest
-from aligngpt.core.addresses import SPECIAL, fetch, fetch_own, is_public
+from aligngpt.core.addresses import SPECIAL, fetch, fetch_own
 
 
 def test_is_public():

@@ -9,7 +9,7 @@ from collections import Counter
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import read_json
 import pytest
-from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
+from aligngpt.core.errors import BadRecord, os_errors
 
 
 def test_AlignGPTError():

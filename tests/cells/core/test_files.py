@@ -41,7 +41,6 @@ def test_sweep():
     # nbs/core/02_files.ipynb #a64554dd
     with atomic_path(tmp/'a.txt') as p: p.write_text('one')
     test_eq((tmp/'a.txt').read_text(), 'one')
-
     def interrupted():
         with atomic_path(tmp/'a.txt') as p:
             p.write_text('tw')

@@ -9,7 +9,7 @@ import pandas as pd, shutil, tempfile
 from unittest.mock import patch
 from aligngpt.core.shards import Shards
 import pytest
-from aligngpt.core.shards import Shards, process_rank
+from aligngpt.core.shards import process_rank
 
 
 def test_Shards():

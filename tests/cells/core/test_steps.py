@@ -10,7 +10,6 @@ import pandas as pd, tempfile
 import aligngpt.core.steps
 from aligngpt.core.steps import Steps
 import pytest
-from aligngpt.core.steps import Steps
 
 
 def test_environment():

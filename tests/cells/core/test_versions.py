@@ -13,7 +13,7 @@ from IPython.display import HTML
 from transformers import LlamaForCausalLM
 from aligngpt.core.versions import LEANS
 import pytest
-from aligngpt.core.versions import CACHE, LEANS, Lean, _has, _takes, named_cache, untested
+from aligngpt.core.versions import CACHE, Lean, _has, _takes, named_cache, untested
 
 
 def test_untested():

@@ -22,7 +22,7 @@ from PIL import Image
 from aligngpt.data.audit import audit
 from aligngpt.testing.fixtures import letter_processor
 import pytest
-from aligngpt.data.audit import Finding, NOTES, Report, audit, image_notes, sample_facts, text_notes
+from aligngpt.data.audit import Finding, NOTES, Report, image_notes, sample_facts, text_notes
 
 
 def test_image_notes():

@@ -11,7 +11,7 @@ from fastcore.test import *
 import datasets, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, tempfile, tracemalloc
 from aligngpt.data.containers import array_records
 import pytest
-from aligngpt.data.containers import _layout, array_records, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
+from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
 
 
 def test_guess_encoding():

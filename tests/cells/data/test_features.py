@@ -14,7 +14,7 @@ from PIL import Image
 from aligngpt.data.features import FeatureStore
 from aligngpt.testing.fixtures import small_pictures, tiny_model
 import pytest
-from aligngpt.data.features import FeatureStore, tower_hash
+from aligngpt.data.features import tower_hash
 
 
 def test_tower_hash():
@@ -52,7 +52,6 @@ def test_FeatureStore_get():
     test_eq(FeatureStore(tmp, model, names).fill(model, pixels, quiet=True).missing(), [])
     test_eq(asked, [])
     test_eq(len(FeatureStore(tmp, tiny_model(1), names).missing()), 40)
-
     def broken(ns):
         if '20.png' in ns: raise KeyboardInterrupt
         return pixels(ns)

@@ -15,7 +15,7 @@ from aligngpt.data.packing import pack
 from aligngpt.data.records import Records
 from aligngpt.testing.fixtures import letter_processor, tiny_model
 import pytest
-from aligngpt.data.packing import PackedCollator, PackedDataset, Pool, best_fit, mixed_fit, pack, padding, token_lengths
+from aligngpt.data.packing import PackedCollator, PackedDataset, Pool, best_fit, mixed_fit, padding, token_lengths
 
 
 def test_Pool():

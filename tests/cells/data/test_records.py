@@ -16,7 +16,7 @@ from fastcore.test import *
 import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time
 from aligngpt.data.records import Records
 import pytest
-from aligngpt.data.records import RecordFacts, Records, Source, build_index, check_caption, check_record, ensure_index
+from aligngpt.data.records import RecordFacts, Source, build_index, check_caption, check_record, ensure_index
 
 
 def test_RecordFacts():

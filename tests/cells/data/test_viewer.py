@@ -15,7 +15,7 @@ from PIL import Image
 from aligngpt.data.viewer import view_sample
 from aligngpt.testing.fixtures import letter_processor
 import pytest
-from aligngpt.data.viewer import blocks, view_sample
+from aligngpt.data.viewer import blocks
 
 
 def test_blocks():

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.choice import mmbench_match
 import pytest
-from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_match, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
+from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx
 
 
 def test_parse_scienceqa():

@@ -19,7 +19,7 @@ from aligngpt.evaluation.compare import compare
 from aligngpt.evaluation.run import evaluate, score_run
 from aligngpt.evaluation.tasks import questions
 import pytest
-from aligngpt.evaluation.compare import compare, comparison_page, sign_test
+from aligngpt.evaluation.compare import comparison_page, sign_test
 
 
 def test_sign_test():

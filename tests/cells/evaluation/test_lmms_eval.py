@@ -19,7 +19,7 @@ from IPython.utils.capture import capture_output
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.lmms_eval import Examinee
 import pytest
-from aligngpt.evaluation.lmms_eval import Decoding, Examinee, Question, examinee_class, generated, lmms_manifest, losses, picture_key, pictures_of, read_request
+from aligngpt.evaluation.lmms_eval import Decoding, Question, examinee_class, generated, lmms_manifest, losses, picture_key, pictures_of, read_request
 
 
 def test_Decoding():

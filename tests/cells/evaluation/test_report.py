@@ -11,7 +11,7 @@ from fastcore.test import *
 from aligngpt.core.files import read_json
 from aligngpt.evaluation.report import ScoreReport
 import pytest
-from aligngpt.evaluation.report import ScoreReport, breakdowns, numbers, results_of
+from aligngpt.evaluation.report import breakdowns, numbers, results_of
 
 
 def test_ScoreReport():

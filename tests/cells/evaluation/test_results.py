@@ -19,7 +19,7 @@ from aligngpt.evaluation.judge import JudgeSettings, Replies
 from aligngpt.evaluation.report import ScoreReport
 from aligngpt.evaluation.results import plot_radar
 import pytest
-from aligngpt.evaluation.results import column_rows, evaluate_all, plot_radar, results_rows, scores_of
+from aligngpt.evaluation.results import column_rows, evaluate_all, results_rows, scores_of
 
 
 def test_scores_of():

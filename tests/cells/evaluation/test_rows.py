@@ -9,7 +9,7 @@ from fastcore.test import *
 import pandas as pd
 from aligngpt.evaluation.rows import read_rows
 import pytest
-from aligngpt.evaluation.rows import ID_NAMES, Rows, TEXT_NAMES, encoding_of, named, read_rows, text_of
+from aligngpt.evaluation.rows import ID_NAMES, Rows, TEXT_NAMES, encoding_of, named, text_of
 
 
 def test_encoding_of():

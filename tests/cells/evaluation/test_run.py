@@ -20,7 +20,7 @@ from fastcore.xtras import modified_env
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.run import evaluate
 import pytest
-from aligngpt.evaluation.run import AnswerFile, AskSettings, Run, evaluate, finish, known_answers, manifest, predict, score_run, unreadable, whole_lines
+from aligngpt.evaluation.run import AnswerFile, AskSettings, Run, finish, known_answers, manifest, predict, score_run, unreadable, whole_lines
 
 
 def test_whole_lines():

@@ -4,12 +4,12 @@ from collections import defaultdict
 from typing import Iterable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.evaluation.text import CONTRACTIONS, Answers, evalai_process, round_half_up, some
+from aligngpt.evaluation.text import evalai_process as E, vqa_accuracy
 from aligngpt.evaluation.text import vqa_accuracy, vqa_normalise
 import random, time
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import *
-from aligngpt.evaluation.text import evalai_process as E, vqa_accuracy
 from aligngpt.evaluation.vqa import gqa_answer, vizwiz_accuracy, vqav2_accuracy
 import pytest
 from aligngpt.evaluation.vqa import VIZWIZ_CONTRACTIONS, gqa_distribution, gqa_steps, group_means, mean, score_gqa, score_textvqa, score_vizwiz, score_vqav2, submit_vizwiz, submit_vqav2, textvqa_question

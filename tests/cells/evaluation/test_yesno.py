@@ -12,7 +12,7 @@ import pandas as pd
 from fastcore.test import *
 from aligngpt.evaluation.yesno import pope_counts
 import pytest
-from aligngpt.evaluation.yesno import SHORT, labels_of, mme_key, mme_label, parse_mme, pope_answer, pope_counts, read_mme_answers, read_mme_labels, score_mme, score_pope
+from aligngpt.evaluation.yesno import SHORT, labels_of, mme_key, mme_label, parse_mme, pope_answer, read_mme_answers, read_mme_labels, score_mme, score_pope
 
 
 def test_pope_answer():

@@ -19,7 +19,7 @@ from aligngpt.core.markup import Table
 from aligngpt.levels.scoring import score_pairs
 from aligngpt.testing.fixtures import tiny_clip
 import pytest
-from aligngpt.levels.scoring import PairBatches, bucket, collect_scores, levels, score_pairs
+from aligngpt.levels.scoring import PairBatches, bucket, collect_scores, levels
 
 
 def test_PairBatches():

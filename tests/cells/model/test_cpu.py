@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import *
 from aligngpt.model.cpu import keep_freed_memory
 import pytest
-from aligngpt.model.cpu import OneDNNLinear, keep_freed_memory, use_onednn
+from aligngpt.model.cpu import OneDNNLinear, use_onednn
 
 
 def test_keep_freed_memory():

@@ -17,7 +17,7 @@ from aligngpt.model.decoding import greedy
 from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.testing.fixtures import small_pictures, tiny_model
 import pytest
-from aligngpt.model.decoding import Ask, Share, answers, ask_row, greedy, plan_windows, prefetch, windows
+from aligngpt.model.decoding import Ask, Share, answers, ask_row, plan_windows, prefetch, windows
 
 
 def test_greedy():
@@ -166,10 +166,8 @@ def test_answers():
     def load(name):
         loads[name] += 1
         return pictures[name]
-
     def all_answers(**kw):
         return dict(p for part in answers(model, processor, asks, load, max_new_tokens=4, **kw) for p in part)
-
     one = all_answers(batch_size=1)
     test_eq(set(one), set(range(40)))
     loads.clear()

@@ -163,12 +163,10 @@ def test_supervised_loss():
     set_seed(0)
     ids = torch.randint(0, 100, (2, 12))
     labels = ids.masked_fill(torch.rand(2, 12) < 0.5, -100)
-
     def states(config):
         "A new model, and its last hidden states."
         lm = AutoModelForCausalLM.from_config(config).train()
         return lm, lm.base_model(ids).last_hidden_state.detach().requires_grad_()
-
     def loss_gap(config, size):
         "How far loss and gradients are from those of all logits."
         lm, hidden = states(config)
@@ -176,7 +174,6 @@ def test_supervised_loss():
         full = F.cross_entropy(lm_head(lm, hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         (g1,), (g2,) = torch.autograd.grad(ours, hidden), torch.autograd.grad(full, hidden)
         return (ours - lm(ids, labels=labels).loss).abs().item(), (g1-g2).abs().max().item()
-
     gaps = {c.model_type: loss_gap(c, size) for c in families for size in (300, 2**25)}
     for v in gaps.values(): assert max(v) < 1e-5, gaps
     lm, hidden = states(families[0])
@@ -226,7 +223,6 @@ def test_states_at():
         set_seed(0)
         return LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=n,
                                             num_attention_heads=4, **config)).train()
-
     def gap(mask=None, position_ids=None, checkpointing=False, **config):
         "Largest difference in states and in gradients."
         lm = llama(**config)
@@ -243,7 +239,6 @@ def test_states_at():
         whole = run(lambda e: lm.model(inputs_embeds=e, attention_mask=mask, position_ids=position_ids,
                                        use_cache=False).last_hidden_state[keep])
         return max((a-b).abs().max().item() for a,b in zip(ours, whole, strict=True))
-
     right = (torch.arange(12) < torch.tensor([[12], [9], [5]])).long()
     packed = torch.tensor([[*range(7), *range(5)], [*range(12)], [*range(3), *range(4), *range(5)]])
     eager = dict(attn_implementation='eager')

@@ -179,7 +179,6 @@ def test_AlignGPTForConditionalGeneration_forward():
     def alone(i, **kw):
         return model(input_ids=batch['input_ids'][i:i+1, 2*i:], labels=batch['labels'][i:i+1, 2*i:],
                      pixel_values=pixels[i:i+1], **kw)
-
     test_close(out.logits[0], alone(0).logits[0], 1e-5)
     test_close(out.logits[1, 2:], alone(1).logits[0], 1e-5)
     n = (batch['labels'] != -100).sum()

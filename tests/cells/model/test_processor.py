@@ -279,7 +279,6 @@ def test_AlignGPTProcessor_encode():
         "Why a sample is refused."
         try: processor.encode(*args, **kwargs)
         except BadRecord as e: return e.reason
-
     messages = to_messages(record)
     messages[0]['content'][0]['path'] = tmp/'bus.png'
     for k,v in processor.encode(messages).items(): test_eq(v, sample[k])
@@ -573,12 +572,10 @@ def test_AlignGPTProcessor_apply_chat_template():
             out += [dict(role='user', content=shown + [dict(type='text', text=rng.choice(says))]),
                     dict(role='assistant', content=rng.choice(says))]
         return out
-
     def same(got, whole):
         "Is a row what a sample begins with?"
         n = len(got['input_ids'][0])
         return all(got[k][0] == whole[k][:n].tolist() for k in ('input_ids', 'gate_mask'))
-
     rng, compared = random.Random(0), 0
     for template in ('v1', 'llava_llama_2'):
         p = AlignGPTProcessor(clip, processor.tokenizer, num_image_tokens=16, template=template)

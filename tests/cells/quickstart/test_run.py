@@ -33,7 +33,7 @@ from aligngpt.checkpoints.zoo import count_parameters, get_preset
 from aligngpt.chat.session import open_session
 from aligngpt.quickstart.run import quickstart
 import pytest
-from aligngpt.quickstart.run import REHEARSAL, quickstart
+from aligngpt.quickstart.run import REHEARSAL
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.text.conversation import get_template
 from aligngpt.text.tokenizer import token_bytes
 from aligngpt.serving.engine import Busy, Engine, Job, TooLong
+from aligngpt.serving.engine import Engine
 from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
 from aligngpt.serving.requests import ApiError, ChatRequest, ErrorBody, field_table, invalid, ResponseRequest
 from aligngpt.serving.requests import to_turns
@@ -25,7 +26,6 @@ from starlette.testclient import TestClient
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.session import ChatSession
 from aligngpt.serving.api import Api, create_app
-from aligngpt.serving.engine import Engine
 from aligngpt.serving.requests import Message
 import pytest
 from aligngpt.serving.api import as_api_error, not_here

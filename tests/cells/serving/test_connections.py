@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from aligngpt.serving.connections import patient_protocol
 import pytest
-from aligngpt.serving.connections import patient_protocol
 
 
 def test_patient_protocol():

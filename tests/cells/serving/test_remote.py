@@ -17,7 +17,7 @@ from aligngpt.model.toy import COLOURS, swatch
 from aligngpt.serving.remote import safe_picture
 from aligngpt.testing.hostile import bombs, half_pictures, no_pictures, odd_pictures
 import pytest
-from aligngpt.serving.remote import Limits, data_url_bytes, fetch, safe_picture
+from aligngpt.serving.remote import Limits, data_url_bytes, fetch
 
 
 def test_Limits():

@@ -6,16 +6,16 @@ from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, StrictBool, StrictInt
+from pydantic import ValidationError
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from aligngpt.chat.reader import Answer, Turn
 import typing, pandas as pd
 from fastcore.test import *
-from pydantic import ValidationError
 from aligngpt.model.toy import swatch
 from aligngpt.serving.requests import Message
 import pytest
-from aligngpt.serving.requests import ApiError, Cannot, ChatRequest, Message, ResponseRequest, Sent, Text, field_table, invalid, says_nothing, to_turns
+from aligngpt.serving.requests import ApiError, Cannot, ChatRequest, ResponseRequest, Sent, Text, field_table, invalid, says_nothing, to_turns
 
 
 def test_ErrorDetail():

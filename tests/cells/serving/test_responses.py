@@ -17,7 +17,6 @@ from aligngpt.serving.api import create_app
 from aligngpt.serving.engine import Engine
 from aligngpt.serving.responses import add_responses
 import pytest
-from aligngpt.serving.responses import add_responses
 
 
 def test_add_responses():

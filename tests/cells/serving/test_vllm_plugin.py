@@ -10,7 +10,7 @@ from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.reader import Answer, Turn, prompt_layout
 from aligngpt.serving.vllm_plugin import ranges
 import pytest
-from aligngpt.serving.vllm_plugin import cache_keys, gate_inputs, ranges, relayout
+from aligngpt.serving.vllm_plugin import cache_keys, gate_inputs, relayout
 
 
 def test_relayout():

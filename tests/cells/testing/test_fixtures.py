@@ -13,7 +13,7 @@ from PIL import Image
 from aligngpt.levels.alignment import DualEncoder, pair_scores
 from aligngpt.testing.fixtures import letter_processor
 import pytest
-from aligngpt.testing.fixtures import letter_processor, tiny_clip, tiny_model, word_tokenizer
+from aligngpt.testing.fixtures import tiny_clip, tiny_model, word_tokenizer
 
 
 def test_letters():

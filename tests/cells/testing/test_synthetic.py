@@ -12,7 +12,7 @@ from aligngpt.evaluation.questions import Files
 from aligngpt.evaluation.tasks import TASKS, questions, score
 from aligngpt.testing.synthetic import write_benchmark
 import pytest
-from aligngpt.testing.synthetic import WRITERS, write_benchmark
+from aligngpt.testing.synthetic import WRITERS
 
 
 def test_write_benchmark():
@@ -63,7 +63,6 @@ def test_write_benchmark_slow():
         seconds = time.perf_counter() - start
         shutil.rmtree(tmp/'large'/name)
         return dict(answers=n, seconds=round(seconds, 1), headline=round(report.headline, 2))
-
     table = pd.DataFrame({name: timed(name) for name in WRITERS}).T
     assert table.headline.gt(0).all(), table
     table

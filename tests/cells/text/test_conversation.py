@@ -31,7 +31,6 @@ def test_ROLES():
     def reason(f, *args):
         try: f(*args)
         except BadRecord as e: return e.reason
-
     chat = [S('Be brief.'), U('Hi'), A('Hello')]
     test_is(check_messages(chat), chat)
     test_fail(lambda: check_messages([U('a'), U('b')], 'record 3'),
@@ -83,7 +82,6 @@ def test_to_messages():
     def rec(*values, **fields):
         "A record in which human and assistant say `values` in turn."
         return dict(fields, conversations=[{'from':('human','gpt')[i%2], 'value':v} for i,v in enumerate(values)])
-
     test_eq(messages[0]['content'], [dict(type='image', path='bus.png'),
                                      dict(type='text', text='What colour is the bus?')])
     test_eq(messages[3], A('No, it is parked.'))

@@ -19,7 +19,7 @@ from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
 from aligngpt.model.toy import toy_processor
 import pytest
-from aligngpt.text.tokenizer import ALIGN, TextEncoder, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend, token_bytes
+from aligngpt.text.tokenizer import ALIGN, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend, token_bytes
 
 
 def test_merges():
@@ -283,7 +283,6 @@ def test_load_tokenizer():
         folder.mkdir(exist_ok=True)
         (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class=kind)))
         return folder
-
     (tmp/'empty').mkdir(exist_ok=True)
     test_fail(lambda: load_tokenizer(tmp/'empty'), contains='no tokenizer found')
     test_fail(lambda: load_tokenizer(tmp/'nowhere'), contains='nowhere')
@@ -515,7 +514,6 @@ def test_TokenText():
         def decode(self, ids, **kwargs):
             self.decoded += len(ids)
             return tok.decode(ids, **kwargs)
-
     ids = tok(' '.join(texts), add_special_tokens=False, verbose=False)['input_ids'][:2048]
     counting, work = Counting(), []
     out = TokenText(counting)

@@ -15,7 +15,7 @@ from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.plan import plan
 from aligngpt.training.settings import FINETUNE, PRETRAIN
 import pytest
-from aligngpt.training.plan import choose_sharding, part_sizes, plan, predicted_peak
+from aligngpt.training.plan import choose_sharding, part_sizes, predicted_peak
 
 
 def test_part_sizes():

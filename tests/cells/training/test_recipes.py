@@ -31,7 +31,7 @@ from aligngpt.training.stage import plot_losses
 from aligngpt.training.recipes import settings_of
 from aligngpt.testing.fixtures import save_language_model
 import pytest
-from aligngpt.training.recipes import StageSources, Start, begin, finetune, hold_out, pretrain, settings_of
+from aligngpt.training.recipes import StageSources, Start, begin, finetune, hold_out, pretrain
 
 
 def test_SampleSubset():

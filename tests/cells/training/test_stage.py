@@ -101,7 +101,6 @@ def test_first_turn():
         def __init__(self, number): self.number = number
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 33: signal.raise_signal(self.number)
-
     def tuned(folder, **kw):
         "Losses and weights of a tuning in a folder."
         m = add_gate(tiny_model(use_gate=False))

@@ -155,7 +155,6 @@ def test_training_arguments():
             prompt, answer = [1] + [60]*(k > 0) + [61]*4*k + draw(5), draw(1 + i%5)
             sample = dict(input_ids=torch.tensor(prompt + answer), labels=torch.tensor([-100]*len(prompt) + answer))
             return sample | (dict(pixel_values=torch.randn(k, 3, 16, 16, generator=g)) if k else {})
-
     def trained(batch_size, **kwargs):
         "Losses and weights after two steps of 12 samples."
         stage = override(FINETUNE, batch_size=batch_size, accumulate=12//batch_size, learning_rate=1e-2, max_steps=2,
