@@ -12,7 +12,8 @@ chromium = (os.environ.get('ALIGNGPT_CHROMIUM')
 if chromium is None: pytest.skip('no Chromium: apt-get install chromium', allow_module_level=True)
 playwright = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright')
 
-FLAGS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync').split()
 
 
 def png(colour, side=64):
@@ -25,7 +26,11 @@ def png(colour, side=64):
 
 @contextmanager
 def browser_page(name, counts=lambda e: True, **options):
-    "A page in a fresh browser, which keeps in `page.errors` those errors of scripts that count, in `page.abroad` addresses beyond this machine that it asked for, and a screenshot if something goes wrong."
+    """A page in a fresh browser, and a screenshot if something goes wrong.
+
+    It keeps in `page.errors` those errors of scripts that count, in `page.abroad` addresses beyond this machine that
+    it asked for.
+    """
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         context = browser.new_context(viewport=dict(width=1280, height=1000),
@@ -54,14 +59,18 @@ def expect(what, got):
 
 
 JS = 'window.top.hacked=1'
-HOSTILE = [f'<script>{JS}</script>', f'<img src=x onerror="{JS}">', f'<iframe srcdoc="<script>{JS}</script>"></iframe>',
-           f'[a link](javascript:{JS})', f'<a href="javascript:{JS}">a link</a>', f'<javascript:{JS}>', f'"><svg onload="{JS}">',
+HOSTILE = [f'<script>{JS}</script>', f'<img src=x onerror="{JS}">',
+           f'<iframe srcdoc="<script>{JS}</script>"></iframe>',
+           f'[a link](javascript:{JS})', f'<a href="javascript:{JS}">a link</a>', f'<javascript:{JS}>',
+           f'"><svg onload="{JS}">',
            f'[data](data:text/html,<script>opener.{JS}</script>)', '![a picture](http://example.com/x.png)',
            f"' autofocus onfocus='{JS}", f'<details open ontoggle="{JS}">more', f'*marked*{{: onclick="{JS}" }}',
            f'[ref][1]\n\n[1]: javascript:{JS}', f'```\n</code></pre></textarea></style></title><script>{JS}</script>',
-           f'x | y |\n|---|---|\n| <img src=x onerror={JS}>', f'$\\href{{javascript:{JS}}}{{x}}$', '<style>*{display:none}</style>',
+           f'x | y |\n|---|---|\n| <img src=x onerror={JS}>', f'$\\href{{javascript:{JS}}}{{x}}$',
+           '<style>*{display:none}</style>',
            '<base href="http://example.com/"><form action="http://example.com/"><button>send</button></form>',
-           '<meta http-equiv=refresh content="0;url=http://example.com/">', '<link rel=stylesheet href="http://example.com/">']
+           '<meta http-equiv=refresh content="0;url=http://example.com/">',
+           '<link rel=stylesheet href="http://example.com/">']
 
 def inert(page, scope='body'):
     "Nothing of `HOSTILE` was run, is there to be clicked, or asked another machine for anything."

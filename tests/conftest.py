@@ -26,7 +26,7 @@ def own_place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='session')
 def rehearsal(tmp_path_factory):
-    "The folder of an `aligngpt quickstart --rehearse`, made once for all workers; `said.txt` is what it said. Only to be read."
+    "The folder of an `aligngpt quickstart --rehearse`, made once; `said.txt` is what it said. Only to be read."
     from filelock import FileLock
     base = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ: base = base.parent # that of all workers

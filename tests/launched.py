@@ -39,7 +39,7 @@ def tiny_model(use_gate):
 
 
 class Mixed(torch.utils.data.Dataset):
-    "Random tokens. In every row of four samples the first two have pictures, so that with shuffle=False one of two processes gets text only."
+    "Random tokens. In every row of four the first two have pictures: unshuffled, one of two processes gets text only."
     fingerprint = 'mixed'
     def __init__(self, n, levels):
         self.n, self.levels, self.has_image, self.lengths = n, levels, [i%4 < 2 for i in range(n)], [12]*n
@@ -77,7 +77,8 @@ def main(out, *fields):
                      **base | {k:v if isinstance(getattr(FINETUNE, k), str) else json.loads(v)
                                for k,v in fields.items()})
     logging.set_verbosity_error(); logging.disable_progress_bar()
-    if device == 'cpu' and stage.sharding not in ('none', 'fsdp'): # the kernels that DeepSpeed would compile for a CPU take longer than the test
+    # the kernels that DeepSpeed would compile for a CPU take longer than the test
+    if device == 'cpu' and stage.sharding not in ('none', 'fsdp'):
         import deepspeed.ops
         getattr(deepspeed.ops, '__compatible_ops__')['deepspeed_shm_comm'] = False
     accident = [Accident(at, number, limit)] if at is not None and rank in (None, RANK) else []
@@ -85,7 +86,8 @@ def main(out, *fields):
     model = tiny_model(not levels)
     if lora: add_lora(model, lora, 2*lora, dropout=0)
     try:
-        done = run_stage(model, StageData(Mixed(n, levels), Collator(0), valid), stage, Path(out)/'run', device=device,
+        done = run_stage(model, StageData(Mixed(n, levels), Collator(0), valid), stage, Path(out)/'run',
+                         device=device,
                          quiet=True, callbacks=accident)
     except AlignGPTError as e:
         (Path(out)/'error.txt').write_text(str(e))

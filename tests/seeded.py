@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 IMAGE = '<image>'
-V1 = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
-LLAVA_LLAMA_2 = ('You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, '
+V1 = ('A chat between a curious user and an artificial intelligence assistant. '
+      "The assistant gives helpful, detailed, and polite answers to the user's questions.")
+LLAVA_LLAMA_2 = ('You are a helpful language and vision assistant. '
+                 'You are able to understand the visual content that the user provides, '
                  'and assist the user with a variety of tasks using natural language.')
 
 
@@ -27,7 +29,8 @@ def small_tokenizer(folder):
     import sentencepiece
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     rng, out = random.Random(0), io.BytesIO()
-    words = 'the a cat dog bus red blue on in what colour answer question picture shows two and of street, 10 42 yes. no! USER: ASSISTANT: [INST] [/INST]'.split()
+    words = ('the a cat dog bus red blue on in what colour answer question picture shows two and of street, '
+             '10 42 yes. no! USER: ASSISTANT: [INST] [/INST]').split()
     lines = [('  ' if i%9 == 0 else ' ').join(rng.choices(words, k=rng.randint(2, 12))) for i in range(400)]
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, vocab_size=430,
                                              model_type='bpe', byte_fallback=True, minloglevel=2,
@@ -249,7 +252,8 @@ def _write_base(folder, m):
         (folder/f'{name}.json').write_text(json.dumps(data))
 
 def _pretrain(folder, m, text, pixels, turns):
-    rows, levels, px = [text.plain(turns(r)) for r in PRETRAIN], [r['similarity'] for r in PRETRAIN], [pixels(r['image'], False) for r in PRETRAIN]
+    rows, levels = [text.plain(turns(r)) for r in PRETRAIN], [r['similarity'] for r in PRETRAIN]
+    px = [pixels(r['image'], False) for r in PRETRAIN]
     torch.save(m.parts('mm_projector', 'align_indicators'), folder/'pretrain_init_mm_projector_align.bin')
     m.requires_grad_(False)
     trained = [*m.mm_projector.parameters(), *m.align_indicators.parameters()]

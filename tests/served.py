@@ -14,7 +14,8 @@ from aligngpt.serving.remote import Limits
 from aligngpt.model.toy import toy
 hold, abroad, sock = pathlib.Path('hold'), open('abroad', 'w'), listen('127.0.0.1', 0)
 def watch(event, args): # whom this process asks for anything
-    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto') and not any(s in str(args) for s in ('127.0.0.1', 'localhost')): print(event, args, file=abroad, flush=True)
+    if event not in ('socket.connect', 'socket.getaddrinfo', 'socket.sendto'): return
+    if not any(s in str(args) for s in ('127.0.0.1', 'localhost')): print(event, args, file=abroad, flush=True)
 sys.addaudithook(watch)
 app = build_app(ChatSession(*toy()), 'toy', None, Limits(), own_names('127.0.0.1'), True, dict(temperature=0), {})
 engine = app.state.api.engine

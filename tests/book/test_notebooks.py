@@ -16,14 +16,16 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from torch.cuda import is_available
 path, skip = Path(sys.argv[1]), {'slow'} | ({'gpu'} if not is_available() else set())
-left_out = [c.cell_type == 'code' and (bool(skip & c.directives.keys()) or c.directives.get('eval') == 'false') for c in read_nb(path).cells]
+def is_left_out(c): return bool(skip & c.directives.keys()) or c.directives.get('eval') == 'false'
+left_out = [c.cell_type == 'code' and is_left_out(c) for c in read_nb(path).cells]
 nb = nbformat.read(path, 4)
 nb.cells = [c for c,out in zip(nb.cells, left_out, strict=True) if not out]
 nb.cells.insert(0, nbformat.v4.new_code_cell('''
 import warnings
 for c in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
     warnings.filterwarnings('error', category=c, module='aligngpt|__main__')'''))
-try: NotebookClient(nb, timeout=3600, kernel_name='python3', resources=dict(metadata=dict(path=str(path.parent)))).execute()
+where = dict(metadata=dict(path=str(path.parent)))
+try: NotebookClient(nb, timeout=3600, kernel_name='python3', resources=where).execute()
 except CellExecutionError as e: sys.exit(str(e))
 """
 

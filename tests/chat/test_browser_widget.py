@@ -77,7 +77,7 @@ def widget_page():
 
 
 def run_all(page):
-    "Run the notebook, once its kernel is there; again if that was while they still shook hands, when JupyterLab loses what is asked."
+    "Run the notebook, once its kernel is there; again if JupyterLab lost what was asked, as while they still shook hands."
     accept = page.locator('.jp-Dialog .jp-mod-accept')
     page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
@@ -95,7 +95,8 @@ class ChatPage:
     "What a person sees and can do."
     def __init__(self, page, view):
         self.page, self.view = page, view
-        self.box, self.live, self.answers = view.get_by_label('Message'), view.locator('.agpt-live .agpt-text'), view.locator('.agpt-model:not(.agpt-live)')
+        self.box, self.live = view.get_by_label('Message'), view.locator('.agpt-live .agpt-text')
+        self.answers = view.locator('.agpt-model:not(.agpt-live)')
 
     def press(self, name): self.view.get_by_role('button', name=name, exact=True).last.click()
 
@@ -108,8 +109,10 @@ class ChatPage:
     def transfer(self, kind, selector, data):
         "Drop or paste a file."
         self.view.locator(selector).evaluate('''(el, [kind, data]) => {
-            const t = new DataTransfer(); t.items.add(new File([new Uint8Array(data)], kind + '.png', { type: 'image/png' }));
-            el.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', { clipboardData: t, bubbles: true, cancelable: true }) : new DragEvent('drop', { dataTransfer: t, bubbles: true, cancelable: true }));
+            const t = new DataTransfer(), how = { bubbles: true, cancelable: true };
+            t.items.add(new File([new Uint8Array(data)], kind + '.png', { type: 'image/png' }));
+            el.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', { clipboardData: t, ...how })
+                                              : new DragEvent('drop', { dataTransfer: t, ...how }));
         }''', [kind, list(data)])
         self.view.locator('.agpt-tray img').first.wait_for()
 
@@ -258,7 +261,8 @@ from pathlib import Path
 from IPython.display import display
 from test_browser_markup import shown
 from aligngpt.model.toy import toy
-from aligngpt.chat import Chat""", "for o in shown(Path('.')): display({'text/html':o}, raw=True) if isinstance(o, str) else display(o)",
+from aligngpt.chat import Chat""",
+"for o in shown(Path('.')): display({'text/html':o}, raw=True) if isinstance(o, str) else display(o)",
         "chat = Chat(*toy(), temperature=0)\nchat", "print('all is shown')"))
     meta = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     (folder/'chat.ipynb').write_text(json.dumps(dict(cells=list(cells), metadata=meta, nbformat=4, nbformat_minor=5)),

@@ -36,7 +36,8 @@ def test_pty(place):
     env.pop('NO_COLOR', None)
     term = pexpect.spawn(sys.executable, ['-c', BRAKED], env=env, cwd=place, encoding='utf-8', dimensions=(40, 120),
                          timeout=PATIENCE,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # a shell's background jobs are born deaf to Ctrl-C
+                         # a shell's background jobs are born deaf to Ctrl-C
+preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     def see(*texts):
         for t in texts: term.expect_exact(t)
     see('▀', '32 x 32 picture', '/help lists the commands', '> ')

@@ -216,7 +216,8 @@ def test_code_of_a_tokenizer(strange, route):
 @pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('route', ['load', 'open', 'convert', 'tower', 'scorer'])
 def test_kernels(strange, route, kernel):
-    with refused('strange', 'kernel', 'evil/attention', 'was not run'): ROUTES[route](strange('config.json', **kernel))
+    with refused('strange', 'kernel', 'evil/attention', 'was not run'):
+        ROUTES[route](strange('config.json', **kernel))
 
 @pytest.mark.parametrize('name', ['../ours/model.safetensors', '/etc/passwd', '..'])
 @pytest.mark.parametrize('route', ['load', 'open', 'convert', 'tower', 'scorer'])
@@ -229,5 +230,6 @@ def test_modules_of_an_adapter(model, tmp_path):
     pytest.importorskip('peft')
     save(add_lora(copy.deepcopy(model), rank=2, alpha=4), processor(), tmp_path/'a')
     file = tmp_path/'a'/'adapter_config.json'
-    file.write_text(json.dumps({**json.loads(file.read_text()), 'megatron_config': {'x': 1}, 'megatron_core': 'antigravity'}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'megatron_config': {'x': 1},
+                                'megatron_core': 'antigravity'}))
     with refused('adapter', 'megatron'): load_adapter(copy.deepcopy(model), tmp_path/'a')

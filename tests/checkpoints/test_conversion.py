@@ -95,7 +95,8 @@ from aligngpt.checkpoints.convert import convert
 import aligngpt.model.modeling, transformers.models.llama.modeling_llama, transformers.models.clip.modeling_clip
 def status(key): return next(int(l.split()[1])*1024 for l in open('/proc/self/status') if l.startswith(key))
 cap = int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_DATA, (status('VmData') + cap, -1)) # what a process may have of its own, mapped pickles included
+# what a process may have of its own, mapped pickles included
+resource.setrlimit(resource.RLIMIT_DATA, (status('VmData') + cap, -1))
 base = status('VmRSS')
 convert(sys.argv[1], sys.argv[2], sys.argv[4], shard='500MB', quiet=True)
 print(base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024)
@@ -116,15 +117,19 @@ def roomy(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_more_than_memory(roomy):
-    """2 GB of weights through a process that may hold less, there and back; ALIGNGPT_CONVERT_LAYERS=40 makes it the whole 26 GB (and needs 78 GB of disk).
+    """2 GB of weights through a process that may hold less, there and back.
 
-    The memory does not depend on the number of layers: it is the largest tensor and what `stream` hands out from one mapping."""
+    ALIGNGPT_CONVERT_LAYERS=40 makes it the whole 26 GB (and needs 78 GB of disk).
+
+    The memory does not depend on the number of layers: it is the largest tensor and what `stream` hands out from one
+    mapping."""
     src, own = roomy/'release', 1_000_000_000
     total = big_release(src, int(os.environ.get('ALIGNGPT_CONVERT_LAYERS', 2)))
     steps = [(src, roomy/'ours', 'hf'), (roomy/'ours', roomy/'back', 'official')]
     for a,b,to in steps:
         base, peak = capped(a, b, own, to)
-        print(f'\n{total/1e9:.2f} GB in {len(find_weights(a))} shards to {to}: at most {peak/1e9:.2f} GB resident, {base/1e9:.2f} GB of it before')
+        print(f'\n{total/1e9:.2f} GB in {len(find_weights(a))} shards to {to}: '
+              f'at most {peak/1e9:.2f} GB resident, {base/1e9:.2f} GB of it before')
         assert layout(b) == to
         assert peak < base + own < total
     same(tensors(roomy/'back'), tensors(src))

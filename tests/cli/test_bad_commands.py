@@ -51,7 +51,7 @@ def levels(capsys, place, tmp_path, records):
     (dict(id='x', image='red.png'), ('pairs.json', 'row 8', 'known format')),
 ])
 def test_records(capsys, place, tmp_path, record, says):
-    "A missing picture, a truncated one, a record without conversations: named with file and row; what an earlier run wrote is still there."
+    "A missing picture, a truncated one, a record without conversations: named with file and row; earlier output stays."
     code, err = levels(capsys, place, tmp_path, GOOD)
     assert code == 0, err
     before = (tmp_path/'levels.json').read_bytes()

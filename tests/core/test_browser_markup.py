@@ -33,7 +33,8 @@ def records(folder):
     "Records of an enemy, good and bad."
     rows = [dict(id=t, image=t, conversations=[{'from':'human', 'value':t}, {'from':t if i%2 else 'gpt', 'value':t}])
             for i,t in enumerate(HOSTILE)]
-    rows.append(dict(id='fine', image='red.png', conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'x'}]))
+    rows.append(dict(id='fine', image='red.png',
+                     conversations=[{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'x'}]))
     (folder/'data.json').write_text(json.dumps(rows))
     return folder/'data.json'
 
@@ -64,7 +65,8 @@ def shown(folder):
     session, chat = ChatSession(*toy()), Chat(*toy())
     session.turns = chat.session.turns = turns
     yield from (session, *[t.answer for t in turns], Table([(t, 1) for t in HOSTILE], ('words', 'of others')))
-    yield from (render(m, 'v1') for m in ([dict(role='user', content=t), dict(role='assistant', content=t)] for t in HOSTILE))
+    yield from (render(m, 'v1') for m in ([dict(role='user', content=t), dict(role='assistant', content=t)]
+                                          for t in HOSTILE))
     yield from compare(*questions(folder))
     yield audit(records(folder), folder, folder/'audit again', workers=0, quiet=True)
     yield ScoreReport('q', HOSTILE[0], HOSTILE[1], 1., {'by': {t: .5 for t in HOSTILE[:12]}}, notes=HOSTILE)
@@ -83,7 +85,8 @@ def site(folder):
     text = '\n\n'.join(output_markdown(dict(output_type='execute_result', data=data), folder/'x')
                        for o in shown(folder) for data in (bundle(o), {'text/plain':repr(o)}))
     stream = output_markdown(dict(output_type='stream', text='\n'.join(HOSTILE)), folder/'x')
-    return markdown(f'{text}\n\n{stream}', extensions=['admonition', 'attr_list', 'footnotes', 'md_in_html', 'tables', 'toc',
+    return markdown(f'{text}\n\n{stream}', extensions=['admonition', 'attr_list', 'footnotes', 'md_in_html', 'tables',
+                                                       'toc',
                     'pymdownx.arithmatex', 'pymdownx.details', 'pymdownx.highlight', 'pymdownx.superfences'])
 
 def test_reports(tmp_path):

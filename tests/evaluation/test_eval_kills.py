@@ -57,7 +57,7 @@ def start(place, name, out, brake, launcher=(sys.executable,)):
                             env={**ENV, 'BRAKE':str(brake)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 def killed(place, name, out, at, wait=0., ahead=0):
-    "Start a run, and kill -9 it when it has written `at` answers and not many more than `ahead` further ones; how many it had then."
+    "Start a run, and kill -9 it at `at` answers or not many more than `ahead` further ones; how many it had then."
     run = start(place, name, out, at + ahead)
     try:
         while run.poll() is None and answered(out, name) < at: time.sleep(.002)
@@ -96,7 +96,8 @@ def test_kills_in_two_processes(place, tmp_path):
         run = start(place, 'many', tmp_path/'two', at//2 + 40, launch)
         while run.poll() is None and answered(tmp_path/'two', 'many') < at: time.sleep(.002)
         workers = list(map(int,
-                           Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split())) # torchrun gives each a session of its own
+                           # torchrun gives each a session of its own
+Path(f'/proc/{run.pid}/task/{run.pid}/children').read_text().split()))
         assert len(workers) == 2
         for pid in (*workers, run.pid): os.kill(pid, signal.SIGKILL)
         run.wait()

@@ -18,25 +18,34 @@ from aligngpt.training.settings import FINETUNE, PRETRAIN
 ours, stage = sys.argv[1] == 'ours', dict(pretrain=PRETRAIN, finetune=FINETUNE)[sys.argv[2]]
 torch.set_num_threads(1); set_seed(0)
 V, L = 128256, 2048
-vision = CLIPVisionConfig(hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3, image_size=336, patch_size=14)
-text = LlamaConfig(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=688, vocab_size=V, tie_word_embeddings=True)
+vision = CLIPVisionConfig(hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3,
+                          image_size=336, patch_size=14)
+text = LlamaConfig(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=688, vocab_size=V,
+                   tie_word_embeddings=True)
 ids = torch.randint(3, 1000, (1, L)); ids[:, 0] = 1; ids[:, 1] = V; ids[:, 2:578] = V + 1
 labels = ids.clone(); labels[:, :L-200] = -100
 if ours:
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=vision, text_config=text, align_token_id=V, image_token_id=V+1, use_gate='gate' in stage.train))
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(
+        vision_config=vision, text_config=text, align_token_id=V, image_token_id=V+1, use_gate='gate' in stage.train))
     freeze(model, stage.train)
 else:
     ids = ids.masked_fill(ids == V+1, V-1).masked_fill(ids == V, 5)
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=V-1, image_token_index=V-1, vision_feature_layer=-2, tie_word_embeddings=True))
+    model = LlavaForConditionalGeneration(LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=V-1, image_token_index=V-1, vision_feature_layer=-2,
+        tie_word_embeddings=True))
     model.requires_grad_(False); model.model.multi_modal_projector.requires_grad_(True)
-    if 'language_model' in stage.train: model.model.language_model.requires_grad_(True); model.lm_head.requires_grad_(True)
+    if 'language_model' in stage.train:
+        for part in (model.model.language_model, model.lm_head): part.requires_grad_(True)
 model.train()
-batch = dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids), pixel_values=torch.randn(1, 3, 336, 336), **(dict(alignment=3) if ours and stage.use_levels else {}))
+batch = dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids),
+             pixel_values=torch.randn(1, 3, 336, 336))
+if ours and stage.use_levels: batch['alignment'] = 3
 opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 for _ in range(2):
     loss = model(**batch).loss
     loss.backward(); opt.step(); opt.zero_grad()
-print(json.dumps(dict(loss=loss.item(), peak=int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])*1024)))
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())
+print(json.dumps(dict(loss=loss.item(), peak=int(peak[1])*1024)))
 '''
 
 def peak(which, stage):

@@ -31,7 +31,8 @@ def litellm():
     for question in (COUNT, parts(RED), None):
         answer = lite.completion(messages=talk, **how).choices[0].message
         told.append(answer.content)
-        talk += [answer if question == COUNT else answer.model_dump(), dict(role='user', content=question)] if question else []
+        talk += [answer if question == COUNT else answer.model_dump(),
+                 dict(role='user', content=question)] if question else []
     told.append(''.join(c.choices[0].delta.content or '' for c in lite.completion(messages=talk, stream=True, **how)))
     return told
 
@@ -46,7 +47,8 @@ def litellm_responses():
         answer = lite.responses(input=talk, **how)
         told.append(answer.output[0].content[0].text)
         talk += [*(o.model_dump() for o in answer.output), dict(role='user', content=question)] if question else []
-    told.append(''.join(e.delta for e in lite.responses(input=talk, stream=True, **how) if e.type == 'response.output_text.delta'))
+    told.append(''.join(e.delta for e in lite.responses(input=talk, stream=True, **how)
+                        if e.type == 'response.output_text.delta'))
     return told
 
 

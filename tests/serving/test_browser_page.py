@@ -12,7 +12,8 @@ pytestmark = pytest.mark.browser
 class WebPage:
     "What a person sees and can do."
     def __init__(self, page):
-        self.page, self.box, self.answers, self.bars = page, page.locator('textarea'), page.locator('#conversation .bot.message'), page.locator('#weights .agpt-bars')
+        self.page, self.box, self.bars = page, page.locator('textarea'), page.locator('#weights .agpt-bars')
+        self.answers = page.locator('#conversation .bot.message')
 
     def upload(self, folder, name, data):
         (folder/name).write_bytes(data)
@@ -31,7 +32,7 @@ class WebPage:
 
 
 def test_page(tmp_path):
-    "Upload, ask, stream, force a level, answer anew, stop half-way, go on, make mistakes; nobody beyond this machine is asked for anything."
+    "Upload, ask, stream, force a level, answer anew, stop half-way, go on, make mistakes; nobody else is asked for anything."
     hold = tmp_path/'hold'
     with serve(tmp_path) as server, browser_page('page') as page:
         page.goto(server.url)

@@ -36,11 +36,13 @@ def url(colour):
 
 def test_clients(python, tmp_path):
     save_runs(tmp_path)
-    env = {k:v for k,v in os.environ.items() if k != 'PYTHONPATH'} | dict(LITELLM_LOCAL_MODEL_COST_MAP='True', NO_PROXY='*')
+    env = {k:v for k,v in os.environ.items() if k != 'PYTHONPATH'} | dict(LITELLM_LOCAL_MODEL_COST_MAP='True',
+        NO_PROXY='*')
     with serve(tmp_path, 'toy', '--no-page') as server:
         line = [python, Path(__file__).with_name('client_talks.py'), server.url + '/v1', url('blue'), url('red')]
         done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told.pop('openai_old') == [*TOLD[:3], TOLD[1]]
-    assert told == {k:TOLD for k in ('langchain', 'langchain_responses', 'litellm', 'litellm_responses', 'llama_index')}
+    assert told == {k:TOLD for k in ('langchain', 'langchain_responses', 'litellm', 'litellm_responses',
+                                     'llama_index')}

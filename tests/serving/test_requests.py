@@ -24,8 +24,10 @@ def client():
     return TestClient(add_responses(create_app(Api(engine, 'toy'))), raise_server_exceptions=False)
 
 
-text = st.text(st.characters(exclude_categories=()), max_size=6) | st.sampled_from(['user', 'auto', 'none', 'text', 'toy', '1', PICTURE])
-number = st.integers(-3, 30) | st.integers() | st.sampled_from([10**30, -2**63, 2**63, 10**400]) | st.floats() | st.floats(0, 2)
+text = st.text(st.characters(exclude_categories=()),
+               max_size=6) | st.sampled_from(['user', 'auto', 'none', 'text', 'toy', '1', PICTURE])
+number = (st.integers(-3, 30) | st.integers() | st.sampled_from([10**30, -2**63, 2**63, 10**400]) | st.floats()
+          | st.floats(0, 2))
 values = st.recursive(st.none() | st.booleans() | number | text,
                       lambda x: st.lists(x, max_size=3) | st.dictionaries(text, x, max_size=3), max_leaves=5)
 
@@ -41,7 +43,8 @@ url = some(ImageURL, dict(url=st.just(PICTURE) | text)) | st.just(PICTURE) | tex
 part = (some(Part, dict(type=st.just('text'), text=text)) | some(Part, dict(type=st.just('input_text'), text=text))
         | some(Part, dict(type=st.sampled_from(['image_url', 'input_image']), image_url=url)) | values)
 content = text | st.lists(part, max_size=3) | values
-message = some(Message, dict(role=st.sampled_from(['user', 'assistant', 'system', 'developer', 'tool']), content=content))
+message = some(Message, dict(role=st.sampled_from(['user', 'assistant', 'system', 'developer', 'tool']),
+                             content=content))
 talk = st.lists(message, min_size=1, max_size=4) | values
 chat = some(ChatRequest, dict(model=st.just('toy'), messages=talk, max_tokens=st.just(2)))
 response = some(ResponseRequest, dict(model=st.just('toy'), input=talk | text, max_output_tokens=st.just(2)))
@@ -76,8 +79,10 @@ def test_many(one, other):
 
 
 @pytest.mark.parametrize('body', [b'', b'{', b'[]', b'"x"', b'null', b'NaN', b'1e999', b'\xff\xfe', b'[' * 100_000,
-                                  b'{"a":' * 5_000, b'{"model":' + b'9' * 10_000 + b'}', '{"model":"é"}'.encode('utf-16'),
-                                  b'\xef\xbb\xbf{}', b'{"model":"toy","messages":' + b'{"a":' * 900 + b'1' + b'}' * 901],
+                                  b'{"a":' * 5_000, b'{"model":' + b'9' * 10_000 + b'}',
+                                  '{"model":"é"}'.encode('utf-16'),
+                                  b'\xef\xbb\xbf{}', b'{"model":"toy","messages":' + b'{"a":' * 900 + b'1'
+                                  + b'}' * 901],
                          ids=lambda b: repr(b[:12]))
 def test_no_request(body):
     for address in ('/v1/chat/completions', '/v1/responses'): assert check(address, content=body).status_code == 400
@@ -86,7 +91,9 @@ def test_no_request(body):
 @pytest.mark.parametrize('nothing', [None, '', [], {}])
 def test_nothing_is_not_there(nothing):
     "A field that is null or empty might as well be missing, whatever it is called."
-    for kind, address, said in ((ChatRequest, '/v1/chat/completions', 'messages'), (ResponseRequest, '/v1/responses', 'input')):
+    for kind, address, said in ((ChatRequest, '/v1/chat/completions', 'messages'),
+                                (ResponseRequest, '/v1/responses', 'input')):
         fields = {n:nothing for n,*_ in field_table(kind)} | {'brand_new':nothing}
-        body = fields | {'model':'toy', said:[dict.fromkeys([n for n,*_ in field_table(Message)], nothing) | dict(role='user', content='Hi')]}
+        body = fields | {'model':'toy', said:[dict.fromkeys([n for n,*_ in field_table(Message)], nothing)
+                                              | dict(role='user', content='Hi')]}
         assert check(address, content=json.dumps(body)).status_code == 200

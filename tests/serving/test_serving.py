@@ -213,7 +213,7 @@ def test_long_flood(locked_server):
 
 @pytest.mark.slow
 def test_batching_pays(runs):
-    "Tokens per second of sixteen clients at once and of sixteen who wait for each other; in turn, three times. Shown, not asserted."
+    "Tokens per second of sixteen clients at once and of sixteen in turn, three times. Shown, not asserted."
     body = json.dumps(dict(model='babbler', messages=[user('Hm?', 'blue')], max_tokens=64, temperature=0))
     async def main(url):
         async with httpx.AsyncClient(base_url=url, headers={'Content-Type':'application/json'},
@@ -273,7 +273,7 @@ def test_hostile_pictures(open_server):
 
 @pytest.mark.parametrize('phases', ['examples,fuzzing', pytest.param('coverage', marks=pytest.mark.slow)])
 def test_fuzz(phases, runs, open_server):
-    "A fuzzer that knows the description of the API finds no internal error, and nothing that the description does not say."
+    "A fuzzer that knows the description of the API finds no internal error, and nothing beyond it."
     pytest.importorskip('schemathesis', reason="no schemathesis: pip install 'aligngpt[dev]'")
     schema = httpx.get(open_server.url + '/openapi.json').json()
     for kind in ('ChatRequest', 'ResponseRequest'): # most requests shall go further than to the model's name

@@ -79,7 +79,8 @@ def test_fast_tokenizer_is_sentencepiece(processors):
     import sentencepiece
     if not (tiny/'llm'/'tokenizer.model').exists():
         pytest.skip('the reference language model has no sentencepiece file')
-    sp, tok = sentencepiece.SentencePieceProcessor(str(tiny/'llm'/'tokenizer.model')), sentencepiece_backend(tiny/'llm'/'tokenizer.model')
+    file = tiny/'llm'/'tokenizer.model'
+    sp, tok = sentencepiece.SentencePieceProcessor(str(file)), sentencepiece_backend(file)
     texts, rng = [t['value'].replace(IMAGE, '') for row in rows() for t in row['conversations']], random.Random(0)
     for _ in range(2000):
         a = rng.choice(texts); i = rng.randrange(len(a)+1); b = rng.choice(texts)
@@ -168,7 +169,8 @@ def test_presets(names, folder):
         if len(tok) != preset.n_tokens + 2: pytest.skip('the reference has another tokenizer than LLaMA-2')
         c = preset.config()
         p = AlignGPTProcessor(ip, tok, num_image_tokens=c.num_image_tokens, template=preset.template)
-        assert (p.align_token_id, p.image_token_id) == (c.align_token_id, c.image_token_id) == (preset.n_tokens, preset.n_tokens + 1), name
+        ids = preset.n_tokens, preset.n_tokens + 1
+        assert (p.align_token_id, p.image_token_id) == (c.align_token_id, c.image_token_id) == ids, name
         assert tok.bos_token_id == c.text_config.bos_token_id and c.text_config.vocab_size == preset.n_tokens, name
         sample = p.layout(render(to_messages({'image':'x',
                                               'conversations':[{'from':'human', 'value':f'{IMAGE}\nWhat?'},

@@ -7,7 +7,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT, BIN = Path(__file__).resolve().parents[2], Path(sys.executable).parent
-COMMON = '--device cpu --precision fp32 --epochs 1 --group none --no-shuffle --learning-rate 1e-3 --log-every 1 --no-checkpointing --quiet'.split()
+COMMON = ('--device cpu --precision fp32 --epochs 1 --group none --no-shuffle --learning-rate 1e-3 --log-every 1 '
+          '--no-checkpointing --quiet').split()
 
 
 @pytest.fixture(scope='module')

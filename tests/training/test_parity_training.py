@@ -26,7 +26,7 @@ def ref(request):
     return request.param
 
 def check(model, processor, stage, folder, tmp):
-    "Run `stage` as often as the reference did, each time with a new optimizer and the rate in the key, and compare the losses."
+    "Run `stage` as often as the reference did, with a new optimizer and the rate in the key; compare the losses."
     want = json.loads((folder/'expected.json').read_text())[stage.name]
     own = shutil.copy(folder/f'{stage.name}.json', tmp) # an index will lie beside it
     data = SampleDataset(Records(own, quiet=True), folder/'images', processor, levels=stage.use_levels)
