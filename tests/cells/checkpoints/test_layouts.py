@@ -939,6 +939,7 @@ def test_from_base():
     test_eq(torch.isfinite(new).all().item(), True)
     test_fail(lambda: from_base(tmp/'llm', tmp/'odd'), contains='odd: no vision tower there')
     test_fail(lambda: from_base(tmp/'clip', tmp/'clip'), contains='clip')
+    (tmp/'llm.gguf').touch()
     test_fail(lambda: load(tmp/'llm.gguf'), contains='llm.gguf: a language model, not an AlignGPT')
     base(**plain(text='<image>a cat\n', images=picture, return_tensors='pt'), alignment=3).weights
 
@@ -1043,6 +1044,7 @@ def test_load_parts():
 
     # nbs/checkpoints/03_layouts.ipynb #7441670d
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
+    (tmp/'llm.gguf').touch()
 
     # nbs/checkpoints/03_layouts.ipynb #b5c9d288
     first, plain = load_pretrained_align(stage1, tmp/'llm', dtype='float32', device='cpu')
