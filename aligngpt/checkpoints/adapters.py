@@ -16,6 +16,7 @@ from ..core.errors import AlignGPTError
 from ..core.files import pretrained, read_json, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
 from ..model.modeling import AlignGPTForConditionalGeneration, stored_name
+from ..model.sharing import write_card
 from .weights import SUMS, check_weights, map_tensors
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #56a5f019
@@ -68,6 +69,7 @@ def save_adapter(
     config = folder/'adapter_config.json'
     write_json({**read_json(config), 'base_model_name_or_path':str(base)}, config)
     for part in filter(None, (model.config, processor)): part.save_pretrained(folder)
+    write_card(folder)
     return folder
 
 def load_adapter(

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ALIGN_FILE', 'NAMES', 'LLAMA', 'local_folder', 'layout', 'our_name', 'official_name', 'parts_config', 'text_config',
            'find_tower', 'guess_template', 'tower_config', 'tower_entries', 'Parts', 'Checkpoint', 'open_checkpoint',
-           'load', 'save', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
+           'load', 'save', 'model_folder', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #1a9121a2
 import contextlib, re, warnings
 from dataclasses import dataclass
-from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import pretrained, read_json, write_json
+from ..core.files import is_gguf, pretrained, read_json
 from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
@@ -28,6 +27,7 @@ from ..model.cpu import has_slow_mkl, use_onednn
 from ..model.layers import AlignGPTConfig
 from ..model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
+from ..model.sharing import BASES, base_step, public_name, write_card, write_code
 from .adapters import has_adapter, load_adapter, save_adapter
 from .weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 
@@ -53,6 +53,7 @@ def layout(
 )->str: # 'hf' (ours), 'official', 'align' (official pre-training) or 'adapter'
     "Recognise a checkpoint by its files."
     folder = Path(folder)
+    if is_gguf(folder): raise AlignGPTError(f'{folder}: a language model, not an AlignGPT', _BEGIN)
     if folder.is_file(): return 'align'
     if (folder/'adapter_config.json').exists(): return 'adapter'
     if (folder/'config.json').exists():
@@ -72,7 +73,9 @@ def _config_of(folder):
         raise AlignGPTError(f"{folder/'config.json'}: needs the key 'model_type'",
                             'copy the file again from the checkpoint')
     raise AlignGPTError(f'{folder}: a {kind} model, not an AlignGPT',
-                        'to begin a new AlignGPT with it, use from_base(llm, tower)')
+                        _BEGIN)
+
+_BEGIN = 'to begin a new AlignGPT with it, use from_base(llm, tower)'
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #aa8a0856
 NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'),
@@ -256,7 +259,7 @@ def _open_official(folder, kind, parts):
     text = _no_path(pretrained(AutoConfig, parts.llm)) if parts.llm else text_config(raw, base/'config.json')
     config = AlignGPTConfig(vision_config=vision, text_config=text, gate_text=raw.get('gate_text', 'full'),
                             **{'vision_feature_layer':-2, 'vision_feature_select':'patch', **_features_read(raw)},
-                            **_placeholders(tokenizer), **found)
+                            **_placeholders(tokenizer), **found, history=_history(parts.llm or named, tower, folder))
     template = parts.template or raw.get('template')
     if not template: template = 'plain' if kind == 'align' else guess_template(tokenizer, named)
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, template=template,
@@ -264,10 +267,18 @@ def _open_official(folder, kind, parts):
                                   gate_text=config.gate_text)
     return Checkpoint(folder, kind, config, processor, tensors)
 
+def _history(llm, tower, folder):
+    "What is known of an official checkpoint."
+    names = dict(zip((*BASES, 'checkpoint'), (llm, tower, folder)))
+    return [dict(step=k, name=public_name(v)) for k,v in names.items() if v]
+
 def _official_tensors(folder, kind, llm, tower):
     "Where the weights lie, by our names; what the checkpoint lacks is in language model and tower."
     files = find_weights(folder) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
     found = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
+    if is_gguf(llm):
+        raise AlignGPTError(f'{llm}: its weights are packed, and are read as a whole',
+                            'load_pretrained_align(ALIGN, LLM) does that')
     if llm:
         base = entries(*find_weights(local_folder(llm)))
         found |= {f'language_model.{k}':e for k,e in base.items() if our_name(k)}
@@ -405,31 +416,18 @@ def save(
         if has_adapter(model): return save_adapter(model, folder, base, processor)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        if code: _write_code(folder)
+        if code: write_code(folder)
+        write_card(folder)
     return folder
 
-# %% ../../nbs/checkpoints/03_layouts.ipynb #0cc99f69
-_CLASSES = {'config.json': dict(AutoConfig='layers.AlignGPTConfig', AutoModel='modeling.AlignGPTModel',
-                                AutoModelForImageTextToText='modeling.AlignGPTForConditionalGeneration'),
-            'processor_config.json': dict(AutoProcessor='processor.AlignGPTProcessor')}
-_FROM = re.compile(r'^( *from )(\.+\w[\w.]*|aligngpt\.[\w.]+)(?= import )', re.M)
-
-def _write_code(folder):
-    "Put the model's modules and all they import side by side into `folder`, and say which class is in which."
-    todo, done = ['aligngpt.model.layers', 'aligngpt.model.modeling', 'aligngpt.model.processor'], {}
-    while todo:
-        spec = find_spec(todo.pop())
-        name = spec.name.split('.')[-1]
-        if done.setdefault(name, spec.name) != spec.name:
-            raise AlignGPTError(f'{spec.name} and {done[name]} would be the same file {name}.py')
-        text = Path(spec.origin).read_text(encoding='utf-8')
-        found = {m[2]:resolve_name(m[2], spec.parent) for m in _FROM.finditer(text)}
-        todo += [m for m in found.values() if m not in done.values()]
-        (folder/f'{name}.py').write_text(_FROM.sub(lambda m: f'{m[1]}.{found[m[2]].split(".")[-1]}', text),
-                                         encoding='utf-8')
-    for file, classes in _CLASSES.items(): write_json({**read_json(folder/file), 'auto_map':classes}, folder/file)
-
 # %% ../../nbs/checkpoints/03_layouts.ipynb #9b2712b7
+def model_folder(
+    source:str|Path, # a folder with a run or a checkpoint, or a name on the hub
+)->str|Path: # the checkpoint itself
+    "Where the model of a run is."
+    inner = Path(source)/'model'
+    return inner if (inner/'config.json').exists() else source
+
 def open_model(
     source:str|Path, # a folder with a run or a checkpoint, or a name on the hub
     device:str='auto', # 'auto', or a torch device; under torchrun, 'auto' gives each process a GPU of its own
@@ -437,13 +435,12 @@ def open_model(
     **how:Any, # more arguments of `load`
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]:
     "A model to ask, and its processor."
-    inner = Path(source)/'model'
-    model, processor = load(inner if (inner/'config.json').exists() else source, dtype, device, **how)
+    model, processor = load(model_folder(source), dtype, device, **how)
     return use_onednn(model) if has_slow_mkl() else model, processor
 
 # %% ../../nbs/checkpoints/03_layouts.ipynb #9e2d101b
 def from_base(
-    llm:str|Path, # a causal language model: a folder or a name on the hub
+    llm:str|Path, # a causal language model: a folder, a GGUF file, or a name on the hub
     tower:str|Path, # a CLIP or SigLIP vision tower
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     device:str='auto', # 'auto', or a torch device
@@ -457,8 +454,9 @@ def from_base(
     how, tokenizer, (vision, image) = _how(device, dtype, attention, quantize), load_tokenizer(llm), tower_config(tower)
     plain = {k:v for k,v in how.items() if k != 'quantization_config'}
     with _named(tower, 'vision tower'): eyes = pretrained(AutoModel, tower, config=vision, **plain)
-    with _named(llm, 'language model'): language = pretrained(AutoModelForCausalLM, llm, **how)
-    model = _join(eyes, language, how, {**_placeholders(tokenizer), **config})
+    with _named(llm, 'language model'): language = _unmarked(pretrained(AutoModelForCausalLM, llm, **how))
+    made = [base_step(*b) for b in zip(BASES, (llm, tower))]
+    model = _join(eyes, language, how, {**_placeholders(tokenizer), 'history':made, **config})
     c = model.config
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=c.num_image_tokens, gate_text=c.gate_text,
                                   image_aspect_ratio=image_aspect_ratio, template=template)
@@ -476,6 +474,12 @@ def _join(eyes, language, how, fields):
     for part in filter(None, (inner.projector, inner.levels, inner.gate)):
         part.to(how['dtype']).to_empty(device=how['device_map']['']).apply(model._init_weights)
     return model.eval()
+
+def _unmarked(language):
+    "A language model without the note that its file was packed: GGUF's weights are unpacked when they are read."
+    mark = getattr(language.config, 'quantization_config', None)
+    if mark is not None and mark.quant_method == 'gguf': del language.config.quantization_config
+    return language
 
 @contextlib.contextmanager
 def _named(path, what):

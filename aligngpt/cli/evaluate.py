@@ -137,19 +137,31 @@ def ask_tasks(
     out:Path, # answers, scores, pages and uploads
     judge:Callable|None, # from `hire`
     agree:Callable, # from `agreed`
+    card:str|Path|None=None, # the model's folder, whose card gets the scores
     **settings, # of `AskSettings`
 )->None: # all is in `out`
     "Evaluate a model; a table in the end, if there is more than one task."
     from aligngpt.evaluation.report import markdown_table
     from aligngpt.evaluation.results import column_rows, evaluate_all, results_rows, scores_of
+    from aligngpt.evaluation.run import weights_hash
     from aligngpt.model.cpu import keep_freed_memory
     check_files(folders)
     keep_freed_memory()
-    done = evaluate_all(*load(), folders, out, judge, typer.echo, agree, **settings)
+    model, processor = load()
+    weights = weights_hash(model)
+    done = evaluate_all(model, processor, folders, out, judge, typer.echo, agree, weights=weights, **settings)
+    if card and done: _write_scores(card, out, weights)
     if len(done) < 2: return
     typer.echo('\n' + markdown_table(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
     for title, column in column_rows(scores_of(out)).items():
         typer.echo(f'{title}: ' + '; '.join(f'{k}: {v}' for k,v in column.items() if v))
+
+def _write_scores(folder, out, weights):
+    "Write the scores of a model into its card, unless a person wrote that."
+    from aligngpt.evaluation.results import card_scores
+    from aligngpt.model.sharing import write_card
+    file = write_card(folder, scores=card_scores(out, weights))
+    typer.echo(f'card: {file}' if file else f'{folder}: its README.md is no card of ours, and stays as it is')
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40007
 _Run = Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]
@@ -171,6 +183,8 @@ _Compare = Annotated[Optional[tuple[Path, Path]],
                      typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, '
                                                       'changed answers.')]
 _Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
+_Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
+                                                    'folder; one that a person wrote stays.')]
 
 # %% ../../nbs/cli/04_evaluate.ipynb #fc069707
 def eval_command(
@@ -186,6 +200,7 @@ def eval_command(
     show:_Show=False,
     compare:_Compare=None,
     page:_Page=Path('compare.html'),
+    card:_Card=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
     yes:Yes=False,
@@ -197,15 +212,16 @@ def eval_command(
     if show: typer.echo(list_files(tasks, base)); return
     if compare: compare_command(*compare, data, page); return
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
-    from aligngpt.checkpoints.layouts import open_model
+    from aligngpt.checkpoints.layouts import model_folder, open_model
     from aligngpt.evaluation.judge import JudgeSettings
+    if card and not Path(run).exists(): raise typer.BadParameter('a card lies in a folder', param_hint='--card')
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out = out or Path('runs/eval')/name
     boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
                          price=judge_price)
     ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
-              hire(boss, out/'judge.jsonl', rounds), agreed(yes), model_id=name, batch_size=batch_size, limit=limit,
-              on_missing_image=on_missing_image, lenient=lenient, alignment=level)
+              hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and model_folder(run), model_id=name,
+              batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
 _Task = Annotated[str, typer.Argument(help='A benchmark, a question file, or a Python file that defines a Task.')]

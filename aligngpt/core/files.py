@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_json', 'atomic_path', 'flush_to_disk', 'sweep', 'plain', 'write_json', 'own_folder', 'name_parts', 'inside',
-           'pretrained', 'fingerprint', 'file_sums', 'damage']
+           'is_gguf', 'pretrained', 'fingerprint', 'file_sums', 'damage']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
 import contextlib, hashlib, json, os, re, shutil
@@ -190,12 +190,30 @@ def _check_files(folder, how):
         for name in set(shards.get('weight_map', {}).values()) if isinstance(shards, dict) else ():
             inside(folder, name, index, links=True)
 
+def is_gguf(
+    path:Any, # a folder, a file, or a name on the hub
+)->bool: # by its name
+    "Is it a single file as llama.cpp has them, with configuration, tokenizer and weights?"
+    return str(path).endswith('.gguf')
+
+def _unpacked(path, how):
+    "The folder of a GGUF file, and its name as an argument for transformers, which unpacks it."
+    from transformers.utils import is_gguf_available
+    if not is_gguf_available():
+        raise AlignGPTError(f'{path}: a GGUF file is read by the package gguf, which is not installed',
+                            'pip install gguf')
+    if how.get('quantization_config'):
+        raise AlignGPTError(f'{path}: the weights of a GGUF file are not packed a second time',
+                            'save what from_base makes of it, and load that folder with quantize')
+    return str(Path(path).parent), dict(how, gguf_file=Path(path).name)
+
 def pretrained(
     cls:Any, # of transformers or with its `from_pretrained`
-    path:str|Path, # a folder, or a name on the hub
+    path:str|Path, # a folder, a GGUF file, or a name on the hub
     **how:Any, # more arguments of `from_pretrained`
 )->Any: # what `cls` makes of it
     "Load with `cls.from_pretrained`, and run no code that comes with the files."
+    if is_gguf(path): path, how = _unpacked(path, how)
     _check_files(path, how)
     try: return cls.from_pretrained(path, trust_remote_code=False, **how)
     except ValueError as e:

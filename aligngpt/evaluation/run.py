@@ -194,7 +194,7 @@ def _hash(*parts):
 def _plain_config(config):
     "A configuration without what does not change an answer."
     return {k: _plain_config(v) if isinstance(v, dict) else v for k,v in config.items()
-            if k not in ('_name_or_path', 'transformers_version')}
+            if k not in ('_name_or_path', 'transformers_version', 'history')}
 
 def manifest(
     model, # an AlignGPT model

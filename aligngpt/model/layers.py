@@ -39,6 +39,7 @@ class AlignGPTConfig(PreTrainedConfig):
     gate_hidden_size: int = 256 # width of the gate's hidden layer
     gate_text: str = 'prompt' # which text the gate reads: 'prompt' (up to the first answer) or 'full' (all text so far)
     tie_word_embeddings: bool = False
+    history: list|None = None # what it was made from, a dict for each step: base models, stages of training
 
     def __post_init__(self, **kwargs):
         self.vision_config = _sub_config(self.vision_config, 'clip_vision_model', **_CLIP)

@@ -10,6 +10,7 @@ __all__ = ['PARTS', 'AlignGPTModelOutput', 'AlignGPTOutput', 'AlignGPTPreTrained
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Callable
 
 import torch, torch.nn.functional as F
@@ -29,6 +30,7 @@ from ..core.versions import CACHE, named_cache
 from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots,
                                    level_weights, lm_head, make_projector, states_at, supervised_loss,
                                    take_placeholders, targets)
+from .sharing import push, write_card
 
 # %% ../../nbs/model/02_modeling.ipynb #331c3d64
 @dataclass
@@ -62,6 +64,25 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
     ):
         _refuse_official(config)
         super().__init__(config)
+
+    def save_pretrained(self,
+        save_directory:str|Path, # where to
+        is_main_process:bool=True, # of several that save the same model
+        *args, **kwargs, # as for transformers' own
+    )->None:
+        "Save the model and its configuration, and write its card."
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process: write_card(save_directory)
+
+    def push_to_hub(self,
+        repo_id:str, # where to
+        *,
+        processor:'AlignGPTProcessor|None'=None, # goes along
+        max_shard_size:int|str='50GB', # of a file with weights
+        **how, # as for `push`, and for transformers' own
+    )->'CommitInfo':
+        "Upload the model with its card, its code and its processor."
+        return push(self, repo_id, processor, save=dict(max_shard_size=max_shard_size), **how)
 
     @torch.no_grad()
     def _init_weights(self, module):

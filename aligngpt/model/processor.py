@@ -22,9 +22,10 @@ from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import pretrained, read_json
 from ..core.markup import escape
 from ..core.pictures import open_picture
-from ..text.conversation import IMAGE, Span, Spans, chat_template as template_source, check_messages
+from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
+from .sharing import write_card
 
 # %% ../../nbs/model/03_processor.ipynb #5cc57da6
 def pad_square(
@@ -117,6 +118,16 @@ class AlignGPTProcessor(ProcessorMixin):
         rest = {k:v for k,v in kwargs.items() if k not in ours}
         return [type(image).from_dict(image.to_dict(), **theirs), pretrained(AutoTokenizer, path, **hub, **rest)]
 
+    def save_pretrained(self,
+        save_directory:str|Path, # where to
+        push_to_hub:bool=False, # upload it, too
+        **kwargs, # as for transformers' own
+    )->list[str]: # files
+        "Save the processor, and write the card of the model that lies there, which says the template."
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        write_card(save_directory)
+        return files
+
     @property
     def encoder(self)->TextEncoder: # made when first used
         "Turns spans into ids."
@@ -145,9 +156,11 @@ class AlignGPTProcessor(ProcessorMixin):
 _HUB = 'cache_dir', 'force_download', 'local_files_only', 'revision', 'token', 'subfolder'
 
 def _begins(tokenizer):
-    "Let the tokenizer, too, begin a text with its first token, once."
-    first = tokenizer.bos_token_id
-    if first is not None and tokenizer('').input_ids[:1] != [first]: tokenizer.add_bos_token = True
+    "Let the tokenizer, too, begin a text with its first token, once; one that begins each turn is there anyway."
+    first, opens = tokenizer.bos_token_id, tokenizer.bos_token
+    if first is None: return tokenizer
+    wanted = not any(t.before_user.startswith(opens) for t in TEMPLATES.values())
+    if (tokenizer('').input_ids[:1] == [first]) != wanted: tokenizer.add_bos_token = wanted
     return tokenizer
 
 def _one_of(name, got, *valid):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import pretrained, read_json
+from ..core.files import is_gguf, pretrained, read_json
 from .conversation import IMAGE, Span, TEMPLATES
 
 # %% ../../nbs/text/02_tokenizer.ipynb #2df9f158
@@ -118,10 +118,11 @@ def add_placeholders(
 
 # %% ../../nbs/text/02_tokenizer.ipynb #d12f7e4f
 def load_tokenizer(
-    path:str|Path, # a checkpoint folder, or a model's name on the hub
+    path:str|Path, # a checkpoint folder, a GGUF file, or a model's name on the hub
 )->Any: # a `PreTrainedTokenizerFast` with the placeholders
     "Load a language model's tokenizer, exact to the id, and add the placeholders."
     path = str(path)
+    if is_gguf(path): return add_placeholders(_as_written(path, plain=False))
     model, ready = _tokenizer_files(path)
     config = _json(path, 'tokenizer_config.json')
     llama, tiktoken = _is_llama(path, config), bool(model) and is_tiktoken(model)

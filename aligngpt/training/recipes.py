@@ -22,7 +22,7 @@ from ..data.features import FeatureStore
 from ..data.images import Sources
 from ..data.packing import PackedCollator, PackedDataset, pack, token_lengths
 from ..checkpoints.adapters import add_lora
-from ..checkpoints.layouts import from_base, load
+from ..checkpoints.layouts import from_base, load, model_folder
 from ..checkpoints.zoo import get_preset
 from .freezing import add_gate
 from .settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override
@@ -68,8 +68,7 @@ class Start:
 
     def folder(self)->str|Path|None: # the checkpoint itself, where `model` is the folder of a run
         "Where the checkpoint is."
-        inner = self.model and Path(self.model)/'model'
-        return inner if inner and (inner/'config.json').exists() else self.model
+        return self.model and model_folder(self.model)
 
 def begin(
     start:Start, # with what

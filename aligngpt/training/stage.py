@@ -122,6 +122,7 @@ def run_stage(
         trainer.base = now.get('base', '')
         try: seconds = _train(trainer, call, start)
         finally: call.close()
+        _remember(trainer, now)
         return _finish(trainer, folder, types, seconds)
 
 # %% ../../nbs/training/05_stage.ipynb #bd05fcfb
@@ -142,6 +143,14 @@ def _train(trainer, call, start):
         raise Interrupted(f'{call.folder}: stopped by {call.stop} at step {trainer.state.global_step}',
                           'run the same command again to continue there', 128 + call.stop.number)
     return round(result.metrics['train_runtime'], 1)
+
+def _remember(trainer, record):
+    "Add the stage to the history of the model, for its card; what it learnt from by name, not by place."
+    files = ', '.join(Path(s['path']).name for s in record.get('sources', ()))
+    step = dict(step=record['stage']['name'], name=files, samples=record['samples'], steps=trainer.state.global_step,
+                fingerprint=record['data'])
+    config = trainer.model.config
+    config.history = [*(config.history or []), {k:v for k,v in step.items() if v}]
 
 def _finish(trainer, folder, types, seconds):
     "Save the model and the summary."

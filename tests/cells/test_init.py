@@ -7,6 +7,7 @@ from fastcore.test import *
 from PIL import Image
 from transformers.utils import logging
 import aligngpt
+from aligngpt.model.sharing import is_ours
 from aligngpt.testing.fixtures import letter_processor, tiny_model
 import pytest
 
@@ -60,7 +61,7 @@ print(json.dumps(dict(seconds=round(t, 3), heavy=[m for m in ('torch', 'transfor
     # nbs/core/10_package.ipynb #4bb981e2
     doors = f"""
 import json, sys
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 folder, question = {str(tmp/'checkpoint')!r}, {question!r}
 how = {{'trust_remote_code':True}} if '--remote' in sys.argv else {{}}
 model = AutoModelForImageTextToText.from_pretrained(folder, **how)
@@ -71,13 +72,20 @@ brief = dict(max_new_tokens=5, do_sample=False)
 ids = model.generate(**batch, **brief)[0, batch['input_ids'].shape[1]:].tolist()
 ask = pipeline('image-text-to-text', model=folder, **how)
 said = ask(text=question, return_full_text=False, **brief)[0]['generated_text'].strip()
-print(json.dumps([ids, said, type(model).__module__.split('.')[0], 'aligngpt' in sys.modules]))
+levels = AutoModel.from_pretrained(folder, **how).levels.weight
+known = [AutoConfig.from_pretrained(folder, **how).num_levels, len(levels)]
+new = folder + '-again'
+for part in (model, processor): part.save_pretrained(new)
+again = AutoModelForImageTextToText.from_pretrained(new, **how).generate(**batch, **brief)
+known += [AutoProcessor.from_pretrained(new, **how).decode(again[0], skip_special_tokens=True).endswith(said)]
+print(json.dumps([ids, said, known, type(model).__module__.split('.')[0], 'aligngpt' in sys.modules]))
 """
     registered = run('import aligngpt.model' + doors)
     registered
 
     # nbs/core/10_package.ipynb #7b1db2b9
-    test_eq(registered, [answer, processor.decode(answer), 'aligngpt', True])
+    test_eq(registered, [answer, processor.decode(answer), [8, 8, True], 'aligngpt', True])
+    test_eq(is_ours((tmp/'checkpoint-again'/'README.md').read_text()), True)
 
     # nbs/core/10_package.ipynb #08bffcdb
     deny = """
@@ -99,4 +107,5 @@ sys.argv.append('--remote')
     bare
 
     # nbs/core/10_package.ipynb #efc3d097
-    test_eq(bare, [answer, processor.decode(answer), 'transformers_modules', False])
+    test_eq(bare, [answer, processor.decode(answer), [8, 8, True], 'transformers_modules', False])
+    test_eq((tmp/'checkpoint-again'/'modeling.py').is_file(), True)

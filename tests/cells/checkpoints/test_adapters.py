@@ -9,6 +9,7 @@ from aligngpt.core.files import pretrained, read_json, write_json
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.model.modeling import stored_name
+from aligngpt.model.sharing import write_card
 from aligngpt.checkpoints.weights import SUMS, check_weights, map_tensors
 import tempfile
 import matplotlib.pyplot as plt

@@ -2,7 +2,6 @@
 "Tests of `aligngpt.checkpoints.layouts`: the asserting cells of its notebook, made by aligngpt_export."
 import contextlib, re, warnings
 from dataclasses import dataclass
-from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 import torch
@@ -10,7 +9,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import pretrained, read_json, write_json
+from aligngpt.core.files import is_gguf, pretrained, read_json
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer
@@ -18,6 +17,7 @@ from aligngpt.model.cpu import has_slow_mkl, use_onednn
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
+from aligngpt.model.sharing import BASES, base_step, public_name, write_card, write_code
 from aligngpt.checkpoints.adapters import has_adapter, load_adapter, save_adapter
 from aligngpt.checkpoints.weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
 import json, shutil, tempfile
@@ -732,7 +732,7 @@ def test_save():
     sorted(f.name for f in (tmp/'orphan').iterdir())
 
 
-def test_open_model():
+def test_model_folder():
     # nbs/checkpoints/03_layouts.ipynb #3c5d0002
     logging.set_verbosity_error(); logging.disable_progress_bar()
 
@@ -939,6 +939,8 @@ def test_from_base():
     test_eq(torch.isfinite(new).all().item(), True)
     test_fail(lambda: from_base(tmp/'llm', tmp/'odd'), contains='odd: no vision tower there')
     test_fail(lambda: from_base(tmp/'clip', tmp/'clip'), contains='clip')
+    (tmp/'llm.gguf').touch()
+    test_fail(lambda: load(tmp/'llm.gguf'), contains='llm.gguf: a language model, not an AlignGPT')
     base(**plain(text='<image>a cat\n', images=picture, return_tensors='pt'), alignment=3).weights
 
 
@@ -1042,6 +1044,7 @@ def test_load_parts():
 
     # nbs/checkpoints/03_layouts.ipynb #7441670d
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
+    (tmp/'llm.gguf').touch()
 
     # nbs/checkpoints/03_layouts.ipynb #b5c9d288
     first, plain = load_pretrained_align(stage1, tmp/'llm', dtype='float32', device='cpu')

@@ -171,10 +171,14 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 
 TASK = Task('reds', grade=grade)
 ''')
-    mine = say('eval', tmp/'toy', '--tasks', tmp/'own'/'my_task.py', '--out', tmp/'mine', '--device', 'cpu')
+    mine = say('eval', tmp/'toy', '--tasks', tmp/'own'/'my_task.py', '--out', tmp/'mine', '--device', 'cpu', '--card')
 
     # nbs/cli/04_evaluate.ipynb #e8b1f2b5
     assert 'reds: mean points, percent 100.0' in mine
+    assert '| reds | mean points, percent | 100.0 |' in (tmp/'toy'/'README.md').read_text()
+    (tmp/'toy'/'README.md').write_text('mine')
+    mine = say('eval', tmp/'toy', '--tasks', tmp/'own'/'my_task.py', '--out', tmp/'mine', '--device', 'cpu', '--card')
+    assert 'stays as it is' in mine and (tmp/'toy'/'README.md').read_text() == 'mine'
     test_eq(folders_of(str(tmp/'own'/'my_task.py'), tmp), {str(tmp/'own'/'my_task.py'): tmp/'own'})
 
     # nbs/cli/04_evaluate.ipynb #ad24acbe

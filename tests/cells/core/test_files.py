@@ -9,8 +9,9 @@ from fastcore.test import *
 import pandas as pd, signal, subprocess, sys, tempfile
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
+from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import damage, file_sums, fingerprint, inside, own_folder, pretrained, sweep
+from aligngpt.core.files import damage, file_sums, fingerprint, inside, is_gguf, own_folder, pretrained, sweep
 
 
 def test_read_json():
@@ -128,7 +129,7 @@ def test_name_parts():
     (tmp/'out').unlink()
 
 
-def test_pretrained():
+def test_is_gguf():
     # nbs/core/02_files.ipynb #f0a1c023
     tmp = Path(tempfile.mkdtemp())
     evil, ran = tmp/'evil', tmp/'ran'
@@ -149,6 +150,14 @@ def test_pretrained():
     test_eq(ran.exists(), False)
     write_json({'model_type': 'clip', 'auto_map': {'AutoConfig': 'code.C'}}, evil/'config.json')
     test_eq(pretrained(AutoConfig, evil).model_type, 'clip') # transformers knows it: the code is not needed
+
+    # nbs/core/02_files.ipynb #ca4d2002
+    gguf = {p:is_gguf(p) for p in ('SmolLM2-135M-Instruct.Q4_1.gguf', 'someone/on-the-hub/model.gguf', tmp)}
+
+    # nbs/core/02_files.ipynb #ca4d2003
+    test_eq(list(gguf.values()), [True, True, False])
+    needs = 'pip install gguf' if find_spec('gguf') is None else 'gone.gguf'
+    test_fail(lambda: pretrained(AutoConfig, 'gone.gguf'), contains=needs)
 
 
 def test_fingerprint():

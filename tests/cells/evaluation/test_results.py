@@ -19,7 +19,7 @@ from aligngpt.evaluation.judge import JudgeSettings, Replies
 from aligngpt.evaluation.report import ScoreReport
 from aligngpt.evaluation.results import plot_radar
 import pytest
-from aligngpt.evaluation.results import column_rows, evaluate_all, results_rows, scores_of
+from aligngpt.evaluation.results import card_scores, column_rows, evaluate_all, results_rows, scores_of
 
 
 def test_scores_of():
@@ -65,7 +65,7 @@ def test_plot_radar():
     plot_radar(rows);
 
 
-def test_write_table():
+def test_card_scores():
     # nbs/evaluation/14_results.ipynb #f36e2ea1
     tmp = Path(tempfile.mkdtemp())
     def pretend(**headlines):
@@ -94,6 +94,13 @@ def test_write_table():
 
     # nbs/evaluation/14_results.ipynb #2151acf2
     Markdown((tmp/'run'/'results.md').read_text())
+
+    # nbs/evaluation/14_results.ipynb #ca4d1003
+    card_scores(tmp/'run', weights_hash(model))
+
+    # nbs/evaluation/14_results.ipynb #ca4d1004
+    test_eq(card_scores(tmp/'run', weights_hash(model)), {'colours': ('exact-match accuracy, percent', 100.)})
+    test_eq(card_scores(tmp/'run', 'of another model'), {})
 
     # nbs/evaluation/14_results.ipynb #b3ed0004
     wild = data/'llava-bench-in-the-wild'

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Callable
 import torch, torch.nn.functional as F
 from fastcore.basics import noop, patch
@@ -18,8 +19,8 @@ from transformers.utils.generic import can_return_tuple
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.versions import CACHE, named_cache
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss, take_placeholders, targets
+from aligngpt.model.sharing import push, write_card
 import tempfile
-from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from matplotlib.colors import ListedColormap

@@ -13,9 +13,10 @@ from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import pretrained, read_json
 from aligngpt.core.markup import escape
 from aligngpt.core.pictures import open_picture
-from aligngpt.text.conversation import IMAGE, Span, Spans, chat_template as template_source, check_messages
+from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages
 from aligngpt.text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
+from aligngpt.model.sharing import write_card
 import copy, json, pickle, random, shutil, tempfile
 from fastcore.test import *
 from PIL import Image, ImageDraw
@@ -117,6 +118,14 @@ def test_AlignGPTProcessor():
     test_is(type(AlignGPTProcessor(CLIPImageProcessor(), processor.tokenizer).image_processor), CLIPImageProcessorPil)
     test_eq(processor.tokenizer('The bus').input_ids[0], processor.tokenizer.bos_token_id)
     processor.encoder.control
+    turns = tiny_tokenizer(bos_token='<|im_start|>', eos_token='<|im_end|>')
+    turns.add_bos_token = True
+    smol = [AlignGPTProcessor(clip, t, template='chatml')
+            for t in (turns, tiny_tokenizer(bos_token='<|im_start|>', eos_token='<|im_end|>'))] # the first token is also the one that begins each turn
+    for p in smol:
+        asked = p.apply_chat_template([dict(role='user', content='What colour?')], add_generation_prompt=True)
+        ids = p.tokenizer(asked).input_ids
+        test_eq((ids.count(p.tokenizer.bos_token_id), p(text=asked).input_ids[0]), (3, ids)) # system, user, assistant
 
 
 def test_AlignGPTProcessor_prepare_images():

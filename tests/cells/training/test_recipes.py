@@ -14,7 +14,7 @@ from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
 from aligngpt.data.packing import PackedCollator, PackedDataset, pack, token_lengths
 from aligngpt.checkpoints.adapters import add_lora
-from aligngpt.checkpoints.layouts import from_base, load
+from aligngpt.checkpoints.layouts import from_base, load, model_folder
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.freezing import add_gate
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override

@@ -71,7 +71,11 @@ def test_first_turn():
     ax.set(xlabel='step', ylabel='loss', yscale='log'); ax.legend();
 
     # nbs/training/05_stage.ipynb #3fc16507
-    test_eq(AlignGPTForConditionalGeneration.from_pretrained(tmp/'tune'/'model').config.use_gate, True)
+    tuned_config = AlignGPTForConditionalGeneration.from_pretrained(tmp/'tune'/'model').config
+    test_eq(tuned_config.use_gate, True)
+    test_eq([(s['step'], s['steps']) for s in tuned_config.history],
+            [('pretrain', pre['steps']), ('finetune', tune['steps'])])
+    assert '| finetune |' in (tmp/'tune'/'model'/'README.md').read_text()
 
     # nbs/training/05_stage.ipynb #91faa297
     def again(data=talks, **changes):

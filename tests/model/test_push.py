@@ -1,0 +1,89 @@
+"""What `push_to_hub` uploads, to a stand-in for the hub on this machine: a whole folder that opens, with a card that
+says what it is; a card that somebody wrote stays."""
+import base64, json, os, subprocess, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from aligngpt.checkpoints.layouts import load
+from aligngpt.model.sharing import is_ours
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Hub(BaseHTTPRequestHandler):
+    "As much of the hub as one commit needs; `server.files` is what is in the repository."
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *args): pass
+
+    def do_GET(self):
+        name = self.path.split('/resolve/main/')[-1]
+        body = self.server.files.get(name)
+        head = {'X-Error-Code':'EntryNotFound'} if body is None else {'ETag':'"1"', 'X-Repo-Commit':'c'*40}
+        self.answer(404 if body is None else 200, body or b'', head)
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        raw = self.rfile.read(int(self.headers['Content-Length']))
+        said = {'create':dict(url=self.server.url + '/someone/bus'), 'validate-yaml':dict(errors=[], warnings=[]),
+                'commit':dict(success=True, commitOid='c'*40, commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40)}
+        what = next((k for k in said if k in self.path), None)
+        if what == 'commit': self.take(raw)
+        if what is None: # which way each file should come: all inside the commit
+            said = dict(files=[dict(path=f['path'], uploadMode='regular', shouldIgnore=False)
+                               for f in json.loads(raw)['files']])
+        self.answer(200, json.dumps(said[what] if what else said).encode(), {'Content-Type':'application/json'})
+
+    def take(self, raw):
+        lines = [json.loads(l) for l in raw.splitlines()]
+        files = {l['value']['path']:base64.b64decode(l['value']['content']) for l in lines[1:]}
+        self.server.commits.append((lines[0]['value']['summary'], files))
+        self.server.files |= files
+
+    def answer(self, code, body, head):
+        self.send_response(code)
+        for k,v in {**head, 'Content-Length':str(len(body))}.items(): self.send_header(k, v)
+        self.end_headers()
+        if self.command != 'HEAD': self.wfile.write(body)
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    server.url, server.files, server.commits = f'http://127.0.0.1:{server.server_port}', {}, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+PUSHES = """
+from huggingface_hub import upload_file
+from aligngpt.testing.fixtures import letter_processor, tiny_model
+model, processor = tiny_model(vocab_size=99, side=32), letter_processor(template='v1')
+model.config.history = [dict(step='language model', name='lmsys/vicuna-7b-v1.5', license='llama2')]
+model.push_to_hub('someone/bus', processor=processor, scores={'POPE': ('F1', 86.1)}, tags=['buses'])
+upload_file(path_or_fileobj=b'# My own card', path_in_repo='README.md', repo_id='someone/bus')
+model.push_to_hub('someone/bus', processor=processor, code=False, commit_message='Again')
+"""
+
+
+def test_push_to_hub(hub, tmp_path):
+    env = {**os.environ, 'PYTHONPATH':str(ROOT), 'HF_ENDPOINT':hub.url, 'HF_HUB_OFFLINE':'0', 'HF_HOME':str(tmp_path),
+           'HF_TOKEN':'hf_of_nobody', 'NO_PROXY':'127.0.0.1', 'HF_HUB_DISABLE_TELEMETRY':'1'}
+    done = subprocess.run([sys.executable, '-c', PUSHES], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (_, first), _, (message, again) = hub.commits
+    card = first['README.md'].decode()
+    assert is_ours(card)
+    for fact in ('- buses', 'base_model', 'lmsys/vicuna-7b-v1.5', 'license: llama2', '| POPE | F1 | 86.1 |', '| v1 |',
+                 "from_pretrained('someone/bus', trust_remote_code=True)"):
+        assert fact in card, card
+    assert {'modeling.py', 'sharing.py', 'chat_template.jinja', 'processor_config.json'} <= set(first)
+    assert message == 'Again' and not any(f.endswith('.py') or f == 'README.md' for f in again)
+    here = tmp_path/'came'
+    here.mkdir()
+    for name,body in first.items(): (here/name).write_bytes(body)
+    model, processor = load(here, 'float32', 'cpu')
+    assert processor.template == 'v1' and model.config.history[0]['license'] == 'llama2'
