@@ -100,11 +100,11 @@ def show_command(
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
-    from aligngpt.core.files import pretrained
+    from aligngpt.core.files import checkpoint_folder, pretrained
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
-    p, records = pretrained(AlignGPTProcessor, processor), Records(data, format=format)
+    p, records = pretrained(AlignGPTProcessor, checkpoint_folder(processor)), Records(data, format=format)
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))

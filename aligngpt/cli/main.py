@@ -146,10 +146,13 @@ def convert(
     llm:Annotated[Optional[str], typer.Option(help='Language model, for a source of projector and levels only.')]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,
+    fresh:Annotated[str, typer.Option(help="Parts that the source lacks and that begin untrained, as in 'levels,gate' "
+                                           "for a plain LLaVA.")]='',
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.checkpoints.convert import convert
-    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template))
+    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
+                       fresh=tuple(p for p in fresh.split(',') if p)))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.files import checkpoint_folder
 from .data import DType, Device
 
 # %% ../../nbs/cli/05_serve.ipynb #dcb6169b
@@ -184,9 +185,7 @@ def vllm_line(
     dtype:str='auto', # number format
 )->list[str]: # command line
     "How vLLM is started."
-    inner = Path(run)/'model'
-    model = str(inner if (inner/'config.json').exists() else run)
-    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', model, '--host', host, '--port',
+    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)), '--host', host, '--port',
             str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch),
             '--dtype', dtype]
 
