@@ -132,7 +132,8 @@ def _inject(lm, folder):
     "Put the adapters of a folder into a language model, frozen."
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     config = PeftConfig.from_pretrained(folder)
-    if config.to_dict().get('megatron_config') is not None: raise ValueError('it names modules to import (megatron_config)')
+    if config.to_dict().get('megatron_config') is not None:
+        raise ValueError('it names modules to import (megatron_config)')
     config.inference_mode = True
     tensors = {re.sub(r'^base_model\.model\.\w+\.', '', k):v for k,v in map_tensors(folder/ADAPTER).items()}
     inject_adapter_in_model(config, lm)

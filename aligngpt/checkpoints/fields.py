@@ -42,7 +42,8 @@ _HONOURED = (
           "features are 'patch' or 'cls_patch'"),
     Field('mm_projector_type', 'honoured', 'compared with the weights'),
     Field('mm_hidden_size', 'honoured', 'compared with the tower'),
-    Field('unfreeze_mm_vision_tower', 'honoured', 'the trained tower must be in the checkpoint, and is taken from it'),
+    Field('unfreeze_mm_vision_tower', 'honoured',
+          'the trained tower must be in the checkpoint, and is taken from it'),
     Field('image_aspect_ratio', 'honoured', 'padded to a square, or cropped', _one_of(None, 'pad', 'square'), _TILES),
     Field('gate_text template', 'honoured', 'what our own writer noted'))
 
@@ -66,7 +67,8 @@ _REFUSED = (
 # %% ../../nbs/checkpoints/03_fields.ipynb #d1814d75
 _NO_EFFECT = (
     Field('mm_use_im_patch_token', 'no effect', 'a token that no prompt contains'),
-    Field('architectures transformers_version auto_map', 'no effect', 'names of classes and versions; no code is run'),
+    Field('architectures transformers_version auto_map', 'no effect',
+          'names of classes and versions; no code is run'),
     Field('torch_dtype dtype', 'no effect', 'each tensor has the type that it is stored in; `--dtype` chooses'),
     Field('freeze_backbone freeze_mm_mlp_adapter freeze_mm_vision_resampler tune_mm_mlp_adapter '
           'tune_mm_vision_resampler tune_mm_vision_tower mm_tunable_parts mm_projector_lr mm_vision_tower_lr '
@@ -118,5 +120,6 @@ def check_fields(
 def _generic():
     "Fields that transformers gives every configuration."
     from transformers import PreTrainedConfig
-    return {*PreTrainedConfig().to_dict(), 'return_dict', 'torchscript', 'use_bfloat16', 'pruned_heads', 'bad_words_ids',
+    return {*PreTrainedConfig().to_dict(), 'return_dict', 'torchscript', 'use_bfloat16', 'pruned_heads',
+            'bad_words_ids',
             'task_specific_params', 'problem_type', 'tokenizer_class', 'finetuning_task', 'id2label', 'label2id'}

@@ -73,11 +73,13 @@ def layout(
 _OTHERS = (
     ('complete.json', 'a checkpoint in the middle of a run: what is trained, and no whole model',
      'its training goes on there when its command is given again; a finished run is loaded by its own folder'),
-    ('stage.json', 'a run that is not finished', 'give its command again: it goes on, and leaves a model when it is done'),
+    ('stage.json', 'a run that is not finished',
+     'give its command again: it goes on, and leaves a model when it is done'),
     ('steps.json', 'a quickstart that is not finished', 'give its command again: it goes on where it stopped'),
     ('mm_projector.bin', "what LLaVA's pre-training leaves: a projector without alignment levels",
      'put it into a new AlignGPT: load_parts(from_base(LLM, TOWER)[0], FILE)'),
-    ('*.gguf', 'weights for llama.cpp', 'take the checkpoint that they were made from')) # file, what it is, what to do
+    ('*.gguf', 'weights for llama.cpp',
+     'take the checkpoint that they were made from')) # file, what it is, what to do
 
 def _config_of(folder):
     "The configuration in a folder, if it is an AlignGPT's of any layout, or a plain LLaVA's."
@@ -330,7 +332,8 @@ def _as_said(raw, where, found, vision, base, tensors):
     inside = {base.resolve() in e.file.resolve().parents for n,e in tensors.items() if n.startswith('vision_tower.')}
     if raw.get('unfreeze_mm_vision_tower') and inside != {True}:
         raise AlignGPTError(f'{where}: the vision tower was trained along (unfreeze_mm_vision_tower), and is not in '
-                            'the checkpoint', 'copy the missing files, or name the trained tower as the folder\'s own')
+                            'the checkpoint',
+                            'copy the missing files, or name the trained tower as the folder\'s own')
 
 def _features_read(raw):
     "Which hidden states of the tower an official configuration names."

@@ -156,10 +156,12 @@ def build_app(
     load:dict, # see `aligngpt.checkpoints.layouts.load`
 ): # a FastAPI app
     "Model, engine, API, page."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.chat.session import open_session
     from aligngpt.serving.api import Api, create_app
     from aligngpt.serving.engine import Engine
     from aligngpt.serving.responses import add_responses
+    quiet_libraries()
     reader = open_session(run, load=load).reader
     app = add_responses(create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts)))
     if not page: return app
@@ -185,7 +187,8 @@ def vllm_line(
     dtype:str='auto', # number format
 )->list[str]: # command line
     "How vLLM is started."
-    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)), '--host', host, '--port',
+    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)),
+            '--host', host, '--port',
             str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch),
             '--dtype', dtype]
 

@@ -257,7 +257,8 @@ def test_convert():
     # nbs/checkpoints/05_convert.ipynb #c1fb27e2
     llava = tmp/'llava'; shutil.copytree(there, llava)
     write_json(read_json(llava/'config.json') | dict(model_type='llava'), llava/'config.json')
-    plain = {k:v for k,v in tensors(llava).items() if not any(w in k for w in ('gated_weight', 'indicator', 'levels.', 'gate.mlp'))}
+    plain = {k:v for k,v in tensors(llava).items()
+             if not any(w in k for w in ('gated_weight', 'indicator', 'levels.', 'gate.mlp'))}
     for f in llava.glob('pytorch_model*'): f.unlink()
     torch.save(plain, llava/'pytorch_model.bin')
     (llava/'sums.json').unlink()

@@ -28,13 +28,15 @@ def test_fields_table():
 def test_check_fields():
     # nbs/checkpoints/03_fields.ipynb #aa398e33
     llava = dict(model_type='llava', mm_use_im_start_end=False, mm_use_im_patch_token=True, image_aspect_ratio='pad',
-                 mm_patch_merge_type='flat', mm_resampler_type=None, tune_mm_mlp_adapter=True, torch_dtype='torch.float32')
+                 mm_patch_merge_type='flat', mm_resampler_type=None, tune_mm_mlp_adapter=True,
+                 torch_dtype='torch.float32')
     check_fields(llava)
     def refused(**changes):
         "What is said about a configuration with other values."
         try: check_fields(llava | changes)
         except AlignGPTError as e: return e.message
-    changes = [dict(mm_use_im_start_end=True), dict(image_aspect_ratio='anyres'), dict(mm_patch_merge_type='spatial_unpad'),
+    changes = [dict(mm_use_im_start_end=True), dict(image_aspect_ratio='anyres'),
+               dict(mm_patch_merge_type='spatial_unpad'),
                dict(s2=True), dict(mm_resampler_type='spatial_pool'), dict(mm_vision_select_layer=[-2, -5]),
                dict(mm_vision_select_feature='cls'), dict(quantization_config={'load_in_4bit':True}),
                dict(use_mm_proj=False), dict(mm_new_eyes='sharp')]

@@ -325,7 +325,8 @@ def test_find_tower():
     test_fail(lambda: find_tower(tuned, '../gone'), contains="its vision tower '../gone' is not there")
     test_fail(lambda: find_tower(tuned, None), contains="needs the key 'mm_vision_tower'")
     test_eq(find_tower(tuned, 'openai/clip-vit-large-patch14-336'), 'openai/clip-vit-large-patch14-336')
-    guess_template(load_tokenizer(tuned), 'lmsys/vicuna-7b-v1.5'), guess_template(load_tokenizer(tuned), 'Llama-2-7b-chat')
+    guess_template(load_tokenizer(tuned), 'lmsys/vicuna-7b-v1.5'), guess_template(load_tokenizer(tuned),
+        'Llama-2-7b-chat')
 
 
 def test_tower_config():

@@ -201,7 +201,8 @@ def test_pretrained():
 
     # nbs/core/02_files.ipynb #f0a1c026
     write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')
-    test_fail(lambda: pretrained(AutoConfig, evil), contains="evil: its config.json names the number format 'torch.float32'")
+    test_fail(lambda: pretrained(AutoConfig, evil),
+              contains="evil: its config.json names the number format 'torch.float32'")
     told(pretrained, AutoConfig, evil)
 
 
