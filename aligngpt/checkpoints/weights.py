@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, damage, file_sums, inside, read_json, write_json
+from ..core.files import atomic_path, check_fetched, damage, file_sums, inside, read_json, write_json
 
 # %% ../../nbs/checkpoints/01_weights.ipynb #6c25288b
 def map_tensors(
@@ -24,7 +24,7 @@ def map_tensors(
 )->dict[str,Tensor]: # tensors whose bytes stay on the disk until they are used
     "Map a weight file. Nothing in it is executed."
     file = Path(file)
-    with os_errors(file), open(file, 'rb'): pass
+    with os_errors(file), open(file, 'rb') as f: check_fetched(file, f.read(64))
     try: tensors = _mapped(file)
     except Exception as e: raise _unreadable(file, e) from e
     if isinstance(tensors, dict) and all(isinstance(t, Tensor) for t in tensors.values()): return tensors

@@ -42,9 +42,11 @@ def levels_command(
 ):
     """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.
     Under torchrun on all devices; goes on where it was killed."""
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.data.images import Sources
     from aligngpt.levels.alignment import DualEncoder
     from aligngpt.levels.scoring import levels
+    quiet_libraries()
     sources = Sources(data, _one_or_all(images), policy=policy, cap=cap, format=format)
     sources.open(n_levels=2**31) # so that a bad record is found before the encoder is loaded
     done = levels(sources, clip=DualEncoder.from_pretrained(clip, device, dtype), out=out, n=n, method=method,
@@ -81,8 +83,10 @@ def audit_command(
     workers:Annotated[Optional[int], typer.Option(min=0, help='Processes; by default all cores.')]=None,
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.data.audit import audit
     from aligngpt.data.images import Sources
+    if processor: quiet_libraries()
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format)
     report = audit(sources, None, out, processor, max_length, levels, workers)
     typer.echo(f"{report}\n{out/'report.html'}")
@@ -100,11 +104,13 @@ def show_command(
     max_length:Annotated[int, typer.Option(min=1, help='Tokens kept of a sample.')]=2048,
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
-    from aligngpt.core.files import pretrained
+    from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.files import checkpoint_folder, pretrained
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
-    p, records = pretrained(AlignGPTProcessor, processor), Records(data, format=format)
+    quiet_libraries()
+    p, records = pretrained(AlignGPTProcessor, checkpoint_folder(processor)), Records(data, format=format)
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))

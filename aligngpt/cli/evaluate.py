@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Rounds', 'Yes',
-           'hire', 'agreed', 'folders_of', 'check_files', 'list_files', 'compare_command', 'ask_tasks', 'eval_command',
-           'score_command', 'register_eval']
+           'hire', 'agreed', 'folders_of', 'check_files', 'table_text', 'list_files', 'compare_command', 'ask_tasks',
+           'eval_command', 'score_command', 'register_eval']
 
 # %% ../../nbs/cli/04_evaluate.ipynb #0e794e76
 from pathlib import Path
@@ -97,6 +97,18 @@ def check_files(
         except AlignGPTError as e: errors.append(e)
     raise errors[0]
 
+# %% ../../nbs/cli/04_evaluate.ipynb #42cf36bb
+def table_text(
+    rows:dict, # row name -> {column: value}
+    corner:str='', # the heading above the row names
+)->str: # lines
+    "A table: columns or blocks that fit a terminal, Markdown in a file or a pipe."
+    from aligngpt.core.markup import terminal_width
+    from aligngpt.evaluation.report import markdown_table, table_of
+    width = terminal_width()
+    return table_of(rows, corner).text(width) if width else markdown_table(rows, corner)
+
+
 # %% ../../nbs/cli/04_evaluate.ipynb #64bbd6a9
 def list_files(
     tasks:str, # as for `folders_of`
@@ -111,10 +123,9 @@ def list_files(
 def _listed(tasks, data):
     "The table of one task or of all."
     from aligngpt.evaluation.questions import Files
-    from aligngpt.evaluation.report import markdown_table
     from aligngpt.evaluation.tasks import TASKS, get_task, list_tasks
-    if tasks in ('all', ''): return markdown_table(list_tasks(data, list(TASKS)), 'task')
-    return '\n\n'.join(Files(get_task(n), d, must_exist=False)._repr_markdown_()
+    if tasks in ('all', ''): return table_text(list_tasks(data, list(TASKS)), 'task')
+    return '\n\n'.join(table_text(Files(get_task(n), d, must_exist=False).table(), n)
                        for n,d in folders_of(tasks, data).items())
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40005
@@ -141,7 +152,6 @@ def ask_tasks(
     **settings, # of `AskSettings`
 )->None: # all is in `out`
     "Evaluate a model; a table in the end, if there is more than one task."
-    from aligngpt.evaluation.report import markdown_table
     from aligngpt.evaluation.results import column_rows, evaluate_all, results_rows, scores_of
     from aligngpt.evaluation.run import weights_hash
     from aligngpt.model.cpu import keep_freed_memory
@@ -152,7 +162,7 @@ def ask_tasks(
     done = evaluate_all(model, processor, folders, out, judge, typer.echo, agree, weights=weights, **settings)
     if card and done: _write_scores(card, out, weights)
     if len(done) < 2: return
-    typer.echo('\n' + markdown_table(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
+    typer.echo('\n' + table_text(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
     for title, column in column_rows(scores_of(out)).items():
         typer.echo(f'{title}: ' + '; '.join(f'{k}: {v}' for k,v in column.items() if v))
 
@@ -212,15 +222,18 @@ def eval_command(
     if show: typer.echo(list_files(tasks, base)); return
     if compare: compare_command(*compare, data, page); return
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
-    from aligngpt.checkpoints.layouts import model_folder, open_model
+    from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.files import checkpoint_folder
+    from aligngpt.checkpoints.layouts import open_model
     from aligngpt.evaluation.judge import JudgeSettings
     if card and not Path(run).exists(): raise typer.BadParameter('a card lies in a folder', param_hint='--card')
+    quiet_libraries()
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out = out or Path('runs/eval')/name
     boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
                          price=judge_price)
     ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
-              hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and model_folder(run), model_id=name,
+              hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and checkpoint_folder(run), model_id=name,
               batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb

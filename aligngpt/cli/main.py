@@ -6,7 +6,7 @@
 __all__ = ['app', 'options', 'main', 'quickstart_', 'chat', 'convert', 'zoo']
 
 # %% ../../nbs/cli/01_main.ipynb #a4524df9
-import logging, os, sys
+import contextlib, logging, os, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,7 +21,7 @@ from .serve import register_serve
 from .train import register
 
 # %% ../../nbs/cli/01_main.ipynb #5aa1f668
-app = typer.Typer(name='aligngpt', no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(name='aligngpt', invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
     help='AlignGPT: vision-language models with adaptive alignment. '
          'New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
@@ -34,11 +34,14 @@ def _version(show:bool):
 
 @app.callback()
 def options(
+    context:typer.Context,
     version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True,
                                          help='Show the version and exit.')]=False,
     debug:Annotated[bool, typer.Option('--debug',
                                        help='Show the traceback of an error. Works anywhere on the line.')]=False,
-): "Options of all commands."
+):
+    "Options of all commands; without a command, what there is."
+    if context.invoked_subcommand is None: typer.echo(context.get_help())
 
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
 _Usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'UsageError') # Typer brings its own copy of click
@@ -56,7 +59,9 @@ def main(
     "Run a command line."
     args = list(sys.argv[1:] if args is None else args)
     _prepare(args)
-    try: code = app(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False) or 0
+    line = dict(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False)
+    try:
+        with _notes('--debug' in args): code = app(**line) or 0
     except BrokenPipeError: code = _reader_left()
     except Exception as e:
         text, hint, code = _explain(e)
@@ -75,6 +80,15 @@ def _prepare(args):
         for line in untested(): typer.echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 
+@contextlib.contextmanager
+def _notes(all_):
+    "Our own warnings as notes, and none of other libraries, unless all are wanted."
+    def tell(message, category, filename, lineno, file=None, line=None):
+        if Path(__file__).parents[1] in Path(filename).parents: typer.echo(f'note: {message}', err=True)
+    with warnings.catch_warnings():
+        if not all_: warnings.showwarning = tell
+        yield
+
 def _reader_left():
     "The exit code when the reader of our output went away, as `head` does."
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,11 +103,10 @@ def quickstart_(
 ):
     "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
     import dataclasses
-    from transformers.utils import logging
-    from aligngpt.core.devices import pick_attention
+    from aligngpt.core.devices import pick_attention, quiet_libraries
     from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
     def tell(text): typer.echo(text, err=True)
-    logging.set_verbosity_error(); logging.disable_progress_bar() # of loading and saving models that take no time
+    quiet_libraries()
     tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
     recipe = dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)
     typer.echo(_found(quickstart(out, recipe, tell), out))
@@ -103,14 +116,16 @@ def _found(m, out):
     "What the quickstart has to say in the end."
     kinds = ', '.join(f'{k} {v:.2%}' for k,v in m['by_kind'].items())
     knob = ' '.join(f"{k}:{v['both']:.0%}" for k,v in m['knob'].items())
-    return f"""accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%} ({kinds})
+    return f"""accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%}
+  {kinds}
 level and hidden degree of alignment: Spearman {m['spearman']:.3f}
-captions with colour and shape right, by forced level: {knob}
+captions with colour and shape right, by forced level:
+  {knob}
 report: {out/'report.html'}
 
 now try
   aligngpt chat {out} --image PICTURE.png
-  jupyter lab nbs/chat/03_widget.ipynb     (the chat notebook: Chat('{out}'))"""
+  jupyter lab nbs/chat/03_widget.ipynb     (Chat('{out}'))"""
 
 # %% ../../nbs/cli/01_main.ipynb #dbab85e9
 @app.command()
@@ -125,8 +140,10 @@ def chat(
     device:Device='auto', dtype:DType='auto',
 ):
     "Talk with a model about pictures, on the terminal or through a pipe."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.chat.session import open_session
     from aligngpt.chat.terminal import chat_terminal
+    quiet_libraries()
     how = dict(alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
     chat_terminal(open_session(run, load=dict(device=device, dtype=dtype), **how), image or (), question)
 
@@ -146,10 +163,15 @@ def convert(
     llm:Annotated[Optional[str], typer.Option(help='Language model, for a source of projector and levels only.')]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,
+    fresh:Annotated[str, typer.Option(help="Parts that the source lacks and that begin untrained, as in 'levels,gate' "
+                                           "for a plain LLaVA.")]='',
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.checkpoints.convert import convert
-    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template))
+    quiet_libraries()
+    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
+                       fresh=tuple(p for p in fresh.split(',') if p)))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.files import checkpoint_folder
 from .data import DType, Device
 
 # %% ../../nbs/cli/05_serve.ipynb #dcb6169b
@@ -155,10 +156,12 @@ def build_app(
     load:dict, # see `aligngpt.checkpoints.layouts.load`
 ): # a FastAPI app
     "Model, engine, API, page."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.chat.session import open_session
     from aligngpt.serving.api import Api, create_app
     from aligngpt.serving.engine import Engine
     from aligngpt.serving.responses import add_responses
+    quiet_libraries()
     reader = open_session(run, load=load).reader
     app = add_responses(create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts)))
     if not page: return app
@@ -184,9 +187,8 @@ def vllm_line(
     dtype:str='auto', # number format
 )->list[str]: # command line
     "How vLLM is started."
-    inner = Path(run)/'model'
-    model = str(inner if (inner/'config.json').exists() else run)
-    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', model, '--host', host, '--port',
+    return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)),
+            '--host', host, '--port',
             str(port), '--served-model-name', name or Path(run).resolve().name, '--max-num-seqs', str(max_batch),
             '--dtype', dtype]
 

@@ -50,10 +50,15 @@ def stage_options(
     def option(k):
         v = getattr(stage, k)
         kind = bool if isinstance(v, bool) else str if isinstance(v, (tuple, dict)) else type(v)
-        shown = ','.join(v) if isinstance(v, tuple) else v
         names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if kind is bool else '')]
-        return _parameter(k, kind, f"{text[k]}. Default: {shown or 'none'}.", names, 'Settings')
+        return _parameter(k, kind, f"{text[k]}. Default: {_in_words(v)}.", names, 'Settings')
     return [option(k) for k in StageConfig.__dataclass_fields__ if k not in ('name', 'said')]
+
+def _in_words(v):
+    "A default as it is typed."
+    if isinstance(v, bool): return 'on' if v else 'off'
+    if isinstance(v, tuple): v = ','.join(v)
+    return v if isinstance(v, (int, float)) else v or 'none'
 
 # %% ../../nbs/cli/03_train.ipynb #b15dca7e
 _SHARDING = 'none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.' # of `plan`
@@ -101,19 +106,19 @@ def training_command(
 
 def _train(name, args):
     "Run a stage and say how it went."
+    from aligngpt.core.devices import quiet_libraries
     from aligngpt.training import recipes
     from aligngpt.training.runs import Interrupted
     for k in ('data', 'out'):
         if k not in args: raise typer.BadParameter(f'--{k} is needed')
+    quiet_libraries()
     sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
     try: done = getattr(recipes, name)(sources, start=start, **args)
     except Interrupted as e:
         typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
         raise typer.Exit(e.code)
-    if done['losses']:
-        first, *_, last = [*done['losses'], done['losses'][-1]]
-        typer.echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {first:.4f} to {last:.4f}: "
-                   f"{Path(args['out'])/'model'}")
+    loss = f", loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}" if done['losses'] else ''
+    typer.echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s{loss}: {Path(args['out'])/'model'}")
 
 def _take(args, kind):
     "Move the fields of a dataclass out of the arguments, into one object."

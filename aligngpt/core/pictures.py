@@ -13,6 +13,7 @@ from typing import Any
 
 from .addresses import fetch_own
 from .errors import AlignGPTError, os_errors, BadRecord
+from .files import check_fetched
 
 # %% ../../nbs/core/05_pictures.ipynb #3f88fe0a
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'MPO', 'AVIF') # that `decode_image` tries
@@ -37,6 +38,7 @@ def open_image(
     from PIL import Image
     Image.init()
     if not data: raise BadRecord('corrupt image', f'{name}: an empty file', 'download it again')
+    check_fetched(name, data)
     try: im = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
     except Image.DecompressionBombError as e: raise BadRecord('too large', f'{name}: {e}', 'make it smaller') from e
     except Image.UnidentifiedImageError as e:

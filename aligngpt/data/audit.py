@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, BadRecord
-from ..core.files import atomic_path, own_folder, pretrained, read_json, write_json
+from ..core.files import atomic_path, checkpoint_folder, own_folder, pretrained, read_json, write_json
 from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
@@ -345,7 +345,7 @@ def _open_processor(processor):
     "A processor, or that of a folder."
     if not isinstance(processor, (str, Path)): return processor
     from aligngpt.model.processor import AlignGPTProcessor
-    return pretrained(AlignGPTProcessor, processor)
+    return pretrained(AlignGPTProcessor, checkpoint_folder(processor))
 
 # %% ../../nbs/data/09_audit.ipynb #0bb5857d
 def _unreadable(sources, cap, quiet):

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import inside, read_json
+from ..core.files import check_fetched, inside, read_json
 
 
 # %% ../../nbs/data/01_containers.ipynb #138ef2f5
@@ -407,6 +407,7 @@ def source_files(
     "Tell what kind of container `path` is, by its name or by what is in it."
     path = Path(path)
     with os_errors(path): path.stat()
+    check_fetched(path)
     if path.is_file():
         if (suffix := plain_suffix(path)) in _REFUSED:
             raise AlignGPTError(f'{path}: {_REFUSED[suffix][0]}, not a file of records', _REFUSED[suffix][1])
@@ -620,7 +621,8 @@ def read_records(
     if kind == 'imagefolder': yield from read_records(files[0], tell, digest); return
     if kind in ('json', 'csv'):
         yield from dict(json=json_records, csv=csv_records)[kind](files[0], tell, digest); return
+    own = f'"{Path(path).name}/'.encode() if kind == 'datasets' or len(files) == 1 else b''
     for f in (tar_records if kind == 'tar' else table_records)(path):
-        if digest: digest.update(f.raw)
+        if digest: digest.update(f.raw.replace(own, b'"/') if own else f.raw) # pictures are called by their file
         yield f
 

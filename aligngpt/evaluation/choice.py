@@ -13,7 +13,7 @@ import re, string
 from pathlib import Path
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path
+from ..core.files import atomic_path, check_fetched
 from .rows import encoding_of, named, read_xlsx
 from .text import plain_id, some
 from .vqa import group_means, mean
@@ -81,6 +81,7 @@ def _tabs(path):
     "A table with tabs, or with commas."
     import pandas as pd
     with os_errors(path), open(path, 'rb') as f: raw = f.read(4000)
+    check_fetched(path, raw)
     code = encoding_of(raw)
     head = raw.decode(code, 'ignore').split('\n')[0]
     try: return pd.read_csv(path, sep='\t' if '\t' in head else ',', dtype=str, keep_default_na=False, na_values=[],

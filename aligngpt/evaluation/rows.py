@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterable
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.files import check_fetched
 
 # %% ../../nbs/evaluation/01_rows.ipynb #1bedb565
 _MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
@@ -28,6 +29,7 @@ def encoding_of(
 def _bytes(path):
     "The content of a file, unpacked."
     with os_errors(path): raw = Path(path).read_bytes()
+    check_fetched(path, raw)
     return gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
 
 def text_of(
@@ -181,6 +183,7 @@ def read_xlsx(
 )->Rows: # None for empty cells
     "Read a spreadsheet back as rows."
     import openpyxl, zipfile
+    check_fetched(path)
     with os_errors(path):
         try: sheet = openpyxl.load_workbook(path, read_only=True).active
         except (zipfile.BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as e:

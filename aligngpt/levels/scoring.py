@@ -79,7 +79,7 @@ def score_pairs(
     images:Any, # image source or folder, or a list with one for each source of the records
     scorer:Any, # a `DualEncoder`, something like it, or a function of picture and text
     folder:str|Path, # keeps the results; a second call continues there
-    batch_size:int=64, # pairs at a time
+    batch_size:int=64, # pairs at a time; a job that goes on keeps its own
     workers:int=1, # processes that decode; 0: none
     policy:str='error', # what to do about a pair that cannot be used: 'error' or 'skip'
     cap:float=0.01, # share of the pairs that may be skipped
@@ -87,6 +87,7 @@ def score_pairs(
 )->dict|None: # see `collect_scores`; None in all processes but the first
     "Score all pairs, resumably, in one or several processes."
     scorer, (rank, world) = as_scorer(scorer), process_rank()
+    batch_size = _begun_with(Path(folder), batch_size, quiet or rank > 0)
     data, shards = PairBatches(records, images, scorer, batch_size), Shards(folder, rank)
     _check_job(shards.folder, dict(data=records.fingerprint, scorer=identity(scorer), batch_size=batch_size,
                                    pairs=len(data.pairs)), rank)
@@ -122,6 +123,12 @@ def collect_scores(
     return dict(scores=scores, cut=sum(cut.values()), problems=dict(sorted(problems.items())))
 
 # %% ../../nbs/levels/02_scoring.ipynb #97e7b5e8
+def _begun_with(folder, batch_size, quiet):
+    "The batch size of a job that has begun: its batches are what is done and what is not."
+    size = read_json(folder/'job.json')['batch_size'] if (folder/'job.json').exists() else batch_size
+    if size != batch_size and not quiet: print(f'{folder}: goes on in batches of {size}, as it began', file=sys.stderr)
+    return size
+
 def _check_job(folder, job, rank):
     "A folder belongs to one job."
     path = folder/'job.json'

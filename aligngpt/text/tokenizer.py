@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import is_gguf, pretrained, read_json
+from ..core.files import check_fetched, is_gguf, not_here, pretrained, read_json
 from .conversation import IMAGE, Span, TEMPLATES
 
 # %% ../../nbs/text/02_tokenizer.ipynb #2df9f158
@@ -121,6 +121,7 @@ def load_tokenizer(
     path:str|Path, # a checkpoint folder, a GGUF file, or a model's name on the hub
 )->Any: # a `PreTrainedTokenizerFast` with the placeholders
     "Load a language model's tokenizer, exact to the id, and add the placeholders."
+    check_fetched(path)
     path = str(path)
     if is_gguf(path): return add_placeholders(_as_written(path, plain=False))
     model, ready = _tokenizer_files(path)
@@ -149,6 +150,7 @@ def _tokenizer_files(path):
     model, ready = _file(path, 'tokenizer.model'), _file(path, 'tokenizer.json')
     others = 'vocab.json', 'vocab.txt', 'spiece.model', 'tiktoken.model'
     if model or ready or any(_file(path, n) for n in others): return model, ready
+    if not Path(path).exists(): raise not_here(path)
     raise AlignGPTError(f'{path}: no tokenizer found',
                         'copy tokenizer.json or tokenizer.model from the language model')
 

@@ -16,13 +16,14 @@ import torch
 
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import fingerprint
+from ..core.files import checkpoint_folder, fingerprint
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
 from ..data.packing import PackedCollator, PackedDataset, pack, token_lengths
 from ..checkpoints.adapters import add_lora
-from ..checkpoints.layouts import from_base, load, model_folder
+from ..checkpoints.layouts import from_base, load
+from ..checkpoints.weights import find_weights
 from ..checkpoints.zoo import get_preset
 from .freezing import add_gate
 from .settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override
@@ -68,7 +69,7 @@ class Start:
 
     def folder(self)->str|Path|None: # the checkpoint itself, where `model` is the folder of a run
         "Where the checkpoint is."
-        return self.model and model_folder(self.model)
+        return self.model and checkpoint_folder(self.model)
 
 def begin(
     start:Start, # with what
@@ -184,7 +185,10 @@ def _must_be_full(store, n, folder):
 
 def _about(command, preset, start, **more):
     "What a run was asked to do, and the identity of what it began with."
-    def identity(path): return dict(name=str(path), fingerprint=fingerprint(path) if Path(path).exists() else None)
+    def identity(path):
+        path = Path(checkpoint_folder(path))
+        files = find_weights(path) if path.is_dir() else [path] if path.exists() else []
+        return dict(name=str(path), weights=fingerprint(*files) if files else None)
     began = {k:identity(v) for k in ('model', 'llm', 'tower') if (v := getattr(start, k))}
     return dict(command=command, preset=preset, begins=began, **more)
 

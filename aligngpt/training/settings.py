@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.files import check_fetched
 
 # %% ../../nbs/training/01_settings.ipynb #0cd05db3
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def read_settings(
     "Read settings."
     import yaml
     with os_errors(path): text = Path(path).read_text(encoding='utf-8')
+    check_fetched(path, text.encode())
     try: found = yaml.safe_load(text) or {}
     except yaml.YAMLError as e:
         raise AlignGPTError(f'{path}: not valid YAML: {" ".join(str(e).split())}',

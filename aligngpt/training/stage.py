@@ -46,7 +46,7 @@ def _record(stage, args, model, data, extra):
     return json.loads(json.dumps(record, default=str))
 
 def _check_same(folder, new):
-    "A run continues only with the settings and the data that it began with."
+    "A run continues only with the settings, the data and the models that it began with, wherever they lie now."
     finished = (folder/'done.json').exists()
     if not (folder/'stage.json').exists() or not (finished or last_checkpoint(folder)): return
     old = read_json(folder/'stage.json')
@@ -55,10 +55,28 @@ def _check_same(folder, new):
         if before == now: return
         raise AlignGPTError(f'{folder}: {began} with other settings: {what} was {before}, and is {now}', hint)
     for k in new['stage']:
-        if k not in FREE: need(k, old['stage'].get(k), new['stage'][k], 'name another folder, or use the old setting')
+        if k not in FREE: need(k, old['stage'].get(k), new['stage'][k], _longer(folder, k, finished))
     for k in ('global_batch', 'data', 'samples', 'trained'):
-        need(k.replace('_', ' '), old[k], new[k], 'name another folder')
+        need(k.replace('_', ' '), old[k], new[k], _OTHER.get(k, 'name another folder'))
+    for k,(was,is_) in _begins(old, new).items(): need(f'{k} (by its weights)', was, is_, 'begin with the same one')
     if not finished: need('sharding', old['engine'], new['engine'], 'go on as it began')
+
+_OTHER = dict(
+    global_batch='batch_size, accumulate and the number of processes may change, and their product may not',
+    data='the same data may lie elsewhere and have another name; other data needs another folder')
+
+def _longer(folder, setting, finished):
+    "What to do about another setting."
+    if setting not in ('epochs', 'max_steps'): return 'name another folder, or use the old setting'
+    first = '' if finished else 'finish it with the old setting; then '
+    return f'{first}to train for longer, begin a new run from this one: --model {folder} --out ANOTHER_FOLDER'
+
+def _begins(old, new):
+    "The identities of what both began with: name -> (before, now)."
+    def known(record): return {k:v['weights'] for k,v in record.get('begins', {}).items() if v.get('weights')}
+    before, now = known(old), known(new)
+    return {k:(before[k], now[k]) for k in before.keys() & now.keys()}
+
 
 # %% ../../nbs/training/05_stage.ipynb #b3c1832d
 @contextlib.contextmanager

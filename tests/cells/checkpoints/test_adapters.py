@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import pretrained, read_json, write_json
+from aligngpt.core.files import check_fetched, pretrained, read_json, write_json
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.model.modeling import stored_name

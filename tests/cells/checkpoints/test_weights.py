@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import atomic_path, damage, file_sums, inside, read_json, write_json
+from aligngpt.core.files import atomic_path, check_fetched, damage, file_sums, inside, read_json, write_json
 import os, shutil, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *

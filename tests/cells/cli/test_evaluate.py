@@ -80,7 +80,7 @@ def test_list_files():
     except AlignGPTError as e: shown = str(e).replace(str(tmp), '...')
 
     # nbs/cli/04_evaluate.ipynb #b3c40003
-    assert '| pope |' in list_files('all', tmp/'nowhere')
+    assert '| pope |' in list_files('all', tmp/'nowhere') # in a pipe; a terminal gets blocks that fit
     Markdown(list_files('pope', tmp))
 
 

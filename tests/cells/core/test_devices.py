@@ -5,6 +5,8 @@ from typing import Any
 from aligngpt.core.errors import AlignGPTError
 from fastcore.test import *
 import pandas as pd, torch
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
 from unittest.mock import patch
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 import pytest
@@ -35,3 +37,13 @@ def test_pick_attention():
     test_eq(pick_attention('cpu')[0], 'sdpa')
     test_fail(lambda: pick_attention('cpu', 'magic'), contains='Valid: auto, eager')
     pick_attention('cpu', 'flash_attention_2')
+
+
+def test_quiet_libraries():
+    # nbs/core/03_devices.ipynb #294d5967
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    now = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logging.set_verbosity(before[0])
+
+    # nbs/core/03_devices.ipynb #ff66a3af
+    test_eq(now, (False, False))

@@ -11,7 +11,23 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import damage, file_sums, fingerprint, inside, is_gguf, own_folder, pretrained, sweep
+from aligngpt.core.files import check_fetched, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, pretrained, sweep
+
+
+def test_check_fetched():
+    # nbs/core/02_files.ipynb #f0a1c803
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'config.json').write_text('{}')
+    pointer = f'version https://git-lfs.github.com/spec/v1\noid sha256:{"4d7a"*16}\nsize 13476\n'
+    check_fetched(tmp) # all is there
+    (tmp/'model.safetensors').write_text(pointer)
+
+    # nbs/core/02_files.ipynb #f0a1c804
+    for p in (tmp, tmp/'model.safetensors'):
+        test_fail(lambda: check_fetched(p), contains='model.safetensors: a git-lfs pointer, not the file itself')
+    (tmp/'config.json').write_text(pointer)
+    test_fail(lambda: read_json(tmp/'config.json'), contains='config.json: a git-lfs pointer')
+    check_fetched('some/name')
 
 
 def test_read_json():
@@ -129,7 +145,37 @@ def test_name_parts():
     (tmp/'out').unlink()
 
 
+def test_is_hub_name():
+    # nbs/core/02_files.ipynb #f0a1c013
+    tmp = Path(tempfile.mkdtemp())
+    names = ['a/b.png', './a.png', '..\\up.png', '../up', 'a/../../up', '/dev/zero', 'C:\\x', '', '\0', 7, 'out/x']
+    (tmp/'out').symlink_to('/')
+    def meaning(name):
+        try: return inside(tmp, name).relative_to(tmp).as_posix()
+        except BadRecord as e: return e.message.replace(f'{tmp}', 'the folder')
+    pd.DataFrame([(repr(n), meaning(n)) for n in names], columns=['name', 'means'])
+
+    # nbs/core/02_files.ipynb #f0a1c014
+    (tmp/'out').unlink()
+
+    # nbs/core/02_files.ipynb #f0a1c814
+    write_json({}, tmp/'run'/'model'/'config.json')
+    test_eq((checkpoint_folder(tmp/'run'), checkpoint_folder('a/b')), (tmp/'run'/'model', 'a/b'))
+    test_eq([is_hub_name(n) for n in ('a/b-1.5', '../a', './a', '/a/b', 'a', 'a/b/c')], [True] + [False]*5)
+
+
 def test_is_gguf():
+    # nbs/core/02_files.ipynb #f0a1c803
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'config.json').write_text('{}')
+    pointer = f'version https://git-lfs.github.com/spec/v1\noid sha256:{"4d7a"*16}\nsize 13476\n'
+    check_fetched(tmp) # all is there
+    (tmp/'model.safetensors').write_text(pointer)
+    def told(fn, *args):
+        "What a call says that fails."
+        try: fn(*args)
+        except AlignGPTError as e: return str(e).replace(f'{tmp}/', '')
+
     # nbs/core/02_files.ipynb #f0a1c023
     tmp = Path(tempfile.mkdtemp())
     evil, ran = tmp/'evil', tmp/'ran'
@@ -150,6 +196,14 @@ def test_is_gguf():
     test_eq(ran.exists(), False)
     write_json({'model_type': 'clip', 'auto_map': {'AutoConfig': 'code.C'}}, evil/'config.json')
     test_eq(pretrained(AutoConfig, evil).model_type, 'clip') # transformers knows it: the code is not needed
+    test_fail(lambda: pretrained(AutoConfig, 'nobody/no-model'), contains='no-model: no such folder here, and nothing')
+    test_fail(lambda: pretrained(AutoConfig, '/nowhere/at/all'), contains='/nowhere/at/all: no such folder')
+
+    # nbs/core/02_files.ipynb #f0a1c026
+    write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')
+    test_fail(lambda: pretrained(AutoConfig, evil),
+              contains="evil: its config.json names the number format 'torch.float32'")
+    told(pretrained, AutoConfig, evil)
 
     # nbs/core/02_files.ipynb #ca4d2002
     gguf = {p:is_gguf(p) for p in ('SmolLM2-135M-Instruct.Q4_1.gguf', 'someone/on-the-hub/model.gguf', tmp)}

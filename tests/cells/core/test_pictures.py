@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from aligngpt.core.addresses import fetch_own
 from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord
+from aligngpt.core.files import check_fetched
 import easy_vqa, numpy as np, struct, tempfile, zlib
 from fastcore.test import *
 from PIL import Image
@@ -29,6 +30,7 @@ def test_open_image():
     strip = png(np.zeros((1, 300), 'uint8'))
     cases = ((b'', {}, 'x: an empty file'),
              (b'404: Not Found', {}, "x: not an image; it begins with b'404: Not Found'"),
+             (b'version https://git-lfs.github.com/spec/v1', {}, 'x: a git-lfs pointer'),
              (whole[:20], {}, 'x: the header is damaged'),
              (whole, dict(max_pixels=1000), '64 x 64 pixels, the limit is 1,000'),
              (whole, dict(min_side=65), '64 x 64 pixels'),

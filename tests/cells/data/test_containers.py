@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import inside, read_json
+from aligngpt.core.files import check_fetched, inside, read_json
 from fastcore.test import *
 import datasets, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, tempfile, tracemalloc
 from aligngpt.data.containers import array_records

@@ -3,7 +3,7 @@
 import re, string
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import atomic_path
+from aligngpt.core.files import atomic_path, check_fetched
 from aligngpt.evaluation.rows import encoding_of, named, read_xlsx
 from aligngpt.evaluation.text import plain_id, some
 from aligngpt.evaluation.vqa import group_means, mean

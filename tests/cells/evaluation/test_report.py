@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
 from aligngpt.core.files import write_json
-from aligngpt.core.markup import escape_markdown
+from aligngpt.core.markup import Table, escape_markdown
 import tempfile
 from dataclasses import replace
 from fastcore.test import *

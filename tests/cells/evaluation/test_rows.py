@@ -4,6 +4,7 @@ import codecs, csv, gzip, io, json, re
 from pathlib import Path
 from typing import Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.files import check_fetched
 import tempfile
 from fastcore.test import *
 import pandas as pd

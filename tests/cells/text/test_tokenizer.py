@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import is_gguf, pretrained, read_json
+from aligngpt.core.files import check_fetched, is_gguf, not_here, pretrained, read_json
 from aligngpt.text.conversation import IMAGE, Span, TEMPLATES
 import io, json, pickle, random, shutil, sentencepiece, tempfile
 import matplotlib.pyplot as plt

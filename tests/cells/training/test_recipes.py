@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import fingerprint
+from aligngpt.core.files import checkpoint_folder, fingerprint
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
 from aligngpt.data.packing import PackedCollator, PackedDataset, pack, token_lengths
 from aligngpt.checkpoints.adapters import add_lora
-from aligngpt.checkpoints.layouts import from_base, load, model_folder
+from aligngpt.checkpoints.layouts import from_base, load
+from aligngpt.checkpoints.weights import find_weights
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.freezing import add_gate
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override
 from aligngpt.training.stage import StageData, run_stage
 from fastcore.test import *
-import json, random, tempfile
+import json, random, shutil, tempfile
 from transformers.utils import logging
 from aligngpt.core.files import read_json
 from aligngpt.core.markup import Table
@@ -125,7 +126,37 @@ def test_finetune():
 
     # nbs/training/06_recipes.ipynb #f804eeb9
     test_eq(begun['command'], 'finetune')
-    assert begun['begins']['model']['fingerprint'] and begun['sources'][0]['sha256'] and begun['environment']
+    assert begun['begins']['model']['weights'] and begun['sources'][0]['sha256'] and begun['environment']
+
+    # nbs/training/06_recipes.ipynb #f804eea2
+    def half_of(run, folder):
+        "A copy of a run as it was after a checkpoint in the middle."
+        shutil.copytree(run, folder)
+        (folder/'done.json').unlink(); shutil.rmtree(folder/'model')
+        for p in folder.glob('checkpoint-*'):
+            if p.name != 'checkpoint-2': shutil.rmtree(p)
+        return folder
+    def tune_on(data, base, out, **changes):
+        "Losses of the first tensors' tuning, from the beginning or where it stopped."
+        finetune(StageSources(data/'chats.json', data), out, Start(base), max_steps=4,
+                 **small | dict(save_every=2, keep=0) | changes)
+        return [json.loads(l)['loss'] for l in (out/'log.jsonl').read_text().splitlines()]
+    stayed = tune_on(world, world/'stage1', world/'stayed')
+    moved = Path(tempfile.mkdtemp())
+    shutil.copytree(world, moved/'data', ignore=shutil.ignore_patterns('stage*', 'stayed', '*.index'))
+    shutil.copytree(world/'stage1'/'model', moved/'base')
+    went = tune_on(moved/'data', moved/'base', half_of(world/'stayed', moved/'run'), batch_size=4, accumulate=2)
+
+    # nbs/training/06_recipes.ipynb #f804eea3
+    test_close(stayed, went, 1e-4)
+    test_fail(lambda: tune_on(world, world/'stage2', half_of(world/'stayed', moved/'other')),
+              contains='this run began with other settings: model (by its weights) was')
+    test_fail(lambda: tune_on(world, world/'stage1', moved/'run', batch_size=4),
+              contains='global batch was 8, and is 4\n  hint: batch_size, accumulate and the number of processes may change')
+    try: tune_on(world, world/'stage1', world/'stayed', epochs=3.)
+    except AlignGPTError as e: print(str(e).replace(f'{world}/', ''))
+    further = finetune(chats, world/'further', Start(world/'stayed'), max_steps=1, **small)
+    test_eq(further['losses'][0] < stayed[0], True) # it begins where the other ended
 
     # nbs/training/06_recipes.ipynb #6ec10008
     test_fail(lambda: finetune(chats, world/'x', quiet=True), contains='Nothing to tune')

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.files import check_fetched
 from fastcore.test import *
 import subprocess, sys, tempfile
 from aligngpt.core.markup import Table

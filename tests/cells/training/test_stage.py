@@ -86,6 +86,7 @@ def test_first_turn():
     test_eq(again(), tune)
     test_eq(again(batch_size=8, accumulate=2, workers=1), tune)
     test_fail(lambda: again(epochs=2), contains='finished run with other settings: epochs was 25')
+    test_fail(lambda: again(epochs=50), contains='to train for longer, begin a new run from this one: --model')
     test_fail(lambda: again(StageData(Toy(60, 'finetune'), Collator(0))), contains='samples was 64, and is 60')
 
     # nbs/training/05_stage.ipynb #408b815e
