@@ -404,11 +404,22 @@ def column(self:Records,
 @patch
 def table(self:Records,
     columns:list[str], # among 'id', 'images', 'chars', 'turns', 'level'
+    start:int=0, # position of the first record
+    stop:int|None=None, # position after the last; None: to the end
 ): # a pyarrow table, [n_records]
-    "Facts about every record as they stand in the index."
+    "Facts about every record, or a span of them; all their text together may be of any size."
     import pyarrow as pa
-    all_ = pa.concat_tables([s.table.select(columns) for s in self.sources])
-    return all_ if self.rows is None else all_.take(self.rows)
+    stop = len(self) if stop is None else min(stop, len(self))
+    rows = None if self.rows is None else self.rows[start:stop]
+    first, last = (start, stop) if rows is None else (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+    part = _large(pa.concat_tables([s.table.select(columns) for s in self.sources]).slice(first, last - first))
+    return part if rows is None else part.take(rows - first)
+
+def _large(table):
+    "The same table with text that is counted in 64 bits: in 32, operations on whole columns end at 2 GiB."
+    import pyarrow as pa
+    kinds = {pa.string():pa.large_string(), pa.list_(pa.string()):pa.list_(pa.large_string())}
+    return table.cast(pa.schema([f.with_type(kinds.get(f.type, f.type)) for f in table.schema]))
 
 @patch
 def image_names(self:Records,
@@ -417,8 +428,8 @@ def image_names(self:Records,
     "The pictures of all records, those of bad ones included."
     import pyarrow as pa, pyarrow.compute as pc
     chosen = self.sources if source is None else [self.sources[source]]
-    names = [c for s in chosen for c in pc.list_flatten(s.table['images']).chunks]
-    return pc.unique(pa.chunked_array(names, pa.string())).to_pylist()
+    names = [c for s in chosen for c in pc.list_flatten(_large(s.table.select(['images']))['images']).chunks]
+    return pc.unique(pa.chunked_array(names, pa.large_string())).to_pylist()
 
 # %% ../../nbs/data/03_records.ipynb #4111da8f
 @patch(as_prop=True)

@@ -218,6 +218,9 @@ def test_Records_column():
     test_eq(some.column('n_images')[[0, -1]], [1, 0])
     test_eq(some.table(['id', 'images']).slice(59).to_pylist(),
             [dict(id='"000"', images=['0.png']), dict(id='"001"', images=[])])
+    test_eq(some.table(['id'], 59, 61).to_pylist(), some.table(['id']).to_pylist()[59:])
+    test_eq(some.table(['id', 'images'], 3, 3).num_rows, 0)
+    test_eq(some.table(['id', 'images']).schema.types, [pa.large_string(), pa.list_(pa.large_string())])
     test_eq(records.image_names(), ['0.png'])
 
 
