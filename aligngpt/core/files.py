@@ -12,7 +12,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
-from .errors import AlignGPTError, BadRecord, os_errors
+from .errors import AlignGPTError, BadRecord, local_path, os_errors
 
 # %% ../../nbs/core/02_files.ipynb #6a3b440e
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
@@ -34,7 +34,7 @@ def atomic_path(
     path:str|Path, # the file or folder that will appear
 )->Iterator[Path]: # a temporary path beside it; write a file or make a folder there
     "Write to a temporary neighbour; it replaces `path` only when the block ends without an error."
-    path = Path(path)
+    path = Path(local_path(path))
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -120,7 +120,7 @@ def own_folder(
 )->Iterator[Path]: # the folder
     "Hold `path` for this process alone; a second owner gets an `AlignGPTError` at once."
     from filelock import FileLock, Timeout
-    path = Path(path)
+    path = Path(local_path(path))
     with os_errors(path): path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path/'.lock')
     try:

@@ -10,7 +10,7 @@ import contextlib, hashlib, lzma, os, shutil, stat, struct, tarfile, zipfile
 from pathlib import Path
 from typing import IO, Iterator
 
-from ..core.errors import AlignGPTError, os_errors
+from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import atomic_path, inside, name_parts, read_json, sweep, write_json
 from ..core.steps import progress
 
@@ -223,7 +223,7 @@ def extract(
     quiet:bool=True, # no progress bar
 )->int: # files in the archive
     "Extract an archive safely; a killed call is continued by the next."
-    n, total, folder = 0, 0, Path(folder)
+    n, total, folder = 0, 0, Path(local_path(folder))
     with os_errors(folder): folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, 'extract')
     with progress(desc=f'extract {Path(archive).name}', unit='file', disable=quiet) as bar:

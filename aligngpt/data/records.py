@@ -16,7 +16,7 @@ import numpy as np
 
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, os_errors, BadRecord
+from ..core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from ..core.files import atomic_path, damage, file_sums, read_json, write_json
 from ..core.steps import progress
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
@@ -207,7 +207,7 @@ class Source:
         quiet:bool=False, # no progress bar while the index is built
         format:str|Path|Format|None=None, # what its records are, see `get_format`; None: by their shape
     ):
-        self.path, self.quiet, self.said, self.format = Path(path), quiet, format, get_format(format)
+        self.path, self.quiet, self.said, self.format = Path(local_path(path)), quiet, format, get_format(format)
         folder, self.meta = ensure_index(self.path, self._build, format_key(self.format))
         self._map(folder)
 

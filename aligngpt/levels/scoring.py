@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import AlignGPTError, BadRecord
+from ..core.errors import AlignGPTError, BadRecord, local_path
 from ..core.files import own_folder, read_json, write_json
 from ..core.pictures import ImageRules
 from ..core.shards import Shards, process_rank
@@ -209,7 +209,8 @@ def levels(
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    sources, folder = as_sources(data, images), Path(out).with_suffix('.scores')
+    sources, out = as_sources(data, images), Path(local_path(out))
+    folder = out.with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..core.devices import pick_attention, pick_device
-from ..core.errors import AlignGPTError, os_errors
+from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import fingerprint
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
@@ -119,8 +119,11 @@ class StageSources(Sources):
     valid:float|str|Path=0. # share held out for validation, or a file of records
     features:str|Path|None=None # folder for a cache of the tower's features
 
-    def check(self)->None:
-        "A mistyped path is told before a model is loaded."
+    def check(self,
+        *more:str|Path, # other paths, which need not exist
+    )->None:
+        "A mistyped path, or an address, is told before a model is loaded."
+        local_path([self.features, *more])
         for some in (self.data, self.images, self.valid):
             for p in some if isinstance(some, (list, tuple)) else [some]:
                 if isinstance(p, (str, Path)):
@@ -213,7 +216,7 @@ def pretrain(
     if preset and start.model is None:
         p = get_preset(preset)
         start = dataclasses.replace(start, llm=start.llm or p.llm, tower=start.tower or p.tower)
-    sources.check()
+    sources.check(out)
     model, processor = begin(start, device)
     return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start))
 
@@ -239,7 +242,7 @@ def finetune(
         p = get_preset(preset)
         start = dataclasses.replace(start, model=p.weights.get('pretrain'), llm=start.llm or p.llm)
     if start.model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
-    sources.check()
+    sources.check(out)
     model, processor = begin(start, device)
     if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text)
     if lora: add_lora(model, lora, 2*lora)

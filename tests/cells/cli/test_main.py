@@ -3,9 +3,9 @@
 import logging, os, sys
 from pathlib import Path
 from typing import Annotated, Optional
-import typer
+import typer, typer.core
 from aligngpt import __version__
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
@@ -14,6 +14,8 @@ from aligngpt.cli.train import register
 from fastcore.test import *
 import json, shlex, subprocess, tempfile, time
 import aligngpt.cli.main
+import contextlib, io, re
+from unittest.mock import patch
 import pytest
 
 
@@ -43,6 +45,35 @@ def test_zoo():
     assert 'hint:' in gone.stderr and 'Traceback' not in gone.stderr
     assert 'Traceback' in run('chat', 'no/such/folder/here', '--debug').stderr
     print(gone.stderr)
+
+    # nbs/cli/01_main.ipynb #53a015ed
+    lines = """audit {data} --images {images} --out {out} --processor {model}
+levels {data} --images {images} --out {out} --clip {model}
+show {data} --images {images} --processor {model}
+unpack {data} --out {out} --extract-to {out2}
+pretrain --data {data} --images {images} --out {out} --llm {model} --valid {valid}
+finetune --data {data} --images {images} --out {out} --model {model} --features {features}
+eval {model} --tasks {tasks} --data {data} --out {out}
+score pope --data {data} --predictions {answers} --json {out}
+convert {model} {out}
+quickstart --out {out}
+chat {model}
+serve {model}""".splitlines()
+    addresses = dict(s3='s3://b/a', http='http://h/a', hf='hf://datasets/o/n', gs='gs://b/a')
+    def refusal(line, slot, address):
+        "The first line of the error."
+        words = re.sub(r'{(\w+)}', lambda m: address if m[1] == slot else 'x', line).split()
+        with contextlib.redirect_stderr(io.StringIO()) as err, ExceptionExpected(SystemExit): aligngpt.cli.main.main(words)
+        return err.getvalue().splitlines()[0]
+    with patch('aligngpt.cli.main.untested', return_value=[]):
+        told = {(line.split()[0], slot): [refusal(line, slot, a) for a in addresses.values()]
+                for line in lines for slot in re.findall(r'{(\w+)}', line)}
+    told['levels', 'out'], len(told)
+
+    # nbs/cli/01_main.ipynb #dc6139e2
+    for (name, slot), errors in told.items():
+        for scheme, e in zip(addresses, errors): assert f"an address of '{scheme}'" in e, (name, slot, e)
+    test_eq([*Path().glob('s3*')], [])
 
     # nbs/cli/01_main.ipynb #8121e4a1
     table = run('zoo').stdout

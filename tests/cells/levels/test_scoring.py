@@ -4,7 +4,7 @@ import copy, hashlib, json, sys, time
 from pathlib import Path
 from typing import Any
 import numpy as np
-from aligngpt.core.errors import AlignGPTError, BadRecord
+from aligngpt.core.errors import AlignGPTError, BadRecord, local_path
 from aligngpt.core.files import own_folder, read_json, write_json
 from aligngpt.core.pictures import ImageRules
 from aligngpt.core.shards import Shards, process_rank

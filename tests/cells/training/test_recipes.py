@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 import torch
 from aligngpt.core.devices import pick_attention, pick_device
-from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import fingerprint
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
