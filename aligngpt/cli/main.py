@@ -14,6 +14,7 @@ import typer, typer.core
 
 from .. import __version__
 from ..core.errors import AlignGPTError, local_path
+from ..core.shards import process_rank
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
@@ -88,7 +89,7 @@ _INTERRUPTED = 'interrupted; a command that keeps a folder goes on there when it
 def _prepare(args):
     "Notes on releases that were not tried, once, and only where something will run."
     asks = not {'--help', '-h', '--version'}.isdisjoint(args)
-    if args and not asks and os.environ.get('RANK', '0') == '0':
+    if args and not asks and process_rank()[0] == 0:
         for line in untested(): typer.echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 

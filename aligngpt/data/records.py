@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'RecordFacts', 'check_record', 'check_caption', 'build_in
            'ensure_index', 'Source', 'Records']
 
 # %% ../../nbs/data/03_records.ipynb #3f1bb9a9
-import bisect, hashlib, json, multiprocessing, os, sys
+import bisect, contextlib, hashlib, json, multiprocessing, os, sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
@@ -155,7 +155,7 @@ def index_folder(
 def _state(path):
     "What tells whether a source is still what was indexed: the names, sizes and times of its files."
     files = sorted(p for p in path.rglob('*') if p.is_file()
-                   and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
+                   and not any('.index.' in f'{q}.' for q in p.parts)) if path.is_dir() else [path]
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
     return dict(version=VERSION, count=len(files), bytes=sum(s[1] for s in stats),
                 state=hashlib.sha256(repr(stats).encode()).hexdigest()[:16])
@@ -171,11 +171,10 @@ def _is_fresh(folder, state):
     return not why
 
 def _lock(folder):
-    "The lock under which an index is built."
+    "The lock under which an index is built: beside it, so that all machines that see the index see the lock."
     from filelock import FileLock
-    path = cache_home()/'locks'/f'{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock'
-    with os_errors(path.parent): path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
+    with os_errors(folder.parent): folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f'.{folder.name}.lock'))
 
 # %% ../../nbs/data/03_records.ipynb #f654bba4
 def ensure_index(
@@ -194,10 +193,13 @@ def ensure_index(
     return folder, read_json(folder/'meta.json')
 
 def _build_index(folder, build, state):
-    "Build an index that appears when it is whole."
-    with atomic_path(folder) as new:
+    "Build an index that appears when it is whole, unless one has come from elsewhere, where locks do not reach."
+    with contextlib.suppress(_Late), atomic_path(folder) as new:
         new.mkdir()
         write_json({**build(new), **state, 'files':file_sums(new)}, new/'meta.json')
+        if _is_fresh(folder, state): raise _Late
+
+class _Late(Exception): "Another one was quicker."
 
 # %% ../../nbs/data/03_records.ipynb #3231aa07
 class Source:
