@@ -152,8 +152,9 @@ class _Done:
         for e in self.shards.news(): self._count(e)
     def add(self, entry):
         "A batch of this process."
+        if not self._count(entry): return
         for _, message in entry['problems'].values(): print(f'skipped: {message}', file=sys.stderr)
-        if self._count(entry): self.shards.append(entry)
+        self.shards.append(entry)
     def _count(self, entry):
         "Is it new?"
         if entry['batch'] in self.batches: return False
