@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, BadRecord, os_errors
-from ..core.files import (check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json,
-                                 write_json)
+from ..core.files import (check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained,
+                                 read_json)
 from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer

@@ -10,18 +10,36 @@ import contextlib, logging, os, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
-import typer
+import typer, typer.core
 
 from .. import __version__
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, local_path
+from ..core.shards import process_rank
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .serve import register_serve
 from .train import register
 
+# %% ../../nbs/cli/01_main.ipynb #af8fdba5
+_FREE = dict(chat=('image', 'question'), eval=('judge',), score=('judge',)) # options that take addresses, or words
+
+class _OfThisMachine(typer.core.TyperCommand):
+    "A command whose options are paths of this machine, before anything else happens."
+    def invoke(self, ctx):
+        "Run the command."
+        free = _FREE.get(ctx.info_name, ())
+        ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in free})
+        return super().invoke(ctx)
+
+class _Commands(typer.Typer):
+    "Commands of that kind."
+    def command(self, name=None, **how):
+        "As Typer's."
+        return super().command(name, cls=_OfThisMachine, **how)
+
 # %% ../../nbs/cli/01_main.ipynb #5aa1f668
-app = typer.Typer(name='aligngpt', invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = _Commands(name='aligngpt', invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
     help='AlignGPT: vision-language models with adaptive alignment. '
          'New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
@@ -76,7 +94,7 @@ _INTERRUPTED = 'interrupted; a command that keeps a folder goes on there when it
 def _prepare(args):
     "Notes on releases that were not tried, once, and only where something will run."
     asks = not {'--help', '-h', '--version'}.isdisjoint(args)
-    if args and not asks and os.environ.get('RANK', '0') == '0':
+    if args and not asks and process_rank()[0] == 0:
         for line in untested(): typer.echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, local_path
 from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
@@ -82,6 +82,7 @@ def gather(
 
 def _own(k, v):
     "The value of an option that is no field."
+    v = local_path(v)
     if k in ('data', 'images') and isinstance(v, (list, tuple)): return list(v) if len(v) > 1 else v[0]
     if k == 'weights' and isinstance(v, str): return [float(x) for x in v.split(',')]
     if k == 'valid' and not Path(str(v)).exists():

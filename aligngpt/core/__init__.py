@@ -15,6 +15,6 @@ __getattr__, __dir__ = lazy_names('aligngpt.core',
     devices='pick_attention pick_device pick_dtype',
     steps='Steps environment progress',
     pictures='AS_STORED ImageRules open_picture',
-    shards='Shards process_rank',
+    shards='Pieces Shards process_rank',
     markup='html_page picture_tag',
     versions='LEANS')

@@ -6,10 +6,10 @@
 __all__ = ['pick_device', 'pick_dtype', 'pick_attention', 'quiet_libraries']
 
 # %% ../../nbs/core/03_devices.ipynb #5ea57e22
-import os
 from typing import Any
 
 from .errors import AlignGPTError
+from .shards import local_rank
 
 # %% ../../nbs/core/03_devices.ipynb #1ffb3520
 def pick_device(
@@ -19,8 +19,9 @@ def pick_device(
     import torch
     if want != 'auto': return _asked_device(want), 'asked for'
     if torch.cuda.is_available():
-        rank = os.environ.get('LOCAL_RANK')
-        return 'cuda' if rank is None else f'cuda:{rank}', torch.cuda.get_device_name(int(rank or 0))
+        rank = local_rank()
+        at = (rank or 0) % max(1, torch.cuda.device_count()) # a launcher may show each process one GPU alone
+        return 'cuda' if rank is None else f'cuda:{at}', torch.cuda.get_device_name(at)
     if torch.backends.mps.is_available(): return 'mps', 'Apple GPU'
     return 'cpu', 'no GPU that this torch build can use'
 

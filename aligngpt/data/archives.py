@@ -10,8 +10,8 @@ import contextlib, hashlib, lzma, os, shutil, stat, struct, tarfile, zipfile
 from pathlib import Path
 from typing import IO, Iterator
 
-from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, inside, name_parts, read_json, sweep, write_json
+from ..core.errors import AlignGPTError, local_path, os_errors
+from ..core.files import atomic_path, inside, name_parts, process_name, read_json, sweep, write_json
 from ..core.steps import progress
 
 # %% ../../nbs/data/10_archives.ipynb #bb665952
@@ -223,7 +223,7 @@ def extract(
     quiet:bool=True, # no progress bar
 )->int: # files in the archive
     "Extract an archive safely; a killed call is continued by the next."
-    n, total, folder = 0, 0, Path(folder)
+    n, total, folder = 0, 0, Path(local_path(folder))
     with os_errors(folder): folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, 'extract')
     with progress(desc=f'extract {Path(archive).name}', unit='file', disable=quiet) as bar:
@@ -239,7 +239,7 @@ def extract(
 def _extract_one(f, folder, parts, size, archive):
     "Write a file that is not there yet."
     out = inside(folder, '/'.join(parts), archive)
-    if not os.path.lexists(out): return _write(f, out, size, folder/f'.extract.{os.getpid()}.tmp', archive)
+    if not os.path.lexists(out): return _write(f, out, size, folder/f'.extract.{process_name()}.tmp', archive)
     if not out.is_file() or out.stat().st_size != size:
         raise AlignGPTError(f'{out}: exists with another size, or as something else (from {archive})',
                             'extract into an empty folder')

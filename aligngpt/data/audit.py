@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, BadRecord
+from ..core.errors import AlignGPTError, BadRecord, local_path
 from ..core.files import atomic_path, checkpoint_folder, own_folder, pretrained, read_json, write_json
 from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
@@ -330,7 +330,8 @@ def audit(
     quiet:bool=False, # no progress bar
 )->Report:
     "Look at every record, every picture and every sample."
-    sources, out, processor = as_sources(data, images), Path(out), _open_processor(processor)
+    sources, out = as_sources(data, images), Path(local_path(out))
+    processor = _open_processor(processor)
     cap, workers = sources.cap if sources.policy == 'skip' else 0., os.cpu_count() if workers is None else workers
     with own_folder(out):
         chunks, report = None, _unreadable(sources, cap, quiet)

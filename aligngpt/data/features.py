@@ -13,7 +13,7 @@ from typing import Callable
 import numpy as np, torch
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, local_path
 from ..core.files import read_json, write_json
 from ..core.steps import progress
 
@@ -43,7 +43,7 @@ class FeatureStore:
         max_bytes:int=20*2**30, # size limit; pictures beyond it are computed on demand
     ):
         c = model.config
-        self.folder, self.names, self.dtype = Path(folder), names, dtype
+        self.folder, self.names, self.dtype = Path(local_path(folder)), names, dtype
         per_image = c.num_image_tokens * c.vision_config.hidden_size * np.dtype(dtype).itemsize
         self.rows = {n:i for i,n in enumerate(names[:max_bytes//per_image])}
         self.shape = len(self.rows), c.num_image_tokens, c.vision_config.hidden_size

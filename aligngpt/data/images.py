@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, os_errors, BadRecord
+from ..core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from ..core.files import inside
 from ..core.pictures import ImageRules, decode_image
 from .containers import (PICTURES, picture_column, picture_names, plain_suffix, read_records,
@@ -227,7 +227,7 @@ def open_images(
 )->Any: # an image source, or None
     "Open what holds pictures."
     if not isinstance(source, (str, Path)): return source
-    path = Path(source)
+    path = Path(local_path(source))
     suffix = plain_suffix(path) if path.is_file() else ''
     if suffix in ('.json', '.jsonl', '.ndjson', '.csv', '.tsv'): return TextImages(path)
     if suffix: return {'.tar':TarImages, '.parquet':TableImages}.get(suffix, ImageFolder)(path)
@@ -286,6 +286,8 @@ class Sources:
     policy:str='error' # what to do about bad records and pictures: 'error' or 'skip'
     cap:float=0.01 # share that may be skipped
     format:Any=None # what the records are, see `get_format`; None: by their shape
+
+    def __post_init__(self): self.data, self.images = local_path(self.data), local_path(self.images)
 
     @property
     def files(self)->list: # of paths

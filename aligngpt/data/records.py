@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'RecordFacts', 'check_record', 'check_caption', 'build_in
            'ensure_index', 'Source', 'Records']
 
 # %% ../../nbs/data/03_records.ipynb #3f1bb9a9
-import bisect, hashlib, json, multiprocessing, os, sys
+import bisect, contextlib, hashlib, json, multiprocessing, os, sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, os_errors, BadRecord
+from ..core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from ..core.files import atomic_path, damage, file_sums, read_json, write_json
 from ..core.steps import progress
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
@@ -155,7 +155,7 @@ def index_folder(
 def _state(path):
     "What tells whether a source is still what was indexed: the names, sizes and times of its files."
     files = sorted(p for p in path.rglob('*') if p.is_file()
-                   and not any(q.endswith('.index') for q in p.parts)) if path.is_dir() else [path]
+                   and not any('.index.' in f'{q}.' for q in p.parts)) if path.is_dir() else [path]
     stats = [(p.name, s.st_size, s.st_mtime_ns) for p in files for s in [p.stat()]]
     return dict(version=VERSION, count=len(files), bytes=sum(s[1] for s in stats),
                 state=hashlib.sha256(repr(stats).encode()).hexdigest()[:16])
@@ -171,11 +171,10 @@ def _is_fresh(folder, state):
     return not why
 
 def _lock(folder):
-    "The lock under which an index is built."
+    "The lock under which an index is built: beside it, so that all machines that see the index see the lock."
     from filelock import FileLock
-    path = cache_home()/'locks'/f'{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.lock'
-    with os_errors(path.parent): path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
+    with os_errors(folder.parent): folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f'.{folder.name}.lock'))
 
 # %% ../../nbs/data/03_records.ipynb #f654bba4
 def ensure_index(
@@ -194,10 +193,13 @@ def ensure_index(
     return folder, read_json(folder/'meta.json')
 
 def _build_index(folder, build, state):
-    "Build an index that appears when it is whole."
-    with atomic_path(folder) as new:
+    "Build an index that appears when it is whole, unless one has come from elsewhere, where locks do not reach."
+    with contextlib.suppress(_Late), atomic_path(folder) as new:
         new.mkdir()
         write_json({**build(new), **state, 'files':file_sums(new)}, new/'meta.json')
+        if _is_fresh(folder, state): raise _Late
+
+class _Late(Exception): "Another one was quicker."
 
 # %% ../../nbs/data/03_records.ipynb #3231aa07
 class Source:
@@ -207,7 +209,7 @@ class Source:
         quiet:bool=False, # no progress bar while the index is built
         format:str|Path|Format|None=None, # what its records are, see `get_format`; None: by their shape
     ):
-        self.path, self.quiet, self.said, self.format = Path(path), quiet, format, get_format(format)
+        self.path, self.quiet, self.said, self.format = Path(local_path(path)), quiet, format, get_format(format)
         folder, self.meta = ensure_index(self.path, self._build, format_key(self.format))
         self._map(folder)
 
@@ -404,11 +406,22 @@ def column(self:Records,
 @patch
 def table(self:Records,
     columns:list[str], # among 'id', 'images', 'chars', 'turns', 'level'
+    start:int=0, # position of the first record
+    stop:int|None=None, # position after the last; None: to the end
 ): # a pyarrow table, [n_records]
-    "Facts about every record as they stand in the index."
+    "Facts about every record, or a span of them; all their text together may be of any size."
     import pyarrow as pa
-    all_ = pa.concat_tables([s.table.select(columns) for s in self.sources])
-    return all_ if self.rows is None else all_.take(self.rows)
+    stop = len(self) if stop is None else min(stop, len(self))
+    rows = None if self.rows is None else self.rows[start:stop]
+    first, last = (start, stop) if rows is None else (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+    part = _large(pa.concat_tables([s.table.select(columns) for s in self.sources]).slice(first, last - first))
+    return part if rows is None else part.take(rows - first)
+
+def _large(table):
+    "The same table with text that is counted in 64 bits: in 32, operations on whole columns end at 2 GiB."
+    import pyarrow as pa
+    kinds = {pa.string():pa.large_string(), pa.list_(pa.string()):pa.list_(pa.large_string())}
+    return table.cast(pa.schema([f.with_type(kinds.get(f.type, f.type)) for f in table.schema]))
 
 @patch
 def image_names(self:Records,
@@ -417,8 +430,8 @@ def image_names(self:Records,
     "The pictures of all records, those of bad ones included."
     import pyarrow as pa, pyarrow.compute as pc
     chosen = self.sources if source is None else [self.sources[source]]
-    names = [c for s in chosen for c in pc.list_flatten(s.table['images']).chunks]
-    return pc.unique(pa.chunked_array(names, pa.string())).to_pylist()
+    names = [c for s in chosen for c in pc.list_flatten(_large(s.table.select(['images']))['images']).chunks]
+    return pc.unique(pa.chunked_array(names, pa.large_string())).to_pylist()
 
 # %% ../../nbs/data/03_records.ipynb #4111da8f
 @patch(as_prop=True)

@@ -7,7 +7,7 @@ __all__ = ['whole_lines', 'AnswerFile', 'known_answers', 'finish', 'AskSettings'
            'scorer_version', 'unreadable', 'window_size', 'ask_share', 'predict', 'score_run', 'evaluate']
 
 # %% ../../nbs/evaluation/11_run.ipynb #9d90929e
-import hashlib, json, os, shutil, time
+import hashlib, json, os, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, own_folder, read_json, write_json
-from ..core.shards import process_rank
+from ..core.errors import AlignGPTError, local_path, os_errors
+from ..core.files import atomic_path, own_folder, read_json, write_json, write_once
+from ..core.shards import Pieces, Tail, process_rank
 from ..core.steps import environment, progress
-from ..model.decoding import Ask, Share, answers, windows
+from ..model.decoding import Ask, Share, answers
 from .questions import Files, Options, Question, Task, broken_images, load_image
 from .report import ScoreReport
 from .tasks import check_release, get_task, images_of, score_answers
@@ -76,8 +76,12 @@ def finish(
     path = folder/'answers.jsonl'
     with atomic_path(path) as p:
         p.write_text(''.join(json.dumps(known[q.key], ensure_ascii=False) + '\n' for q in qs), encoding='utf-8')
-    shutil.rmtree(folder/'parts', ignore_errors=True)
+    _tidy(folder)
     return path
+
+def _tidy(folder):
+    "Remove what is of no use once all is answered."
+    for name in ('parts', '.claims'): shutil.rmtree(folder/name, ignore_errors=True)
 
 # %% ../../nbs/evaluation/11_run.ipynb #b3ea0003
 @dataclass(frozen=True)
@@ -157,8 +161,8 @@ def start(cls:Run,
     how:AskSettings=AskSettings(), # how it is asked
 )->Run: # without answers, or with some from before
     "A run of a task."
-    task = get_task(task)
-    return cls(task, Path(data), Path(out)/task.name, how)
+    task = get_task(local_path(task))
+    return cls(task, Path(local_path(data)), Path(local_path(out))/task.name, how)
 
 @patch(cls_method=True)
 def finished(cls:Run,
@@ -228,12 +232,9 @@ def _about(run):
     return dict(model_id=run.how.model_id, data=str(run.data.absolute()), file=run.task.file, limit=run.how.limit,
                 environment=environment())
 
-def _keep_manifest(run, m, rank):
-    "Keep the manifest of the first run; another one may not add to its answers."
-    path = run.folder/'manifest.json'
-    if not path.exists() and rank == 0: write_json(m | _about(run), path)
-    while not path.exists(): time.sleep(.05) # the first process writes it
-    old, new = run.manifest, json.loads(json.dumps(m, default=str))
+def _keep_manifest(run, m):
+    "Keep the manifest of the first process of the first run; another run may not add to its answers."
+    old, new = write_once(m | _about(run), run.folder/'manifest.json'), json.loads(json.dumps(m, default=str))
     if k := next((k for k in new if old.get(k) != new[k]), None):
         raise AlignGPTError(f'{run.folder}: holds answers of another run ({k}: {old.get(k)} before, {new[k]} now)',
                             'name another folder, or remove this one')
@@ -269,27 +270,37 @@ def ask_share(
     known:dict, # from `known_answers`
     gone:set, # from `unreadable`
 )->None: # the answers are in a file of this process
-    "Ask what is not answered yet of this process's share, and write it down."
-    rank, world = process_rank()
+    "Ask what neither this process nor another has answered yet, and write it down."
     how, qs = run.how, [q for q in run.asked if q.key not in gone]
     asks, by_name = [Ask(i, q.text, q.picture) for i,q in enumerate(qs)], {q.picture: q for q in qs}
-    done, n = {i for i,q in enumerate(qs) if q.key in known}, window_size(asks, how.batch_size)
-    mine = {i for k,w in enumerate(windows(asks, n)) if k % world == rank for i in w}
-    file = AnswerFile(run.folder/'parts'/f'rank-{rank}.jsonl')
+    n, share = window_size(asks, how.batch_size), _share(run, qs, known)
+    file, before = AnswerFile(run.folder/'parts'/f'rank-{share.pieces.rank}.jsonl'), _stamp(run.answers)
     parts = answers(model, processor, asks, lambda name: load_image(by_name[name], run.images),
-                    run.task.max_new_tokens, how.batch_size, n, how.alignment, Share(rank, world, done))
-    with progress(desc=run.task.title, total=len(mine), initial=len(done & mine), unit='question',
-                  disable=how.quiet or rank > 0) as bar:
+                    run.task.max_new_tokens, how.batch_size, n, how.alignment, share)
+    with progress(desc=run.task.title, total=len(qs), initial=len(share.done), unit='question',
+                  disable=how.quiet or share.pieces.rank > 0) as bar:
         for part in parts:
-            bar.update(len(part))
             file.add([qs[i].row(t, run.manifest['model_id']) for i,t in part])
+            share.done.update(i for i,_ in part)
+            bar.update(len(share.done) - bar.n)
+            if _stamp(run.answers) != before: return _tidy(run.folder) # the first process had all, too
+
+def _share(run, qs, known):
+    "What this process has to answer; it hears what others have, whole line by whole line."
+    number, news = {q.key:i for i,q in enumerate(qs)}, Tail(run.folder/'parts', 'rank-*.jsonl')
+    done = {number[k] for k in known if k in number}
+    def look():
+        rows = map(json.loads, news.lines())
+        done.update(number[k] for r in rows if (k := (r['question_id'], r['prompt'])) in number)
+        if run.answers.exists(): done.update(number[k] for k in known_answers(run.folder) if k in number)
+    return Share(done, Pieces(run.folder/'.claims', *process_rank(), look))
+
+def _stamp(path): return path.stat().st_mtime_ns if path.exists() else None
 
 # %% ../../nbs/evaluation/11_run.ipynb #9eb55157
-def _all_answers(run, known, gone):
-    "The answers of all processes, once they are there; a question without an image gets an empty one."
-    while any(q.key not in known and q.key not in gone for q in run.asked):
-        known = known_answers(run.folder)
-        if process_rank()[1] > 1: time.sleep(.5)
+def _all_answers(run, gone):
+    "The answers of all processes; a question without an image gets an empty one."
+    known = known_answers(run.folder)
     empty = {q.key: q.row('', run.manifest['model_id']) | dict(metadata=dict(skipped='no image'))
              for q in run.asked if q.key in gone}
     return known | empty
@@ -305,10 +316,9 @@ def predict(
     if not run.task.pad: processor = processor.with_settings(image_aspect_ratio='square')
     m = manifest(model, processor, run, len(gone))
     with own_folder(run.folder if rank == 0 else run.folder/'.ranks'/str(rank)):
-        _keep_manifest(run, m, rank)
-        known = known_answers(run.folder)
-        ask_share(model, processor, run, known, gone)
-        return None if rank else finish(run.folder, _all_answers(run, known, gone), run.asked)
+        _keep_manifest(run, m)
+        ask_share(model, processor, run, known_answers(run.folder), gone)
+        return None if rank else finish(run.folder, _all_answers(run, gone), run.asked)
 
 # %% ../../nbs/evaluation/11_run.ipynb #f06f3b1c
 def score_run(

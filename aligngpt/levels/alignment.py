@@ -243,20 +243,24 @@ def write_scores(
     "Write row, id, picture, score and level of each record that has a score."
     import pyarrow as pa, pyarrow.parquet as pq
     about = dict(about or {}, edges=levels.edges.tolist(), levels=len(levels.edges)+1, data=records.fingerprint)
-    table = pa.table(_columns(records, np.asarray(scores, np.float32), levels.levels))
-    table = table.replace_schema_metadata({'aligngpt':json.dumps(about)})
-    with atomic_path(out) as tmp: pq.write_table(table, tmp, write_page_checksum=True)
+    scores, meta = np.asarray(scores, np.float32), {'aligngpt':json.dumps(about)}
+    if len(odd := np.flatnonzero(~np.isnan(scores) & (records.column('n_images') != 1))):
+        raise AlignGPTError(f'{records.place(records.row(int(odd[0])))} has a score and is no pair')
+    kinds = dict(row=pa.int64(), id=pa.large_string(), image=pa.large_string(), score=pa.float32(), level=pa.int8())
+    schema = pa.schema(list(kinds.items()), meta)
+    with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as file:
+        for columns in _spans(records, scores, levels.levels): file.write_table(pa.table(columns, schema))
     return Path(out)
 
-def _columns(records, scores, levels):
-    "What the table holds, of the records with a score."
+def _spans(records, scores, levels, size=1 << 20):
+    "What the table holds, of the records with a score, span by span: a hundred million names take no memory."
     import pyarrow.compute as pc
-    keep = np.flatnonzero(~np.isnan(scores))
-    if len(odd := np.flatnonzero(records.column('n_images')[keep] != 1)):
-        raise AlignGPTError(f'{records.place(records.row(int(keep[odd[0]])))} has a score and is no pair')
-    facts = records.table(['id', 'images']).take(keep)
-    return dict(row=keep if records.rows is None else records.rows[keep], id=facts['id'],
-                image=pc.list_flatten(facts['images']), score=scores[keep], level=levels[keep].astype(np.int8))
+    for at in range(0, len(scores), size):
+        own = np.flatnonzero(~np.isnan(scores[at:at+size]))
+        facts, keep = records.table(['id', 'images'], at, at + size).take(own), own + at
+        if len(keep): yield dict(row=keep if records.rows is None else records.rows[keep], id=facts['id'],
+                                 image=pc.list_flatten(facts['images']), score=scores[keep],
+                                 level=levels[keep].astype(np.int8))
 
 def read_scores(
     path:str|Path, # Parquet file that `write_scores` made

@@ -6,16 +6,16 @@
 __all__ = ['PairBatches', 'identity', 'score_pairs', 'collect_scores', 'bucket', 'levels']
 
 # %% ../../nbs/levels/02_scoring.ipynb #40e29a7b
-import copy, hashlib, json, sys, time
+import copy, hashlib, json, shutil, sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import AlignGPTError, BadRecord
-from ..core.files import own_folder, read_json, write_json
+from ..core.errors import AlignGPTError, BadRecord, local_path
+from ..core.files import own_folder, read_json, write_once
 from ..core.pictures import ImageRules
-from ..core.shards import Shards, process_rank
+from ..core.shards import Pieces, Shards, process_rank
 from ..core.steps import progress
 from ..data.images import Sources, as_sources, image_sources, load_image
 from ..data.records import Records
@@ -35,9 +35,8 @@ class PairBatches:
         self.batch_size, self.rules, self.scorer = batch_size, rules, copy.copy(scorer)
         if hasattr(scorer, 'model'): self.scorer.model = None # workers need no model
         self.pairs = np.flatnonzero(records.column('n_images') == 1)
-        self.todo = list(range(-(-len(self.pairs)//batch_size)))
 
-    def __len__(self): return len(self.todo)
+    def __len__(self): return -(-len(self.pairs)//self.batch_size)
     def size(self,
         k:int, # number of a batch
     )->int: # pairs in it
@@ -52,8 +51,7 @@ class PairBatches:
         row = self.records.row(i)
         return load_image(self.images[self.records.find(row)[0]], name, self.records.place(row), self.rules), caption
 
-    def __getitem__(self, j):
-        k = self.todo[j]
+    def __getitem__(self, k):
         rows, pairs, problems = self.pairs[k*self.batch_size:(k+1)*self.batch_size].tolist(), [], {}
         for at,i in enumerate(rows):
             try: pairs.append(self.load(i))
@@ -90,17 +88,15 @@ def score_pairs(
     batch_size = _begun_with(Path(folder), batch_size, quiet or rank > 0)
     data, shards = PairBatches(records, images, scorer, batch_size), Shards(folder, rank)
     _check_job(shards.folder, dict(data=records.fingerprint, scorer=identity(scorer), batch_size=batch_size,
-                                   pairs=len(data.pairs)), rank)
-    every, done = len(data), _done(shards)
-    data.todo = [k for k in data.todo if k % world == rank and k not in done]
+                                   pairs=len(data.pairs)))
     with own_folder(shards.folder/f'rank-{rank}'):
-        try: _run(data, scorer, shards, workers, _Policy(policy, cap, len(data.pairs)), quiet or rank > 0)
+        done = _Done(shards, _Policy(policy, cap, len(data.pairs)))
+        try: _run(data, scorer, done, Pieces(shards.folder/'claims', rank, world, done.look), workers, quiet)
         finally: shards.close()
     if rank: return None
-    while len(_done(shards)) < every: time.sleep(.5) # for the other processes
+    done.look()
+    shutil.rmtree(shards.folder/'claims', ignore_errors=True)
     return collect_scores(records, shards.folder)
-
-def _done(shards): return {e['batch'] for e in shards.read()}
 
 # %% ../../nbs/levels/02_scoring.ipynb #f2d2e17f
 def collect_scores(
@@ -114,6 +110,7 @@ def collect_scores(
     pairs, B = np.flatnonzero(records.column('n_images') == 1), job['batch_size']
     scores, cut, problems = np.full(len(records), np.nan, np.float32), {}, {}
     for e in shards.read():
+        if e['batch'] in cut: continue # two processes scored it
         rows = pairs[e['batch']*B:(e['batch']+1)*B]
         scores[rows], cut[e['batch']] = np.array(e['scores'], np.float32), e['cut']
         problems.update({records.row(int(rows[int(at)])):tuple(p) for at,p in e['problems'].items()})
@@ -129,12 +126,9 @@ def _begun_with(folder, batch_size, quiet):
     if size != batch_size and not quiet: print(f'{folder}: goes on in batches of {size}, as it began', file=sys.stderr)
     return size
 
-def _check_job(folder, job, rank):
+def _check_job(folder, job):
     "A folder belongs to one job."
-    path = folder/'job.json'
-    if not path.exists() and rank == 0: write_json(job, path)
-    while not path.exists(): time.sleep(.05)
-    there = read_json(path)
+    there = write_once(job, folder/'job.json')
     if diff := [k for k,v in there.items() if job.get(k) != v]:
         k = diff[0]
         raise AlignGPTError(f'{folder}: holds the scores of another job ({k}: {there[k]!r} there, {job.get(k)!r} here)',
@@ -146,29 +140,60 @@ class _Policy:
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
         self.policy, self.limit, self.cap, self.n = policy, cap*pairs, cap, 0
     def __call__(self, problems):
-        for reason, message in problems.values():
+        "Count them, by whatever process and in whatever run they were found."
+        for reason, message in problems:
             self.n += 1
             if self.policy == 'error':
                 raise BadRecord(reason, message, "repair the data, or leave such pairs out with policy 'skip'")
-            print(f'skipped: {message}', file=sys.stderr)
             if self.n > self.limit:
                 raise BadRecord(reason, f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be '
                                         f'skipped. The last: {message}', 'audit the data')
 
-def _run(data, scorer, shards, workers, policy, quiet):
+class _Done:
+    "Which batches are scored, by any process, and what was wrong in them."
+    def __init__(self, shards, policy):
+        self.shards, self.policy, self.batches = shards, policy, {} # batch -> pairs
+        self.look()
+    def __contains__(self, k): return k in self.batches
+    def look(self):
+        for e in self.shards.news(): self._count(e)
+    def add(self, entry):
+        "A batch of this process."
+        if not self._count(entry): return
+        for _, message in entry['problems'].values(): print(f'skipped: {message}', file=sys.stderr)
+        self.shards.append(entry)
+    def _count(self, entry):
+        "Is it new?"
+        if entry['batch'] in self.batches: return False
+        self.policy(entry['problems'].values())
+        self.batches[entry['batch']] = len(entry['scores'])
+        return True
+
+def _batches(data, done, pieces):
+    "Numbers of the batches that this process is to score, one at a time."
+    size = -(-len(data)//4096) # so many pieces at most, each of them a file while the work goes on
+    def batches(p): return range(p*size, min((p+1)*size, len(data)))
+    for p in pieces.take(-(-len(data)//max(size, 1)), lambda p: all(k in done for k in batches(p))):
+        yield from (k for k in batches(p) if k not in done)
+
+def _run(data, scorer, done, pieces, workers, quiet):
     "Score the batches that are left."
     from torch.utils.data import DataLoader
-    loader = DataLoader(data, batch_size=None, num_workers=min(workers, len(data)),
-                        prefetch_factor=4 if workers and len(data) else None)
-    done = len(data.pairs) - sum(data.size(k) for k in data.todo)
-    with progress(desc='score pairs', total=len(data.pairs), initial=done, unit='pair', disable=quiet) as bar:
-        for k, n, problems, batch in loader:
-            policy(problems)
-            it = iter(scorer.score(batch).tolist() if batch is not None else ())
-            scores = [None if at in problems else next(it) for at in range(n)]
-            shards.append(dict(batch=k, scores=scores, cut=int(batch['cut'].sum()) if batch is not None else 0,
-                               problems={str(at):p for at,p in problems.items()}))
-            bar.update(n)
+    left = len(data) - len(done.batches)
+    loader = DataLoader(data, batch_size=None, sampler=_batches(data, done, pieces), num_workers=min(workers, left),
+                        prefetch_factor=4 if workers and left else None)
+    with progress(desc='score pairs', total=len(data.pairs), unit='pair', disable=quiet or pieces.rank > 0) as bar:
+        for k, n, problems, batch in loader if left else ():
+            pieces.news()
+            if k not in done: done.add(_scored(scorer, k, n, problems, batch))
+            bar.update(sum(done.batches.values()) - bar.n)
+
+def _scored(scorer, k, n, problems, batch):
+    "The entry of a batch."
+    it = iter(scorer.score(batch).tolist() if batch is not None else ())
+    return dict(batch=k, scores=[None if at in problems else next(it) for at in range(n)],
+                cut=int(batch['cut'].sum()) if batch is not None else 0,
+                problems={str(at):p for at,p in problems.items()})
 
 # %% ../../nbs/levels/02_scoring.ipynb #a2b8a34e
 def bucket(
@@ -216,7 +241,8 @@ def levels(
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    sources, folder = as_sources(data, images), Path(out).with_suffix('.scores')
+    sources, out = as_sources(data, images), Path(local_path(out))
+    folder = out.with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')

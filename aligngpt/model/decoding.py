@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from ..core.shards import Pieces
 from ..text.conversation import render
 
 # %% ../../nbs/model/04_decoding.ipynb #2dbd461e
@@ -134,16 +135,21 @@ def prefetch(
 @dataclass(frozen=True)
 class Share:
     "What of all questions a process has to answer."
-    rank:int=0 # which of the processes it is
-    world:int=1 # how many there are
-    done:frozenset|set=frozenset() # indices of questions that have an answer
+    done:frozenset|set=frozenset() # indices of questions that have an answer; may grow while others give some
+    pieces:Pieces=Pieces('') # hands out windows; by default all to this process
 
-    def has(self,
-        k:int, # number of a window
-        window:list[int], # indices of its questions
-    )->bool: # is it this process's, with an answer missing?
-        "Does the `k`th window belong to it?"
-        return k % self.world == self.rank and not self.done.issuperset(window)
+    def windows(self,
+        all_:list[list[int]], # indices of the questions of each window
+    )->Iterator[list[int]]: # those that this process answers
+        "The windows in which an answer is missing, as long as no other process has them."
+        yield from (all_[k] for k in self.pieces.take(len(all_), lambda k: self.done.issuperset(all_[k])))
+
+    def lacks(self,
+        part:list[int], # indices of questions
+    )->bool:
+        "Is one of these answers missing still?"
+        self.pieces.news()
+        return not self.done.issuperset(part)
 
 @dataclass
 class Window:
@@ -160,8 +166,7 @@ def plan_windows(
     share:Share=Share(), # batches that are done, and windows of other processes, are left out
 )->Iterator[Window]: # those with something to do
     "Plan the work: windows, and in each of them batches of similar length."
-    for k, window in enumerate(windows(asks, n_images)):
-        if not share.has(k, window): continue
+    for window in share.windows(list(windows(asks, n_images))):
         rows = _prompts(processor, asks, window)
         order = sorted(window, key=lambda i: (-len(rows[i]['input_ids']), i))
         batches = [order[b:b+batch_size] for b in range(0, len(order), batch_size)]
@@ -194,7 +199,7 @@ def answers(
     plan = plan_windows(processor, asks, batch_size, n_images, share)
     for w, pixels in prefetch((w, image_pixels(processor, w.names, load, batch_size)) for w in plan):
         V, index = _features(model, pixels), _numbered(w.names)
-        for part in w.batches:
+        for part in filter(share.lacks, w.batches):
             batch = ask_batch([w.rows[i] for i in part], [asks[i].image for i in part], index, V,
                               tok.pad_token_id or 0)
             batch = {k:v.to(model.device) for k,v in batch.items()}

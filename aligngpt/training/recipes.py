@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np, torch
 
 from ..core.devices import pick_attention, pick_device
-from ..core.errors import AlignGPTError, os_errors
+from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import checkpoint_folder, fingerprint
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
@@ -33,12 +33,12 @@ from .stage import StageData, run_stage
 class SampleSubset(torch.utils.data.Subset):
     "torch's `Subset`, with what the sampler wants to know about the samples."
     @cached_property
-    def lengths(self)->list[int]: # tokens of each sample
-        return [self.dataset.lengths[i] for i in self.indices]
+    def lengths(self)->np.ndarray: # tokens of each sample
+        return np.asarray(self.dataset.lengths)[self.indices]
 
     @cached_property
-    def has_image(self)->list[bool]: # of each sample
-        return [self.dataset.has_image[i] for i in self.indices]
+    def has_image(self)->np.ndarray: # of each sample
+        return np.asarray(self.dataset.has_image)[self.indices]
 
     @property
     def fingerprint(self)->str:
@@ -119,8 +119,11 @@ class StageSources(Sources):
     valid:float|str|Path=0. # share held out for validation, or a file of records
     features:str|Path|None=None # folder for a cache of the tower's features
 
-    def check(self)->None:
-        "A mistyped path is told before a model is loaded."
+    def check(self,
+        *more:str|Path, # other paths, which need not exist
+    )->None:
+        "A mistyped path, or an address, is told before a model is loaded."
+        local_path([self.features, *more])
         for some in (self.data, self.images, self.valid):
             for p in some if isinstance(some, (list, tuple)) else [some]:
                 if isinstance(p, (str, Path)):
@@ -216,7 +219,7 @@ def pretrain(
     if preset and start.model is None:
         p = get_preset(preset)
         start = dataclasses.replace(start, llm=start.llm or p.llm, tower=start.tower or p.tower)
-    sources.check()
+    sources.check(out)
     model, processor = begin(start, device)
     return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start))
 
@@ -242,7 +245,7 @@ def finetune(
         p = get_preset(preset)
         start = dataclasses.replace(start, model=p.weights.get('pretrain'), llm=start.llm or p.llm)
     if start.model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
-    sources.check()
+    sources.check(out)
     model, processor = begin(start, device)
     if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text)
     if lora: add_lora(model, lora, 2*lora)

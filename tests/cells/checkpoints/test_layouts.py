@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
-from aligngpt.core.files import check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json, write_json
+from aligngpt.core.files import check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer

@@ -4,7 +4,7 @@ import dataclasses, inspect
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 from fastcore.test import *
 import subprocess, sys, tempfile

@@ -3,8 +3,8 @@
 import contextlib, hashlib, lzma, os, shutil, stat, struct, tarfile, zipfile
 from pathlib import Path
 from typing import IO, Iterator
-from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import atomic_path, inside, name_parts, read_json, sweep, write_json
+from aligngpt.core.errors import AlignGPTError, local_path, os_errors
+from aligngpt.core.files import atomic_path, inside, name_parts, process_name, read_json, sweep, write_json
 from aligngpt.core.steps import progress
 from fastcore.test import *
 import io, signal, subprocess, sys, tempfile

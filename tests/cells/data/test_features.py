@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.files import read_json, write_json
 from aligngpt.core.steps import progress
 from fastcore.test import *

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord
+from aligngpt.core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from aligngpt.core.files import inside
 from aligngpt.core.pictures import ImageRules, decode_image
 from aligngpt.data.containers import PICTURES, picture_column, picture_names, plain_suffix, read_records, source_files, table_batches, tar_members

@@ -19,7 +19,7 @@ from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, set
 from aligngpt.levels.alignment import levels_from_scores, pair_scores
 from aligngpt.testing.fixtures import tiny_clip, word_tokenizer
 import pytest
-from aligngpt.levels.alignment import DualEncoder, pair_of, place, read_scores, write_levels, write_scores
+from aligngpt.levels.alignment import DualEncoder, _spans, pair_of, place, read_scores, write_levels, write_scores
 
 
 def test_pair_of():
@@ -158,6 +158,9 @@ def test_write_scores():
     table, about = read_scores(out.with_suffix('.parquet'))
     test_eq(about['edges'], two.edges.tolist())
     test_eq(place(table['score'], about['edges']), table['level'])
+    test_eq([str(table[c].type) for c in ('id', 'image')], ['large_string']*2)
+    small = [c['id'].to_pylist() for c in _spans(pairs, scored, two.levels, size=3)]
+    test_eq((small, sum(small, [])), ([['0', '1', '2'], ['3', '4'], ['6']], table['id'].to_pylist()))
     test_fail(lambda: write_scores(pairs, np.arange(8.), levels_from_scores(np.arange(8.)), tmp/'x.parquet'),
               contains='row 7 (id "t") has a score and is no pair')
     table.to_pandas()

@@ -6,8 +6,9 @@ from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
+from aligngpt.core.shards import Pieces
 from aligngpt.text.conversation import render
-import collections, threading, time
+import collections, tempfile, threading, time
 import matplotlib.pyplot as plt, numpy as np
 from fastcore.test import *
 from PIL import Image
@@ -123,8 +124,12 @@ def test_Share():
     # nbs/model/04_decoding.ipynb #be5e8dba
     plans = list(plan_windows(processor, asks, 8, 2))
     test_eq(sorted(i for p in plans for b in p.batches for i in b), list(range(40)))
-    halves = [[b for p in plan_windows(processor, asks, 8, 2, Share(r, 2)) for b in p.batches] for r in (0, 1)]
+    claims, halves, done = tempfile.mkdtemp(), [[], []], set()
+    both = [plan_windows(processor, asks, 8, 2, Share(done, Pieces(claims, r, 2))) for r in (0, 1)]
+    for r in (0, 1, 0, 1)*len(plans): # in turns
+        for b in getattr(next(both[r], None), 'batches', ()): halves[r].append(b); done.update(b)
     test_eq(sorted(halves[0] + halves[1]), sorted(b for p in plans for b in p.batches))
+    assert all(halves)
     half_done = {*plans[0].batches[0], plans[0].batches[1][0]} # the first batch, and of the second one answer
     test_eq([p.batches for p in plan_windows(processor, asks, 8, 2, Share(done=half_done))],
             [plans[0].batches[1:], *(p.batches for p in plans[1:])])
@@ -174,8 +179,12 @@ def test_answers():
     test_eq(all_answers(batch_size=16), one)
     test_eq(set(loads.values()), {1})
     test_eq(all_answers(batch_size=7, n_images=2), one)
-    halves = [all_answers(batch_size=7, n_images=2, share=Share(r, 2)) for r in (0, 1)]
-    test_eq({**halves[0], **halves[1]}, one)
+    claims, done = tempfile.mkdtemp(), set()
+    def half(rank): return all_answers(batch_size=7, n_images=2, share=Share(done, Pieces(claims, rank, 2)))
+    test_eq(half(0), one) # alone, it does everything, also what another has claimed and not done
+    test_eq((half(1), len(half(1))), (one, 40))
+    done.update(one)
+    test_eq(half(1), {})
     again = all_answers(batch_size=7, share=Share(done=set(range(40)) - {3}))
     test_eq((again, 3 in again, len(again)), ({i:one[i] for i in again}, True, 7))
     one[1], one[2]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-import torch
+import numpy as np, torch
 from aligngpt.core.devices import pick_attention, pick_device
-from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import checkpoint_folder, fingerprint
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
