@@ -42,8 +42,9 @@ def open_image(
     try: im = Image.open(io.BytesIO(data), formats=[f for f in rules.formats if f in Image.OPEN])
     except Image.DecompressionBombError as e: raise BadRecord('too large', f'{name}: {e}', 'make it smaller') from e
     except Image.UnidentifiedImageError as e:
-        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}',
-                        'an error page saved by a downloader is the usual cause') from e
+        hint = 'an error page saved by a downloader is the usual cause'
+        if rules.formats != FORMATS: hint = f"known are {', '.join(rules.formats)}"
+        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}', hint) from e
     except Exception as e:
         raise BadRecord('corrupt image', f'{name}: the header is damaged: {e}', 'download it again') from e
     _check_size(*im.size, name, rules)
