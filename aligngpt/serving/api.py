@@ -111,6 +111,12 @@ class Api:
             return ApiError(401, 'a valid API key is needed: Authorization: Bearer KEY', 'invalid_api_key',
                            headers={'WWW-Authenticate':'Bearer'})
 
+    @property
+    def memory(self)->int: # bytes, beside the model and what it computes
+        "What requests can need at most."
+        e = self.engine
+        return self.limits.memory(e.max_batch + e.queue_size, e.model.config.vision_config.image_size)
+
     async def apart(self,
         f:Callable, # what to do
         *args:Any, # with what

@@ -254,7 +254,7 @@ POLICY = '; '.join(("default-src 'self'", "script-src 'self' 'unsafe-inline' 'un
                     "base-uri 'self'"))
 
 ROUTES = re.compile(r'/?|/(config|theme\.css|manifest\.json|robots\.txt|favicon\.ico)/?|/(static|assets|svelte)/.*'
-                    r'|/gradio_api/(info/?|app_id/?|startup-events|heartbeat/[^/]+|queue/(join|data)|upload|cancel|reset/?'
+                    r'|/gradio_api/(info/?|app_id/?|startup-events|heartbeat/[^/]+|queue/(join|data)|run/predict|upload|cancel|reset/?'
                     r'|upload_progress|theme\.css|file=(?!\s*[\w+.-]+:/).*)', re.I | re.S) # what the page needs of Gradio
 
 class Door:
@@ -302,7 +302,7 @@ _NO_KEY = ApiError(401, 'the password is the key of this server', 'invalid_api_k
 @patch
 async def _own_pictures(self:Door, scope, receive):
     "`receive`, with a question in which no picture is an address."
-    if scope['method'] != 'POST' or not scope['path'].endswith('/queue/join'): return receive
+    if scope['method'] != 'POST' or not scope['path'].endswith(('/queue/join', '/run/predict')): return receive
     body, more = b'', True
     while more:
         m = await receive()

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.serving.remote import Limits
 from aligngpt.cli.data import DType, Device
-import json, signal, subprocess, tempfile, time, urllib.request
+import json, re, signal, subprocess, tempfile, time, urllib.request
 from fastcore.test import *
 from fastcore.xtras import modified_env
 from typer.testing import CliRunner
@@ -91,6 +92,7 @@ def test_register_serve():
     for flag in ('--host --port --api-key-file --queue --max-batch --max-connections --engine --remote-images '
                  '--grace').split():
         assert flag in help_, flag
+    test_eq(re.search(r'at most ([0-9.]+) GB', help_)[1], f'{Limits().memory()/1e9:.1f}')
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
     print(help_)
 
@@ -98,6 +100,8 @@ def test_register_serve():
     server, at, hello = start('--temperature', '0')
     answer = json.load(post(at, ask))['choices'][0]['message']['content']
     test_eq(answer, 'one, two, three, four, five, six, seven, eight, nine, ten.')
+    told = server.stdout.readline()
+    assert 'GB of memory, beside the model' in told, told
     refused = None
     try: urllib.request.urlopen(urllib.request.Request(at + '/models', headers=dict(Host='evil.example')))
     except urllib.error.HTTPError as e: refused = e.code
@@ -108,4 +112,4 @@ def test_register_serve():
     rest = stream.read().decode()
     assert rest.rstrip().endswith('[DONE]') and 'ten.' in rest
     test_eq(server.wait(60), 0)
-    hello
+    hello + told

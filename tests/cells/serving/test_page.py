@@ -231,11 +231,12 @@ def test_mount_page():
              'Gradio asks for us':http.get('/page/gradio_api/proxy=https://example.org/x'),
              'Gradio writes state':http.get('/page/gradio_api/deep_link?session_hash=x'),
              'a function by its name':http.post('/page/gradio_api/run/answer', json={}),
+             'an address in a call':http.post('/page/gradio_api/run/predict', json=dict(session_hash='x', data=[far])),
              'an address in a question':http.post('/page/gradio_api/queue/join', json=dict(session_hash='x', data=[dict(files=[far])]))}
     pd.Series({k:r.status_code for k,r in asked.items()}, name='status')
 
     # nbs/serving/07_page.ipynb #door0003
-    test_eq([r.status_code for r in asked.values()], [403]*3 + [200]*2 + [403]*3 + [404]*4 + [400])
+    test_eq([r.status_code for r in asked.values()], [403]*3 + [200]*2 + [403]*3 + [404]*4 + [400]*2)
     test_eq(asked['an address in a question'].json()['error']['message'].splitlines()[0], 'this server fetches nothing')
     test_eq(Path(asked['upload, from here'].json()[0]).parent in http.app.state.page.uploads.kept, True)
 
