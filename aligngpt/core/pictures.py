@@ -25,6 +25,8 @@ class ImageRules:
     min_side:int = 1 # fewer pixels on a side is refused
     max_ratio:float = 200. # a longer strip is refused
     rotate:bool = True # turn pictures as their EXIF note says
+    max_side:int|None = None # a longer side is shrunk while the picture is decoded
+    formats:tuple = FORMATS # what is tried
 
 AS_STORED = ImageRules(rotate=False) # of the official benchmarks
 
@@ -39,11 +41,12 @@ def open_image(
     Image.init()
     if not data: raise BadRecord('corrupt image', f'{name}: an empty file', 'download it again')
     check_fetched(name, data)
-    try: im = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
+    try: im = Image.open(io.BytesIO(data), formats=[f for f in rules.formats if f in Image.OPEN])
     except Image.DecompressionBombError as e: raise BadRecord('too large', f'{name}: {e}', 'make it smaller') from e
     except Image.UnidentifiedImageError as e:
-        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}',
-                        'an error page saved by a downloader is the usual cause') from e
+        hint = 'an error page saved by a downloader is the usual cause'
+        if rules.formats != FORMATS: hint = f"known are {', '.join(rules.formats)}"
+        raise BadRecord('not an image', f'{name}: not an image; it begins with {data[:16]!r}', hint) from e
     except Exception as e:
         raise BadRecord('corrupt image', f'{name}: the header is damaged: {e}', 'download it again') from e
     _check_size(*im.size, name, rules)
@@ -62,18 +65,21 @@ def _check_size(w, h, name, rules):
 def to_rgb(
     im:Any, # a PIL image
     name:str='', # what to call it in an error
+    values:tuple|None=None, # the least and the greatest, if `im` is a part of a picture
 )->Any: # PIL image of mode RGB
     "Convert to three channels of eight bits."
     import numpy as np
     from PIL import Image
     if im.mode == 'F': raise BadRecord('odd pixels', f'{name}: floating-point pixels', 'save it with 8 bits')
     if im.mode.startswith('I'):
-        a = np.asarray(im)
-        if a.min() < 0 or a.max() > 0xffff:
-            raise BadRecord('odd pixels', f'{name}: values from {a.min()} to {a.max()}, more than 16 bits',
+        least, most = values or im.getextrema()
+        if least < 0 or most > 0xffff:
+            raise BadRecord('odd pixels', f'{name}: values from {least} to {most}, more than 16 bits',
                             'save it with 8 bits')
-        im = Image.fromarray((a >> 8 if im.mode != 'I' or a.max() > 255 else a).astype(np.uint8))
+        a = np.asarray(im)
+        im = Image.fromarray((a >> 8 if im.mode != 'I' or most > 255 else a).astype(np.uint8))
     return im.convert('RGB')
+
 
 # %% ../../nbs/core/05_pictures.ipynb #0aefd177
 def decode_image(
@@ -85,6 +91,7 @@ def decode_image(
     im = open_image(data, name, rules)
     try:
         if im.format == 'PNG': open_image(data, name, rules).verify()
+        if times := _times(im, rules): im.draft(None, tuple(-(-s//times) for s in im.size))
         im.load()
         return _upright(im, name, rules)
     except BadRecord: raise
@@ -93,12 +100,36 @@ def decode_image(
                         'make it smaller') from e
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
 
+_TURNS = (None, 'FLIP_LEFT_RIGHT', 'ROTATE_180', 'FLIP_TOP_BOTTOM', 'TRANSPOSE', 'ROTATE_270', 'TRANSVERSE',
+          'ROTATE_90') # what the numbers 1 to 8 of a note ask for
+
 def _upright(im, name, rules):
-    "A copy in RGB, turned as its note says where `rules` want it, and without the note."
-    from PIL import ImageOps
-    im = to_rgb(ImageOps.exif_transpose(im) if rules.rotate else im, name)
+    "A copy in RGB, shrunk and turned where `rules` want it, and without the note."
+    from PIL import Image
+    n = im.getexif().get(0x0112) if rules.rotate else 1
+    turn = _TURNS[n - 1] if isinstance(n, int) and 0 < n <= len(_TURNS) else None
+    im = _shrunk(im, name, times) if (times := _times(im, rules)) else to_rgb(im, name)
+    if turn: im = im.transpose(Image.Transpose[turn])
     im.info = {}
     return im
+
+
+# %% ../../nbs/core/05_pictures.ipynb #shrunk01
+def _times(im, rules):
+    "By how much a picture is shrunk; 0: not at all."
+    longest, most = max(im.size), rules.max_side
+    return -(-longest//most) if most and longest > most else 0
+
+def _shrunk(im, name, times):
+    "A picture in RGB, each square of `times` pixels a side one pixel; made in strips, so that none is large."
+    from PIL import Image
+    (w, h), values = im.size, im.getextrema() if im.mode.startswith('I') else None
+    out, rows = Image.new('RGB', (-(-w//times), -(-h//times))), times*max(1, 2**20//(w*times))
+    for y in range(0, h, rows):
+        strip = to_rgb(im.crop((0, y, w, min(h, y + rows))), name, values)
+        out.paste(strip.reduce(times), (0, y//times))
+    return out
+
 
 # %% ../../nbs/core/05_pictures.ipynb #39c1cdc8
 def open_picture(

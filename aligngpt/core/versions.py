@@ -10,6 +10,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from typing import Callable
 
 from packaging.requirements import Requirement
@@ -94,6 +95,11 @@ def _takes(path, *names):
 def _attribute(path, *texts):
     "Does its source mention each of these? For attributes that exist in instances only."
     return lambda: all(t in inspect.getsource(_get(path)) for t in texts)
+
+def _extra(module, *checks):
+    "Do these hold, if a library is installed that not everybody needs?"
+    return lambda: not find_spec(module) or all(c() for c in checks)
+
 
 # %% ../../nbs/core/08_versions.ipynb #0cf9c3a2
 _T = 'transformers'
@@ -210,4 +216,28 @@ _OTHERS = [
          'FSDP runs would not notice a broken weight',
          _has('torch.distributed.tensor:DTensor', 'to_local')),
 ]
-LEANS = [*_MODEL, *_TRAINER, *_OTHERS]
+_H = 'uvicorn.protocols.http.'
+_PAGE = 'queue/join', 'queue/data', '/run/{api_name}', '/upload', '/heartbeat/{session_hash}', 'stop_event'
+_SERVING = [
+    Lean('uvicorn', 'H11Protocol.cycle.response_complete, .connections, .transport, .loop',
+         'serving.connections', 'to hang up on clients that are silent or deaf, and on too many',
+         'connections would stay open for ever',
+         _extra('uvicorn', _attribute(_H + 'h11_impl:H11Protocol', 'self.cycle', 'self.connections',
+                                      'self.transport', 'self.loop'),
+                _attribute(_H + 'h11_impl:RequestResponseCycle', 'self.response_complete'))),
+    Lean('uvicorn', 'HttpToolsProtocol.cycle.response_complete, .connections, .transport, .loop',
+         'serving.connections', 'for the same, where httptools is installed',
+         'connections would stay open for ever',
+         _extra('httptools', _attribute(_H + 'httptools_impl:HttpToolsProtocol', 'self.cycle', 'self.connections',
+                                        'self.transport', 'self.loop'),
+                _attribute(_H + 'httptools_impl:RequestResponseCycle', 'self.response_complete'))),
+    Lean('starlette', 'Starlette.user_middleware',
+         'serving.page', 'to put the door of the page inside of the ring that measures bodies',
+         'the page cannot be served',
+         _extra('starlette', _attribute('starlette.applications:Starlette', 'self.user_middleware'))),
+    Lean('gradio', "the addresses of its page, and its app's stop_event",
+         'serving.page', 'to let nothing in but what the page asks for, and to end open pages',
+         'the page would not load',
+         _extra('gradio', _attribute('gradio.routes', *_PAGE))),
+]
+LEANS = [*_MODEL, *_TRAINER, *_SERVING, *_OTHERS]

@@ -275,6 +275,15 @@ class _Asked(Sent):
     def goes_on(self)->bool: # with the last message
         "Is the answer begun already?"
         return bool(self.continue_final_message or self.said[-1].prefix)
+    @property
+    def stops(self)->list[str]: # without empty ones
+        "Texts to end at."
+        return [s for s in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if s]
+
+    def forget(self)->None:
+        "Let go of what was said and shown; what shapes the answer stays."
+        for m in self.said: m.content.clear()
+
 
 # %% ../../nbs/serving/03_requests.ipynb #f0dbb3b6
 class StreamOptions(Sent):

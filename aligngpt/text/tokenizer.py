@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LLAMA_3_CONTROL', 'ALIGN', 'sentencepiece_backend', 'is_tiktoken', 'tiktoken_backend', 'add_placeholders',
-           'load_tokenizer', 'Tokens', 'TextEncoder', 'TokenText', 'token_bytes']
+           'load_tokenizer', 'Tokens', 'TextEncoder', 'StopFinder', 'TokenText', 'token_bytes']
 
 # %% ../../nbs/text/02_tokenizer.ipynb #b7d67107
 import base64, re
@@ -281,6 +281,29 @@ def _text_only(source):
     tok.encode_special_tokens = True
     return tok
 
+# %% ../../nbs/text/02_tokenizer.ipynb #stopfnd1
+class StopFinder:
+    "Finds a text in another that comes in pieces, and looks at each character once (Knuth, Morris and Pratt)."
+    def __init__(self,
+        text:str, # what is looked for
+    ):
+        self.text, self.n, self.back = text, 0, [0] # how much of it stands at the end, and what is left of that if it fails
+        for c in text[1:]: self.back.append(self._after(self.back[-1], c))
+
+    def _after(self, n, c):
+        "How much of the text stands at the end when `c` follows `n` characters of it."
+        while n and (n == len(self.text) or self.text[n] != c): n = self.back[n-1]
+        return n + (self.text[n] == c)
+
+    def find(self,
+        piece:str, # what comes next
+    )->int|None: # where in `piece` the first occurrence begins, below 0 if before it; None: it does not end here
+        "Take a piece."
+        for i,c in enumerate(piece):
+            self.n = self._after(self.n, c)
+            if self.n == len(self.text): return i + 1 - self.n
+
+
 # %% ../../nbs/text/02_tokenizer.ipynb #c3252600
 class TokenText:
     "Tokens in, text out, as soon as it is final; ends at a stop string. It may go on with a text."
@@ -290,10 +313,12 @@ class TokenText:
         said:str='', # text before the first token, which is not given out
         before:Iterable[int]=(), # its last tokens
     ):
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.tokenizer, self.stop = tokenizer, tuple(filter(None, stop))
         self.ids, self.text = list(before), said.lstrip() # so far
         self.window = 0, len(self.ids) # tokens that were read last, up to where text was complete
         self.given, self.ended = len(self.text), False # characters that are out; has a stop string come?
+        self.seen, self.finders = len(self.text), [StopFinder(s) for s in self.stop] # characters looked through
+        for f in self.finders: f.find(self.text[max(0, self.seen - len(f.text) + 1):])
 
     def add(self,
         token:int, # the next one
@@ -305,7 +330,8 @@ class TokenText:
         if len(new) <= len(old) or new.endswith('\ufffd'): return ''
         more = new[len(old):]
         self.window, self.text = (b, len(self.ids)), self.text + (more if self.text else more.lstrip())
-        return self._give(len(self.text.rstrip()) - self._held())
+        self._look()
+        return self._give(min(len(self.text.rstrip()), len(self.text) - self._held()))
 
     def end(self)->str: # the rest
         "There are no more tokens."
@@ -313,21 +339,27 @@ class TokenText:
             a, b = self.window
             self.text += self._decode(self.ids[a:])[len(self._decode(self.ids[a:b])):]
             self.text = self.text.strip()
+            self._look()
         return self._give(len(self.text))
 
     def _decode(self, ids): return self.tokenizer.decode(ids, skip_special_tokens=True) if ids else ''
 
-    def _give(self, until):
-        "Text up to a position, or up to a stop string before it."
-        found = [i for i in (self.text.find(s, max(0, self.given - len(s) + 1)) for s in self.stop) if i >= 0]
+    def _look(self):
+        "Has a stop string come with the text since the last time?"
+        new, at, self.seen = self.text[self.seen:], self.seen, max(self.seen, len(self.text))
+        found = [at + i for i in (f.find(new) for f in self.finders) if i is not None]
         if found and not self.ended: self.text, self.ended = self.text[:min(found)].rstrip(), True
+
+    def _give(self, until):
+        "Text up to a position, or all of it if a stop string has come."
         until = len(self.text) if self.ended else until
         piece, self.given = self.text[self.given:until], max(self.given, until)
         return piece
 
     def _held(self):
         "The number of characters at the end that a stop string may begin with."
-        return max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+        return max((f.n for f in self.finders), default=0)
+
 
 # %% ../../nbs/text/02_tokenizer.ipynb #56bd9b5c
 _shown = [*range(33, 127), *range(161, 173), *range(174, 256)] # bytes that stand for themselves in GPT-2's alphabet

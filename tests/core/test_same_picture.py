@@ -12,7 +12,7 @@ from aligngpt.serving.engine import Engine
 from aligngpt.chat.session import ChatSession
 from aligngpt.data.records import Records
 from aligngpt.evaluation.questions import Question, load_image
-from aligngpt.serving.page import keep_upload
+from aligngpt.serving.page import keep_upload, Uploads
 from aligngpt.core.pictures import open_picture
 from aligngpt.serving.remote import Limits, safe_picture
 from aligngpt.levels.scoring import PairBatches
@@ -79,7 +79,7 @@ def faces(file, model, processor):
     template = lambda source: processor.apply_chat_template(message(source), tokenize=True, return_dict=True,
                                                             return_tensors='pt', add_generation_prompt=True)
     class Scorer: pass
-    uploads = type('', (), dict(folder=folder/'uploads', api=type('', (), dict(limits=Limits()))))
+    uploads = type('', (), dict(folder=folder/'uploads', uploads=Uploads(), api=type('', (), dict(limits=Limits()))))
     chat = lambda source: ChatSession(model, processor, temperature=0,
                                       max_new_tokens=2).ask('What colour is it?', images=[source])
     return dict(

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import checkpoint_folder
+from aligngpt.serving.remote import Limits
 from aligngpt.cli.data import DType, Device
-import inspect, json, signal, subprocess, tempfile, time, urllib.request
+import inspect, json, re, signal, subprocess, tempfile, time, urllib.request
 from unittest.mock import patch
 from fastcore.test import *
 from fastcore.xtras import modified_env
@@ -96,6 +97,7 @@ def test_register_serve():
     for flag in ('--host --port --api-key-file --queue --max-batch --max-connections --engine --remote-images '
                  '--grace').split():
         assert flag in help_, flag
+    test_eq(re.search(r'at most ([0-9.]+) GB', help_)[1], f'{Limits().memory()/1e9:.1f}')
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--', '--tensor-parallel-size', '2']).exit_code, 2)
     def with_vllm(*words):
@@ -121,6 +123,8 @@ def test_register_serve():
     server, at, hello = start('--temperature', '0', '--drain', '2')
     answer = json.load(post(at, ask))['choices'][0]['message']['content']
     test_eq(answer, 'one, two, three, four, five, six, seven, eight, nine, ten.')
+    told = server.stdout.readline()
+    assert 'GB of memory, beside the model' in told, told
     refused = None
     try: urllib.request.urlopen(urllib.request.Request(at + '/models', headers=dict(Host='evil.example')))
     except urllib.error.HTTPError as e: refused = e.code
@@ -138,4 +142,4 @@ def test_register_serve():
     rest = stream.read().decode()
     assert rest.rstrip().endswith('[DONE]') and 'ten.' in rest
     test_eq(server.wait(60), 0)
-    hello
+    hello + told

@@ -108,6 +108,23 @@ def test_decode_image():
     test_eq(len(rgb(lying).getexif()), 0)
     rgb(lying)
 
+    # nbs/core/05_pictures.ipynb #shrunk02
+    big = Image.linear_gradient('L').resize((1000, 600)).convert('RGB')
+    few = ImageRules(max_side=250)
+    kinds = {k:saved(big.convert(m), k) for k,m in dict(PNG='RGB', JPEG='RGB', GIF='P', WEBP='RGBA').items()}
+    kinds |= {'PNG of 1 bit':saved(big.convert('1'), 'PNG'), 'PNG of 16 bits':png(np.asarray(big)[..., 0].astype('uint16')*257)}
+    small = {k:rgb(data, rules=few) for k,data in kinds.items()}
+
+    # nbs/core/05_pictures.ipynb #shrunk03
+    for k,im in small.items():
+        test_eq(im.size, (250, 150))
+        wanted = np.asarray(rgb(kinds[k]).resize((250, 150), Image.Resampling.BOX)).astype(int)
+        assert abs(np.asarray(im) - wanted).max() <= 3, k
+    test_eq(rgb(whole, rules=ImageRules(max_side=64)).tobytes(), rgb(whole).tobytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    test_eq(rgb(saved(big, 'JPEG', exif=exif), rules=few).size, (150, 250))
+
 
 def test_read_data_url():
     # nbs/core/05_pictures.ipynb #9e3b1e3f

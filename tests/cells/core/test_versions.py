@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from typing import Callable
 from packaging.requirements import Requirement
 from packaging.version import Version

@@ -4,7 +4,7 @@ import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model
 from aligngpt.chat.session import ChatSession
 from aligngpt.serving.engine import Engine
 import pytest
-from aligngpt.serving.engine import Busy, Rows, Sights, _keyed
+from aligngpt.serving.engine import Busy, Rows, Sights, TooLong, tower_picture
 
 
 def test_Rows():
@@ -77,13 +77,14 @@ def test_Sights():
 
     # nbs/serving/02_engine.ipynb #1379942e
     sights = Sights(model, size=2)
-    red, red_again, blue, green = _keyed(processor, [Turn('?', [pictures[c] for c in ('red', 'red', 'blue', 'green')])])
+    red, red_again, blue, green = [tower_picture(processor, pictures[c]) for c in ('red', 'red', 'blue', 'green')]
     with torch.inference_mode(): first, second, third = sights.look([red, red_again, blue])
     test_eq(len(sights), 2)
     test_eq(first, second)
     assert (first - third).abs().max() > 0
     with torch.inference_mode(): sights.look([red, green])
-    test_eq(list(sights.known), [red[0], green[0]])
+    test_eq(list(sights.known), [red.key, green.key])
+    test_is(tower_picture(processor, red), red)
     tuple(first.shape)
 
 
@@ -207,6 +208,7 @@ async def test_Engine_refuse():
     brake.go.set()
     test_eq([j.result().text for j in later[1:]], ['one, two, three, four, five, six, seven, eight, nine, ten.']*2)
     test_fail(lambda: engine.submit(engine.prepare([Turn('red '*600)])), contains='the model reads at most 512')
+    test_fail(lambda: engine.ask('red '*10**6), exc=TooLong, contains='4,000,000 characters')
     test_fail(lambda: engine.ask('Hm?', alignment=9), contains='Invalid level 9')
     print(full)
     states

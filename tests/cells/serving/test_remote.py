@@ -4,12 +4,11 @@ import base64, binascii, re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 from aligngpt.core import addresses
 from aligngpt.core.addresses import is_public
 from aligngpt.core.errors import BadRecord
 from aligngpt.core.pictures import decode_image, ImageRules, open_image
-import http.server, io, matplotlib.pyplot as plt, pandas as pd, threading, time, warnings
+import http.server, io, matplotlib.pyplot as plt, pandas as pd, struct, threading, time, warnings, zlib
 from collections import Counter
 from fastcore.test import *
 from aligngpt.core.errors import AlignGPTError
@@ -23,12 +22,16 @@ from aligngpt.serving.remote import Limits, data_url_bytes, fetch
 def test_Limits():
     # nbs/serving/01_remote.ipynb #4580db1e
     limits = Limits()
+    half = Limits(images=2, pixels=12_000_000)
+    pd.DataFrame({k:{'longest request, MiB':l.body/2**20, 'held together, MiB':l.together['bytes']/2**20,
+                     'memory at most, GB':l.memory()/1e9} for k,l in dict(default=limits, small=half).items()}).round(1)
 
     # nbs/serving/01_remote.ipynb #c1ec7b53
     test_eq(limits.body > limits.images*limits.image_bytes, True)
+    assert half.memory() < limits.memory(places=16) < limits.memory() < limits.memory(side=448)
 
 
-def test_safe_picture():
+def test_safe_open():
     # nbs/serving/01_remote.ipynb #be48b3bc
     def encoded(im, kind='PNG', **kw):
         out = io.BytesIO()
@@ -38,22 +41,49 @@ def test_safe_picture():
     film = encoded(swatch('red'), 'GIF', save_all=True,
                    append_images=[swatch('red', shade=i % 30) for i in range(1, 200)])
     test_eq(safe_picture(blue, 'blue').getpixel((0, 0)), COLOURS['blue'])
+    test_eq(safe_picture(film, 'film').size, (32, 32))
     cases = ((blue, dict(image_bytes=50), 'bytes, the limit is 50'),
              (blue, dict(pixels=1000), '32 x 32 pixels, the limit is 1,000'),
-             (film, {}, 'frames, the limit is 100'))
+             (encoded(swatch('blue'), 'WEBP'), dict(pixels=2000), '32 x 32 pixels, the limit for WebP is 666'),
+             (encoded(swatch('blue'), 'TIFF'), {}, 'not an image'),
+             (encoded(swatch('blue'), 'BMP'), {}, 'not an image'))
     for data,kw,why in cases: test_fail(lambda: safe_picture(data, 'x', Limits(**kw)), contains=why)
+    test_eq(safe_picture(encoded(swatch('blue').resize((300, 30))), 'x', Limits(side=100)).size, (100, 10))
     safe_picture(blue, 'blue').resize((64, 64))
+
+    # nbs/serving/01_remote.ipynb #walks003
+    jpeg, gif = encoded(swatch('red'), 'JPEG', progressive=True), encoded(swatch('red'), 'GIF')
+    at, scan, dirs = gif.index(b','), jpeg.rindex(b'\xff\xda'), b''.join(struct.pack('<HI', 0, 8 + 6*(i + 1)) for i in range(100_000))
+    slow = dict(
+        chunks=blue[:33] + struct.pack('>I4sI', 0, b'teSt', zlib.crc32(b'teSt'))*300_000 + blue[33:],
+        segments=jpeg[:2] + b'\xff\xfe\x00\x02'*500_000 + jpeg[2:],
+        filling=jpeg[:2] + b'\xff'*2_000_000 + jpeg[2:],
+        layers=jpeg[:scan] + jpeg[scan:-2]*1000 + jpeg[-2:],
+        remark=gif[:at] + b'!\xfe' + b'\x01x'*1_000_000 + b'\x00' + gif[at:],
+        directories=b'II*\x00\x08\x00\x00\x00' + dirs)
+    def seconds(data):
+        start = time.perf_counter()
+        try: safe_picture(data, 'x')
+        except BadRecord as e: return e.message, round(time.perf_counter() - start, 3)
+    refused = {k:seconds(data) for k,data in slow.items()}
+
+    # nbs/serving/01_remote.ipynb #walks004
+    for k,(message,_) in refused.items(): assert ('pieces' if k != 'directories' else 'not an image') in message, k
+    few = dict(chunks=blue[:33] + struct.pack('>I4sI', 0, b'teSt', zlib.crc32(b'teSt'))*9 + blue[33:],
+               filling=jpeg[:2] + b'\xff'*9 + jpeg[2:], remark=gif[:at] + b'!\xfe\x03abc\x00' + gif[at:])
+    for k,data in few.items(): test_eq(safe_picture(data, k).size, (32, 32))
 
     # nbs/serving/01_remote.ipynb #56963fcb
     def outcome(h):
         start = time.perf_counter()
         try: safe_picture(h.data, h.name); how = 'read'
         except BadRecord as e: how = e.reason
-        return h.reasons, how, time.perf_counter() - start
+        taken = h.data.startswith((b'\x89PNG', b'\xff\xd8', b'RIFF', b'GIF8'))
+        return (h.reasons or ('read',)) if taken else ('not an image', 'corrupt image'), how, time.perf_counter() - start
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # Pillow's, about broken EXIF
         seen = [outcome(h) for h in no_pictures() + half_pictures() + bombs() + odd_pictures()]
-    for want,got,_ in seen: assert got in (want or ['read']), (want, got)
+    for want,got,_ in seen: assert got in want, (want, got)
     f'{len(film):,} bytes of film; of {len(seen)} files the slowest took {max(t for *_,t in seen):.3f} s'
 
 

@@ -19,7 +19,7 @@ from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
 from aligngpt.model.toy import toy_processor
 import pytest
-from aligngpt.text.tokenizer import ALIGN, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend, token_bytes
+from aligngpt.text.tokenizer import ALIGN, StopFinder, TokenText, _merges, add_placeholders, is_tiktoken, load_tokenizer, sentencepiece_backend, tiktoken_backend, token_bytes
 
 
 def test_merges():
@@ -427,6 +427,21 @@ def test_TextEncoder():
     two = encode('two<image>two')
     test_eq(tok.convert_ids_to_tokens(two.ids), ['<s>','▁two','<image>','▁two'])
     two.chars
+
+
+def test_StopFinder():
+    # nbs/text/02_tokenizer.ipynb #stopfnd3
+    f = StopFinder('aab')
+    test_eq([(f.find(piece), f.n) for piece in ('xa', 'a', 'ab')], [(None, 1), (None, 2), (-1, 3)])
+    rng = random.Random(0)
+    for _ in range(300):
+        text, stop = (''.join(rng.choices('ab', k=k)) for k in (rng.randint(0, 30), rng.randint(1, 5)))
+        cuts = sorted(rng.choices(range(len(text) + 1), k=3))
+        f, found = StopFinder(stop), None
+        for a,b in zip([0, *cuts], [*cuts, len(text)]):
+            if found is None and (i := f.find(text[a:b])) is not None: found = a + i
+        test_eq(found, text.find(stop) if stop in text else None)
+        if found is None: test_eq(f.n, max(n for n in range(len(stop)) if text.endswith(stop[:n])))
 
 
 def test_TokenText():

@@ -1,0 +1,131 @@
+"""What one request can take from others: an enemy's requests, while somebody asks and somebody looks after the server,
+all on the same cores. Times are shown (`pytest -m slow -rP`), memory and answers are asserted."""
+import asyncio, base64, json, re, struct, time, zlib
+from io import BytesIO
+
+import pytest
+
+for name in ('openai', 'uvicorn'): pytest.importorskip(name, reason=f"no {name}: pip install 'aligngpt[dev]'")
+import httpx
+from PIL import Image
+from served import save_runs, serve, until
+
+pytestmark = pytest.mark.slow
+CHAT = '/v1/chat/completions'
+
+
+def png(width, height, colour=0, depth=1):
+    "A black picture, small on the way."
+    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    row = 1 + -(-width*depth*(3 if colour == 2 else 1)//8)
+    head = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', zlib.compress(bytes(row*height))) + chunk(b'IEND', b'')
+
+
+def encoded(width, height, kind, **kw):
+    out = BytesIO()
+    Image.linear_gradient('L').resize((width, height)).convert('RGB').save(out, kind, **kw)
+    return out.getvalue()
+
+
+def ask(*pictures, text='What colour is it?', **kw):
+    "The bytes of a request."
+    parts = [dict(type='image_url', image_url=dict(url='data:;base64,' + base64.b64encode(p).decode())) for p in pictures]
+    said = dict(role='user', content=[*parts, dict(type='text', text=text)])
+    return json.dumps(dict(model='toy', messages=[said], max_tokens=8, temperature=0, **kw)).encode()
+
+
+def attacks():
+    "(name, bodies sent at once, statuses that may come)"
+    one_bit, tiff = png(8000, 6250), b'II*\0\x08\0\0\0' + b''.join(struct.pack('<HI', 0, 14 + 6*i) for i in range(300_000))
+    yield 'eight pictures of 50 megapixels, three times', [ask(*[one_bit]*8)]*3, {400}
+    yield 'two such pictures, which may be sent, three times', [ask(one_bit, one_bit)]*3, {200}
+    yield 'sixteen coloured ones of 12 megapixels', [ask(*[png(4000, 3000, 2, 8)]*8)]*2, {200}
+    yield 'JPEG of 50 megapixels in layers', [ask(*[encoded(8000, 6250, 'JPEG', progressive=True, quality=20)]*2)]*2, {200}
+    yield 'WebP of 16 megapixels', [ask(*[encoded(4000, 4000, 'WEBP', quality=20, method=0)]*2)]*2, {200}
+    yield 'strips, 200 times as long as wide', [ask(*[png(100_000, 500)]*2)]*2, {200}
+    yield '16 MB of text', [ask(text='word '*3_200_000)], {400}
+    yield '256 kB of text, sixteen times', [ask(text='word '*50_000)]*16, {400}
+    yield 'four stop strings of 300,000 characters', [ask(stop=['one, two, '*30_000]*4)], {400}
+    yield 'four stop strings of 1,000 characters, eight times', [ask(stop=['one, two, '*100]*4)]*8, {200}
+    yield 'TIFF of many directories', [ask(tiff)]*4, {400}
+    yield '80 MB of empty lists', [b'{"model":"toy","messages":[' + b'[],'*26_000_000 + b'[]]}'], {413}
+    yield '64 MB of pictures in one request, four times', [ask(*[one_bit + bytes(8_000_000)]*8)]*4, {400, 429}
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')
+    save_runs(folder)
+    with serve(folder, 'toy', '--no-page') as server:
+        server.stated = float(re.search(r'at most ([0-9.]+) GB', server.process.stdout.readline())[1])*1000
+        yield server
+
+
+async def first_token(client, body):
+    "Seconds to the first text of a stream."
+    start = time.perf_counter()
+    async with client.stream('POST', CHAT, content=body) as r:
+        assert r.status_code == 200, await r.aread()
+        async for line in r.aiter_lines():
+            if '"content": "' in line and '"content": ""' not in line: return time.perf_counter() - start
+
+
+async def watch(over, what, seen, pause):
+    "Do something again and again."
+    while not over.is_set():
+        seen.append(await what())
+        await asyncio.sleep(pause)
+
+
+async def under(server, bodies):
+    "While requests are answered: their statuses, first tokens of others, times of `/health`, memory."
+    head, over = {'Content-Type':'application/json'}, asyncio.Event()
+    kind = dict(base_url=server.url, headers=head, timeout=600)
+    small = ask(encoded(64, 64, 'PNG'), stream=True)
+    async with httpx.AsyncClient(**kind) as enemy, httpx.AsyncClient(**kind) as user:
+        async def health():
+            start = time.perf_counter(); await user.get('/health'); return time.perf_counter() - start
+        async def memory(): return server.memory
+        async def send(body): return (await enemy.post(CHAT, content=body)).status_code
+        firsts, healths, memories = [], [], []
+        tasks = [asyncio.create_task(watch(over, *w)) for w in ((lambda: first_token(user, small), firsts, .02),
+                                                                (health, healths, .02), (memory, memories, .02))]
+        statuses = await asyncio.gather(*map(send, bodies)) if bodies else await asyncio.sleep(3)
+        over.set()
+        await asyncio.gather(*tasks)
+    return statuses, max(firsts), sorted(healths), max(memories)
+
+
+def test_nobody_waits_for_an_enemy(server):
+    "Others' first token comes at most a second later, `/health` in 0.1 s; memory stays below what the server states, and comes back."
+    asyncio.run(under(server, [ask()]*8))
+    _, alone, calm, _ = asyncio.run(under(server, []))
+    before = server.memory
+    def times(s): return f'{s[len(s)//2]:.3f} s, at most {s[-1]:.3f}'
+    print(f'alone: first token {alone:.2f} s, /health {times(calm)}, {before:.0f} MB; stated: {server.stated:.0f} MB more')
+    for name, bodies, want in attacks():
+        statuses, first, health, most = asyncio.run(under(server, bodies))
+        until(lambda: server.memory < 1.1*before, 60)
+        print(f'{name}: {sorted(set(statuses))}; first token {first - alone:+.2f} s (bar 1), /health {times(health)} (bar 0.1, '
+              f'{health[-1]/.1:.1f} of it), memory +{most - before:.0f} MB ({(most - before)/server.stated:.2f} of what is '
+              f'stated), afterwards +{server.memory - before:.0f}')
+        assert set(statuses) <= want and statuses, name
+        assert most - before < server.stated, name
+    assert ' ERROR ' not in server.log.read_text()
+
+
+def test_who_leaves_is_not_worked_for(server):
+    "A client that goes away while its pictures are decoded: the rest of them is left alone."
+    body = ask(*[png(4000, 3000, 2, 8)]*8)
+    async def main():
+        async with httpx.AsyncClient(base_url=server.url, headers={'Content-Type':'application/json'}, timeout=.3) as client:
+            for _ in range(8):
+                try: await client.post(CHAT, content=body)
+                except httpx.ReadTimeout: pass
+    before = server.log.read_text().count(' 200 ')
+    asyncio.run(main())
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        seconds = until(lambda: client.get('/health').json()['running'] == 0 and server.log.read_text().count(' 499 ') >= 1, 60)
+    print(f'the first was given up after {seconds:.2f} s')
+    assert server.log.read_text().count(' 200 ') - before < 8
