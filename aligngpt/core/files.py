@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_json', 'atomic_path', 'flush_to_disk', 'sweep', 'plain', 'write_json', 'own_folder', 'name_parts', 'inside',
-           'pretrained', 'fingerprint', 'file_sums', 'damage']
+           'pretrained', 'fingerprint', 'path_from', 'file_sums', 'damage']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
 import contextlib, hashlib, json, os, re, shutil
@@ -225,6 +225,16 @@ def _hash_file(h, f, limit):
         if size > limit:
             o.seek(max(limit, size-limit))
             h.update(o.read(limit))
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c612
+def path_from(
+    folder:str|Path, # where the path will be written down
+    path:str|Path, # of a file or folder
+)->str: # relative, with `/`
+    "A path as seen from a folder."
+    path = Path(os.path.abspath(path))
+    real = os.path.join(os.path.realpath(path.parent), path.name) # what it is called, if it is a link itself
+    return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c602
 def file_sums(

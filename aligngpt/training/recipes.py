@@ -16,7 +16,7 @@ import torch
 
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import fingerprint
+from ..core.files import fingerprint, path_from
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
@@ -137,7 +137,7 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     if stage.pack: train = _pack(train, whole, stage, quiet)
     flatten = stage.pack and model.language_model.config._attn_implementation.startswith('flash')
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
-    files = [dict(path=str(s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
+    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
                   skipped=len(whole.records.problems))
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, record=record)
@@ -183,10 +183,12 @@ def _must_be_full(store, n, folder):
         raise AlignGPTError(f'{folder}: the feature cache lacks {len(store.missing()):,} pictures',
                             'fill it by a run of one process first (max_steps=1), or leave it out')
 
-def _about(command, preset, start, **more):
+def _about(command, preset, start, out, **more):
     "What a run was asked to do, and the identity of what it began with."
-    def identity(path): return dict(name=str(path), fingerprint=fingerprint(path) if Path(path).exists() else None)
-    began = {k:identity(v) for k in ('model', 'llm', 'tower') if (v := getattr(start, k))}
+    def identity(path):
+        if not Path(path).exists(): return dict(name=str(path), fingerprint=None)
+        return dict(name=path_from(out, path), fingerprint=fingerprint(path))
+    began = {k:identity(v) for k,v in (('model', start.folder()), ('llm', start.llm), ('tower', start.tower)) if v}
     return dict(command=command, preset=preset, begins=began, **more)
 
 def _resolve(stage, preset, changes, quiet):
@@ -215,7 +217,7 @@ def pretrain(
         start = dataclasses.replace(start, llm=start.llm or p.llm, tower=start.tower or p.tower)
     sources.check()
     model, processor = begin(start, device)
-    return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start))
+    return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start, out))
 
 # %% ../../nbs/training/06_recipes.ipynb #783b3018
 def finetune(
@@ -243,7 +245,7 @@ def finetune(
     model, processor = begin(start, device)
     if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text)
     if lora: add_lora(model, lora, 2*lora)
-    about = _about('finetune', preset, start, lora=lora, quantize=start.quantize, base=_base(start, out))
+    about = _about('finetune', preset, start, out, lora=lora, quantize=start.quantize, base=_base(start, out))
     return _run(model, processor, sources, stage, out, device, quiet, about)
 
 def _base(start, out):

@@ -10,7 +10,7 @@ import pandas as pd, signal, subprocess, sys, tempfile
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 import pytest
-from aligngpt.core.files import damage, file_sums, fingerprint, inside, own_folder, pretrained, sweep
+from aligngpt.core.files import damage, file_sums, fingerprint, inside, own_folder, path_from, pretrained, sweep
 
 
 def test_read_json():
@@ -163,6 +163,27 @@ def test_fingerprint():
     # nbs/core/02_files.ipynb #cec6160d
     test_ne(one, fingerprint(tmp/'d'))
     test_fail(lambda: fingerprint(tmp/'gone'), contains='no such file')
+
+
+def test_path_from():
+    # nbs/core/02_files.ipynb #31d7974a
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'d').mkdir()
+    (tmp/'d'/'x').write_bytes(b'0'*100)
+    (tmp/'d'/'x').write_bytes(b'0'*99 + b'1')
+
+    # nbs/core/02_files.ipynb #53356ba8
+    shutil.copytree(tmp/'d', tmp/'copy of d')
+    fingerprint(tmp/'copy of d')
+
+    # nbs/core/02_files.ipynb #f0a1c613
+    path_from(tmp/'runs'/'one', tmp/'d'/'x')
+
+    # nbs/core/02_files.ipynb #f0a1c614
+    test_eq(path_from(tmp/'runs'/'one', tmp/'d'/'x'), '../../d/x')
+    test_eq(path_from(tmp/'d', tmp/'d'), '.')
+    (tmp/'link').symlink_to(tmp/'d'/'x')
+    test_eq(path_from(tmp/'d', tmp/'link'), '../link')
 
 
 def test_file_sums():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import fingerprint
+from aligngpt.core.files import fingerprint, path_from
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
@@ -126,6 +126,7 @@ def test_finetune():
     # nbs/training/06_recipes.ipynb #f804eeb9
     test_eq(begun['command'], 'finetune')
     assert begun['begins']['model']['fingerprint'] and begun['sources'][0]['sha256'] and begun['environment']
+    test_eq((begun['begins']['model']['name'][:3], begun['sources'][0]['path'][:3]), ('../', '../'))
 
     # nbs/training/06_recipes.ipynb #6ec10008
     test_fail(lambda: finetune(chats, world/'x', quiet=True), contains='Nothing to tune')
