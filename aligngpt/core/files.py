@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_fetched', 'read_json', 'atomic_path', 'flush_to_disk', 'process_name', 'sweep', 'plain', 'write_json',
            'write_once', 'own_folder', 'name_parts', 'inside', 'is_hub_name', 'not_here', 'checkpoint_folder',
-           'is_gguf', 'pretrained', 'fingerprint', 'file_sums', 'damage']
+           'is_gguf', 'pretrained', 'fingerprint', 'path_from', 'file_sums', 'damage']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
 import contextlib, hashlib, json, os, platform, re, shutil, time
@@ -338,6 +338,16 @@ def _hash_file(h, f, limit):
         if size > limit:
             o.seek(max(limit, size-limit))
             h.update(o.read(limit))
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c612
+def path_from(
+    folder:str|Path, # where the path will be written down
+    path:str|Path, # of a file or folder
+)->str: # relative, with `/`
+    "A path as seen from a folder."
+    path = Path(os.path.abspath(path))
+    real = os.path.join(os.path.realpath(path.parent), path.name) # what it is called, if it is a link itself
+    return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c602
 def file_sums(

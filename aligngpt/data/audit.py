@@ -16,7 +16,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, BadRecord, local_path
-from ..core.files import atomic_path, checkpoint_folder, own_folder, pretrained, read_json, write_json
+from ..core.files import (atomic_path, checkpoint_folder, own_folder, path_from, pretrained, read_json,
+                                 write_json)
 from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
@@ -339,7 +340,7 @@ def audit(
             records, images = replace(sources, policy='skip', cap=1.).open(n_levels, quiet)
             chunks = Chunks(records, images, processor, max_length, rules)
             report = _report(chunks, _work(chunks, out/'parts', workers, quiet), cap)
-        _write(report, chunks, out)
+        _write(report, chunks, sources, out)
     return report
 
 def _open_processor(processor):
@@ -359,11 +360,24 @@ def _unreadable(sources, cap, quiet):
     found = [Finding('unreadable file', True, len(bad), bad)]
     return Report([*map(str, paths)], 0, 0, 0, cap, found) if bad else None
 
-def _write(report, chunks, out):
+def _write(report, chunks, sources, out):
     "Write the report; what was needed to go on after a stop may go."
-    write_json({**report.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
-    write_html(report, out/'report.html', chunks)
+    seen = _seen_from(out, report, sources)
+    write_json({**seen.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
+    write_html(seen, out/'report.html', chunks)
     if chunks is not None: shutil.rmtree(out/'parts')
+
+def _seen_from(out, report, sources):
+    "The report with paths as seen from its folder, where they were absolute."
+    images = sources.images if isinstance(sources.images, (list, tuple)) else [sources.images]
+    paths = sorted({str(p) for p in (*sources.files, *images) if isinstance(p, (str, Path)) and os.path.isabs(p)},
+                   key=len, reverse=True)
+    def told(text):
+        for p in paths: text = text.replace(p, path_from(out, p))
+        return text
+    findings = [replace(f, examples=[e | {k:told(e[k]) for k in ('where', 'message')} for e in f.examples])
+                for f in report.findings]
+    return replace(report, data=[told(p) for p in report.data], findings=findings)
 
 def _resume(chunks, folder):
     "What an earlier audit of the same data found, chunk by chunk, and where to write more."

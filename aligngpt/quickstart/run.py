@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.markup import escape, escape_markdown, html_page
-from ..core.steps import Steps, environment
+from ..core.steps import Steps, environment, note_time, noted
 from ..model.modeling import AlignGPTForConditionalGeneration
 from ..model.processor import AlignGPTProcessor
 from ..model.decoding import Ask, answers, ask_batch, ask_row, image_features
@@ -261,8 +261,7 @@ def _in_words(metrics):
             **{f'accuracy, {k}': f'{v:.2%}' for k, v in metrics['by_kind'].items()},
             'Spearman of level and hidden degree': f"{metrics['spearman']:.3f}",
             'CLIP, zero-shot over 24 captions': f"{metrics['zero_shot']['both']:.2%}",
-            'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}",
-            'seconds': f"{metrics['seconds']:.0f}"}
+            'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}"}
 
 def _png(fig):
     "The bytes of a figure's PNG file; the figure is closed."
@@ -281,7 +280,7 @@ def quickstart(
     out:str|Path='runs/quickstart', # run folder
     recipe:Recipe=Recipe(), # settings
     tell:Callable[[str],Any]=print, # told what is going on
-)->dict: # the metrics, also in metrics.json
+)->dict: # the metrics, also in metrics.json, and the seconds, also in timing.jsonl
     "Make data, train everything, evaluate, draw, report."
     run, done = Path(out), {}
     with own_folder(run):
@@ -289,14 +288,16 @@ def quickstart(
         steps = Steps(run)
         for n, name, title, fn in _steps(run, recipe):
             tell(f'[{n}/7] {title}')
-            done[name] = steps.run(name, lambda: _timed(fn), dataclasses.asdict(recipe))
+            done[name] = steps.run(name, lambda: _timed(fn, run, name), dict(dataclasses.asdict(recipe), form=2))
         tell('[7/7] figures and report')
-        return _finish(run, {k: v['result'] for k, v in done.items()},
-                       {k: round(v['seconds'], 1) for k, v in done.items()})
+        seconds = {r['step']: r['seconds'] for r in noted(run)}
+        return _finish(run, done) | dict(seconds=sum(seconds.values()), seconds_by_step=seconds)
 
-def _timed(fn):
-    t = time.time()
-    return dict(result=fn(), seconds=time.time()-t)
+def _timed(fn, run, name):
+    "What a step gives; how long it took is noted."
+    t, result = time.time(), fn()
+    note_time(run, step=name, seconds=round(time.time()-t, 1))
+    return {k: v for k, v in result.items() if k != 'seconds'} if isinstance(result, dict) else result
 
 # %% ../../nbs/quickstart/01_run.ipynb #0f47bcde
 def _steps(run, r):
@@ -344,10 +345,9 @@ def _test(run, r):
     return dict(accuracy=sum(map(sum, kinds.values()))/n, by_kind={k: sum(v)/len(v) for k, v in kinds.items()},
                 questions=n)
 
-def _finish(run, done, seconds):
+def _finish(run, done):
     "Metrics, figures, report."
-    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'],
-                   seconds=sum(seconds.values()), seconds_by_step=seconds)
+    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'])
     write_json(metrics, run/'metrics.json')
     losses = {title: done[k]['losses']
               for title, k in {'language model': 'llm', 'pre-training': 'pretrain', 'tuning': 'tune'}.items()}

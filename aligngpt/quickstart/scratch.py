@@ -19,6 +19,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConf
 from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
 
 from ..core.files import own_folder, read_json, write_json
+from ..core.steps import note_time
 from ..text.conversation import render
 from ..levels.alignment import DualEncoder
 from ..training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig
@@ -68,7 +69,7 @@ def fit(
     save_every:int=200, # steps between checkpoints
     seed:int=0, # of the model's random numbers
     quiet:bool=False, # no progress bar
-)->dict: # losses and seconds
+)->dict: # losses and steps
     "Train a small model with a warm-up and a cosine."
     folder = Path(folder)
     with own_folder(folder):
@@ -85,8 +86,8 @@ def fit(
                               'run the same command again to continue there')
         losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
         model.save_pretrained(folder/'model')
-        done = dict(steps=steps, losses=losses, seconds=round(result.metrics['train_runtime'], 1))
-        return read_json(write_json(done, folder/'done.json'))
+        note_time(folder, event='end', seconds=round(result.metrics['train_runtime'], 1))
+        return read_json(write_json(dict(steps=steps, losses=losses), folder/'done.json'))
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #d53c8304
 def _trainer(model, draw, folder, stage, call):
@@ -222,7 +223,7 @@ def train_clip(
     epochs:int=14, # over the pictures
     seed:int=0, # of weights and batches
     **kwargs, # to `fit`
-)->dict: # losses and seconds
+)->dict: # losses and steps
     "Train a dual encoder on pictures whose colour and shape the answers tell."
     set_seed(seed)
     mean = (load_pixels().float().mean((0, 2, 3))/255).tolist() # also the colour that pads a picture to a square
@@ -311,7 +312,7 @@ def train_llm(
     layers:int=3, # of the Llama
     seed:int=0, # of weights and documents
     **kwargs, # to `fit`
-)->dict: # losses and seconds
+)->dict: # losses and steps
     "Train a small Llama on texts made of the training split."
     set_seed(seed)
     model = LlamaForCausalLM(_llama_config(tokenizer, hidden, layers))

@@ -16,7 +16,7 @@ import numpy as np, torch
 
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, local_path, os_errors
-from ..core.files import checkpoint_folder, fingerprint
+from ..core.files import checkpoint_folder, fingerprint, path_from
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
@@ -140,7 +140,7 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     if stage.pack: train = _pack(train, whole, stage, quiet)
     flatten = stage.pack and model.language_model.config._attn_implementation.startswith('flash')
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
-    files = [dict(path=str(s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
+    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
                   skipped=len(whole.records.problems))
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, record=record)
@@ -186,12 +186,12 @@ def _must_be_full(store, n, folder):
         raise AlignGPTError(f'{folder}: the feature cache lacks {len(store.missing()):,} pictures',
                             'fill it by a run of one process first (max_steps=1), or leave it out')
 
-def _about(command, preset, start, **more):
+def _about(command, preset, start, out, **more):
     "What a run was asked to do, and the identity of what it began with."
     def identity(path):
         path = Path(checkpoint_folder(path))
         files = find_weights(path) if path.is_dir() else [path] if path.exists() else []
-        return dict(name=str(path), weights=fingerprint(*files) if files else None)
+        return dict(name=path_from(out, path) if files else str(path), weights=fingerprint(*files) if files else None)
     began = {k:identity(v) for k in ('model', 'llm', 'tower') if (v := getattr(start, k))}
     return dict(command=command, preset=preset, begins=began, **more)
 
@@ -221,7 +221,7 @@ def pretrain(
         start = dataclasses.replace(start, llm=start.llm or p.llm, tower=start.tower or p.tower)
     sources.check(out)
     model, processor = begin(start, device)
-    return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start))
+    return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start, out))
 
 # %% ../../nbs/training/06_recipes.ipynb #783b3018
 def finetune(
@@ -249,7 +249,7 @@ def finetune(
     model, processor = begin(start, device)
     if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text)
     if lora: add_lora(model, lora, 2*lora)
-    about = _about('finetune', preset, start, lora=lora, quantize=start.quantize, base=_base(start, out))
+    about = _about('finetune', preset, start, out, lora=lora, quantize=start.quantize, base=_base(start, out))
     return _run(model, processor, sources, stage, out, device, quiet, about)
 
 def _base(start, out):

@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, damage, file_sums, flush_to_disk, read_json, write_json
-from ..core.steps import progress
+from ..core.steps import TIMING, note_time, progress
 
 # %% ../../nbs/training/03_runs.ipynb #b099def4
 MARKER = 'complete.json'
@@ -199,7 +199,7 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         "Start the clock and the bar, and listen to signals; lines of steps that come again go."
-        if state.is_world_process_zero: cut_lines(self.folder/'log.jsonl', state.global_step)
+        for name in ('log.jsonl', TIMING)*state.is_world_process_zero: cut_lines(self.folder/name, state.global_step)
         self.since = time.perf_counter(), state.global_step, state.num_input_tokens_seen
         if self.desc and state.is_world_process_zero:
             self.bar = progress(desc=self.desc, total=state.max_steps, initial=state.global_step, unit='step')
@@ -231,11 +231,11 @@ class RunCallback(TrainerCallback):
     def _write(self, state, logs):
         names = 'loss', 'eval_loss', 'learning_rate', 'grad_norm'
         row = dict(step=state.global_step, **{k:logs[k] for k in names if k in logs})
-        if 'loss' in logs: row |= self._speed(state)
         if 'loss' in logs and self.bar is not None:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
         with os_errors(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:
             f.write(json.dumps(row) + '\n')
+        if 'loss' in logs: note_time(self.folder, step=state.global_step, **self._speed(state))
 
     def _speed(self, state):
         "Milliseconds per step and tokens per second since the last line."

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
-from ..core.steps import environment
+from ..core.steps import environment, note_time, noted
 from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
@@ -155,8 +155,11 @@ def run_stage(
     with _hold(folder, args):
         now = _record(stage, args, model, data.train, record or {})
         _begin(folder, now, args)
-        if (folder/'done.json').exists(): return read_json(folder/'done.json')
+        if (folder/'done.json').exists(): return _done(folder)
         start = last_checkpoint(folder)
+        if args.process_index == 0:
+            write_json(now, folder/'stage.json')
+            note_time(folder, event='start', after=start and start.name)
         _recut(start, args)
         set_seed(stage.seed)
         types = _widen(model, args)
@@ -204,10 +207,17 @@ def _finish(trainer, folder, types, seconds):
             seal_weights(tmp)
     else: trainer.save_model(str(folder/'model'))
     done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h],
-                eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h], seconds=seconds)
-    if first: write_json(done, folder/'done.json')
+                eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h])
+    if first:
+        note_time(folder, event='end', seconds=seconds)
+        write_json(done, folder/'done.json')
     trainer.accelerator.wait_for_everyone()
-    return done
+    return done | dict(seconds=seconds)
+
+def _done(folder):
+    "What a finished run came to; its seconds are those of the last start."
+    seconds = [r['seconds'] for r in noted(folder) if 'seconds' in r]
+    return dict(seconds=seconds[-1] if seconds else 0.) | read_json(folder/'done.json')
 
 # %% ../../nbs/training/05_stage.ipynb #25d59921
 def _widen(model, args):

@@ -90,6 +90,12 @@ class AlignGPTTrainer(Trainer):
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self.add_callback(_Epochs(self))
 
+    def log(self, logs, start_time=None):
+        "Tell the callbacks; what the state keeps, which goes into checkpoints, is without times."
+        super().log(logs, start_time)
+        kept = self.state.log_history[-1]
+        for k in [k for k in kept if k.endswith(('_runtime', '_per_second'))]: del kept[k]
+
     def _get_train_sampler(self, train_dataset=None):
         d, s = train_dataset if train_dataset is not None else self.train_dataset, self.stage
         lengths, has_image = (getattr(d, k, None) for k in ('lengths', 'has_image'))

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import check_fetched, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, pretrained, process_name, sweep, write_once
+from aligngpt.core.files import check_fetched, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, path_from, pretrained, process_name, sweep, write_once
 
 
 def test_check_fetched():
@@ -227,6 +227,27 @@ def test_fingerprint():
     # nbs/core/02_files.ipynb #cec6160d
     test_ne(one, fingerprint(tmp/'d'))
     test_fail(lambda: fingerprint(tmp/'gone'), contains='no such file')
+
+
+def test_path_from():
+    # nbs/core/02_files.ipynb #31d7974a
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'d').mkdir()
+    (tmp/'d'/'x').write_bytes(b'0'*100)
+    (tmp/'d'/'x').write_bytes(b'0'*99 + b'1')
+
+    # nbs/core/02_files.ipynb #53356ba8
+    shutil.copytree(tmp/'d', tmp/'copy of d')
+    fingerprint(tmp/'copy of d')
+
+    # nbs/core/02_files.ipynb #f0a1c613
+    path_from(tmp/'runs'/'one', tmp/'d'/'x')
+
+    # nbs/core/02_files.ipynb #f0a1c614
+    test_eq(path_from(tmp/'runs'/'one', tmp/'d'/'x'), '../../d/x')
+    test_eq(path_from(tmp/'d', tmp/'d'), '.')
+    (tmp/'link').symlink_to(tmp/'d'/'x')
+    test_eq(path_from(tmp/'d', tmp/'link'), '../link')
 
 
 def test_file_sums():

@@ -4,11 +4,12 @@ import hashlib, importlib.metadata, importlib.util, json, platform, shutil, subp
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterable
+from aligngpt.core.errors import os_errors
 from aligngpt.core.files import plain, read_json, write_json
 from fastcore.test import *
 import pandas as pd, tempfile
 import aligngpt.core.steps
-from aligngpt.core.steps import Steps
+from aligngpt.core.steps import Steps, noted, note_time
 import pytest
 
 
@@ -18,7 +19,20 @@ def test_environment():
 
     # nbs/core/04_steps.ipynb #5691574f
     test_eq('torch' in env['packages'], True)
-    test_eq(set(env), {'python', 'platform', 'packages', 'commit', 'time'})
+    test_eq(set(env), {'python', 'platform', 'packages', 'commit'})
+
+
+def test_note_time():
+    # nbs/core/04_steps.ipynb #f0a1d103
+    tmp = Path(tempfile.mkdtemp())
+    note_time(tmp, event='start')
+    note_time(tmp, step=10, ms=12.5)
+    with open(tmp/'timing.jsonl', 'a') as f: f.write('{"time": "20') # a kill
+    pd.DataFrame(noted(tmp)).drop(columns='time')
+
+    # nbs/core/04_steps.ipynb #f0a1d104
+    test_eq([r.get('step') for r in noted(tmp)], [None, 10])
+    test_eq(noted(tmp/'elsewhere'), [])
 
 
 def test_Steps():

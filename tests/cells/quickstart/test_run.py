@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
 from aligngpt.core.markup import escape, escape_markdown, html_page
-from aligngpt.core.steps import Steps, environment
+from aligngpt.core.steps import Steps, environment, note_time, noted
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.model.decoding import Ask, answers, ask_batch, ask_row, image_features

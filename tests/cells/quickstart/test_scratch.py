@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
 from aligngpt.core.files import own_folder, read_json, write_json
+from aligngpt.core.steps import note_time
 from aligngpt.text.conversation import render
 from aligngpt.levels.alignment import DualEncoder
 from aligngpt.training.stage import AlignGPTTrainer, Interrupted, RunCallback, StageConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np, torch
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
-from aligngpt.core.files import checkpoint_folder, fingerprint
+from aligngpt.core.files import checkpoint_folder, fingerprint, path_from
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
@@ -127,6 +127,7 @@ def test_finetune():
     # nbs/training/06_recipes.ipynb #f804eeb9
     test_eq(begun['command'], 'finetune')
     assert begun['begins']['model']['weights'] and begun['sources'][0]['sha256'] and begun['environment']
+    test_eq((begun['begins']['model']['name'][:3], begun['sources'][0]['path'][:3]), ('../', '../'))
 
     # nbs/training/06_recipes.ipynb #f804eea2
     def half_of(run, folder):
@@ -152,7 +153,7 @@ def test_finetune():
     test_fail(lambda: tune_on(world, world/'stage2', half_of(world/'stayed', moved/'other')),
               contains='this run began with other settings: model (by its weights) was')
     test_fail(lambda: tune_on(world, world/'stage1', moved/'run', batch_size=4),
-              contains='global batch was 8, and is 4\n  hint: batch_size, accumulate and the number of processes may change')
+              contains='global batch was 8, and is 4\n  hint: say global_batch=8')
     try: tune_on(world, world/'stage1', world/'stayed', epochs=3.)
     except AlignGPTError as e: print(str(e).replace(f'{world}/', ''))
     further = finetune(chats, world/'further', Start(world/'stayed'), max_steps=1, **small)

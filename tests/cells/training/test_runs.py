@@ -7,10 +7,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, damage, file_sums, flush_to_disk, read_json, write_json
-from aligngpt.core.steps import progress
+from aligngpt.core.steps import TIMING, note_time, progress
 from fastcore.test import *
 import subprocess, tempfile, matplotlib.pyplot as plt
 from types import SimpleNamespace
+from aligngpt.core.steps import noted
 from aligngpt.data.batches import Collator
 from aligngpt.training.runs import MARKER, Stop, seal
 from aligngpt.training.settings import FINETUNE, override
@@ -173,5 +174,6 @@ def test_RunCallback():
     nan = dict(loss=float('nan'))
     test_fail(lambda: call.on_log(args, state, control, logs=nan), contains='the loss is nan at step 2')
     rows = [json.loads(l) for l in (tmp/'log.jsonl').read_text().splitlines()]
-    test_eq([r['loss'] for r in rows], [1.5])
+    test_eq(rows, [dict(step=2, loss=1.5, learning_rate=1e-3)])
+    test_eq([set(r) for r in noted(tmp)], [{'time', 'step', 'ms', 'tokens_per_second'}])
     rows
