@@ -297,7 +297,7 @@ def _open_official(folder, kind, parts):
     _as_said(raw, where, found, vision, base, tensors)
     config = AlignGPTConfig(vision_config=vision, text_config=text, gate_text=raw.get('gate_text', 'full'),
                             **{'vision_feature_layer':-2, 'vision_feature_select':'patch', **_features_read(raw)},
-                            **_placeholders(tokenizer), **found, history=_history(parts.llm or named, tower, folder))
+                            **_placeholders(tokenizer), **found, history=_history(parts.llm or named, tower))
     template = parts.template or raw.get('template')
     if not template: template = 'plain' if kind == 'align' else guess_template(tokenizer, named)
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, template=template,
@@ -305,10 +305,10 @@ def _open_official(folder, kind, parts):
                                   gate_text=config.gate_text)
     return Checkpoint(folder, kind, config, processor, tensors)
 
-def _history(llm, tower, folder):
-    "What is known of an official checkpoint."
-    names = dict(zip((*BASES, 'checkpoint'), (llm, tower, folder)))
-    return [dict(step=k, name=public_name(v)) for k,v in names.items() if v]
+def _history(*parts):
+    "The base models that an official checkpoint names, if these are names on the hub."
+    named = [dict(step=step, name=public_name(name)) for step,name in zip(BASES, parts) if name]
+    return [s for s in named if '/' in s['name']] or None
 
 def _official_tensors(folder, kind, llm, tower):
     "Where the weights lie, by our names; what the checkpoint lacks is in language model and tower."

@@ -11,7 +11,8 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo, hf_hub_download, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_branch, create_repo, hf_hub_download
+from huggingface_hub import metadata_load, upload_folder
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..core.errors import AlignGPTError
@@ -228,13 +229,14 @@ def push(
     if getattr(model.language_model, 'peft_config', None):
         raise AlignGPTError('the model has adapters', 'melt them in first: merge_lora(model); or save them: save(...)')
     repo_id, tags = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id, commit.pop('tags', None)
+    if branch := commit.get('revision'): create_branch(repo_id, branch=branch, token=token, exist_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
         model.save_pretrained(tmp, **save or {})
         if processor is not None: processor.save_pretrained(tmp)
         if code: write_code(tmp)
         file = write_card(tmp, repo_id, scores, tags)
         if _is_written(repo_id, token): file.unlink()
-        return model._upload_modified_files(tmp, repo_id, {}, token=token, **commit)
+        return upload_folder(repo_id=repo_id, folder_path=tmp, token=token, **commit)
 
 def _is_written(repo_id, token):
     "Is there a card on the hub that a person wrote?"

@@ -4,7 +4,8 @@ import hashlib, re, tempfile
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_repo, hf_hub_download, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_branch, create_repo, hf_hub_download
+from huggingface_hub import metadata_load, upload_folder
 from huggingface_hub.errors import EntryNotFoundError
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, fingerprint, pretrained, read_json, write_json
