@@ -79,7 +79,8 @@ _OTHERS = (
     ('steps.json', 'a quickstart that is not finished', 'give its command again: it goes on where it stopped'),
     ('mm_projector.bin', "what LLaVA's pre-training leaves: a projector without alignment levels",
      'put it into a new AlignGPT: load_parts(from_base(LLM, TOWER)[0], FILE)'),
-    ('*.gguf', 'weights for llama.cpp', 'to begin a new AlignGPT with them, use from_base(FILE.gguf, tower)')) # file, what it is, what to do
+    ('*.gguf', 'weights for llama.cpp',
+     'to begin a new AlignGPT with them, use from_base(FILE.gguf, tower)')) # file, what it is, what to do
 
 def _config_of(folder):
     "The configuration in a folder, if it is an AlignGPT's of any layout, or a plain LLaVA's."

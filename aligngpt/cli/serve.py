@@ -110,7 +110,8 @@ def serve_command(
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
-    max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded; all of a request may have twice that.')]=50.,
+    max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded; '
+                                                             'all of a request may have twice that.')]=50.,
     max_text_kb:Annotated[float, typer.Option(min=0, help='Text of a request, before it is cut into tokens.')]=256.,
     max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
     remote_images:Annotated[bool, typer.Option(
@@ -120,7 +121,8 @@ def serve_command(
     grace:Annotated[float, typer.Option(min=0, help='Seconds to finish answers in when the server is stopped.')]=30.,
     drain:Annotated[float, typer.Option(
         min=0, help='Seconds before that in which all goes on and only /ready says no, for a balancer to see.')]=0.,
-    engine:Annotated[str, typer.Option(help='auto: ours; vllm: many requests, several GPUs or machines; what stands after -- goes to vLLM.')]='auto',
+    engine:Annotated[str, typer.Option(help='auto: ours; vllm: many requests, several GPUs or machines; '
+                                            'what stands after -- goes to vLLM.')]='auto',
     device:Device='auto', dtype:DType='auto',
 ):
     "Serve a model: an OpenAI-compatible API, and a web page."

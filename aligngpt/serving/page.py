@@ -132,7 +132,8 @@ def _content(message):
 
 def _add(turns, role, text, images):
     "Add a message to the turns; what the user says in a row is one question."
-    if role == 'assistant' and turns: turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '![')) # see `escape_tags`
+    if role == 'assistant' and turns: # see `escape_tags`
+        turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '!['))
     elif turns and turns[-1].answer is None:
         turns[-1].question = f'{turns[-1].question}\n{text}'.strip()
         turns[-1].images = turns[-1].images + images
@@ -254,7 +255,8 @@ POLICY = '; '.join(("default-src 'self'", "script-src 'self' 'unsafe-inline' 'un
                     "base-uri 'self'"))
 
 ROUTES = re.compile(r'/?|/(config|theme\.css|manifest\.json|robots\.txt|favicon\.ico)/?|/(static|assets|svelte)/.*'
-                    r'|/gradio_api/(info/?|app_id/?|startup-events|heartbeat/[^/]+|queue/(join|data)|run/predict|upload|cancel|reset/?'
+                    r'|/gradio_api/(info/?|app_id/?|startup-events|heartbeat/[^/]+|queue/(join|data)|run/predict'
+                    r'|upload|cancel|reset/?'
                     r'|upload_progress|theme\.css|file=(?!\s*[\w+.-]+:/).*)', re.I | re.S) # what the page needs of Gradio
 
 class Door:
