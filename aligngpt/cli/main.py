@@ -14,6 +14,7 @@ import typer
 
 from .. import __version__
 from ..core.errors import AlignGPTError
+from ..core.markup import echo
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
@@ -29,7 +30,7 @@ app = typer.Typer(name='aligngpt', no_args_is_help=True, pretty_exceptions_enabl
 # %% ../../nbs/cli/01_main.ipynb #1894f4e7
 def _version(show:bool):
     if not show: return
-    typer.echo(f'aligngpt {__version__}')
+    echo(f'aligngpt {__version__}')
     raise typer.Exit()
 
 @app.callback()
@@ -61,8 +62,8 @@ def main(
     except Exception as e:
         text, hint, code = _explain(e)
         if '--debug' in args and code == 1: raise
-        typer.echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
-    if code == 130: typer.echo(_INTERRUPTED, err=True)
+        echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
+    if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
 
 # %% ../../nbs/cli/01_main.ipynb #8fbfba8f
@@ -72,7 +73,7 @@ def _prepare(args):
     "Notes on releases that were not tried, once, and only where something will run."
     asks = not {'--help', '-h', '--version'}.isdisjoint(args)
     if args and not asks and os.environ.get('RANK', '0') == '0':
-        for line in untested(): typer.echo(f'note: {line}', err=True)
+        for line in untested(): echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 
 def _reader_left():
@@ -92,11 +93,11 @@ def quickstart_(
     from transformers.utils import logging
     from aligngpt.core.devices import pick_attention
     from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
-    def tell(text): typer.echo(text, err=True)
+    def tell(text): echo(text, err=True)
     logging.set_verbosity_error(); logging.disable_progress_bar() # of loading and saving models that take no time
     tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
     recipe = dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)
-    typer.echo(_found(quickstart(out, recipe, tell), out))
+    echo(_found(quickstart(out, recipe, tell), out))
 
 # %% ../../nbs/cli/01_main.ipynb #aa7b0201
 def _found(m, out):
@@ -149,7 +150,7 @@ def convert(
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.checkpoints.convert import convert
-    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template))
+    echo(convert(src, dst, to, llm=llm, tower=tower, template=template))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()
@@ -160,11 +161,11 @@ def zoo(
     import dataclasses, json
     from aligngpt.training.settings import FINETUNE, PRETRAIN, fill_in
     from aligngpt.checkpoints.zoo import get_preset, zoo_table
-    if name is None: typer.echo(str(zoo_table())); return
+    if name is None: echo(str(zoo_table())); return
     p = get_preset(name)
     def fields(o, *but): return {k:v for k,v in dataclasses.asdict(o).items() if k not in but}
     stages = {s.name:fields(fill_in(s, **p.stage(s.name)), 'name', 'said') for s in (PRETRAIN, FINETUNE)}
-    typer.echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
+    echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
 
 # %% ../../nbs/cli/01_main.ipynb #c2825797
 register(app)

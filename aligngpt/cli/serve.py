@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.markup import echo
 from .data import DType, Device
 
 # %% ../../nbs/cli/05_serve.ipynb #dcb6169b
@@ -138,8 +139,8 @@ def _serve(host, port, grace, what):
         app = build_app(**what)
         at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
         if what['key'] is None and what['hosts'] is None:
-            typer.echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
-        typer.echo(f"{what['name']}: API {at}/v1" + f', page {at}/'*what['page'])
+            echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
+        echo(f"{what['name']}: API {at}/v1" + f', page {at}/'*what['page'])
         sys.stdout.flush()
         _run(app, sock, grace)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..core.errors import AlignGPTError
+from ..core.markup import echo
 from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
@@ -108,11 +109,11 @@ def _train(name, args):
     sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
     try: done = getattr(recipes, name)(sources, start=start, **args)
     except Interrupted as e:
-        typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
+        echo(f'{e.message}\n  hint: {e.hint}', err=True)
         raise typer.Exit(e.code)
     if done['losses']:
         first, *_, last = [*done['losses'], done['losses'][-1]]
-        typer.echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {first:.4f} to {last:.4f}: "
+        echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s, loss {first:.4f} to {last:.4f}: "
                    f"{Path(args['out'])/'model'}")
 
 def _take(args, kind):
@@ -137,9 +138,9 @@ def plan_command(
     for stage in (PRETRAIN, FINETUNE):
         s = override(fill_in(stage, **p.stage(stage.name)), batch_size=batch_size or None)
         config = p.config(use_gate=stage.name == 'finetune')
-        typer.echo(choose_sharding(config, s, **how) if sharding == 'auto'
+        echo(choose_sharding(config, s, **how) if sharding == 'auto'
                    else plan(config, override(s, sharding=sharding), **how))
-        typer.echo()
+        echo()
 
 def register(
     app:typer.Typer, # to add the commands to

@@ -7,7 +7,7 @@ __all__ = ['pair_of', 'DualEncoder', 'FunctionScorer', 'as_scorer', 'pair_scores
            'with_level', 'write_levels', 'write_scores', 'read_scores']
 
 # %% ../../nbs/levels/01_alignment.ipynb #c5ba8825
-import json
+import hashlib, json
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 
@@ -244,9 +244,17 @@ def write_scores(
     import pyarrow as pa, pyarrow.parquet as pq
     about = dict(about or {}, edges=levels.edges.tolist(), levels=len(levels.edges)+1, data=records.fingerprint)
     table = pa.table(_columns(records, np.asarray(scores, np.float32), levels.levels))
-    table = table.replace_schema_metadata({'aligngpt':json.dumps(about)})
+    table = table.replace_schema_metadata({'aligngpt':json.dumps(about), 'sum':_table_sum(table, about)})
     with atomic_path(out) as tmp: pq.write_table(table, tmp, write_page_checksum=True)
     return Path(out)
+
+def _table_sum(table, about):
+    "The sum of all values: Parquet's own sums are of pages, and not of what stands around them."
+    import pyarrow as pa
+    h = hashlib.sha256(json.dumps([about, table.column_names]).encode())
+    for c in table.columns:
+        h.update(json.dumps(c.to_pylist()).encode() if pa.types.is_string(c.type) else c.to_numpy().tobytes())
+    return h.hexdigest()[:16]
 
 def _columns(records, scores, levels):
     "What the table holds, of the records with a score."
@@ -263,11 +271,17 @@ def read_scores(
 )->tuple[Any,dict]: # (pyarrow table, what its metadata say)
     "Read a table of scores."
     import pyarrow as pa, pyarrow.parquet as pq
+    again = 'write it anew with `aligngpt levels`, which has kept the scores'
     try:
         with os_errors(path): table = pq.read_table(path, page_checksum_verification=True)
-        return table, json.loads(table.schema.metadata[b'aligngpt'])
-    except (pa.ArrowInvalid, OSError) as e:
-        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {str(e).splitlines()[0]}',
-                            'write it anew with `aligngpt levels`') from e
-    except (KeyError, TypeError, ValueError) as e:
-        raise AlignGPTError(f'{path}: not a table of scores that `aligngpt levels` wrote', 'check the path') from e
+        said = table.schema.metadata or {}
+        about = json.loads(said[b'aligngpt'])
+        same = said[b'sum'].decode() == _table_sum(table, about)
+    except (pa.ArrowException, OSError, MemoryError) as e:
+        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {(str(e) or "no memory").splitlines()[0]}',
+                            again) from e
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise AlignGPTError(f'{path}: not a table of scores that this release of `aligngpt levels` wrote, '
+                            'or a damaged one', again) from e
+    if not same: raise AlignGPTError(f'{path}: damaged: it has changed since it was written', again)
+    return table, about

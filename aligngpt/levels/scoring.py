@@ -6,7 +6,7 @@
 __all__ = ['PairBatches', 'identity', 'score_pairs', 'collect_scores', 'bucket', 'levels']
 
 # %% ../../nbs/levels/02_scoring.ipynb #40e29a7b
-import copy, hashlib, json, sys, time
+import copy, hashlib, json, time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import own_folder, read_json, write_json
+from ..core.markup import echo
 from ..core.pictures import ImageRules
 from ..core.shards import Shards, process_rank
 from ..core.steps import progress
@@ -143,7 +144,7 @@ class _Policy:
             self.n += 1
             if self.policy == 'error':
                 raise BadRecord(reason, message, "repair the data, or leave such pairs out with policy 'skip'")
-            print(f'skipped: {message}', file=sys.stderr)
+            echo(f'skipped: {message}', err=True)
             if self.n > self.limit:
                 raise BadRecord(reason, f'{self.n} pairs cannot be used, more than the {self.cap:.1%} that may be '
                                         f'skipped. The last: {message}', 'audit the data')
@@ -211,6 +212,9 @@ def levels(
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
     sources, folder = as_sources(data, images), Path(out).with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
+    if not (records.column('n_images') == 1).any():
+        raise AlignGPTError(f'{", ".join(str(s.path) for s in records.sources)}: no record has exactly one picture',
+                            'levels are of pairs, a picture and what is said about it')
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')
     scorer = DualEncoder.from_pretrained(clip) if isinstance(clip, (str, Path)) else clip

@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 import typer
 from aligngpt import __version__
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.markup import echo
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.markup import echo
 from aligngpt.cli.data import DType, Device
 import json, signal, subprocess, tempfile, time, urllib.request
 from fastcore.test import *

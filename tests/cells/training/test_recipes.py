@@ -9,6 +9,7 @@ import torch
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import fingerprint, path_from
+from aligngpt.core.markup import echo
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
