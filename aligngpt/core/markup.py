@@ -36,7 +36,8 @@ def markdown_html(
     return MarkdownIt('js-default', dict(breaks=True)).disable('image').render(text)
 
 # %% ../../nbs/core/07_markup.ipynb #f0a1c412
-_COMMANDS = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)')
+_COMMANDS = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+                       '|\r(?!\n)')
 
 def printable(
     text:Any, # of others

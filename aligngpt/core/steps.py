@@ -104,4 +104,5 @@ def progress(
     "A progress bar on standard error; in a file or pipe it prints at most a line every ten seconds."
     from tqdm.auto import tqdm
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-    return tqdm(items, desc=printable(desc), total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True, **kwargs)
+    return tqdm(items, desc=printable(desc), total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True,
+                **kwargs)

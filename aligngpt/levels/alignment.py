@@ -278,8 +278,8 @@ def read_scores(
         about = json.loads(said[b'aligngpt'])
         same = said[b'sum'].decode() == _table_sum(table, about)
     except (pa.ArrowException, OSError, MemoryError) as e:
-        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {(str(e) or "no memory").splitlines()[0]}',
-                            again) from e
+        why = (str(e) or 'no memory').splitlines()[0]
+        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {why}', again) from e
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise AlignGPTError(f'{path}: not a table of scores that this release of `aligngpt levels` wrote, '
                             'or a damaged one', again) from e
