@@ -1,11 +1,12 @@
-"A small world for tests of whole commands, which run here or in a process that can be killed; and folders byte by byte."
-import contextlib, io, json, shutil
+"A small world for tests of whole commands, which run here or in a process to be killed; and folders byte by byte."
+import contextlib, io, json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-# What may differ between two runs, by name: nothing else may.
+# What may differ between two runs, by name. Trackers write files of their own (tensorboard's names hold time, host and
+# process), so these runs have none; an index beside data (NAME.index) is a cache that knows the time of its file.
 TIMES = 'timing.jsonl', # holds the times, and only they
 
 
@@ -17,7 +18,8 @@ def world(d, pictures=24):
     tiny_clip(d/'clip')
     (d/'images').mkdir()
     rng = np.random.default_rng(0)
-    for i in range(pictures): Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(d/'images'/f'{i}.png')
+    for i in range(pictures):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(d/'images'/f'{i}.png')
     def record(i, asks): return dict(id=str(i), image=f'{i}.png', similarity=i%8, conversations=[
         {'from':'human', 'value':asks}, {'from':'gpt', 'value':f'It is {"red green blue".split()[i%3]}.'}])
     for name, asks in (('pairs', '<image>'), ('talks', '<image>\nWhat colour is it?')):
@@ -32,7 +34,8 @@ def world(d, pictures=24):
 STAGE = '--device cpu --batch-size 4 --log-every 1 --quiet --learning-rate 1e-3 --trackers none'.split()
 
 def pretrain(d, out, *more):
-    return ['pretrain', '--data', d/'pairs.json', '--images', d/'images', '--model', d/'toy', '--out', out, *STAGE, *more]
+    return ['pretrain', '--data', d/'pairs.json', '--images', d/'images', '--model', d/'toy', '--out', out, *STAGE,
+            *more]
 
 def finetune(d, start, out, *more):
     return ['finetune', '--data', d/'talks.json', '--images', d/'images', '--model', start, '--out', out, *STAGE, *more]

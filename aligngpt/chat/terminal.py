@@ -17,6 +17,7 @@ from PIL import Image
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError
+from ..core.markup import printable
 from ..core.pictures import open_picture
 from .reader import Settings
 from .session import ChatSession, Reply
@@ -75,9 +76,13 @@ class Terminal:
         dim:bool=False, # less important
         end:str='\n', # after it
     )->None:
-        "Print at once."
+        "Print at once; only we command the terminal, no text."
+        text = printable(text)
         if dim and self.depth: text = f'\x1b[2m{text}\x1b[0m'
-        self.out.write(text + end)
+        self._write(text + end)
+
+    def _write(self, text):
+        self.out.write(text)
         self.out.flush()
 
     def attach(self,
@@ -87,7 +92,7 @@ class Terminal:
         im = open_picture(source)
         self.pending.append(im)
         shown = thumbnail(im, min(32, shutil.get_terminal_size().columns//2), self.depth)
-        if shown: self.say(shown)
+        if shown: self._write(shown + '\n')
         self.say(f'{im.width} x {im.height} picture, shown with your next question', dim=not shown)
 
 # %% ../../nbs/chat/04_terminal.ipynb #6f58633b

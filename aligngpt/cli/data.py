@@ -11,6 +11,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..core.markup import echo
+
 # %% ../../nbs/cli/02_data.ipynb #8feb62b9
 Device = Annotated[str, typer.Option(help='Where to run: auto, cpu, cuda, cuda:1, mps.')]
 DType = Annotated[str, typer.Option(help='Number format: auto, float32, bfloat16, float16.')]
@@ -60,9 +62,9 @@ def _one_or_all(images):
 def _tell_levels(done, out):
     "What was done, in a line or two."
     edges = ' '.join(f'{e:.4f}' for e in done['edges'])
-    typer.echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {out}")
+    echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {out}")
     if done['cut'] or done['skipped']:
-        typer.echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
+        echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)
 
 # %% ../../nbs/cli/02_data.ipynb #2c046002
@@ -89,7 +91,7 @@ def audit_command(
     if processor: quiet_libraries()
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format)
     report = audit(sources, None, out, processor, max_length, levels, workers)
-    typer.echo(f"{report}\n{out/'report.html'}")
+    echo(f"{report}\n{out/'report.html'}")
     raise typer.Exit(report.exit_code)
 
 # %% ../../nbs/cli/02_data.ipynb #dc04dad6
@@ -114,7 +116,7 @@ def show_command(
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))
-        typer.echo(view_sample(records, i, images, p, max_length))
+        echo(view_sample(records, i, images, p, max_length))
 
 def _check_row(data, i, n):
     from aligngpt.core.errors import AlignGPTError
@@ -130,7 +132,7 @@ def unpack_command(
     "Restore archives that are disguised as films, check their MD5, and extract them. Safe to interrupt."
     from aligngpt.data.archives import unpack
     for d in unpack(files, out, md5, extract_to):
-        typer.echo(f"{d['archive']}: MD5 {'verified' if d['checked'] else 'not known'}"
+        echo(f"{d['archive']}: MD5 {'verified' if d['checked'] else 'not known'}"
                    + (f", {d['files']:,} files in {extract_to}" if extract_to else ''))
 
 def register_data(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Callable, Optional
 
 import typer
 
+from ..core.markup import echo
 from .data import DType, Device
 
 # %% ../../nbs/cli/04_evaluate.ipynb #834baa31
@@ -134,7 +135,7 @@ def compare_command(
     b:Path, # another run
     data:Path|None, # the files, if they are elsewhere now
     page:Path, # HTML to write
-    say:Callable=typer.echo, # told the result
+    say:Callable=echo, # told the result
 )->None: # the page is written
     "Compare two runs on the terminal and on a page."
     from aligngpt.evaluation.compare import compare, comparison_page
@@ -159,19 +160,19 @@ def ask_tasks(
     keep_freed_memory()
     model, processor = load()
     weights = weights_hash(model)
-    done = evaluate_all(model, processor, folders, out, judge, typer.echo, agree, weights=weights, **settings)
+    done = evaluate_all(model, processor, folders, out, judge, echo, agree, weights=weights, **settings)
     if card and done: _write_scores(card, out, weights)
     if len(done) < 2: return
-    typer.echo('\n' + table_text(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
+    echo('\n' + table_text(results_rows(scores_of(out), settings['model_id']), 'model') + '\n')
     for title, column in column_rows(scores_of(out)).items():
-        typer.echo(f'{title}: ' + '; '.join(f'{k}: {v}' for k,v in column.items() if v))
+        echo(f'{title}: ' + '; '.join(f'{k}: {v}' for k,v in column.items() if v))
 
 def _write_scores(folder, out, weights):
     "Write the scores of a model into its card, unless a person wrote that."
     from aligngpt.evaluation.results import card_scores
     from aligngpt.model.sharing import write_card
     file = write_card(folder, scores=card_scores(out, weights))
-    typer.echo(f'card: {file}' if file else f'{folder}: its README.md is no card of ours, and stays as it is')
+    echo(f'card: {file}' if file else f'{folder}: its README.md is no card of ours, and stays as it is')
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40007
 _Run = Annotated[Optional[str], typer.Argument(help='A run folder, a checkpoint folder, or a name on the hub.')]
@@ -219,7 +220,7 @@ def eval_command(
     """Ask a model the questions of benchmarks, and score the answers.
     Under torchrun on all devices; goes on where it was killed."""
     base = data or Path('playground/data/eval')
-    if show: typer.echo(list_files(tasks, base)); return
+    if show: echo(list_files(tasks, base)); return
     if compare: compare_command(*compare, data, page); return
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
     from aligngpt.core.devices import quiet_libraries
@@ -260,19 +261,19 @@ def _hired(boss, yes, files, predictions):
     judge = boss(files.task)
     rounds = judge if isinstance(judge, list) else [judge]
     estimate = estimate_rounds(rounds, judge_calls(files, predictions))
-    typer.echo(estimate, err=True)
+    echo(estimate, err=True)
     if estimate.calls and not agreed(yes)(estimate): raise typer.Exit(1)
     return judge
 
 def _tell(report, lenient, predictions):
     "The score and the notes; of a part of the answers an error, unless a part is wanted."
     from aligngpt.core.errors import AlignGPTError
-    for note in report.notes: typer.echo(f'note: {note}', err=True)
+    for note in report.notes: echo(f'note: {note}', err=True)
     if report.status == 'partial' and not lenient:
         n = f'{report.answered:,} of {report.questions:,} questions of {report.title}'
         raise AlignGPTError(f'{predictions}: {n} are answered: no score',
                             'let the evaluation finish, or see with --lenient what a part is worth')
-    typer.echo(report)
+    echo(report)
 
 def _write_failure(json, task, error):
     "No score of an earlier try stays where this one failed."
@@ -315,7 +316,7 @@ def score_command(
     except AlignGPTError as e: _write_failure(json, task, e); raise
     if json is not None: report.save(json)
     _tell(report, lenient, predictions or replies[0])
-    if upload is not None: typer.echo(write_upload(files, predictions, upload, options))
+    if upload is not None: echo(write_upload(files, predictions, upload, options))
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40008
 def register_eval(

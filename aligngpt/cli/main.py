@@ -14,6 +14,7 @@ import typer, typer.core
 
 from .. import __version__
 from ..core.errors import AlignGPTError, local_path
+from ..core.markup import echo
 from ..core.shards import process_rank
 from ..core.versions import untested
 from .data import DType, Device, register_data
@@ -47,7 +48,7 @@ app = _Commands(name='aligngpt', invoke_without_command=True, pretty_exceptions_
 # %% ../../nbs/cli/01_main.ipynb #1894f4e7
 def _version(show:bool):
     if not show: return
-    typer.echo(f'aligngpt {__version__}')
+    echo(f'aligngpt {__version__}')
     raise typer.Exit()
 
 @app.callback()
@@ -84,8 +85,8 @@ def main(
     except Exception as e:
         text, hint, code = _explain(e)
         if '--debug' in args and code == 1: raise
-        typer.echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
-    if code == 130: typer.echo(_INTERRUPTED, err=True)
+        echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
+    if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
 
 # %% ../../nbs/cli/01_main.ipynb #8fbfba8f
@@ -95,14 +96,14 @@ def _prepare(args):
     "Notes on releases that were not tried, once, and only where something will run."
     asks = not {'--help', '-h', '--version'}.isdisjoint(args)
     if args and not asks and process_rank()[0] == 0:
-        for line in untested(): typer.echo(f'note: {line}', err=True)
+        for line in untested(): echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 
 @contextlib.contextmanager
 def _notes(all_):
     "Our own warnings as notes, and none of other libraries, unless all are wanted."
     def tell(message, category, filename, lineno, file=None, line=None):
-        if Path(__file__).parents[1] in Path(filename).parents: typer.echo(f'note: {message}', err=True)
+        if Path(__file__).parents[1] in Path(filename).parents: echo(f'note: {message}', err=True)
     with warnings.catch_warnings():
         if not all_: warnings.showwarning = tell
         yield
@@ -123,11 +124,11 @@ def quickstart_(
     import dataclasses
     from aligngpt.core.devices import pick_attention, quiet_libraries
     from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
-    def tell(text): typer.echo(text, err=True)
+    def tell(text): echo(text, err=True)
     quiet_libraries()
     tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
     recipe = dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)
-    typer.echo(_found(quickstart(out, recipe, tell), out))
+    echo(_found(quickstart(out, recipe, tell), out))
 
 # %% ../../nbs/cli/01_main.ipynb #aa7b0201
 def _found(m, out):
@@ -188,8 +189,8 @@ def convert(
     from aligngpt.core.devices import quiet_libraries
     from aligngpt.checkpoints.convert import convert
     quiet_libraries()
-    typer.echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
-                       fresh=tuple(p for p in fresh.split(',') if p)))
+    echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
+                 fresh=tuple(p for p in fresh.split(',') if p)))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()
@@ -200,11 +201,11 @@ def zoo(
     import dataclasses, json
     from aligngpt.training.settings import FINETUNE, PRETRAIN, fill_in
     from aligngpt.checkpoints.zoo import get_preset, zoo_table
-    if name is None: typer.echo(str(zoo_table())); return
+    if name is None: echo(str(zoo_table())); return
     p = get_preset(name)
     def fields(o, *but): return {k:v for k,v in dataclasses.asdict(o).items() if k not in but}
     stages = {s.name:fields(fill_in(s, **p.stage(s.name)), 'name', 'said') for s in (PRETRAIN, FINETUNE)}
-    typer.echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
+    echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
 
 # %% ../../nbs/cli/01_main.ipynb #c2825797
 register(app)

@@ -15,6 +15,7 @@ import typer
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import checkpoint_folder
+from ..core.markup import echo
 from ..serving.remote import Limits
 from .data import DType, Device
 
@@ -150,9 +151,9 @@ def _serve(host, port, times, what):
         app = build_app(**what)
         at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
         if what['key'] is None and what['hosts'] is None:
-            typer.echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
-        typer.echo(f"{what['name']}: API {at}/v1" + f', page {at}/'*what['page'])
-        typer.echo(f'requests need at most {app.state.api.memory/1e9:.1f} GB of memory, beside the model')
+            echo('warning: no key is set, and everybody who reaches this port may use the model', err=True)
+        echo(f"{what['name']}: API {at}/v1" + f', page {at}/'*what['page'])
+        echo(f'requests need at most {app.state.api.memory/1e9:.1f} GB of memory, beside the model')
         sys.stdout.flush()
         _run(app, sock, *times)
 

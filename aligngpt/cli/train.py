@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..core.errors import AlignGPTError, local_path
+from ..core.markup import echo
 from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
@@ -116,10 +117,10 @@ def _train(name, args):
     sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
     try: done = getattr(recipes, name)(sources, start=start, **args)
     except Interrupted as e:
-        typer.echo(f'{e.message}\n  hint: {e.hint}', err=True)
+        echo(f'{e.message}\n  hint: {e.hint}', err=True)
         raise typer.Exit(e.code)
     loss = f", loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}" if done['losses'] else ''
-    typer.echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s{loss}: {Path(args['out'])/'model'}")
+    echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s{loss}: {Path(args['out'])/'model'}")
 
 def _take(args, kind):
     "Move the fields of a dataclass out of the arguments, into one object."
@@ -143,9 +144,9 @@ def plan_command(
     for stage in (PRETRAIN, FINETUNE):
         s = override(fill_in(stage, **p.stage(stage.name)), batch_size=batch_size or None)
         config = p.config(use_gate=stage.name == 'finetune')
-        typer.echo(choose_sharding(config, s, **how) if sharding == 'auto'
+        echo(choose_sharding(config, s, **how) if sharding == 'auto'
                    else plan(config, override(s, sharding=sharding), **how))
-        typer.echo()
+        echo()
 
 def register(
     app:typer.Typer, # to add the commands to

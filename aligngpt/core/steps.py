@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable
 
 from .errors import os_errors
 from .files import plain, read_json, write_json
+from .markup import printable
 
 # %% ../../nbs/core/04_steps.ipynb #1240038a
 def environment()->dict: # versions, platform, commit
@@ -103,4 +104,5 @@ def progress(
     "A progress bar on standard error; in a file or pipe it prints at most a line every ten seconds."
     from tqdm.auto import tqdm
     watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
-    return tqdm(items, desc=desc, total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True, **kwargs)
+    return tqdm(items, desc=printable(desc), total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True,
+                **kwargs)

@@ -6,7 +6,7 @@
 __all__ = ['SampleDataset', 'LoaderError', 'for_loader', 'Collator', 'gather_images', 'gather_levels']
 
 # %% ../../nbs/data/05_batches.ipynb #9ff25c9e
-import hashlib, sys
+import hashlib
 from typing import Any, Callable
 
 import numpy as np, torch
@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import AlignGPTError, BadRecord
+from ..core.markup import echo
 from ..core.pictures import ImageRules
 from ..text.conversation import record_images
 from .images import image_sources, load_image
@@ -134,7 +135,7 @@ def for_loader(
 def _mark(self:SampleDataset, i, e):
     "Note that record `i` is bad, say so, and stop if it is one too many."
     self.marked[i] = 1
-    print(f'skipped: {e.message}', file=sys.stderr)
+    echo(f'skipped: {e.message}', err=True)
     bad, n = self.n_skipped, len(self.records)
     if bad > self.cap*n:
         raise for_loader(AlignGPTError(

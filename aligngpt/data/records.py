@@ -7,7 +7,7 @@ __all__ = ['MAX_TEXT', 'RecordFacts', 'check_record', 'check_caption', 'build_in
            'ensure_index', 'Source', 'Records']
 
 # %% ../../nbs/data/03_records.ipynb #3f1bb9a9
-import bisect, contextlib, hashlib, json, multiprocessing, os, sys
+import bisect, contextlib, hashlib, json, multiprocessing, os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from ..core.files import atomic_path, damage, file_sums, read_json, write_json
+from ..core.markup import echo
 from ..core.steps import progress
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
 from .containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
@@ -167,7 +168,7 @@ def _is_fresh(folder, state):
     except AlignGPTError: return False
     if not isinstance(said, dict) or any(said.get(k) != v for k,v in state.items()): return False
     why = damage(folder, said.get('files', {}), hashes=multiprocessing.parent_process() is None)
-    if why: print(f'{folder}: damaged: {why}; it is made anew', file=sys.stderr)
+    if why: echo(f'{folder}: damaged: {why}; it is made anew', err=True)
     return not why
 
 def _lock(folder):

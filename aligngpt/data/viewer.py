@@ -10,7 +10,7 @@ import base64, io
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.markup import escape
+from ..core.markup import escape, printable
 from ..text.conversation import record_images
 from ..model.processor import AlignGPTProcessor, TokenView
 from .images import image_sources, load_image
@@ -53,7 +53,7 @@ class SampleView:
         pictures = ''.join(map(_png_tag, self.images))
         return f'<div><b>{escape(self.title())}</b><div>{pictures}</div>{self.tokens._repr_html_()}</div>'
 
-    def __str__(self): return '\n'.join([self.title(), *map(blocks, self.images), str(self.tokens)])
+    def __str__(self): return '\n'.join([printable(self.title()), *map(blocks, self.images), str(self.tokens)])
     __repr__ = __str__
 
 def _png_tag(im):

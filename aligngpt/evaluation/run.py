@@ -7,7 +7,7 @@ __all__ = ['named', 'whole_lines', 'check_answers', 'AnswerFile', 'known_answers
            'manifest', 'scorer_version', 'unreadable', 'window_size', 'ask_share', 'predict', 'score_run', 'evaluate']
 
 # %% ../../nbs/evaluation/11_run.ipynb #9d90929e
-import hashlib, json, os, shutil, sys
+import hashlib, json, os, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import atomic_path, own_folder, path_from, read_json, write_json, write_once
+from ..core.markup import echo
 from ..core.shards import Pieces, Tail, process_rank
 from ..core.steps import environment, progress
 from ..model.decoding import Ask, Share, answers
@@ -87,7 +88,7 @@ def known_answers(
     "What has been answered so far, by any process."
     files = [folder/'answers.jsonl', *sorted((folder/'parts').glob('rank-*.jsonl'))]
     read = [whole_lines(f) for f in files]
-    for why in (w for _,_,bad in read for w in bad): print(f'{why}; its question is asked again', file=sys.stderr)
+    for why in (w for _,_,bad in read for w in bad): echo(f'{why}; its question is asked again', err=True)
     rows = [r for rows,*_ in read for r in rows]
     return {(r['question_id'], r['prompt']):r for r in reversed(rows)} # of two answers the first counts
 

@@ -7,7 +7,7 @@ __all__ = ['pair_of', 'DualEncoder', 'FunctionScorer', 'as_scorer', 'pair_scores
            'with_level', 'write_levels', 'write_scores', 'read_scores']
 
 # %% ../../nbs/levels/01_alignment.ipynb #c5ba8825
-import json
+import hashlib, json
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 
@@ -247,10 +247,25 @@ def write_scores(
     if len(odd := np.flatnonzero(~np.isnan(scores) & (records.column('n_images') != 1))):
         raise AlignGPTError(f'{records.place(records.row(int(odd[0])))} has a score and is no pair')
     kinds = dict(row=pa.int64(), id=pa.large_string(), image=pa.large_string(), score=pa.float32(), level=pa.int8())
-    schema = pa.schema(list(kinds.items()), meta)
+    schema, sums = pa.schema(list(kinds.items()), meta), {}
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as file:
-        for columns in _spans(records, scores, levels.levels): file.write_table(pa.table(columns, schema))
+        for columns in _spans(records, scores, levels.levels):
+            file.write_table(span := pa.table(columns, schema))
+            _add(sums, span)
+        file.add_key_value_metadata({'sum':_sum_of(sums, about)})
     return Path(out)
+
+def _add(sums, span):
+    "Take a span of the table into the sums of its columns."
+    for name in span.schema.names:
+        c = span.column(name)
+        data = '\0'.join([*map(str, c.to_pylist()), '']).encode() if name in ('id', 'image') else np.asarray(c).tobytes()
+        sums.setdefault(name, hashlib.sha256()).update(data)
+
+def _sum_of(sums, about):
+    "The sum of all values: Parquet's own sums are of pages, and not of what stands around them."
+    said = json.dumps([about, {name:h.hexdigest() for name,h in sums.items()}])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 def _spans(records, scores, levels, size=1 << 20):
     "What the table holds, of the records with a score, span by span: a hundred million names take no memory."
@@ -267,11 +282,18 @@ def read_scores(
 )->tuple[Any,dict]: # (pyarrow table, what its metadata say)
     "Read a table of scores."
     import pyarrow as pa, pyarrow.parquet as pq
+    again = 'write it anew with `aligngpt levels`, which has kept the scores'
     try:
         with os_errors(path): table = pq.read_table(path, page_checksum_verification=True)
-        return table, json.loads(table.schema.metadata[b'aligngpt'])
-    except (pa.ArrowInvalid, OSError) as e:
-        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {str(e).splitlines()[0]}',
-                            'write it anew with `aligngpt levels`') from e
-    except (KeyError, TypeError, ValueError) as e:
-        raise AlignGPTError(f'{path}: not a table of scores that `aligngpt levels` wrote', 'check the path') from e
+        said, sums = pq.read_metadata(path).metadata or {}, {}
+        about = json.loads(said[b'aligngpt'])
+        for span in table.to_batches(1 << 20): _add(sums, span)
+        same = said[b'sum'].decode() == _sum_of(sums, about)
+    except (pa.ArrowException, OSError, MemoryError) as e:
+        why = (str(e) or 'no memory').splitlines()[0]
+        raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {why}', again) from e
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise AlignGPTError(f'{path}: not a table of scores that this release of `aligngpt levels` wrote, '
+                            'or a damaged one', again) from e
+    if not same: raise AlignGPTError(f'{path}: damaged: it has changed since it was written', again)
+    return table, about

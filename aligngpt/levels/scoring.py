@@ -6,7 +6,7 @@
 __all__ = ['PairBatches', 'identity', 'score_pairs', 'collect_scores', 'bucket', 'levels']
 
 # %% ../../nbs/levels/02_scoring.ipynb #40e29a7b
-import copy, hashlib, json, shutil, sys
+import copy, hashlib, json, shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import AlignGPTError, BadRecord, local_path
 from ..core.files import own_folder, read_json, write_once
+from ..core.markup import echo
 from ..core.pictures import ImageRules
 from ..core.shards import Pieces, Shards, process_rank
 from ..core.steps import progress
@@ -123,7 +124,7 @@ def collect_scores(
 def _begun_with(folder, batch_size, quiet):
     "The batch size of a job that has begun: its batches are what is done and what is not."
     size = read_json(folder/'job.json')['batch_size'] if (folder/'job.json').exists() else batch_size
-    if size != batch_size and not quiet: print(f'{folder}: goes on in batches of {size}, as it began', file=sys.stderr)
+    if size != batch_size and not quiet: echo(f'{folder}: goes on in batches of {size}, as it began', err=True)
     return size
 
 def _check_job(folder, job):
@@ -160,7 +161,7 @@ class _Done:
     def add(self, entry):
         "A batch of this process."
         if not self._count(entry): return
-        for _, message in entry['problems'].values(): print(f'skipped: {message}', file=sys.stderr)
+        for _, message in entry['problems'].values(): echo(f'skipped: {message}', err=True)
         self.shards.append(entry)
     def _count(self, entry):
         "Is it new?"
@@ -244,6 +245,9 @@ def levels(
     sources, out = as_sources(data, images), Path(local_path(out))
     folder = out.with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
+    if not (records.column('n_images') == 1).any():
+        raise AlignGPTError(f'{", ".join(str(s.path) for s in records.sources)}: no record has exactly one picture',
+                            'levels are of pairs, a picture and what is said about it')
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')
     scorer = DualEncoder.from_pretrained(clip) if isinstance(clip, (str, Path)) else clip

@@ -20,7 +20,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpa
 
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import pretrained, read_json
-from ..core.markup import escape
+from ..core.markup import escape, printable
 from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
@@ -298,7 +298,7 @@ class TokenView:
     def __str__(self)->str: return ''.join(f'\x1b[{ROLES[r][2]};30m{_visible(t)}\x1b[0m' for t,r in self.runs())
     def __repr__(self)->str: return str(self)
 
-def _visible(t): return t.replace('\n', '⏎').replace('\t', '⇥') or '∅'
+def _visible(t): return printable(t.replace('\n', '⏎').replace('\t', '⇥')) or '∅'
 
 def _pieces(tokenizer, ids):
     "The text of each token, with the space that it begins with."

@@ -17,6 +17,7 @@ import numpy as np, torch
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import checkpoint_folder, fingerprint, path_from
+from ..core.markup import echo
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
@@ -198,7 +199,7 @@ def _about(command, preset, start, out, **more):
 def _resolve(stage, preset, changes, quiet):
     "The settings, printed by the first process."
     stage = settings_of(stage, preset, **changes)
-    if not quiet and os.environ.get('RANK', '0') == '0': print(settings_text(stage, preset))
+    if not quiet and os.environ.get('RANK', '0') == '0': echo(settings_text(stage, preset))
     return stage
 
 # %% ../../nbs/training/06_recipes.ipynb #8938d0bc

@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, damage, file_sums, flush_to_disk, read_json, write_json
+from ..core.markup import echo
 from ..core.steps import TIMING, note_time, progress
 
 # %% ../../nbs/training/03_runs.ipynb #b099def4
@@ -72,7 +73,7 @@ def sound_checkpoint(
         raise AlignGPTError(f'{bad[0][0]}: damaged: {bad[0][1]}; there is no checkpoint before it',
                             f'restore the file, or remove {folder} to begin anew')
     for p,why in bad:
-        print(f'{p}: damaged: {why}; going on from {sound.name}', file=sys.stderr)
+        echo(f'{p}: damaged: {why}; going on from {sound.name}', err=True)
         (p/MARKER).unlink()
         shutil.rmtree(p)
     return sound

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.browser
 root = Path(__file__).resolve().parents[2]
 pytest.importorskip('jupyterlab', reason='no JupyterLab: pip install jupyterlab')
 
+LAB = '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root'
 BRAKE = """import time, pathlib
 hold = pathlib.Path('hold')
 def brake(*args): # an answer stays at its third token while the file is there
@@ -238,8 +239,7 @@ def test_notebook(tmp_path):
     "The same widget in Notebook 7."
     pytest.importorskip('notebook', reason='no Notebook 7: pip install notebook')
     short_notebook(tmp_path)
-    with serve(tmp_path, 'notebook', '--ip=127.0.0.1', '--IdentityProvider.token=T',
-               '--allow-root') as url, widget_page() as page:
+    with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
         run_all(page)
         short_talk(page, tmp_path, 'notebook7')
@@ -268,18 +268,40 @@ from aligngpt.chat import Chat""",
     (folder/'chat.ipynb').write_text(json.dumps(dict(cells=list(cells), metadata=meta, nbformat=4, nbformat_minor=5)),
                                      encoding='utf-8')
 
+def hostile_talk(page, name):
+    "What is shown is inert, and so is what the chat shows of hostile questions."
+    page.get_by_text('all is shown', exact=True).wait_for(timeout=600_000)
+    chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
+    for n,text in enumerate(HOSTILE[:4]): chat.say(text); chat.whole(n)
+    page.abroad = [a for a in page.abroad if 'example.com' in a] # voila's own page asks a CDN for its scripts
+    inert(page, '.jp-OutputArea-output')
+    expect('onerror', page.locator('.jp-OutputArea').nth(1).inner_text())
+    shot(page, f'hostile_{name}')
+
 @pytest.mark.slow
 def test_hostile_lab(tmp_path):
     "Questions, answers and data of an enemy in JupyterLab, whose outputs are trusted."
     hostile_notebook(tmp_path)
-    lab = serve(tmp_path, 'jupyterlab', '--ip=127.0.0.1', '--IdentityProvider.token=T', '--allow-root',
-                ready='/api/status?token=T')
-    with lab as url, widget_page() as page:
+    with serve(tmp_path, 'jupyterlab', *LAB, ready='/api/status?token=T') as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
         run_all(page)
-        page.get_by_text('all is shown', exact=True).wait_for(timeout=300_000)
-        chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
-        for n,text in enumerate(HOSTILE[:4]): chat.say(text); chat.whole(n)
-        inert(page, '.jp-OutputArea-output')
-        expect('onerror', page.locator('.jp-OutputArea').nth(1).inner_text())
-        shot(page, 'hostile_lab')
+        hostile_talk(page, 'lab')
+
+@pytest.mark.slow
+def test_hostile_notebook(tmp_path):
+    "The same in Notebook 7."
+    pytest.importorskip('notebook', reason='no Notebook 7: pip install notebook')
+    hostile_notebook(tmp_path)
+    with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
+        page.goto(f'{url}/notebooks/chat.ipynb?token=T')
+        run_all(page)
+        hostile_talk(page, 'notebook7')
+
+@pytest.mark.slow
+def test_hostile_voila(tmp_path):
+    "The same as a page of its own."
+    pytest.importorskip('voila', reason='no voila: pip install voila')
+    hostile_notebook(tmp_path)
+    with serve(tmp_path, 'voila', 'chat.ipynb') as url, widget_page() as page:
+        page.goto(url)
+        hostile_talk(page, 'voila')

@@ -1,5 +1,5 @@
 """Each thing that a user can get wrong with a model is one line that names the file, the row or the key."""
-import copy, io, json, os, shutil, sys
+import copy, io, json, os, random, shutil, sys
 
 import pytest, torch
 from transformers import AutoModelForImageTextToText
@@ -233,3 +233,19 @@ def test_modules_of_an_adapter(model, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), 'megatron_config': {'x': 1},
                                 'megatron_core': 'antigravity'}))
     with refused('adapter', 'megatron'): load_adapter(copy.deepcopy(model), tmp_path/'a')
+
+
+@pytest.mark.parametrize('to', ['hf', 'official'])
+def test_converted_and_changed(tmp_path, to):
+    "One bit of a converted model, in the middle of its weights or in a header: named, and not loaded."
+    from aligngpt.model.toy import toy
+    for part in toy(): part.save_pretrained(tmp_path/'toy')
+    made = convert(tmp_path/'toy', tmp_path/'made', to, quiet=True, tower=None if to == 'hf' else str(tmp_path/'toy'))
+    draw = random.Random(0)
+    for file in sorted(p for p in made.iterdir() if p.suffix in ('.safetensors', '.bin')):
+        whole = file.read_bytes()
+        for at in (draw.randrange(8, 200), draw.randrange(len(whole)//2, len(whole))):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at+1:])
+            with pytest.raises(AlignGPTError) as e: load(made, device='cpu')
+            assert f'{made}' in str(e.value) and 'damaged' in str(e.value), e.value
+        file.write_bytes(whole)

@@ -104,3 +104,24 @@ def test_full_disk(capsys, place, tmp_path):
         assert not [p for p in disk.rglob('*') if p.suffix in ('.json', '.parquet', '.tmp')
                     and p.name != 'job.json'] # scores stay, to go on from
     finally: subprocess.run(['umount', disk], check=True)
+
+
+@pytest.mark.parametrize('kind', ['json', 'jsonl', 'parquet'])
+@pytest.mark.parametrize('image', [{}, dict(image=None), dict(image=''), dict(image=[])],
+                         ids=['left out', 'null', 'empty', 'none'])
+def test_no_pictures(capsys, place, tmp_path, kind, image):
+    "Not one record has a picture, or a column holds nothing at all: audited as it is, and no pairs to level."
+    import pyarrow as pa, pyarrow.parquet as pq
+    rows = [dict(id=None, **image, conversations=[{'from':'human', 'value':'Hi?'}, {'from':'gpt', 'value':'Hi.'}])]*3
+    data = tmp_path/f'talks.{kind}'
+    if kind == 'parquet': pq.write_table(pa.Table.from_pylist(rows), data)
+    else: data.write_text(json.dumps(rows) if kind == 'json' else ''.join(json.dumps(r) + '\n' for r in rows))
+    code, err = command(capsys, 'audit', data, '--images', place/'images', '--out', tmp_path/'audit', '--workers', 0)
+    assert (code, 'rror' in err) == (0, False), err
+    code, err = command(capsys, 'levels', data, '--images', place/'images', '--clip', place/'clip', '--out',
+                        tmp_path/'levels.json', '--device', 'cpu')
+    assert code == 1 and f'{data}: no record has exactly one picture' in err, err
+    if kind == 'json':
+        code, err = command(capsys, 'finetune', '--data', data, '--model', place/'run', '--out', tmp_path/'run',
+                            '--device', 'cpu', '--max-steps', 1, '--features', tmp_path/'features', '--quiet')
+        assert code == 0, err

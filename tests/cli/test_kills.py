@@ -1,6 +1,6 @@
-"""kill -9 at twenty random points of each of four moments, none of which may be lost on anybody: between the last
-checkpoint and `done.json`, while a checkpoint is saved, while the store of tower features is filled, and while an archive
-is unpacked in place. After each, the same command is run again, and leaves what it leaves undisturbed, byte by byte."""
+"""kill -9 at twenty random points of each of four moments: between the last checkpoint and `done.json`, while a
+checkpoint is saved, while the store of tower features is filled, and while an archive is unpacked in place. After each
+the same command is run again, and leaves what it leaves undisturbed, byte by byte."""
 import io, multiprocessing, os, random, shutil, signal, tarfile, time
 
 import numpy as np, pytest
@@ -49,11 +49,11 @@ def twenty(kill, restart):
 def again(start, want, out, args):
     "Run the command to its end, and compare what it left; then all begins anew."
     def run(hit):
-        p = start(*args)
-        p.join()
-        assert p.exitcode == 0
-        assert differing(want, out) == []
-        if (out.parent/'features').exists(): assert differing(want.parent/'features', out.parent/'features') == []
+        if hit:
+            p = start(*args)
+            p.join()
+            assert p.exitcode == 0
+            assert differing(want.parent, out.parent) == []
         shutil.rmtree(out.parent)
         out.parent.mkdir()
     return run
@@ -72,7 +72,8 @@ def trial(start, place, tmp_path):
 
 @pytest.mark.parametrize('stage', ['pretrain', 'finetune'])
 def test_between_the_last_checkpoint_and_the_end(start, place, trial, stage):
-    build = dict(pretrain=lambda o, *more: pretrain(place, o, *more), finetune=lambda o, *more: finetune(place, place/'toy', o, *more))[stage]
+    build = dict(pretrain=lambda o, *more: pretrain(place, o, *more),
+                 finetune=lambda o, *more: finetune(place, place/'toy', o, *more))[stage]
     args, out, want = trial(build, '--max-steps', 6, '--save-every', 3)
     def kill(draw):
         done = kill_at(start(*args), (out/'checkpoint-6'/'complete.json').exists, draw.uniform(0, .1))
@@ -80,14 +81,16 @@ def test_between_the_last_checkpoint_and_the_end(start, place, trial, stage):
     twenty(kill, again(start, want, out, args))
 
 def test_in_the_save_of_a_checkpoint(start, place, trial):
-    args, out, want = trial(lambda o, *more: finetune(place, place/'toy', o, *more), '--max-steps', 6, '--save-every', 2)
+    args, out, want = trial(lambda o, *more: finetune(place, place/'toy', o, *more), '--max-steps', 6,
+                            '--save-every', 2)
     def kill(draw):
         c = out/f'checkpoint-{draw.choice((2, 4, 6))}'
         return kill_at(start(*args), c.exists, draw.uniform(0, .08)) and c.exists() and not (c/'complete.json').exists()
     twenty(kill, again(start, want, out, args))
 
 def test_in_the_fill_of_the_feature_store(start, place, trial):
-    args, out, want = trial(lambda o, *more: pretrain(place, o, *more), '--max-steps', 2, '--features', lambda o: o.parent/'features')
+    args, out, want = trial(lambda o, *more: pretrain(place, o, *more), '--max-steps', 2, '--features',
+                            lambda o: o.parent/'features')
     sums = out.parent/'features'/'sums.bin'
     def filled(): return np.count_nonzero(np.fromfile(sums, 'uint32')) if sums.exists() else -1
     def kill(draw):

@@ -28,11 +28,12 @@ def test_two_folders(tmp_path):
             code, said = command(*args)
             assert code == (args[0] == 'audit'), said
     made = files(one)
-    assert {'pre/done.json', 'fine/checkpoint-4/optimizer.pt', 'lora/model/adapter_config.json', 'levels/out.parquet',
-            'audit/report.html', 'eval/asked/score.json', 'eval/asked/report.html', 'converted/config.json'} <= made.keys()
+    assert {'pre/done.json', 'fine/checkpoint-4/optimizer.pt', 'lora/model/adapter_config.json',
+            'levels/out.parquet', 'audit/report.html', 'eval/asked/score.json', 'eval/asked/report.html',
+            'converted/config.json'} <= made.keys()
     assert differing(one, two) == []
     assert [k for k,v in made.items() if str(tmp_path).encode() in v] == []
-    assert sorted(p.relative_to(one).as_posix() for p in one.rglob('timing.jsonl')) == [f'{k}/timing.jsonl' for k in ('fine', 'lora', 'pre')]
+    assert sorted(p.parent.name for p in one.rglob('timing.jsonl')) == ['fine', 'lora', 'pre']
 
 @pytest.mark.slow
 def test_two_quickstarts(tmp_path):

@@ -22,7 +22,8 @@ def questions(folder):
         place = folder/name.replace('/', '')/'q'
         place.mkdir(parents=True)
         (place/'answers.jsonl').write_text(''.join(json.dumps(q.row(said(t))) + '\n' for q,t in zip(asked, HOSTILE)))
-        write_json(dict(task='q', file=str(folder/'q.jsonl'), data=str(folder), model_id=name + HOSTILE[1],
+        here = folder.absolute()
+        write_json(dict(task='q', file=str(here/'q.jsonl'), data=str(here), model_id=name + HOSTILE[1],
                         questions=len(asked), prompts='p', processor='p', model='m' + name, config='c',
                         settings=dict(skipped=0, dtype=name)), place/'manifest.json')
         score_run(Run.finished(place))

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from PIL import Image
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.markup import printable
 from aligngpt.core.pictures import open_picture
 from aligngpt.chat.reader import Settings
 from aligngpt.chat.session import ChatSession, Reply
@@ -103,6 +104,18 @@ def test_Terminal_line():
     test_eq('temperature = 0.5' in typed('/set temperature=0.5', '/set'), True)
     print(typed(*wrong))
 
+    # nbs/chat/04_terminal.ipynb #04e0001b
+    rude = '\x1b]52;c;ZXZpbA==\x07\x1b[2J'
+    term = Terminal(ChatSession(model, processor, temperature=0), out=io.StringIO())
+    term.line(f'What colour {rude} is it?')
+    for piece in ('It is ', '\x1b', '[31mred'): term.say(piece, end='') # as an answer comes, in pieces
+    for text in ('', '/undo', f'/image {rude}.png'): term.line(text)
+
+    # nbs/chat/04_terminal.ipynb #04e0001c
+    test_eq('\x1b' in term.out.getvalue(), False)
+    for shown in (r'It is \x1b[31mred', r'taken back: What colour \x1b]52;c;ZXZpbA==\x07\x1b[2J is it?', r'error: \x1b]52'):
+        test_eq(shown in term.out.getvalue(), True)
+
     # nbs/chat/04_terminal.ipynb #a2309ae2
     kept = tmp/'t.json'
     saved = typed(f'/image "{photo}"', 'Is it warm or cool?', f'/save {kept}', '/undo', '/reset', f'/load {kept}')
@@ -126,23 +139,18 @@ def test_use_readline():
 def test_Terminal_run():
     # nbs/chat/04_terminal.ipynb #1f1c4ae5
     model, processor = toy()
-    term = Terminal(ChatSession(model, processor, temperature=0), out=io.StringIO())
-    term.attach(swatch('blue'))
-    term.ask('What colour is it?')
-
-    # nbs/chat/04_terminal.ipynb #2d5c50ad
-    class Impatient(io.StringIO):
-        "Somebody who presses Ctrl-C when they have read enough."
-        def write(self, text):
-            super().write(text)
-            if text.endswith('three,'): raise KeyboardInterrupt
-    term.out = Impatient()
-    term.ask('Count to ten.')
 
     # nbs/chat/04_terminal.ipynb #6251215d
     tmp = Path(tempfile.mkdtemp())
     photo = tmp/'a picture.png'
     swatch('red').save(photo)
+
+    # nbs/chat/04_terminal.ipynb #04e0001b
+    rude = '\x1b]52;c;ZXZpbA==\x07\x1b[2J'
+    term = Terminal(ChatSession(model, processor, temperature=0), out=io.StringIO())
+    term.line(f'What colour {rude} is it?')
+    for piece in ('It is ', '\x1b', '[31mred'): term.say(piece, end='') # as an answer comes, in pieces
+    for text in ('', '/undo', f'/image {rude}.png'): term.line(text)
 
     # nbs/chat/04_terminal.ipynb #5fbd3c16
     def at_keyboard(*keys):

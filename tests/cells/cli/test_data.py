@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from aligngpt.core.markup import echo
 from fastcore.test import *
 import easy_vqa, hashlib, io, json, os, shutil, subprocess, sys, tarfile, tempfile
 from typer.testing import CliRunner

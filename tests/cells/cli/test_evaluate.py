@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Callable, Optional
 import typer
+from aligngpt.core.markup import echo
 from aligngpt.cli.data import DType, Device
 from fastcore.test import *
 import json, os, subprocess, sys, tempfile

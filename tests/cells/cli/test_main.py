@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 import typer, typer.core
 from aligngpt import __version__
 from aligngpt.core.errors import AlignGPTError, local_path
+from aligngpt.core.markup import echo
 from aligngpt.core.shards import process_rank
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, local_path
+from aligngpt.core.markup import echo
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 from fastcore.test import *
 import subprocess, sys, tempfile

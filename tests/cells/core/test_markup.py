@@ -8,7 +8,7 @@ from IPython.display import HTML
 from PIL import Image, ImageDraw
 from aligngpt.core import markup
 import pytest
-from aligngpt.core.markup import Table, escape, escape_markdown, escape_tags, html_page, markdown_html, picture_tag, terminal_width
+from aligngpt.core.markup import Table, escape, escape_markdown, escape_tags, html_page, markdown_html, picture_tag, printable, terminal_width
 
 
 def test_escape():
@@ -24,6 +24,18 @@ def test_escape():
     for link in ('javascript:alert(1)', 'JaVaScRiPt:alert(1)', '&#106;avascript:alert(1)', 'data:text/html,x',
                  'vbscript:x'):
         test_eq('href' in markdown_html(f'[x]({link}) <{link}> [y][1]\n\n[1]: {link}'), False)
+
+
+def test_printable():
+    # nbs/core/07_markup.ipynb #f0a1c413
+    rude = dict(clipboard='\x1b]52;c;cm0gLXJmIH4=\x07', erase='\x1b[1A\x1b[2Ked', window='\x9b2J', cover='true\rfalse',
+                turned='photo\u202egpj.exe', isolated='\u2066x\u2069', halved='\ud83d')
+
+    # nbs/core/07_markup.ipynb #f0a1c414
+    test_eq([t for t in map(printable, rude.values()) if not t.isprintable()], [])
+    test_eq(printable('a\tb\r\nc\n'), 'a\tb\r\nc\n')
+    test_eq(printable('käse 红色 שלום 👩‍🚀'), 'käse 红色 שלום 👩‍🚀')
+    test_eq(printable(rude['turned']), r'photo\u202egpj.exe')
 
 
 def test_picture_tag():

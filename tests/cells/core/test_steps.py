@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable
 from aligngpt.core.errors import os_errors
 from aligngpt.core.files import plain, read_json, write_json
+from aligngpt.core.markup import printable
 from fastcore.test import *
 import pandas as pd, tempfile
 import aligngpt.core.steps

@@ -3,7 +3,7 @@
 import base64, io
 from dataclasses import dataclass, field
 from typing import Any
-from aligngpt.core.markup import escape
+from aligngpt.core.markup import escape, printable
 from aligngpt.text.conversation import record_images
 from aligngpt.model.processor import AlignGPTProcessor, TokenView
 from aligngpt.data.images import image_sources, load_image

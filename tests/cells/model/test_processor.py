@@ -11,7 +11,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import pretrained, read_json
-from aligngpt.core.markup import escape
+from aligngpt.core.markup import escape, printable
 from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages

@@ -9,6 +9,7 @@ import numpy as np, torch
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import checkpoint_folder, fingerprint, path_from
+from aligngpt.core.markup import echo
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
