@@ -111,8 +111,8 @@ def serve_command(
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
-    max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded; '
-                                                             'all of a request may have twice that.')]=50.,
+    max_megapixels:Annotated[float, typer.Option(min=0,
+                                                 help='Size of a picture, decoded. All of a request: twice.')]=50.,
     max_text_kb:Annotated[float, typer.Option(min=0, help='Text of a request, before it is cut into tokens.')]=256.,
     max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
     remote_images:Annotated[bool, typer.Option(
@@ -226,7 +226,7 @@ def vllm_line(
 NEEDS = f"""Serve a model: an OpenAI-compatible API, and a web page.
 
 Beside the model and what it computes, requests need at most {Limits().memory()/1e9:.1f} GB of memory with the limits
-below, however many come; what is beyond them is refused. The server says at its start what follows from other limits."""
+below, however many come; what is beyond them is refused. At its start the server says what follows from other limits."""
 
 def register_serve(
     app:typer.Typer, # to add the command to

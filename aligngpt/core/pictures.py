@@ -55,7 +55,8 @@ def open_image(
 def _check_size(w, h, name, rules):
     "Is this a size that we decode? Otherwise `BadRecord`."
     if w*h > rules.max_pixels:
-        raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {rules.max_pixels:,}', 'make it smaller')
+        raise BadRecord('too large', f'{name}: {w} x {h} pixels, the limit is {rules.max_pixels:,}',
+                        'make it smaller')
     if min(w, h) < rules.min_side: raise BadRecord('too small', f'{name}: {w} x {h} pixels')
     if max(w, h) > rules.max_ratio*min(w, h):
         raise BadRecord('odd shape',

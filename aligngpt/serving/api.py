@@ -92,6 +92,7 @@ class Api:
         self.born, self.log = int(time.time()), logging.getLogger('aligngpt.serve')
         self.leaving = False # told by /ready, while all else goes on
         self.budget, self.light, self.heavy = Budget(limits.together), *map(anyio.CapacityLimiter, (LANES, 1))
+        self.high = 0 # bytes that were held at once since memory was given back
         self.long = {'/v1/chat/completions', '/v1/responses'} # where pictures may be sent to
         self._count()
 
@@ -146,7 +147,8 @@ async def read(self:Api,
     request:Request, # whose body has not been read
 )->ChatRequest|ResponseRequest: # checked
     "Read a request."
-    if not re.match(r'application/([\w.-]+\+)?json\b', request.headers.get('content-type', ''), re.I): raise _no_object()
+    if not re.match(r'application/([\w.-]+\+)?json\b', request.headers.get('content-type', ''), re.I):
+        raise _no_object()
     data, values, most = bytearray(), 0, self.limits.text_bytes + self.limits.values
     async for piece in request.stream():
         data += piece
@@ -171,7 +173,8 @@ _NAMES = sorted({name for kind in (ChatRequest, ResponseRequest) for name,*_ in 
 
 def _no_object():
     "Something else than was expected."
-    return ApiError(400, 'the request must be a JSON object, sent with Content-Type: application/json', 'invalid_value')
+    return ApiError(400, 'the request must be a JSON object, sent with Content-Type: application/json',
+                    'invalid_value')
 
 def _check_amount(sent, limits):
     "Not too many values, and not too much text beside the pictures?"
@@ -232,7 +235,8 @@ async def _file(self:Api, source, name, share):
     "The bytes of a picture, wherever it is."
     if isinstance(source, Path): return await self.apart(source.read_bytes)
     if not re.match(r'\s*https?:', source, re.I): return await self.apart(data_url_bytes, source, self.limits)
-    if not self.limits.remote: raise _bad(f'{name}: this server fetches nothing; send the picture itself, as a data URL')
+    if not self.limits.remote:
+        raise _bad(f'{name}: this server fetches nothing; send the picture itself, as a data URL')
     data = await fetch(source.strip(), self.limits)
     share.take('bytes', len(data))
     return data
@@ -439,9 +443,11 @@ async def release(self:Api,
     share:Share, # of a request that is ready, or refused
 )->None:
     "Give back what a request held."
-    large = max(share.mine['bytes'], share.mine['pixels']) > 1 << 22
+    mine, self.high = share.mine['bytes'] + share.mine['pixels'], max(self.high, self.budget.held['bytes'])
     share.drop()
-    if large: await self.apart(give_back_memory)
+    over = not self.budget.held['bytes'] and self.high > 1 << 16 # the last of several
+    if over: self.high = 0
+    if over or mine > 1 << 22: await self.apart(give_back_memory)
 
 @patch
 async def _answer(self:Api, form, jobs, stream, request):

@@ -132,8 +132,8 @@ def _content(message):
 
 def _add(turns, role, text, images):
     "Add a message to the turns; what the user says in a row is one question."
-    if role == 'assistant' and turns: # see `escape_tags`
-        turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '!['))
+    if role == 'assistant' and turns:
+        turns[-1].answer = Answer(text.replace('&lt;', '<').replace('!\\[', '![')) # see `escape_tags`
     elif turns and turns[-1].answer is None:
         turns[-1].question = f'{turns[-1].question}\n{text}'.strip()
         turns[-1].images = turns[-1].images + images
@@ -254,10 +254,10 @@ POLICY = '; '.join(("default-src 'self'", "script-src 'self' 'unsafe-inline' 'un
                     "connect-src 'self'", "worker-src 'self' blob:", "frame-ancestors 'self'", "form-action 'self'",
                     "base-uri 'self'"))
 
-ROUTES = re.compile(r'/?|/(config|theme\.css|manifest\.json|robots\.txt|favicon\.ico)/?|/(static|assets|svelte)/.*'
-                    r'|/gradio_api/(info/?|app_id/?|startup-events|heartbeat/[^/]+|queue/(join|data)|run/predict'
-                    r'|upload|cancel|reset/?'
-                    r'|upload_progress|theme\.css|file=(?!\s*[\w+.-]+:/).*)', re.I | re.S) # what the page needs of Gradio
+_CALLS = ('info/?', 'app_id/?', 'startup-events', 'heartbeat/[^/]+', 'queue/(join|data)', 'run/predict', 'upload',
+          'upload_progress', 'cancel', 'reset/?', r'theme\.css', r'file=(?!\s*[\w+.-]+:/).*')
+_FILES = ('config/?', r'theme\.css', r'manifest\.json', r'robots\.txt', r'favicon\.ico', '(static|assets|svelte)/.*')
+ROUTES = re.compile(f"/?|/({'|'.join(_FILES)})|/gradio_api/({'|'.join(_CALLS)})", re.I | re.S)
 
 class Door:
     "In front of the page: the key, what its browser may do, and what of Gradio can be reached."
@@ -367,7 +367,8 @@ def _add_routes(app, path, page):
         async with request.form(max_files=api.limits.images, max_fields=4) as form:
             sent = [await f.read() for f in form.getlist('files') if not isinstance(f, str)]
         try: kept = [await api.apart(keep_upload, f, page, large=len(f) > 1 << 20) for f in sent]
-        except AlignGPTError as e: return PlainTextResponse(str(e), as_api_error(e).status) # the page shows it as it is
+        except AlignGPTError as e:
+            return PlainTextResponse(str(e), as_api_error(e).status) # the page shows it as it is
         finally: await api.release(request.state.share)
         asyncio.get_running_loop().call_later(api.limits.upload_seconds + 1, page.uploads.sweep)
         return JSONResponse([str(k) for k in kept])

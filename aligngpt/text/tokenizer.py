@@ -287,7 +287,7 @@ class StopFinder:
     def __init__(self,
         text:str, # what is looked for
     ):
-        self.text, self.n, self.back = text, 0, [0] # how much of it stands at the end, and what is left of that if it fails
+        self.text, self.n, self.back = text, 0, [0] # how much stands at the end, and what is left if it fails
         for c in text[1:]: self.back.append(self._after(self.back[-1], c))
 
     def _after(self, n, c):

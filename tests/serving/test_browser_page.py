@@ -4,7 +4,7 @@ import pytest
 from browsing import HOSTILE, browser_page, expect, inert, png, shot
 
 pytest.importorskip('gradio', reason="no gradio: pip install 'aligngpt[serve]'")
-from served import serve
+from served import serve, until
 
 pytestmark = pytest.mark.browser
 
@@ -77,8 +77,11 @@ def test_page(tmp_path):
         shot(page, 'page_error')
         web.say('Count to ten.')
         web.hear(3, 'ten.')
+        def kept(): return list(tmp_path.glob('tmp*/*/picture.png'))
+        assert len(kept()) == 1 # the letter is not there
         page.goto(server.url + '/page/?__theme=dark')
         web.box.wait_for()
+        until(lambda: not kept(), 60) # the conversation is over, and its picture has gone
         web.say('Count to ten.')
         web.hear(0, 'ten.')
         shot(page, 'page_dark')

@@ -112,7 +112,8 @@ def test_decode_image():
     big = Image.linear_gradient('L').resize((1000, 600)).convert('RGB')
     few = ImageRules(max_side=250)
     kinds = {k:saved(big.convert(m), k) for k,m in dict(PNG='RGB', JPEG='RGB', GIF='P', WEBP='RGBA').items()}
-    kinds |= {'PNG of 1 bit':saved(big.convert('1'), 'PNG'), 'PNG of 16 bits':png(np.asarray(big)[..., 0].astype('uint16')*257)}
+    kinds |= {'PNG of 1 bit':saved(big.convert('1'), 'PNG'),
+              'PNG of 16 bits':png(np.asarray(big)[..., 0].astype('uint16')*257)}
     small = {k:rgb(data, rules=few) for k,data in kinds.items()}
 
     # nbs/core/05_pictures.ipynb #shrunk03

@@ -151,6 +151,7 @@ async def test_create_app():
     odd = photo('red')
     odd['image_url'] = dict(url='data:image/png;base64,aGVsbG8=')
     far = dict(type='image_url', image_url=dict(url='http://127.0.0.1/x.png'))
+    kind = {'Content-Type':'application/json'}
     def post(**kw): return http.post('/v1/chat/completions', **kw)
     cases = ((post(content=b'{', headers={'Content-Type':'application/json'}), 400, 'invalid_value', None),
              (ask(blue, temprature=1), 400, 'invalid_value', 'temprature'),
@@ -163,6 +164,12 @@ async def test_create_app():
              (ask(user('What?', far)), 400, 'invalid_value', 'messages'),
              (ask(user('What?', *[photo('red')]*9)), 400, 'invalid_value', 'messages'),
              (ask(blue, max_tokens=5000), 400, 'invalid_value', 'max_tokens'),
+             (ask(user('x'*(Limits().text_bytes + 1))), 400, 'invalid_value', 'messages'),
+             (ask(*[user('Hi')]*1001), 400, 'invalid_value', 'messages'),
+             (ask(blue, stop='x'*1001), 400, 'invalid_value', 'stop'),
+             (ask(blue, metadata=dict.fromkeys(map(str, range(20_001)), 'x')), 400, 'invalid_value', None),
+             (post(content=b'{"messages":[' + b'[],'*300_000 + b'[]]}', headers=kind), 413, 'too_large', None),
+             (post(json=question, headers={'Origin':'https://evil.example'}), 403, 'foreign_origin', None),
              (post(json=dict(model='gpt', messages=[blue])), 404, 'model_not_found', 'model'),
              (post(content=b' '*(Limits().body + 1)), 413, 'too_large', None),
              (http.get('/v1/models/gpt'), 404, 'model_not_found', 'model'),
@@ -191,7 +198,6 @@ async def test_create_app():
 
     # nbs/serving/05_api.ipynb #3a705447
     small = client(limits=Limits(text_bytes=25, images=0, body_seconds=.05))
-    kind = {'Content-Type':'application/json'}
     chunked = small.post('/v1/chat/completions', content=iter([b'{"model":']*20), headers=kind)
     async def stalled(app):
         "What a client hears whose body never comes."
@@ -206,6 +212,26 @@ async def test_create_app():
 
     # nbs/serving/05_api.ipynb #db097714
     test_eq((error(chunked)[0], late[0]), (413, 408))
+
+    # nbs/serving/05_api.ipynb #budget02
+    def filled(picture=photo('blue'), **most):
+        "The answer of a server that has so much to give."
+        http = client(limits=Limits(pixels=1500))
+        api = http.app.state.api
+        api.budget.most.update(most)
+        said = http.post('/v1/chat/completions', json=dict(model='toy', messages=[user('Hm?', *[picture]*2)]))
+        return said, dict(api.budget.held)
+    tries = {'enough':{}, 'bytes':dict(bytes=100), 'pixels':dict(pixels=2000),
+             'large':dict(picture=photo('red', size=40))}
+    seen = {k:filled(**kw) for k,kw in tries.items()}
+    pd.Series({k:r.json().get('error', dict(message='answered'))['message'].partition('\n')[0]
+               for k,(r,_) in seen.items()})
+
+    # nbs/serving/05_api.ipynb #budget03
+    test_eq([r.status_code for r,_ in seen.values()], [200, 429, 429, 400])
+    assert all(set(held.values()) == {0} for _,held in seen.values())
+    assert seen['bytes'][0].headers['retry-after']
+    test_eq(set(http.app.state.api.budget.held.values()), {0})
 
     # nbs/serving/05_api.ipynb #618f3ca3
     def fail(*_): raise RuntimeError('a secret of ours')
@@ -227,3 +253,25 @@ async def test_create_app():
     with http: pass # start and stop: the engine is closed
     test_eq((engine.thread.is_alive(), http.get('/health').status_code), (False, 503))
     [x.json()['error']['message'] for x in (r, full)]
+
+    # nbs/serving/05_api.ipynb #budget05
+    async def left(pictures=2):
+        "What happens to a request whose client leaves at once."
+        api = Api(Engine(model, processor, temperature=0), 'toy')
+        app, looked, body = create_app(api), [], json.dumps(dict(model='toy',
+                                                                 messages=[user('Hm?', *[photo('red')]*pictures)]))
+        look = api._look
+        api._look = lambda *a: (looked.append(a[1]), time.sleep(.2), look(*a))[-1]
+        sent = iter([dict(type='http.request', body=body.encode(), more_body=False)])
+        async def receive(): return next(sent, dict(type='http.disconnect'))
+        said = []
+        async def send(m): said.append(m)
+        await app(dict(type='http', method='POST', path='/v1/chat/completions', query_string=b'', headers=[
+            (b'content-type', b'application/json')]), receive, send)
+        api.engine.close()
+        return said[0]['status'], looked, len(api.engine.waiting), set(api.budget.held.values())
+    gone = await left()
+
+    # nbs/serving/05_api.ipynb #budget06
+    test_eq((gone[0], gone[2:]), (499, (0, {0})))
+    assert len(gone[1]) < 2

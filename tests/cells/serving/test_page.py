@@ -47,7 +47,8 @@ def test_Kept():
     time.sleep(.6)
     shelf.sweep()
     there.append([p.exists() for p in places])
-    pd.DataFrame(there, ['before', 'Ann has gone', 'an hour later'], ['of Ann', 'of Ann and Bob', 'of nobody', 'not taken'])
+    pd.DataFrame(there, ['before', 'Ann has gone', 'an hour later'],
+                 ['of Ann', 'of Ann and Bob', 'of nobody', 'not taken'])
 
     # nbs/serving/07_page.ipynb #uploads03
     test_eq(there, [[True]*4, [False, True, True, True], [False, False, False, True]])
@@ -219,7 +220,8 @@ def test_mount_page():
 
     # nbs/serving/07_page.ipynb #door0002
     evil, mine = dict(origin='https://evil.example'), dict(origin='http://testserver')
-    def upload(**headers): return http.post('/page/gradio_api/upload', files=[('files', ('a.png', png('red')))], headers=headers)
+    def upload(**headers):
+        return http.post('/page/gradio_api/upload', files=[('files', ('a.png', png('red')))], headers=headers)
     far = dict(path='http://127.0.0.1:9/a.png', meta=dict(_type='gradio.FileData'))
     asked = {'upload, from elsewhere':upload(**evil), 'upload, from a sandbox':upload(origin='null'),
              'upload, as the browser says':upload(**{'sec-fetch-site':'cross-site'}),
@@ -232,13 +234,17 @@ def test_mount_page():
              'Gradio writes state':http.get('/page/gradio_api/deep_link?session_hash=x'),
              'a function by its name':http.post('/page/gradio_api/run/answer', json={}),
              'an address in a call':http.post('/page/gradio_api/run/predict', json=dict(session_hash='x', data=[far])),
-             'an address in a question':http.post('/page/gradio_api/queue/join', json=dict(session_hash='x', data=[dict(files=[far])]))}
+             'an address in a question':http.post('/page/gradio_api/queue/join',
+                                                  json=dict(session_hash='x', data=[dict(files=[far])]))}
     pd.Series({k:r.status_code for k,r in asked.items()}, name='status')
 
     # nbs/serving/07_page.ipynb #door0003
     test_eq([r.status_code for r in asked.values()], [403]*3 + [200]*2 + [403]*3 + [404]*4 + [400]*2)
     test_eq(asked['an address in a question'].json()['error']['message'].splitlines()[0], 'this server fetches nothing')
     test_eq(Path(asked['upload, from here'].json()[0]).parent in http.app.state.page.uploads.kept, True)
+    remote = TestClient(mount_page(create_app(Api(page.api.engine, 'toy', limits=Limits(remote=True)))))
+    guarded = remote.post('/page/gradio_api/queue/join', json=dict(session_hash='x', data=[dict(files=[far])]))
+    test_eq((guarded.status_code, 'not an address of the public internet' in guarded.text), (400, True))
 
     # nbs/serving/07_page.ipynb #354c99a1
     page.api.key = 's3cret'

@@ -385,7 +385,8 @@ def test_TextEncoder():
     test_eq([n for n,s in zip(names, got.supervised) if s], ['▁two','▁','▁cat','</s>'])
     test_eq(tok.decode(got.ids[1:]), spans.text)
     test_eq(encode('<align>').ids.count(tok.convert_tokens_to_ids(ALIGN)), 0)
-    test_eq((got.offsets[0], got.chars[0], ''.join(spans.text[a:b] for a,b in got.offsets[1:])), ((-1, 0), -1, spans.text))
+    test_eq((got.offsets[0], got.chars[0], ''.join(spans.text[a:b] for a,b in got.offsets[1:])),
+            ((-1, 0), -1, spans.text))
 
     # nbs/text/02_tokenizer.ipynb #f0a1c202
     def asked(i): return render([dict(role='user', content=[dict(type='image'), dict(type='text', text=f'secret {i}')])])
