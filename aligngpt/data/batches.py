@@ -158,16 +158,16 @@ def skipped(self:SampleDataset)->dict[int,str]: # row -> what is wrong
 
 # %% ../../nbs/data/05_batches.ipynb #62ef80f0
 @patch(as_prop=True)
-def lengths(self:SampleDataset)->list[int]: # [n_samples]
+def lengths(self:SampleDataset)->np.ndarray: # [n_samples]
     "About how many tokens each sample has."
     text = self.records.column('chars')/3.6 + 8*self.records.column('turns')
     n = text.astype(np.int64) + self.records.column('n_images')*self.processor.num_image_tokens
-    return n[self.rows].clip(1, self.max_length).tolist()
+    return n[self.rows].clip(1, self.max_length)
 
 @patch(as_prop=True)
-def has_image(self:SampleDataset)->list[bool]: # [n_samples]
+def has_image(self:SampleDataset)->np.ndarray: # [n_samples]
     "The modality of each sample."
-    return (self.records.column('n_images') > 0)[self.rows].tolist()
+    return (self.records.column('n_images') > 0)[self.rows]
 
 @patch(as_prop=True)
 def fingerprint(self:SampleDataset)->str: # 16 hex digits

@@ -88,6 +88,7 @@ class Api:
     ):
         self.engine, self.name, self.key, self.limits, self.hosts = engine, name, key, limits, hosts
         self.born, self.log = int(time.time()), logging.getLogger('aligngpt.serve')
+        self.leaving = False # told by /ready, while all else goes on
         self.busy = anyio.CapacityLimiter(4) # at most so many pictures are decoded at a time
         self._count()
 
@@ -422,7 +423,7 @@ class Ring:
 
     def _note(self, scope, state, seconds):
         "Count and log."
-        known, path = ('/v1/chat/completions', '/v1/responses', '/v1/models', '/health', '/metrics'), scope['path']
+        known, path = ('/v1/chat/completions', '/v1/responses', '/v1/models', '/health', '/ready', '/metrics'), scope['path']
         self.api.requests.labels(path if path in known else 'other', str(state['status'])).inc()
         level = logging.INFO if path in known[:3] else logging.DEBUG
         self.api.log.log(level, '%s %s %s %s %.3f s %s', state['id'], scope['method'],
@@ -479,6 +480,10 @@ def _add_health(app, api):
         if not api.engine.thread.is_alive() or api.engine.closing:
             raise ApiError(503, 'shutting down', 'shutting_down')
         return dict(status='ok', model=api.name, running=api.engine.running, waiting=len(api.engine.waiting))
+    @app.get('/ready', responses={503:{}})
+    async def ready()->dict:
+        if api.leaving: raise ApiError(503, 'shutting down', 'shutting_down')
+        return await health()
     @app.get('/metrics', include_in_schema=False)
     async def metrics()->Response:
         return Response(generate_latest(api.registry), media_type='text/plain; version=0.0.4')

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np, torch
 
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, local_path, os_errors
@@ -32,12 +32,12 @@ from .stage import StageData, run_stage
 class SampleSubset(torch.utils.data.Subset):
     "torch's `Subset`, with what the sampler wants to know about the samples."
     @cached_property
-    def lengths(self)->list[int]: # tokens of each sample
-        return [self.dataset.lengths[i] for i in self.indices]
+    def lengths(self)->np.ndarray: # tokens of each sample
+        return np.asarray(self.dataset.lengths)[self.indices]
 
     @cached_property
-    def has_image(self)->list[bool]: # of each sample
-        return [self.dataset.has_image[i] for i in self.indices]
+    def has_image(self)->np.ndarray: # of each sample
+        return np.asarray(self.dataset.has_image)[self.indices]
 
     @property
     def fingerprint(self)->str:

@@ -7,7 +7,7 @@ __all__ = ['MARKER', 'checkpoints', 'last_checkpoint', 'seal', 'sound_checkpoint
            'Stop', 'RunCallback']
 
 # %% ../../nbs/training/03_runs.ipynb #d1010591
-import contextlib, errno, json, math, shutil, signal, sys, threading, time
+import contextlib, errno, json, math, os, shutil, signal, sys, threading, time
 from pathlib import Path
 
 import torch, torch.distributed as dist
@@ -140,7 +140,9 @@ class Stop:
     "Signals that ask a run to stop, heard by any of its processes."
     signals = tuple(getattr(signal, s) for s in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, s))
 
-    def __init__(self): self.number, self.since, self.old = 0, 0., {}
+    def __init__(self,
+        patience:float=3., # seconds after which the same signal again means: at once
+    ): self.number, self.since, self.old, self.patience, self.pipe = 0, 0., {}, patience, None
     def __bool__(self): return self.number > 0
     def __str__(self): return signal.Signals(self.number).name if self else 'nothing'
 
@@ -153,10 +155,26 @@ class Stop:
         "Begin to listen; only the main thread can."
         if threading.current_thread() is threading.main_thread():
             self.old = {s:signal.signal(s, self._heard) for s in self.signals}
+            heard, self.pipe = os.pipe()
+            os.set_blocking(self.pipe, False)
+            self.waker = signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
+
+    def _watch(self, heard):
+        "End a process whose main thread hangs, where no handler of Python's is called, in a collective say."
+        first = {}
+        while n := os.read(heard, 1)[:1]:
+            again = time.monotonic() - first.setdefault(n, time.monotonic()) > self.patience
+            if not again or n[0] not in self.signals or n[0] == signal.SIGINT: continue
+            print(f'a second {signal.Signals(n[0]).name}: ended at once; the last checkpoint is whole', file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(128 + n[0])
+        os.close(heard)
 
     def leave(self)->None:
         "Give the signals back."
         for s,h in self.old.items(): signal.signal(s, h)
+        if self.old: signal.set_wakeup_fd(self.waker); os.close(self.pipe)
         self.old = {}
 
     def agree(self,

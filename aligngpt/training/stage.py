@@ -8,22 +8,23 @@ __all__ = ['StageData', 'run_stage', 'AnswersCallback', 'plot_losses', 'FINETUNE
            'Interrupted', 'RunCallback', 'last_checkpoint']
 
 # %% ../../nbs/training/05_stage.ipynb #c2e965ed
-import contextlib, dataclasses, json, shutil, subprocess, sys
+import contextlib, dataclasses, json, os, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, own_folder, read_json, write_json
+from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
 from ..core.steps import environment
 from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
                                     sound_checkpoint)
-from .settings import FINETUNE, PRETRAIN, StageConfig, override
+from .settings import FINETUNE, PRETRAIN, StageConfig, override, spread
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
 # %% ../../nbs/training/05_stage.ipynb #9bcea047
@@ -32,7 +33,8 @@ _all_ = ['FINETUNE', 'PRETRAIN', 'FreezeTable', 'StageConfig', 'add_gate', 'free
          'last_checkpoint'] # of the chapters before, to be found here too
 
 # %% ../../nbs/training/05_stage.ipynb #8bf5efd8
-FREE = ('batch_size', 'accumulate', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every', 'eval_every',
+FREE = ('batch_size', 'accumulate', 'global_batch', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every',
+        'eval_every',
         'show', 'workers', 'trackers') # may change on the way
 
 def _record(stage, args, model, data, extra):
@@ -56,8 +58,9 @@ def _check_same(folder, new):
         raise AlignGPTError(f'{folder}: {began} with other settings: {what} was {before}, and is {now}', hint)
     for k in new['stage']:
         if k not in FREE: need(k, old['stage'].get(k), new['stage'][k], 'name another folder, or use the old setting')
-    for k in ('global_batch', 'data', 'samples', 'trained'):
-        need(k.replace('_', ' '), old[k], new[k], 'name another folder')
+    need('global batch', old['global_batch'], new['global_batch'],
+         f"say global_batch={old['global_batch']} (--global-batch), and any number of processes goes on")
+    for k in ('data', 'samples', 'trained'): need(k, old[k], new[k], 'name another folder')
     if not finished: need('sharding', old['engine'], new['engine'], 'go on as it began')
 
 # %% ../../nbs/training/05_stage.ipynb #b3c1832d
@@ -68,6 +71,32 @@ def _hold(folder, args):
         if args.process_index == 0 and not (folder/'done.json').exists(): sound_checkpoint(folder)
         if args.world_size > 1: torch.distributed.barrier()
         yield
+
+def _begin(folder, now, args):
+    "Note what the run is, unless it is another one, and see that all processes see the same."
+    problem = None
+    try:
+        _check_same(folder, now)
+        if args.process_index == 0 and not (folder/'done.json').exists(): write_json(now, folder/'stage.json')
+    except AlignGPTError as e: problem = e
+    for e in filter(None, gather_object([problem])): raise e
+    if args.world_size > 1: _same_folder(folder)
+
+def _seen(folder):
+    "What tells two run folders apart."
+    start, stage = last_checkpoint(folder), folder/'stage.json'
+    return {'the last checkpoint':start.name if start else 'none', 'done.json':(folder/'done.json').exists(),
+            'the sum of stage.json':fingerprint(stage) if stage.exists() else 'none'}
+
+def _same_folder(folder, patience=30.):
+    "All processes must see what the first one sees; a disk of the network may take some seconds to show it."
+    first, end = gather_object([_seen(folder)])[0], time.monotonic() + patience
+    while _seen(folder) != first and time.monotonic() < end: time.sleep(.2)
+    for rank, seen in enumerate(gather_object([_seen(folder)])):
+        if bad := next((k for k in first if seen[k] != first[k]), None):
+            raise AlignGPTError(f'{folder}: not the same folder for all processes: {bad} is {first[bad]} '
+                                f'for process 0, {seen[bad]} for process {rank}',
+                                'name a folder on a disk that all nodes see')
 
 # %% ../../nbs/training/05_stage.ipynb #0232d395
 def _recut(checkpoint, args):
@@ -107,12 +136,12 @@ def run_stage(
     record:dict|None=None, # more to write into `stage.json`
 )->dict: # losses of the steps and of the evaluations, seconds
     "Run one stage, continuing after the last complete checkpoint if there is one."
-    folder, args = Path(folder), training_arguments(stage, folder, device, data.valid is not None)
+    folder, stage = Path(folder), spread(stage, int(os.environ.get('WORLD_SIZE', 1)))
+    args = training_arguments(stage, folder, device, data.valid is not None)
     with _hold(folder, args):
         now = _record(stage, args, model, data.train, record or {})
-        _check_same(folder, now)
+        _begin(folder, now, args)
         if (folder/'done.json').exists(): return read_json(folder/'done.json')
-        if args.process_index == 0: write_json(now, folder/'stage.json')
         start = last_checkpoint(folder)
         _recut(start, args)
         set_seed(stage.seed)

@@ -9,7 +9,7 @@ __all__ = ['SHARDINGS', 'GroupedSampler', 'blind_picture', 'AlignGPTTrainer', 'd
 import contextlib, dataclasses, os
 from pathlib import Path
 
-import torch, torch.distributed as dist
+import numpy as np, torch, torch.distributed as dist
 from accelerate.utils import send_to_device
 from fastcore.basics import patch
 from safetensors.torch import save_file
@@ -29,15 +29,16 @@ from .settings import StageConfig
 class GroupedSampler(torch.utils.data.Sampler):
     "Sample order by seed and epoch; with `group='modality'` neighbours share modality and similar length."
     def __init__(self,
-        lengths:list[int], # of each sample, in tokens or anything proportional
-        has_image:list[bool], # modality of each sample
+        lengths:np.ndarray|list[int], # of each sample, in tokens or anything proportional
+        has_image:np.ndarray|list[bool], # modality of each sample
         chunk:int, # samples of one optimizer step on all devices
         group:str='modality', # or 'none'
         seed:int=42, # of the order
         shuffle:bool=True, # False: as they stand
     ):
         if group not in ('modality', 'none'): raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
-        self.lengths, self.has_image, self.chunk, self.group = lengths, has_image, chunk, group
+        self.lengths, self.has_image = np.asarray(lengths), np.asarray(has_image, bool)
+        self.chunk, self.group = chunk, group
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
 
     def __len__(self): return len(self.lengths)
@@ -49,20 +50,20 @@ class GroupedSampler(torch.utils.data.Sampler):
 
     def __iter__(self):
         g = torch.Generator().manual_seed(self.seed*1_000_003 + self.epoch)
-        order = torch.randperm(len(self), generator=g).tolist() if self.shuffle else list(range(len(self)))
-        if self.group == 'none' or not self.shuffle: return iter(order)
-        (some, a), (others, b) = (self._chunks([i for i in order if bool(self.has_image[i]) == modality])
-                                  for modality in (True, False))
-        chunks = some + others
-        chunks = [chunks[i] for i in torch.randperm(len(chunks), generator=g).tolist()]
-        return iter([i for c in chunks for i in c] + a + b)
+        order = torch.randperm(len(self), generator=g).numpy() if self.shuffle else np.arange(len(self))
+        if self.group == 'modality' and self.shuffle:
+            (some, a), (others, b) = (self._chunks(order[self.has_image[order] == m]) for m in (True, False))
+            chunks = np.concatenate([some, others])
+            chunks = chunks[torch.randperm(len(chunks), generator=g).numpy()]
+            order = np.concatenate([chunks.reshape(-1), a, b])
+        for i in range(0, len(order), 4096): yield from order[i:i+4096].tolist() # a list of all takes gigabytes
 
     def _chunks(self, order):
         "Chunks of similar length, and the samples that are left."
-        pools = [order[i:i+50*self.chunk] for i in range(0, len(order), 50*self.chunk)]
-        order = [i for p in pools for i in sorted(p, key=lambda i: -self.lengths[i])]
+        pool = np.arange(len(order))//(50*self.chunk)
+        order = order[np.lexsort((-self.lengths[order], pool))] # stable: equals stay as they were drawn
         cut = len(order) - len(order) % self.chunk
-        return [order[i:i+self.chunk] for i in range(0, cut, self.chunk)], order[cut:]
+        return order[:cut].reshape(-1, self.chunk), order[cut:]
 
 # %% ../../nbs/training/04_trainer.ipynb #e7d798e2
 def blind_picture(
@@ -93,8 +94,8 @@ class AlignGPTTrainer(Trainer):
         d, s = train_dataset if train_dataset is not None else self.train_dataset, self.stage
         lengths, has_image = (getattr(d, k, None) for k in ('lengths', 'has_image'))
         chunk = s.batch_size*s.accumulate*self.args.world_size
-        self.sampler = GroupedSampler(lengths or [1]*len(d), has_image or [True]*len(d), chunk, s.group, s.seed,
-                                      s.shuffle)
+        lengths, has_image = (np.ones(len(d), int) if v is None else v for v in (lengths, has_image))
+        self.sampler = GroupedSampler(lengths, has_image, chunk, s.group, s.seed, s.shuffle)
         return self.sampler
 
     def create_optimizer(self,
@@ -118,7 +119,8 @@ class AlignGPTTrainer(Trainer):
         inputs:dict, # a batch
     )->dict: # the batch that this process computes
         "Add what keeps a batch in step with those of other processes."
-        if not self.stage.train or self.args.world_size == 1 and 'language_model' in self.stage.train: return inputs
+        alone = not (dist.is_available() and dist.is_initialized()) # torchrun's last node is not
+        if not self.stage.train or alone and 'language_model' in self.stage.train: return inputs
         if not {'pixel_values', 'vision_features'} & inputs.keys():
             inputs = inputs | blind_picture(inputs, self.model.config.vision_config.image_size, self.stage.use_levels)
         return inputs | ({'loss_slices':self._slices(inputs['labels'])} if self.is_deepspeed_enabled else {})

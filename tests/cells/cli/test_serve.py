@@ -6,13 +6,14 @@ from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.cli.data import DType, Device
-import json, signal, subprocess, tempfile, time, urllib.request
+import inspect, json, signal, subprocess, tempfile, time, urllib.request
+from unittest.mock import patch
 from fastcore.test import *
 from fastcore.xtras import modified_env
 from typer.testing import CliRunner
 from aligngpt.model.toy import toy
 import pytest
-from aligngpt.cli.serve import listen, need, own_names, read_key, register_serve, vllm_line
+from aligngpt.cli.serve import IN_VLLM, NOT_IN_VLLM, listen, need, own_names, read_key, register_serve, serve_command, vllm_line
 
 
 def test_need():
@@ -59,8 +60,11 @@ def test_vllm_line():
     (tmp/'none').write_text('\n')
 
     # nbs/cli/05_serve.ipynb #23b79a1e
-    line = vllm_line(str(tmp/'run'), name='toy')
+    line = vllm_line(str(tmp/'run'), dict(name='toy', max_images=2), ['--tensor-parallel-size', '2'])
     test_eq(line[3:5], ['--model', str(tmp/'run'/'model')])
+    assert '--allowed-media-domains' not in vllm_line('x', dict(remote_images=True))
+    ours = {*inspect.signature(serve_command).parameters} - {'ctx', 'run', 'engine', 'api_key_file', 'remote_images'}
+    test_eq((ours ^ {*IN_VLLM, *NOT_IN_VLLM}, IN_VLLM.keys() & NOT_IN_VLLM.keys()), (set(), set())) # each is in one table
     ' '.join(line[5:])
 
 
@@ -92,10 +96,28 @@ def test_register_serve():
                  '--grace').split():
         assert flag in help_, flag
     test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'x']).exit_code, 2)
+    test_eq(CliRunner().invoke(app, [str(tmp/'run'), '--', '--tensor-parallel-size', '2']).exit_code, 2)
+    def with_vllm(*words):
+        "The command line of vLLM that an invocation becomes, or its error."
+        started = patch('os.execv', lambda python, line: print(*line[5:]))
+        with started, patch('importlib.util.find_spec'), patch.dict(os.environ):
+            done = CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'vllm', *words])
+        return done.exception.message if isinstance(done.exception, AlignGPTError) else done.output.strip()
+    given = dict(queue='1', max_seconds='9', max_image_mb='1', max_megapixels='1', max_connections='1', page=None,
+                 drain='1', grace='1', device='cuda:1')
+    test_eq(given.keys(), NOT_IN_VLLM.keys())
+    for k, v in given.items():
+        flag = f"--{k.replace('_', '-')}"
+        test_eq(with_vllm(flag, *([v] if v else [])), f'{flag}: not with --engine vllm')
+    for k, flag in IN_VLLM.items():
+        v = dict(host='::1', name='x', dtype='float16', temperature='0.5').get(k, '7')
+        assert f'{flag} {v} ' in with_vllm(f"--{k.replace('_', '-')}", v), k
+    assert with_vllm('--no-page', '--', '-tp', '2').endswith('--allowed-media-domains nowhere.invalid -tp 2')
+    assert 'nowhere' not in with_vllm('--remote-images')
     print(help_)
 
     # nbs/cli/05_serve.ipynb #20b9efae
-    server, at, hello = start('--temperature', '0')
+    server, at, hello = start('--temperature', '0', '--drain', '2')
     answer = json.load(post(at, ask))['choices'][0]['message']['content']
     test_eq(answer, 'one, two, three, four, five, six, seven, eight, nine, ten.')
     refused = None
@@ -104,7 +126,14 @@ def test_register_serve():
     test_eq(refused, 421)
     stream = post(at, dict(ask, stream=True))
     begun = stream.readline()
+    def status(path):
+        "Of a probe."
+        try: return urllib.request.urlopen(at.removesuffix('/v1') + path).status
+        except urllib.error.HTTPError as e: return e.code
+    before = status('/ready')
     server.send_signal(signal.SIGTERM)
+    while (ready := status('/ready')) == 200: time.sleep(.05)
+    test_eq((before, ready, status('/health')), (200, 503, 200))
     rest = stream.read().decode()
     assert rest.rstrip().endswith('[DONE]') and 'ten.' in rest
     test_eq(server.wait(60), 0)

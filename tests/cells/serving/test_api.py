@@ -209,7 +209,11 @@ async def test_create_app():
     hook.remove()
     test_eq(error(r)[:2], (500, 'internal_error'))
     assert 'secret' not in r.text
-    engine = http.app.state.api.engine
+    api = http.app.state.api
+    api.leaving = True
+    test_eq([http.get(p).status_code for p in ('/ready', '/health')], [503, 200])
+    api.leaving, engine = False, api.engine
+    test_eq(http.get('/ready').status_code, 200)
     engine.queue_size = 0
     full = ask(blue)
     test_eq((full.status_code, full.json()['error']['type']), (429, 'rate_limit_error'))

@@ -9,7 +9,7 @@ import subprocess, sys, tempfile
 from aligngpt.core.markup import Table
 from aligngpt.training.settings import FINETUNE, PRETRAIN
 import pytest
-from aligngpt.training.settings import StageConfig, fill_in, from_flag, origins, override, read_settings
+from aligngpt.training.settings import StageConfig, fill_in, from_flag, origins, override, read_settings, spread
 
 
 def test_FINETUNE():
@@ -47,6 +47,15 @@ def test_given():
     test_eq({k:origin[k] for k in ('learning_rate', 'batch_size', 'accumulate', 'epochs')},
             dict(learning_rate='given', batch_size='given', accumulate='tiny', epochs='release'))
     {k:v for k,v in origin.items() if v != 'release'}
+
+
+def test_spread():
+    # nbs/training/01_settings.ipynb #0d41d313
+    test_eq(spread(FINETUNE, 3), FINETUNE)
+    few = override(FINETUNE, batch_size=8, global_batch=24)
+    test_eq(spread(few, 3).accumulate, 1)
+    test_fail(lambda: spread(few, 2), contains='use batch_size 1, 2, 3, 4, 6')
+    test_fail(lambda: spread(few, 7), contains='use a number of processes that divides 24')
 
 
 def test_read_settings():

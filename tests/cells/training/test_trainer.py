@@ -2,7 +2,7 @@
 "Tests of `aligngpt.training.trainer`: the asserting cells of its notebook, made by aligngpt_export."
 import contextlib, dataclasses, os
 from pathlib import Path
-import torch, torch.distributed as dist
+import numpy as np, torch, torch.distributed as dist
 from accelerate.utils import send_to_device
 from fastcore.basics import patch
 from safetensors.torch import save_file
@@ -85,7 +85,8 @@ def test_GroupedSampler():
         return 1 - sum(lengths)/sum(len(r)*max(lengths[i] for i in r) for r in rows)
     mixed = sum(len({pics[i] for i in order[k:k+16]}) > 1 for k in range(0, 1000, 16))
     test_eq(sorted(order), list(range(1000)))
-    test_eq(order, list(GroupedSampler(lengths, pics, chunk=16)))
+    test_eq(order, list(GroupedSampler(np.array(lengths), pics, chunk=16)))
+    test_eq(order[:8], [223, 419, 399, 87, 889, 345, 604, 211])
     assert mixed <= 2 and padding(order) < padding(shuffled)/3
     sampler.set_epoch(1); test_ne(order, list(sampler))
     {k:f'{padding(v):.1%} padding' for k,v in dict(shuffled=shuffled, grouped=order).items()}
