@@ -122,8 +122,8 @@ def serve_command(
     grace:Annotated[float, typer.Option(min=0, help='Seconds to finish answers in when the server is stopped.')]=30.,
     drain:Annotated[float, typer.Option(
         min=0, help='Seconds before that in which all goes on and only /ready says no, for a balancer to see.')]=0.,
-    engine:Annotated[str, typer.Option(help='auto: ours; vllm: many requests, several GPUs or machines; '
-                                            'what stands after -- goes to vLLM.')]='auto',
+    engine:Annotated[str, typer.Option(
+        help='auto: ours; vllm: many requests, several GPUs or machines; what stands after -- goes to vLLM.')]='auto',
     device:Device='auto', dtype:DType='auto',
 ):
     "Serve a model: an OpenAI-compatible API, and a web page."
@@ -204,7 +204,7 @@ IN_VLLM = dict(
     temperature='--override-generation-config.temperature') # our options, and what vLLM calls them
 _PROXY = 'leave it out: a proxy in front of vLLM can limit that'
 NOT_IN_VLLM = dict(
-    queue='leave it out: vLLM lets questions wait', max_seconds=_PROXY, max_image_mb=_PROXY, max_megapixels=_PROXY,
+    queue='leave it out: vLLM lets questions wait', max_seconds=_PROXY, max_image_mb=_PROXY, max_megapixels=_PROXY, max_text_kb=_PROXY,
     max_connections=_PROXY, page='leave it out: the page is of our own engine', drain=_PROXY,
     grace='leave it out, or give vLLM its own: -- --shutdown-timeout SECONDS',
     device='leave it out: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names') # and those that it has not

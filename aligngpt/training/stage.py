@@ -33,7 +33,8 @@ _all_ = ['FINETUNE', 'PRETRAIN', 'FreezeTable', 'StageConfig', 'add_gate', 'free
          'last_checkpoint'] # of the chapters before, to be found here too
 
 # %% ../../nbs/training/05_stage.ipynb #8bf5efd8
-FREE = ('batch_size', 'accumulate', 'global_batch', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every', 'eval_every',
+FREE = ('batch_size', 'accumulate', 'global_batch', 'checkpointing', 'sharding', 'save_every', 'keep', 'log_every',
+        'eval_every',
         'show', 'workers', 'trackers') # may change on the way
 
 def _record(stage, args, model, data, extra):
@@ -109,8 +110,9 @@ def _same_folder(folder, patience=30.):
     while _seen(folder) != first and time.monotonic() < end: time.sleep(.2)
     for rank, seen in enumerate(gather_object([_seen(folder)])):
         if bad := next((k for k in first if seen[k] != first[k]), None):
-            raise AlignGPTError(f'{folder}: not the same folder for all processes: {bad} is {first[bad]} for process 0, '
-                                f'{seen[bad]} for process {rank}', 'name a folder on a disk that all nodes see')
+            raise AlignGPTError(f'{folder}: not the same folder for all processes: {bad} is {first[bad]} '
+                                f'for process 0, {seen[bad]} for process {rank}',
+                                'name a folder on a disk that all nodes see')
 
 # %% ../../nbs/training/05_stage.ipynb #0232d395
 def _recut(checkpoint, args):

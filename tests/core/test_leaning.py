@@ -17,7 +17,7 @@ apart = 'vllm_model', 'vllm_plugin', 'lmms_eval', '_modidx' # plugins, tried bes
 files = [p for p in sorted(home.rglob('*.py')) if p.stem not in apart]
 listed = set(re.findall(r'\b_[a-z]\w*', ' '.join(l.name for l in LEANS)))
 protocols = {'_repr_html_', '_repr_markdown_', '_repr_png_', '_repr_mimebundle_', '_replace', '_asdict',
-             '_fields'} # documented
+             '_fields', '_exit'} # documented
 
 
 def private(name): return name.startswith('_') and not name.startswith('__') and name != '_'

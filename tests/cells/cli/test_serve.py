@@ -114,9 +114,9 @@ def test_register_serve():
         flag = f"--{k.replace('_', '-')}"
         test_eq(with_vllm(flag, *([v] if v else [])), f'{flag}: not with --engine vllm')
     for k, flag in IN_VLLM.items():
-        v = dict(host='::1', name='x', dtype='float16').get(k, '7')
+        v = dict(host='::1', name='x', dtype='float16', temperature='0.5').get(k, '7')
         assert f'{flag} {v} ' in with_vllm(f"--{k.replace('_', '-')}", v), k
-    assert with_vllm('--no-page', '--', '--tensor-parallel-size', '2').endswith('nowhere.invalid --tensor-parallel-size 2')
+    assert with_vllm('--no-page', '--', '-tp', '2').endswith('--allowed-media-domains nowhere.invalid -tp 2')
     assert 'nowhere' not in with_vllm('--remote-images')
     print(help_)
 

@@ -172,4 +172,5 @@ def test_first_turn():
     test_fail(lambda: go_on(learning_rate=1.), contains='learning_rate was 0.005, and is 1.0')
     test_fail(lambda: go_on(batch_size=8), contains='say global_batch=16')
     other, elsewhere = tmp/'term', tmp/'elsewhere'
-    assert {k for k in _seen(other) if _seen(other)[k] != _seen(elsewhere)[k]} == {'the last checkpoint', 'the sum of stage.json'}
+    test_eq({k for k in _seen(other) if _seen(other)[k] != _seen(elsewhere)[k]},
+            {'the last checkpoint', 'the sum of stage.json'})
