@@ -2133,6 +2133,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'aligngpt/levels/alignment.py'),
                                            'aligngpt.levels.alignment._equal_steps': ( 'levels/alignment.html#_equal_steps',
                                                                                        'aligngpt/levels/alignment.py'),
+                                           'aligngpt.levels.alignment._kinds': ( 'levels/alignment.html#_kinds',
+                                                                                 'aligngpt/levels/alignment.py'),
                                            'aligngpt.levels.alignment._pooled': ( 'levels/alignment.html#_pooled',
                                                                                   'aligngpt/levels/alignment.py'),
                                            'aligngpt.levels.alignment._spans': ( 'levels/alignment.html#_spans',

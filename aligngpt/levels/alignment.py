@@ -246,14 +246,19 @@ def write_scores(
     scores, meta = np.asarray(scores, np.float32), {'aligngpt':json.dumps(about)}
     if len(odd := np.flatnonzero(~np.isnan(scores) & (records.column('n_images') != 1))):
         raise AlignGPTError(f'{records.place(records.row(int(odd[0])))} has a score and is no pair')
-    kinds = dict(row=pa.int64(), id=pa.large_string(), image=pa.large_string(), score=pa.float32(), level=pa.int8())
-    schema, sums = pa.schema(list(kinds.items()), meta), {}
+    schema, sums = pa.schema(_kinds(), meta), {}
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as file:
         for columns in _spans(records, scores, levels.levels):
             file.write_table(span := pa.table(columns, schema))
             _add(sums, span)
         file.add_key_value_metadata({'sum':_sum_of(sums, about)})
     return Path(out)
+
+def _kinds():
+    "The columns and their types."
+    import pyarrow as pa
+    return [('row', pa.int64()), ('id', pa.large_string()), ('image', pa.large_string()), ('score', pa.float32()),
+            ('level', pa.int8())]
 
 def _add(sums, span):
     "Take a span of the table into the sums of its columns."
@@ -288,7 +293,7 @@ def read_scores(
         said, sums = pq.read_metadata(path).metadata or {}, {}
         about = json.loads(said[b'aligngpt'])
         for span in table.to_batches(1 << 20): _add(sums, span)
-        same = said[b'sum'].decode() == _sum_of(sums, about)
+        same = said[b'sum'].decode() == _sum_of(sums, about) and table.schema.equals(pa.schema(_kinds()))
     except (pa.ArrowException, OSError, MemoryError) as e:
         why = (str(e) or 'no memory').splitlines()[0]
         raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {why}', again) from e

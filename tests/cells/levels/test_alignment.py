@@ -73,7 +73,7 @@ def test_DualEncoder_prepare():
     loaded, made = DualEncoder.from_pretrained(keep(siglip, tmp/'siglip'), device='cpu'), DualEncoder(*siglip)
     test_eq(type(loaded.model).__name__, 'SiglipModel')
     test_close(loaded.score(loaded.prepare(images, texts)), made.score(made.prepare(images, texts)), eps=1e-5)
-    test_fail(lambda: DualEncoder.from_pretrained(tmp/'none'), contains='cannot be loaded as a dual encoder')
+    test_fail(lambda: DualEncoder.from_pretrained(tmp/'none'), contains='none: no such folder')
     tower = keep([siglip[0].vision_model, *siglip[1:]], tmp/'tower')
     test_fail(lambda: DualEncoder.from_pretrained(tower, device='cpu'), contains='no dual encoder')
     loaded.padding, clip.padding
@@ -177,7 +177,8 @@ def test_write_scores():
 
     # nbs/levels/01_alignment.ipynb #f1190003
     test_eq(set(found.values()), {None, 'damaged'})
-    metadata = {k:v.replace(b'"levels": 2', b'"levels": 3') for k,v in table.schema.metadata.items()}
+    said = pq.read_metadata(out.with_suffix('.parquet')).metadata
+    metadata = {k:v.replace(b'"levels": 2', b'"levels": 3') for k,v in said.items() if k != b'ARROW:schema'}
     pq.write_table(table.replace_schema_metadata(metadata), flipped)
     test_fail(lambda: read_scores(flipped), contains='flipped.parquet: damaged: it has changed since it was written')
 
