@@ -112,7 +112,8 @@ def asserts(
     helpers:Iterable[str]=(), # functions of earlier cells that contain assertions
 )->bool: # does running them check something?
     "Is there an assertion outside of function bodies, or a call of a helper that asserts?"
-    return any(isinstance(o, ast.Assert) or _asserting.match(_called(o)) or _called(o) in helpers for o in _walk(*body))
+    return any(isinstance(o, ast.Assert) or _asserting.match(_called(o)) or _called(o) in helpers
+               for o in _walk(*body))
 
 # %% ../../nbs/book/01_cells.ipynb #960d1159
 class BookError(Exception): "Something in a notebook that the book's tools cannot work with."

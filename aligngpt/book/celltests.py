@@ -70,7 +70,8 @@ def _case(name, targets, chapter):
     parts, outer = slice_parts([p for c in chapter.cells for p in c.parts], want)
     again = sorted(outer & set().union(*(p.binds for p in parts)))
     lines = [f'@pytest.mark.{f}' for f in sorted(set().union(*(p.cell.flags for p in parts)))]
-    lines += ['async '*any(p.is_async for p in parts) + f'def {name}():', *('    '+_origin(chapter, n) for n in again)]
+    lines += ['async '*any(p.is_async for p in parts) + f'def {name}():',
+              *('    '+_origin(chapter, n) for n in again)]
     cells = ['\n'.join([f'    # {chapter.path.as_posix()} #{c.id}', *(_indent(p.source) for p in ps)])
              for c,ps in groupby(parts, lambda p: p.cell)]
     return '\n'.join([*lines, '\n\n'.join(cells)]), outer

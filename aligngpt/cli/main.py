@@ -63,7 +63,8 @@ def options(
     if context.invoked_subcommand is None: typer.echo(context.get_help())
 
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
-_Usage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'UsageError') # Typer brings its own copy of click
+_Usage = next(c for c in typer.BadParameter.__mro__
+              if c.__name__ == 'UsageError') # Typer brings its own copy of click
 
 def _explain(e):
     "(text, hint, exit code) of an error."
@@ -118,7 +119,8 @@ def _reader_left():
 def quickstart_(
     out:Annotated[Path, typer.Option(help='Run folder; the same one continues a run.')]=Path('runs/quickstart'),
     seed:Annotated[int, typer.Option(help='Same seed, same numbers.')]=0,
-    rehearse:Annotated[bool, typer.Option('--rehearse', help='All steps in a minute or two; little is learnt.')]=False,
+    rehearse:Annotated[bool, typer.Option('--rehearse',
+                                          help='All steps in a minute or two; little is learnt.')]=False,
 ):
     "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
     import dataclasses
@@ -179,10 +181,12 @@ def convert(
     dst:Annotated[Path, typer.Argument(help='The folder to make.')],
     to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); "
                                                   "default: the other layout.")]=None,
-    llm:Annotated[Optional[str], typer.Option(help='Language model, for a source of projector and levels only.')]=None,
+    llm:Annotated[Optional[str],
+                  typer.Option(help='Language model, for a source of projector and levels only.')]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,
-    fresh:Annotated[str, typer.Option(help="Parts that the source lacks and that begin untrained, as in 'levels,gate' "
+    fresh:Annotated[str,
+                    typer.Option(help="Parts that the source lacks and that begin untrained, as in 'levels,gate' "
                                            "for a plain LLaVA.")]='',
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."

@@ -218,7 +218,8 @@ def vllm_line(
     "How vLLM is started."
     options = options | dict(name=options.get('name') or Path(run).resolve().name)
     said = [w for k,flag in IN_VLLM.items() if k in options for w in (flag, str(options[k]))]
-    shut = [] if options.get('remote_images') else ['--allowed-media-domains', 'nowhere.invalid'] # no picture is there
+    shut = [] if options.get('remote_images') else ['--allowed-media-domains',
+                                                    'nowhere.invalid'] # no picture is there
     return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)),
             *said, *shut, *more]
 

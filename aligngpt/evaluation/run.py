@@ -100,7 +100,8 @@ def finish(
     "Write the answers in the order of the questions."
     path = folder/'answers.jsonl'
     with atomic_path(path) as p:
-        p.write_text(''.join(json.dumps(named(known[q.key]), ensure_ascii=False) + '\n' for q in qs), encoding='utf-8')
+        p.write_text(''.join(json.dumps(named(known[q.key]), ensure_ascii=False) + '\n' for q in qs),
+                     encoding='utf-8')
     _tidy(folder)
     return path
 

@@ -264,7 +264,8 @@ def _add(sums, span):
     "Take a span of the table into the sums of its columns."
     for name in span.schema.names:
         c = span.column(name)
-        data = '\0'.join([*map(str, c.to_pylist()), '']).encode() if name in ('id', 'image') else np.asarray(c).tobytes()
+        data = ('\0'.join([*map(str, c.to_pylist()), '']).encode()
+                if name in ('id', 'image') else np.asarray(c).tobytes())
         sums.setdefault(name, hashlib.sha256()).update(data)
 
 def _sum_of(sums, about):

@@ -103,7 +103,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     "A vision tower, a projector, alignment levels, a gate, and a language model without its output layer."
     def __init__(self,
         config:AlignGPTConfig, # what to build
-        language_model:Callable[[],PreTrainedModel]|None=None, # makes the language model, where it has an output layer
+        language_model:Callable[[],PreTrainedModel]
+        |None=None, # makes the language model, where it has an output layer
     ):
         super().__init__(config)
         c, H = config, config.text_config.hidden_size
@@ -111,7 +112,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
         self.levels = AlignmentLevels(c.num_levels, H)
         self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
-        self.language_model = (language_model or partial(AutoModel.from_config, c.text_config, trust_remote_code=False))()
+        self.language_model = (language_model or partial(AutoModel.from_config, c.text_config,
+                                                         trust_remote_code=False))()
         self.set_input_embeddings(self.get_input_embeddings())
         self.post_init()
 
@@ -423,7 +425,8 @@ def _run(lm, args, kwargs, keep):
     cache, keep = args[CACHE], keep.to(args['inputs_embeds'].device)
     if cache is None:
         kwargs = {'use_cache':False, **kwargs}
-        if lm.config._attn_implementation == 'sdpa' and _is_idle(args['attention_mask']): args['attention_mask'] = None
+        if lm.config._attn_implementation == 'sdpa' and _is_idle(args['attention_mask']):
+            args['attention_mask'] = None
     mask, positions = args['attention_mask'], args['position_ids']
     if _can_skip(lm, mask, positions, cache, kwargs):
         states = states_at(lm, args['inputs_embeds'], keep, mask, positions, cache)
@@ -601,7 +604,8 @@ def generate(self:AlignGPTForConditionalGeneration,
     if V is None and pixel_values is not None: V = inner.get_vision_features(pixel_values)
     if V is not None:
         inner.check_images(given, len(V) if image_index is None else len(image_index))
-        weights = inner.prompt_weights(given, V, image_index, alignment, gate_mask, kwargs.get('attention_mask'), embeds)
+        weights = inner.prompt_weights(given, V, image_index, alignment, gate_mask, kwargs.get('attention_mask'),
+                                       embeds)
     if embeds is not None:
         return GenerationMixin.generate(self, ids, **kwargs | _merged(inner, given, embeds, V, image_index, weights))
     prompt = Prompt(ids, self.config, V, image_index, weights)

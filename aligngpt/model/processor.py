@@ -314,7 +314,8 @@ def show_tokens(self:AlignGPTProcessor,
 )->TokenView: # shows itself in a notebook; `str` of it is for a terminal
     "See every token in the colour of its role."
     ids = _row(sample, row, 'input_ids')
-    marks = [_row(sample, row, k, [d]*len(ids)) for k,d in (('labels',-100), ('gate_mask',False), ('attention_mask',1))]
+    marks = [_row(sample, row, k, [d]*len(ids))
+             for k,d in (('labels',-100), ('gate_mask',False), ('attention_mask',1))]
     special = {self.align_token_id:'align', self.image_token_id:'image'}
     roles = [_role(special.get(i), *m) for i,*m in zip(ids, *marks)]
     return TokenView(list(zip(_pieces(self.tokenizer, ids), roles)))
@@ -490,7 +491,8 @@ def apply_chat_template(self:AlignGPTProcessor,
 )->str|list|BatchFeature: # text, ids or a batch
     "Render messages, or prepare them for the model."
     given = dict(add_generation_prompt=add_generation_prompt, return_tensors=return_tensors,
-                 return_assistant_tokens_mask=return_assistant_tokens_mask, processor_kwargs=processor_kwargs, **kwargs)
+                 return_assistant_tokens_mask=return_assistant_tokens_mask, processor_kwargs=processor_kwargs,
+                 **kwargs)
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
     if not ours or kwargs.get('tools') or kwargs.get('documents'):
         return self._by_transformers(conversation, chat_template, tokenize, return_dict, given)

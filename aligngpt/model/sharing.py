@@ -116,7 +116,8 @@ def _facts(c, folder):
     text, sees, processor = c.text_config, c.vision_config, folder/'processor_config.json'
     template = read_json(processor).get('template', '') if processor.is_file() else ''
     rows = [('language model', f'{text.model_type}: {text.num_hidden_layers} layers of width {text.hidden_size}'),
-            ('vision tower', f'{sees.model_type}: pictures of {sees.image_size} pixels in {c.num_image_tokens} tokens'),
+            ('vision tower',
+             f'{sees.model_type}: pictures of {sees.image_size} pixels in {c.num_image_tokens} tokens'),
             ('projector', c.projector_type), ('alignment levels', f'{c.num_levels}'),
             ('gate', _GATES[c.gate_text] if c.use_gate else _GATES[None]), ('conversation template', template)]
     adapter = folder/'adapter_config.json'
@@ -227,8 +228,10 @@ def push(
 )->Any: # what the hub says of the commit
     "Upload a model with its card."
     if getattr(model.language_model, 'peft_config', None):
-        raise AlignGPTError('the model has adapters', 'melt them in first: merge_lora(model); or save them: save(...)')
-    repo_id, tags = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id, commit.pop('tags', None)
+        raise AlignGPTError('the model has adapters',
+                            'melt them in first: merge_lora(model); or save them: save(...)')
+    repo_id, tags = create_repo(repo_id, private=private, token=token,
+                                exist_ok=True).repo_id, commit.pop('tags', None)
     if branch := commit.get('revision'): create_branch(repo_id, branch=branch, token=token, exist_ok=True)
     with tempfile.TemporaryDirectory() as tmp:
         model.save_pretrained(tmp, **save or {})

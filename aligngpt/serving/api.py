@@ -575,7 +575,8 @@ class Ring:
 
     def _note(self, scope, state, seconds):
         "Count and log."
-        known, path = ('/v1/chat/completions', '/v1/responses', '/v1/models', '/health', '/ready', '/metrics'), scope['path']
+        known, path = ('/v1/chat/completions', '/v1/responses', '/v1/models', '/health', '/ready',
+                       '/metrics'), scope['path']
         self.api.requests.labels(path if path in known else 'other', str(state['status'])).inc()
         level = logging.INFO if path in known[:3] else logging.DEBUG
         self.api.log.log(level, '%s %s %s %s %.3f s %s', state['id'], scope['method'],

@@ -167,7 +167,8 @@ class Stop:
         while n := os.read(heard, 1)[:1]:
             again = time.monotonic() - first.setdefault(n, time.monotonic()) > self.patience
             if not again or n[0] not in self.signals or n[0] == signal.SIGINT: continue
-            print(f'a second {signal.Signals(n[0]).name}: ended at once; the last checkpoint is whole', file=sys.stderr)
+            print(f'a second {signal.Signals(n[0]).name}: ended at once; the last checkpoint is whole',
+                  file=sys.stderr)
             sys.stderr.flush()
             os._exit(128 + n[0])
         os.close(heard)

@@ -36,7 +36,8 @@ class GroupedSampler(torch.utils.data.Sampler):
         seed:int=42, # of the order
         shuffle:bool=True, # False: as they stand
     ):
-        if group not in ('modality', 'none'): raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
+        if group not in ('modality', 'none'):
+            raise AlignGPTError(f"Unknown grouping {group!r}. Valid: modality, none")
         self.lengths, self.has_image = np.asarray(lengths), np.asarray(has_image, bool)
         self.chunk, self.group = chunk, group
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
@@ -281,7 +282,8 @@ def deepspeed_config(
         zero.update({f'offload_{o}':dict(device='cpu', pin_memory=not cpu) for o in ('optimizer', 'param')})
     auto = ('train_batch_size', 'train_micro_batch_size_per_gpu', 'gradient_accumulation_steps', 'gradient_clipping')
     return dict(zero_optimization=zero, bf16=dict(enabled='auto'), fp16=dict(enabled='auto'),
-                zero_allow_untested_optimizer=True, zero_force_ds_cpu_optimizer=not cpu, **dict.fromkeys(auto, 'auto'))
+                zero_allow_untested_optimizer=True, zero_force_ds_cpu_optimizer=not cpu,
+                **dict.fromkeys(auto, 'auto'))
 
 # %% ../../nbs/training/04_trainer.ipynb #3359e859
 def _sharding(stage, cpu):

@@ -51,7 +51,8 @@ def test_Part():
     def stmts(code): return ast.parse(code).body
 
     # nbs/book/01_cells.ipynb #934ed750
-    c = Cell('c1', "model.train(); x = 1\nfor x in xs: seen.append(x)\nstate['step'] = 1\nprint(log)\n# why\ntest_eq(y, 1)\ny")
+    c = Cell('c1',
+             "model.train(); x = 1\nfor x in xs: seen.append(x)\nstate['step'] = 1\nprint(log)\n# why\ntest_eq(y, 1)\ny")
 
     # nbs/book/01_cells.ipynb #963527e9
     test_eq([p.touches for p in c.parts], [{'model'}, {'seen', 'x'}, {'state'}, set(), set(), set()])

@@ -113,7 +113,8 @@ def test_Terminal_line():
 
     # nbs/chat/04_terminal.ipynb #04e0001c
     test_eq('\x1b' in term.out.getvalue(), False)
-    for shown in (r'It is \x1b[31mred', r'taken back: What colour \x1b]52;c;ZXZpbA==\x07\x1b[2J is it?', r'error: \x1b]52'):
+    for shown in (r'It is \x1b[31mred', r'taken back: What colour \x1b]52;c;ZXZpbA==\x07\x1b[2J is it?',
+                  r'error: \x1b]52'):
         test_eq(shown in term.out.getvalue(), True)
 
     # nbs/chat/04_terminal.ipynb #a2309ae2

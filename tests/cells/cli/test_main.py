@@ -67,7 +67,8 @@ serve {model}""".splitlines()
     def refusal(line, slot, address):
         "The first line of the error."
         words = re.sub(r'{(\w+)}', lambda m: address if m[1] == slot else 'x', line).split()
-        with contextlib.redirect_stderr(io.StringIO()) as err, ExceptionExpected(SystemExit): aligngpt.cli.main.main(words)
+        with contextlib.redirect_stderr(io.StringIO()) as err, ExceptionExpected(SystemExit):
+            aligngpt.cli.main.main(words)
         return err.getvalue().splitlines()[0]
     with patch('aligngpt.cli.main.untested', return_value=[]):
         told = {(line.split()[0], slot): [refusal(line, slot, a) for a in addresses.values()]

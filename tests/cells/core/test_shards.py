@@ -62,7 +62,8 @@ def test_process_rank():
     # nbs/core/06_shards.ipynb #6f29b57b
     with patch.dict(os.environ, RANK='2', WORLD_SIZE='4'):
         torchrun = process_rank()
-    with patch.dict(os.environ, SLURM_PROCID='3', SLURM_NTASKS='8', SLURM_LOCALID='1'): srun = *process_rank(), local_rank()
+    with patch.dict(os.environ, SLURM_PROCID='3', SLURM_NTASKS='8', SLURM_LOCALID='1'):
+        srun = *process_rank(), local_rank()
 
     # nbs/core/06_shards.ipynb #03ffa8ca
     test_eq((torchrun, srun), ((2, 4), (3, 8, 1)))

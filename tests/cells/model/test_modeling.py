@@ -332,7 +332,8 @@ def test_AlignGPTModel_prompt_weights():
     test_eq(said, greedy)
     with torch.no_grad():
         by_ids = model(**left, pixel_values=pixels).logits
-        test_close(model(inputs_embeds=embedded, attention_mask=left['attention_mask'], pixel_values=pixels).logits, by_ids)
+        test_close(model(inputs_embeds=embedded, attention_mask=left['attention_mask'], pixel_values=pixels).logits,
+                   by_ids)
 
     # nbs/model/02_modeling.ipynb #b1aced34
     set_seed(0)

@@ -121,7 +121,8 @@ def test_AlignGPTProcessor():
     turns = tiny_tokenizer(bos_token='<|im_start|>', eos_token='<|im_end|>')
     turns.add_bos_token = True
     smol = [AlignGPTProcessor(clip, t, template='chatml')
-            for t in (turns, tiny_tokenizer(bos_token='<|im_start|>', eos_token='<|im_end|>'))] # the first token is also the one that begins each turn
+            for t in (turns, tiny_tokenizer(bos_token='<|im_start|>',
+                                            eos_token='<|im_end|>'))] # the first token is also the one that begins each turn
     for p in smol:
         asked = p.apply_chat_template([dict(role='user', content='What colour?')], add_generation_prompt=True)
         ids = p.tokenizer(asked).input_ids

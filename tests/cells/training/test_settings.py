@@ -80,11 +80,13 @@ part_rates: {projector: 2e-4}
 
 def test_from_flag():
     # nbs/training/01_settings.ipynb #270564da
-    flags = dict(train='projector,levels', part_rates='projector=2e-4,gate=1e-3', epochs='2', shuffle='False', pack='4096')
+    flags = dict(train='projector,levels', part_rates='projector=2e-4,gate=1e-3', epochs='2', shuffle='False',
+                 pack='4096')
     read = {k:from_flag(k, v) for k,v in flags.items()}
 
     # nbs/training/01_settings.ipynb #5596b9b1
-    test_eq(read, dict(train=('projector', 'levels'), part_rates=dict(projector=2e-4, gate=1e-3), epochs=2., shuffle=False,
+    test_eq(read, dict(train=('projector', 'levels'), part_rates=dict(projector=2e-4, gate=1e-3), epochs=2.,
+                       shuffle=False,
                        pack=4096))
     test_fail(lambda: from_flag('part_rates', 'projector'), contains="part_rates: got 'projector'")
     test_fail(lambda: from_flag('batch_size', 'x'), contains="batch_size: got 'x', expected something like 16")
