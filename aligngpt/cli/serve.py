@@ -111,8 +111,7 @@ def serve_command(
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
-    max_megapixels:Annotated[float, typer.Option(min=0,
-                                                 help='Size of a picture, decoded. All of a request: twice.')]=50.,
+    max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded; of all in one: twice.')]=50.,
     max_text_kb:Annotated[float, typer.Option(min=0, help='Text of a request, before it is cut into tokens.')]=256.,
     max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
     remote_images:Annotated[bool, typer.Option(
@@ -127,19 +126,26 @@ def serve_command(
     device:Device='auto', dtype:DType='auto',
 ):
     "Serve a model: an OpenAI-compatible API, and a web page."
-    if engine not in ('auto', 'vllm'):
-        raise typer.BadParameter(f'{engine!r}. Valid: auto, vllm', param_hint='--engine')
-    if ctx.args and engine != 'vllm': raise typer.BadParameter(f"unexpected: {' '.join(ctx.args)}")
+    _check_engine(engine, ctx.args)
     key = read_key(api_key_file)
     if engine == 'vllm': return _vllm(vllm_line(*_for_vllm(ctx), ctx.args), key)
     need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'] + ['gradio', 'python_multipart']*page, 'serve')
-    limits = Limits(images=max_images, image_bytes=int(max_image_mb*2**20), pixels=int(max_megapixels*1e6),
-                    text_bytes=int(max_text_kb*1024), tokens=max_tokens, seconds=max_seconds,
-                    connections=max_connections, remote=remote_images)
     _serve(host, port, (grace, drain), dict(
-        run=run, name=name or Path(run).resolve().name, key=key, limits=limits, hosts=own_names(host), page=page,
+        run=run, name=name or Path(run).resolve().name, key=key, limits=_limits(ctx.params), hosts=own_names(host),
+        page=page,
         engine=dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
         load=dict(device=device, dtype=dtype)))
+
+def _check_engine(engine, more):
+    if engine not in ('auto', 'vllm'):
+        raise typer.BadParameter(f'{engine!r}. Valid: auto, vllm', param_hint='--engine')
+    if more and engine != 'vllm': raise typer.BadParameter(f"unexpected: {' '.join(more)}")
+
+def _limits(p):
+    "What the options say of a request."
+    return Limits(images=p['max_images'], image_bytes=int(p['max_image_mb']*2**20), pixels=int(p['max_megapixels']*1e6),
+                  text_bytes=int(p['max_text_kb']*1024), tokens=p['max_tokens'], seconds=p['max_seconds'],
+                  connections=p['max_connections'], remote=p['remote_images'])
 
 def _serve(host, port, times, what):
     "Take the port, load the model, say where it is, and serve."
