@@ -22,6 +22,7 @@ def own_place(tmp_path, monkeypatch):
     if torch := sys.modules.get('torch'): torch.manual_seed(0)
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     with modified_env(): yield
+    if plt := sys.modules.get('matplotlib.pyplot'): plt.close('all')
 
 
 @pytest.fixture(scope='session')
