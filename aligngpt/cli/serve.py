@@ -53,8 +53,10 @@ def listen(
 )->socket.socket: # bound
     "Take a port, or say who has it."
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET,
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET,
                                     backlog=2048)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True) # its connections inherit it
+        return sock
     except (OSError, OverflowError) as e:
         raise AlignGPTError(f'{host}:{port}: {getattr(e, "strerror", None) or e}',
                             'name another --port, or end the program that uses it') from e
@@ -233,7 +235,7 @@ def vllm_line(
 NEEDS = f"""Serve a model: an OpenAI-compatible API, and a web page.
 
 Beside the model and what it computes, requests need at most {Limits().memory()/1e9:.1f} GB of memory with the limits
-below, however many come; what is beyond them is refused. At its start the server says what follows from other limits."""
+below, however many come; what is beyond them is refused. At its start the server says what follows from others."""
 
 def register_serve(
     app:typer.Typer, # to add the command to

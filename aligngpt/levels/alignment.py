@@ -250,7 +250,7 @@ def write_scores(
     with atomic_path(out) as tmp, pq.ParquetWriter(tmp, schema, write_page_checksum=True) as file:
         for columns in _spans(records, scores, levels.levels):
             file.write_table(span := pa.table(columns, schema))
-            _add(sums, span)
+            for part in span.to_batches(1 << 15): _add(sums, part)
         file.add_key_value_metadata({'sum':_sum_of(sums, about)})
     return Path(out)
 
@@ -293,7 +293,7 @@ def read_scores(
         with os_errors(path): table = pq.read_table(path, page_checksum_verification=True)
         said, sums = pq.read_metadata(path).metadata or {}, {}
         about = json.loads(said[b'aligngpt'])
-        for span in table.to_batches(1 << 20): _add(sums, span)
+        for part in table.to_batches(1 << 15): _add(sums, part)
         same = said[b'sum'].decode() == _sum_of(sums, about) and table.schema.equals(pa.schema(_kinds()))
     except (pa.ArrowException, OSError, MemoryError) as e:
         why = (str(e) or 'no memory').splitlines()[0]

@@ -14,7 +14,7 @@ from aligngpt.data.images import Sources, as_sources, image_sources, load_image
 from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
 from fastcore.test import *
-import easy_vqa, matplotlib.pyplot as plt, os, random, signal, subprocess, tempfile, time, torch
+import easy_vqa, matplotlib.pyplot as plt, os, random, signal, subprocess, sys, tempfile, time, torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from aligngpt.core.files import write_json
 from aligngpt.core.markup import Table
