@@ -58,7 +58,7 @@ def process(*args):
 def files(folder, but=TIMES):
     "Relative name -> bytes of each file."
     return {p.relative_to(folder).as_posix():p.read_bytes() for p in sorted(Path(folder).rglob('*'))
-            if p.is_file() and p.name not in but}
+            if p.is_file() and p.name not in but and p.parent.suffix != '.index'}
 
 def differing(a, b):
     "Names of files that two folders do not both have, or with other bytes."
