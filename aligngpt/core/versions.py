@@ -219,18 +219,14 @@ _OTHERS = [
 _H = 'uvicorn.protocols.http.'
 _PAGE = 'queue/join', 'queue/data', '/run/{api_name}', '/upload', '/heartbeat/{session_hash}', 'stop_event'
 _SERVING = [
-    Lean('uvicorn', 'H11Protocol.cycle.response_complete, .connections, .transport, .loop',
-         'serving.connections', 'to hang up on clients that are silent or deaf, and on too many',
-         'connections would stay open for ever',
-         _extra('uvicorn', _attribute(_H + 'h11_impl:H11Protocol', 'self.cycle', 'self.connections',
-                                      'self.transport', 'self.loop'),
-                _attribute(_H + 'h11_impl:RequestResponseCycle', 'self.response_complete'))),
-    Lean('uvicorn', 'HttpToolsProtocol.cycle.response_complete, .connections, .transport, .loop',
-         'serving.connections', 'for the same, where httptools is installed',
-         'connections would stay open for ever',
-         _extra('httptools', _attribute(_H + 'httptools_impl:HttpToolsProtocol', 'self.cycle', 'self.connections',
-                                        'self.transport', 'self.loop'),
-                _attribute(_H + 'httptools_impl:RequestResponseCycle', 'self.response_complete'))),
+    *(Lean('uvicorn', f'{protocol}.cycle.response_complete, .connections, .transport, .loop', 'serving.connections',
+           why, 'connections would stay open for ever',
+           _extra(library, _attribute(f'{_H}{file}:{protocol}', 'self.cycle', 'self.connections', 'self.transport',
+                                      'self.loop'),
+                  _attribute(f'{_H}{file}:RequestResponseCycle', 'self.response_complete')))
+      for library, file, protocol, why in (
+          ('uvicorn', 'h11_impl', 'H11Protocol', 'to hang up on clients that are silent or deaf, and on too many'),
+          ('httptools', 'httptools_impl', 'HttpToolsProtocol', 'for the same, where httptools is installed'))),
     Lean('starlette', 'Starlette.user_middleware',
          'serving.page', 'to put the door of the page inside of the ring that measures bodies',
          'the page cannot be served',
