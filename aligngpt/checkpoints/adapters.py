@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from ..core.errors import AlignGPTError
-from ..core.files import check_fetched, pretrained, read_json, write_json
+from ..core.files import check_fetched, check_folder, pretrained, read_json, seal_folder, unseal, write_json
 from ..model.layers import AlignGPTConfig, AlignmentGate
 from ..model.modeling import AlignGPTForConditionalGeneration, stored_name
 from ..model.sharing import write_card
-from .weights import SUMS, check_weights, map_tensors
+from .weights import map_tensors
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #56a5f019
 def add_lora(
@@ -81,7 +81,7 @@ def save_adapter(
     from peft import get_peft_model_state_dict
     folder, lm = Path(folder), model.language_model
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/SUMS).unlink(missing_ok=True) # of what was there before
+    unseal(folder)
     _write({PREFIX + k:v for k,v in get_peft_model_state_dict(lm).items()}, folder/ADAPTER)
     _write(_align_parts(model), folder/ALIGN_PARTS)
     lm.peft_config['default'].save_pretrained(folder)
@@ -89,6 +89,7 @@ def save_adapter(
     write_json({**read_json(config), 'base_model_name_or_path':str(base)}, config)
     for part in filter(None, (model.config, processor)): part.save_pretrained(folder)
     write_card(folder)
+    seal_folder(folder)
     return folder
 
 def load_adapter(
@@ -98,7 +99,7 @@ def load_adapter(
     "Put saved adapters, projector, levels and gate onto a base model."
     folder = Path(folder)
     check_adapter(folder)
-    check_weights(folder)
+    check_folder(folder)
     _match_gate(model, pretrained(AlignGPTConfig, folder))
     parts, have = map_tensors(folder/ALIGN_PARTS), _align_parts(model)
     if bad := [n for n in have.keys() | parts.keys()

@@ -17,11 +17,11 @@ from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 
 from ..core.errors import AlignGPTError
-from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
+from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from ..core.steps import progress
 from ..model.modeling import AlignGPTForConditionalGeneration, part_parameters
 from .layouts import ALIGN_FILE, LLAMA, Checkpoint, Parts, official_name, open_checkpoint
-from .weights import Entry, entries, seal_weights, stream, write_safetensors
+from .weights import Entry, entries, stream, write_safetensors
 
 # %% ../../nbs/checkpoints/05_convert.ipynb #2f8ce88f
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def _go_on(part, plan):
     other = not (part/'plan.json').exists() or read_json(part/'plan.json') != plan
     for p in part.iterdir():
         if p.name != '.lock' and (other or p.suffix == '.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink()
-    if other: write_json(plan, part/'plan.json')
+    if other: write_json(plan, part/'plan.json', sealed=True)
 
 # %% ../../nbs/checkpoints/05_convert.ipynb #a46e5eec
 def write_weights(
@@ -195,7 +195,7 @@ def convert(
         if to == 'official':
             write_weights(part, _official_tensors(c), dtype, shard or ('1GB' if pickled else '5GB'), pickled, quiet)
             write_official(c, part, stored, tower_name)
-        seal_weights(part)
+        seal_folder(part)
     return Path(dst)
 
 # %% ../../nbs/checkpoints/05_convert.ipynb #712361b4

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, BadRecord, os_errors
-from ..core.files import (check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained,
-                                 read_json)
+from ..core.files import (check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, not_here,
+                                 pretrained, read_json, seal_folder)
 from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
@@ -32,7 +32,7 @@ from ..model.processor import AlignGPTProcessor, image_processor_for, load_image
 from ..model.sharing import BASES, base_step, public_name, write_card, write_code
 from .adapters import check_adapter, has_adapter, load_adapter, save_adapter
 from .fields import check_fields
-from .weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
+from .weights import Entry, entries, find_weights, map_tensors, stream
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #4edb0dfe
 ALIGN_FILE = 'mm_projector_align.bin' # what the official pre-training leaves
@@ -261,6 +261,7 @@ def open_checkpoint(
 )->Checkpoint:
     "Look into a checkpoint, and check that it is whole."
     folder = local_folder(path)
+    check_folder(folder.parent if folder.is_file() else folder)
     kind = layout(folder)
     if kind == 'adapter':
         raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
@@ -269,7 +270,6 @@ def open_checkpoint(
                          pretrained(AlignGPTProcessor, folder),
                          {_today(k):e for k,e in entries(*find_weights(folder)).items()})
     _agree(c)
-    check_weights(folder.parent if folder.is_file() else folder)
     return c if hasattr(c.config, 'quantization_config') else _check(c, parts.fresh)
 
 def _today(key):
@@ -475,12 +475,12 @@ def save(
     "Save model and processor in our layout."
     folder = Path(folder)
     with os_errors(folder):
-        (folder/SUMS).unlink(missing_ok=True) # of what was there before
         if has_adapter(model): return save_adapter(model, folder, base, processor)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if code: write_code(folder)
         write_card(folder)
+        seal_folder(folder)
     return folder
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #9b2712b7
@@ -533,6 +533,7 @@ def _join(eyes, language, how, fields):
 
 def _whole(cls, path, **how):
     "Load a part; transformers would fill in random numbers for what the files do not hold."
+    check_folder(path)
     part, info = pretrained(cls, path, output_loading_info=True, **how)
     if lost := sorted(info['missing_keys']): raise ValueError(f'{len(lost)} tensors are missing, first {lost[0]}')
     return part

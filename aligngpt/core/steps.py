@@ -91,7 +91,7 @@ class Steps:
         if self.done.get(name, {}).get('key') != self.chain:
             result = fn()
             self.done[name] = dict(key=self.chain, result=json.loads(json.dumps(result, default=plain)))
-            write_json(self.done, self.path)
+            write_json(self.done, self.path, sealed=True)
         return self.done[name]['result']
 
 # %% ../../nbs/core/04_steps.ipynb #cf4280d6

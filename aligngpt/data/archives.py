@@ -141,7 +141,7 @@ def _begin(path, target, note, md5, quiet):
     if target != path and target.exists():
         raise AlignGPTError(f'{target}: exists already', 'remove it, or unpack to another place')
     _check_md5(path, restored_md5(path, quiet), md5)
-    write_json(dict(size=path.stat().st_size, name=target.name), note)
+    write_json(dict(size=path.stat().st_size, name=target.name), note, sealed=True)
     _sync_folder(path.parent)
 
 def _read_note(note):

@@ -384,7 +384,7 @@ def _resume(chunks, folder):
     job = dict(data=chunks.records.fingerprint, images=[repr(s) for s in chunks.images], max_length=chunks.max_length,
                rules=repr(chunks.rules), processor=chunks.processor and chunks.processor.template)
     if (folder/'job.json').exists() and read_json(folder/'job.json') != job: shutil.rmtree(folder)
-    write_json(job, folder/'job.json')
+    write_json(job, folder/'job.json', sealed=True)
     shards = Shards(folder)
     return {e['batch']:e for e in shards.read() if not e['bad']}, shards
 

@@ -64,7 +64,7 @@ class FeatureStore:
             self.data = np.memmap(data, self.dtype, mode, shape=self.shape)
             self.sums = np.memmap(sums, 'uint32', mode, shape=self.shape[:1])
         else: self.data, self.sums = np.empty(self.shape, self.dtype), np.empty(0, 'uint32')
-        if fresh: write_json(self.key, meta)
+        if fresh: write_json(self.key, meta, sealed=True)
 
     def __len__(self): return len(self.rows)
     def missing(self)->list[str]: # names of the pictures that have a row but no features yet

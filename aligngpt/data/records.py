@@ -197,7 +197,7 @@ def _build_index(folder, build, state):
     "Build an index that appears when it is whole, unless one has come from elsewhere, where locks do not reach."
     with contextlib.suppress(_Late), atomic_path(folder) as new:
         new.mkdir()
-        write_json({**build(new), **state, 'files':file_sums(new)}, new/'meta.json')
+        write_json({**build(new), **state, 'files':file_sums(new)}, new/'meta.json', sealed=True)
         if _is_fresh(folder, state): raise _Late
 
 class _Late(Exception): "Another one was quicker."

@@ -365,7 +365,7 @@ def score_run(
     report = replace(report, notes=notes + report.notes,
                      predictions=report.predictions and path_from(run.folder, report.predictions))
     kept = {k: m[k] for k in ('prompts', 'processor', 'model', 'config', 'settings')}
-    write_json(report.to_dict() | dict(scorer=scorer_version(run.task), manifest=kept), path)
+    write_json(report.to_dict() | dict(scorer=scorer_version(run.task), manifest=kept), path, sealed=True)
     run.score = read_json(path)
     return report
 

@@ -26,6 +26,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from ..core.errors import AlignGPTError
+from ..core.files import unseal
 from ..core.versions import CACHE, named_cache
 from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots,
                                    level_weights, lm_head, make_projector, states_at, supervised_loss,
@@ -71,6 +72,7 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
         *args, **kwargs, # as for transformers' own
     )->None:
         "Save the model and its configuration, and write its card."
+        if is_main_process: unseal(save_directory)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process: write_card(save_directory)
 

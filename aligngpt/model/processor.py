@@ -19,7 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 
 from ..core.errors import AlignGPTError, BadRecord
-from ..core.files import pretrained, read_json
+from ..core.files import pretrained, read_json, unseal
 from ..core.markup import escape, printable
 from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
@@ -124,6 +124,7 @@ class AlignGPTProcessor(ProcessorMixin):
         **kwargs, # as for transformers' own
     )->list[str]: # files
         "Save the processor, and write the card of the model that lies there, which says the template."
+        unseal(save_directory)
         files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
         write_card(save_directory)
         return files

@@ -321,7 +321,7 @@ def _steps(run, r):
 def _same_recipe(run, r):
     "A run folder belongs to one recipe."
     path, now = run/'recipe.json', json.loads(json.dumps(dataclasses.asdict(r)))
-    if not path.exists(): write_json(dict(recipe=now, environment=environment()), path)
+    if not path.exists(): write_json(dict(recipe=now, environment=environment()), path, sealed=True)
     old = read_json(path)['recipe']
     if diff := [k for k in now if old.get(k) != now[k]]:
         raise AlignGPTError(f'{run}: holds a run with {diff[0]} = {old.get(diff[0])}, not {now[diff[0]]}',

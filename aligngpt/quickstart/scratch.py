@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
 
-from ..core.files import own_folder, read_json, write_json
+from ..core.files import own_folder, read_json, seal_folder, write_json
 from ..core.steps import note_time
 from ..text.conversation import render
 from ..levels.alignment import DualEncoder
@@ -87,7 +87,7 @@ def fit(
         losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
         model.save_pretrained(folder/'model')
         note_time(folder, event='end', seconds=round(result.metrics['train_runtime'], 1))
-        return read_json(write_json(dict(steps=steps, losses=losses), folder/'done.json'))
+        return read_json(write_json(dict(steps=steps, losses=losses), folder/'done.json', sealed=True))
 
 # %% ../../nbs/quickstart/03_scratch.ipynb #d53c8304
 def _trainer(model, draw, folder, stage, call):
@@ -233,6 +233,7 @@ def train_clip(
     batches = ClipBatches(texts, ip, seed=seed)
     done = fit(model, batches, out, 'CLIP', epochs*batches.epoch_steps, 2e-3, seed=seed, **kwargs)
     for part in (ip, texts): part.save_pretrained(out/'model')
+    seal_folder(out/'model')
     return done
 
 def _clip_config(tokenizer):
@@ -319,6 +320,7 @@ def train_llm(
     batches = TextBatches(tokenizer, steps*64, seed=seed)
     done = fit(model, batches, out, 'language model', steps, 3e-3, seed=seed, **kwargs)
     tokenizer.save_pretrained(out/'model')
+    seal_folder(out/'model')
     return done
 
 def _llama_config(tokenizer, hidden, layers):

@@ -7,7 +7,7 @@ __all__ = ['ELSEWHERE', 'FOREIGN', 'ANSWERS', 'as_api_error', 'not_here', 'Api',
            'together', 'Ring', 'foreign', 'create_app', 'OwnReading']
 
 # %% ../../nbs/serving/05_api.ipynb #919e7084
-import asyncio, ctypes, hashlib, hmac, json, logging, re, secrets, time
+import asyncio, ctypes, gc, hashlib, hmac, json, logging, re, secrets, time
 from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -275,6 +275,7 @@ async def jobs(self:Api,
 
 def give_back_memory()->None:
     "Ask the allocator to hand free memory to the system; where it does not know how, nothing happens."
+    gc.collect()
     with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -431,23 +432,19 @@ async def answer(self:Api,
         body = await self.read(kind, request)
         gone = asyncio.create_task(_gone(request))
         jobs = await self.jobs(body, share, gone)
-        await self.release(share)
+        share.drop()
         gone.add_done_callback(partial(_cancel, jobs))
         return await self._answer(form(self, body, jobs, request.state.id), jobs, body.stream, request)
     finally:
         if gone: gone.cancel()
-        await self.release(share)
+        share.drop()
 
 @patch
-async def release(self:Api,
-    share:Share, # of a request that is ready, or refused
-)->None:
-    "Give back what a request held."
-    mine, self.high = share.mine['bytes'] + share.mine['pixels'], max(self.high, self.budget.held['bytes'])
-    share.drop()
-    over = not self.budget.held['bytes'] and self.high > 1 << 16 # the last of several
-    if over: self.high = 0
-    if over or mine > 1 << 22: await self.apart(give_back_memory)
+def tidy(self:Api)->None:
+    "When the last of several requests is over: give memory back, a moment later, when nothing of them is left."
+    if self.high < 1 << 16 or self.budget.held['bytes']: return
+    self.high, loop = 0, asyncio.get_running_loop()
+    loop.call_later(.2, lambda: loop.run_in_executor(None, give_back_memory))
 
 @patch
 async def _answer(self:Api, form, jobs, stream, request):
@@ -526,6 +523,7 @@ class Ring:
             else: await self.app(scope, self._limited(receive, scope, state['share']), named)
         finally:
             state['share'].drop()
+            self.api.tidy()
             self._note(scope, state, time.perf_counter() - start)
 
     def _most(self, scope):
@@ -550,7 +548,7 @@ class Ring:
 
     def _charge(self, share, n):
         "Bytes that have come; an app inside of ours knows nothing of `Busy`."
-        try: share.take('bytes', n)
+        try: self.api.high = max(self.api.high, share.take('bytes', n))
         except Busy as e: raise HTTPException(429, str(e), {'Retry-After':str(e.retry)}) from e
 
     def _named(self, send, state):

@@ -47,7 +47,7 @@ def seal(
 )->None:
     "Declare a checkpoint whole, then remove the oldest beyond `keep`."
     with os_errors(checkpoint): flush_to_disk(checkpoint)
-    write_json(dict(facts, files=file_sums(checkpoint, (MARKER,))), checkpoint/MARKER)
+    write_json(dict(facts, files=file_sums(checkpoint, (MARKER,))), checkpoint/MARKER, sealed=True)
     whole = [p for p in checkpoints(checkpoint.parent) if (p/MARKER).exists()]
     for p in whole[:-keep] if keep else []:
         (p/MARKER).unlink()

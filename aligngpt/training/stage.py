@@ -18,9 +18,8 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
+from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from ..core.steps import environment, note_time, noted
-from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
                                     sound_checkpoint)
@@ -93,7 +92,7 @@ def _begin(folder, now, args):
     problem = None
     try:
         _check_same(folder, now)
-        if args.process_index == 0 and not (folder/'done.json').exists(): write_json(now, folder/'stage.json')
+        if args.process_index == 0 and not (folder/'done.json').exists(): write_json(now, folder/'stage.json', sealed=True)
     except AlignGPTError as e: problem = e
     for e in filter(None, gather_object([problem])): raise e
     if args.world_size > 1: _same_folder(folder)
@@ -160,7 +159,7 @@ def run_stage(
         if (folder/'done.json').exists(): return _done(folder)
         start = last_checkpoint(folder)
         if args.process_index == 0:
-            write_json(now, folder/'stage.json')
+            write_json(now, folder/'stage.json', sealed=True)
             note_time(folder, event='start', after=start and start.name)
         _recut(start, args)
         set_seed(stage.seed)
@@ -206,13 +205,13 @@ def _finish(trainer, folder, types, seconds):
     if first:
         with atomic_path(folder/'model') as tmp, _types(trainer, types):
             trainer.save_model(str(tmp))
-            seal_weights(tmp)
+            seal_folder(tmp)
     else: trainer.save_model(str(folder/'model'))
     done = dict(steps=trainer.state.global_step, losses=[h['loss'] for h in history if 'loss' in h],
                 eval_losses=[h['eval_loss'] for h in history if 'eval_loss' in h])
     if first:
         note_time(folder, event='end', seconds=seconds)
-        write_json(done, folder/'done.json')
+        write_json(done, folder/'done.json', sealed=True)
     trainer.accelerator.wait_for_everyone()
     return done | dict(seconds=seconds)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 import torch
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import check_fetched, pretrained, read_json, write_json
+from aligngpt.core.files import check_fetched, check_folder, pretrained, read_json, seal_folder, unseal, write_json
 from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.model.modeling import stored_name
 from aligngpt.model.sharing import write_card
-from aligngpt.checkpoints.weights import SUMS, check_weights, map_tensors
+from aligngpt.checkpoints.weights import map_tensors
 import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
-from aligngpt.core.files import check_fetched, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json
+from aligngpt.core.files import check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json, seal_folder
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer
@@ -21,7 +21,7 @@ from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, loa
 from aligngpt.model.sharing import BASES, base_step, public_name, write_card, write_code
 from aligngpt.checkpoints.adapters import check_adapter, has_adapter, load_adapter, save_adapter
 from aligngpt.checkpoints.fields import check_fields
-from aligngpt.checkpoints.weights import SUMS, Entry, check_weights, entries, find_weights, map_tensors, stream
+from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream
 import json, shutil, tempfile
 import matplotlib.pyplot as plt, sentencepiece as spm
 from fastcore.test import *

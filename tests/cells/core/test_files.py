@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import check_fetched, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, path_from, pretrained, process_name, sweep, write_once
+from aligngpt.core.files import check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, write_once
 
 
 def test_check_fetched():
@@ -36,8 +36,10 @@ def test_read_json():
     (tmp/'good.json').write_text('{"similarity": 7}')
     (tmp/'cut.json').write_text('{"similarity": ')
     (tmp/'nan.json').write_text('[NaN]')
+    (tmp/'deep.json').write_text('['*100_000)
     test_fail(lambda: read_json(tmp/'cut.json'), contains='cut.json: not valid JSON')
     test_fail(lambda: read_json(tmp/'nan.json'), contains='NaN is not JSON')
+    test_fail(lambda: read_json(tmp/'deep.json'), contains='deep.json: not valid JSON: maximum recursion')
     test_fail(lambda: read_json(tmp/'none.json'), contains='no such file')
     test_eq(read_json(tmp/'good.json'), {'similarity': 7})
     read_json(tmp/'good.json')
@@ -49,6 +51,7 @@ def test_process_name():
     (tmp/'good.json').write_text('{"similarity": 7}')
     (tmp/'cut.json').write_text('{"similarity": ')
     (tmp/'nan.json').write_text('[NaN]')
+    (tmp/'deep.json').write_text('['*100_000)
     read_json(tmp/'good.json')
 
     # nbs/core/02_files.ipynb #ab88ee8d
@@ -114,6 +117,14 @@ def test_plain():
     test_eq(read_json(tmp/'m.json'), {'run': 'runs/first', 'levels': [1, 3], 'caption': 'ünï'})
     test_eq([write_once(dict(by=r), tmp/'once.json') for r in range(2)], [dict(by=0)]*2)
     test_eq(sorted(o.name for o in tmp.iterdir()), ['m.json', 'once.json'])
+    write_json({'batch_size': 32}, tmp/'job.json', sealed=True)
+    test_eq(read_json(tmp/'job.json'), {'batch_size': 32})
+    text = (tmp/'job.json').read_text()
+    (tmp/'job.json').write_text(text.replace('32', '16'))
+    test_fail(lambda: read_json(tmp/'job.json'), contains='job.json: damaged: it does not say what was written')
+    (tmp/'job.json').write_text('{' + text.replace('32', '16').split('\n', 2)[2]) # without the line of the sum
+    test_eq(read_json(tmp/'job.json'), {'batch_size': 16})
+    print(text)
 
 
 def test_own_folder():
@@ -166,6 +177,79 @@ def test_is_hub_name():
     test_eq([is_hub_name(n) for n in ('a/b-1.5', '../a', './a', '/a/b', 'a', 'a/b/c')], [True] + [False]*5)
 
 
+def test_file_sums():
+    # nbs/core/02_files.ipynb #f0a1c603
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'kept').mkdir()
+    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
+    (tmp/'kept'/'model.bin').write_bytes(b'weights')
+    sums, said = file_sums(tmp/'kept'), []
+    said.append(damage(tmp/'kept', sums))
+    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').unlink()
+    said.append(damage(tmp/'kept', sums))
+
+    # nbs/core/02_files.ipynb #f0a1c604
+    test_eq(said, ['', 'optimizer.pt has changed since it was written', 'model.bin has 5 bytes, not 7',
+                   'model.bin is missing'])
+    test_eq(damage(tmp/'kept', {'optimizer.pt': sums['optimizer.pt']}, hashes=False), '')
+    test_fail(lambda: damage(tmp, {'../x': {}}), contains="contains '..'")
+
+
+def test_seal_folder():
+    # nbs/core/02_files.ipynb #f0a1c803
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'config.json').write_text('{}')
+    pointer = f'version https://git-lfs.github.com/spec/v1\noid sha256:{"4d7a"*16}\nsize 13476\n'
+    check_fetched(tmp) # all is there
+    (tmp/'model.safetensors').write_text(pointer)
+    def told(fn, *args):
+        "What a call says that fails."
+        try: fn(*args)
+        except AlignGPTError as e: return str(e).replace(f'{tmp}/', '')
+
+    # nbs/core/02_files.ipynb #f0a1c603
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'kept').mkdir()
+    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
+    (tmp/'kept'/'model.bin').write_bytes(b'weights')
+    sums, said = file_sums(tmp/'kept'), []
+    said.append(damage(tmp/'kept', sums))
+    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').unlink()
+    said.append(damage(tmp/'kept', sums))
+
+    # nbs/core/02_files.ipynb #f0a1c6a3
+    model = tmp/'model'; model.mkdir()
+    config = write_json({'rope_theta': 10000.}, model/'config.json')
+    (model/'model.safetensors').write_bytes(b'weights')
+    seal_folder(model)
+    config.write_text(config.read_text().replace('1', '9'))
+    told(check_folder, model)
+
+    # nbs/core/02_files.ipynb #f0a1c6a4
+    seal_folder(model)
+    check_folder(model)
+    config.write_text(config.read_text().replace('9', '8'))
+    test_fail(lambda: check_folder(model, weights=False), contains='config.json has changed since it was written')
+    test_fail(lambda: pretrained(AutoConfig, model), contains='config.json has changed')
+    sums = read_json(model/'sums.json')
+    write_json({k:v for k,v in sums.items() if k != 'config.json'}, model/'sums.json')
+    check_folder(model)                                             # a person accepts
+    (model/'model.safetensors').write_bytes(b'weighty')
+    check_folder(model, weights=False)
+    test_fail(lambda: check_folder(model), contains='model.safetensors has changed')
+    (model/'README.md').write_text('a card')
+    unseal(model)
+    check_folder(model)                                             # nothing is known of it
+
+
 def test_is_gguf():
     # nbs/core/02_files.ipynb #f0a1c803
     tmp = Path(tempfile.mkdtemp())
@@ -177,6 +261,26 @@ def test_is_gguf():
         "What a call says that fails."
         try: fn(*args)
         except AlignGPTError as e: return str(e).replace(f'{tmp}/', '')
+
+    # nbs/core/02_files.ipynb #f0a1c603
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'kept').mkdir()
+    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
+    (tmp/'kept'/'model.bin').write_bytes(b'weights')
+    sums, said = file_sums(tmp/'kept'), []
+    said.append(damage(tmp/'kept', sums))
+    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').unlink()
+    said.append(damage(tmp/'kept', sums))
+
+    # nbs/core/02_files.ipynb #f0a1c6a3
+    model = tmp/'model'; model.mkdir()
+    (model/'model.safetensors').write_bytes(b'weights')
+    seal_folder(model)
+    told(check_folder, model)
 
     # nbs/core/02_files.ipynb #f0a1c023
     tmp = Path(tempfile.mkdtemp())
@@ -248,25 +352,3 @@ def test_path_from():
     test_eq(path_from(tmp/'d', tmp/'d'), '.')
     (tmp/'link').symlink_to(tmp/'d'/'x')
     test_eq(path_from(tmp/'d', tmp/'link'), '../link')
-
-
-def test_file_sums():
-    # nbs/core/02_files.ipynb #f0a1c603
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'kept').mkdir()
-    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
-    (tmp/'kept'/'model.bin').write_bytes(b'weights')
-    sums, said = file_sums(tmp/'kept'), []
-    said.append(damage(tmp/'kept', sums))
-    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
-    said.append(damage(tmp/'kept', sums))
-    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
-    said.append(damage(tmp/'kept', sums))
-    (tmp/'kept'/'model.bin').unlink()
-    said.append(damage(tmp/'kept', sums))
-
-    # nbs/core/02_files.ipynb #f0a1c604
-    test_eq(said, ['', 'optimizer.pt has changed since it was written', 'model.bin has 5 bytes, not 7',
-                   'model.bin is missing'])
-    test_eq(damage(tmp/'kept', {'optimizer.pt': sums['optimizer.pt']}, hashes=False), '')
-    test_fail(lambda: damage(tmp, {'../x': {}}), contains="contains '..'")

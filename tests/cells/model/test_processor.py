@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 from aligngpt.core.errors import AlignGPTError, BadRecord
-from aligngpt.core.files import pretrained, read_json
+from aligngpt.core.files import pretrained, read_json, unseal
 from aligngpt.core.markup import escape, printable
 from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages

@@ -31,16 +31,16 @@ from aligngpt.serving.engine import Engine
 from aligngpt.serving.page import LOOK
 from aligngpt.testing.hostile import odd_pictures
 import pytest
-from aligngpt.serving.page import POLICY, Page, Uploads, keep_upload, make_page, mount_page, page_answer
+from aligngpt.serving.page import POLICY, Page, Uploads, keep_upload, make_page, mount_page, page_answer, visitor
 
 
-def test_Kept():
+def test_visitor():
     # nbs/serving/07_page.ipynb #uploads02
-    shelf = Uploads(Limits(upload_seconds=.5), most=3)
+    shelf = Uploads(Limits(upload_seconds=.5), most=12)
     places = [Path(tempfile.mkdtemp()) for _ in range(4)]
     for p in places[:3]: shelf.add(p, 10)
     for p,talk in zip((places[0], places[1], places[1]), ('Ann', 'Ann', 'Bob')): shelf.use(p, talk)
-    test_fail(lambda: shelf.add(places[3], 10), exc=Busy, contains='too many pictures')
+    test_fail(lambda: shelf.add(places[3], 10), exc=Busy, contains='too many pictures of yours')
     there = [[p.exists() for p in places]]
     shelf.forget('Ann')
     there.append([p.exists() for p in places])
@@ -54,6 +54,13 @@ def test_Kept():
     test_eq(there, [[True]*4, [False, True, True, True], [False, False, False, True]])
     test_fail(lambda: Uploads(Limits(images=0, text_bytes=1)).add(places[3], 9 << 20), exc=Busy)
     test_eq(shelf.kept, {})
+    crowd = Uploads(most=8)
+    for v in 'AABBCCDD': crowd.add(Path(f'{v}{len(crowd.kept)}'), 20 if v == 'B' else 10, v)
+    test_fail(lambda: crowd.add(Path('A9'), 10, 'A'), exc=Busy, contains='of yours')
+    crowd.add(Path('E0'), 10, 'E')                                  # B held most
+    test_eq(''.join(k.visitor for k in crowd.kept.values()), 'AABCCDDE')
+    test_eq([visitor(dict(client=(a, 1))) for a in ('10.0.0.7', '2001:db8:1:2:3::4')], ['10.0.0.7', '2001:db8:1:2'])
+    test_eq(visitor({}), '')
 
 
 def test_Page():
