@@ -6,7 +6,7 @@
 __all__ = ['app', 'options', 'main', 'quickstart_', 'chat', 'convert', 'zoo']
 
 # %% ../../nbs/cli/01_main.ipynb #a4524df9
-import contextlib, logging, os, sys, warnings
+import contextlib, logging, os, sys, traceback, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,7 +14,7 @@ import typer, typer.core
 
 from .. import __version__
 from ..core.errors import AlignGPTError, local_path
-from ..core.markup import echo
+from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
 from ..core.versions import untested
 from .data import DType, Device, register_data
@@ -85,8 +85,8 @@ def main(
     except BrokenPipeError: code = _reader_left()
     except Exception as e:
         text, hint, code = _explain(e)
-        if '--debug' in args and code == 1: raise
-        echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
+        if '--debug' in args and code == 1: echo(traceback.format_exc().rstrip(), err=True)
+        else: echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
     if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
 
@@ -102,11 +102,12 @@ def _prepare(args):
 
 @contextlib.contextmanager
 def _notes(all_):
-    "Our own warnings as notes, and none of other libraries, unless all are wanted."
+    "Our own warnings as notes, and none of other libraries, unless all are wanted; words in them command nothing."
     def tell(message, category, filename, lineno, file=None, line=None):
-        if Path(__file__).parents[1] in Path(filename).parents: echo(f'note: {message}', err=True)
-    with warnings.catch_warnings():
-        if not all_: warnings.showwarning = tell
+        if all_: echo(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), err=True)
+        elif Path(__file__).parents[1] in Path(filename).parents: echo(f'note: {message}', err=True)
+    with warnings.catch_warnings(), printable_logs():
+        warnings.showwarning = tell
         yield
 
 def _reader_left():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from .errors import AlignGPTError, BadRecord, local_path, os_errors
+from .markup import json_line
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c802
 _POINTER = b'version https://git-lfs.github.com/spec/' # what each pointer begins with
@@ -176,7 +177,7 @@ def _json(obj, sealed=False):
     if sealed:
         said = json.loads(json.dumps(obj, default=plain))
         obj = {_SUM:_json_sum(said), **said}
-    return json.dumps(obj, indent=2, ensure_ascii=False, default=plain) + '\n'
+    return json_line(obj, indent=2, default=plain) + '\n'
 
 def write_once(
     obj:dict, # as for `write_json`

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import atomic_path, own_folder, path_from, read_json, write_json, write_once
-from ..core.markup import echo
+from ..core.markup import echo, json_line
 from ..core.shards import Pieces, Tail, process_rank
 from ..core.steps import environment, progress
 from ..model.decoding import Ask, Share, answers
@@ -78,7 +78,7 @@ class AnswerFile:
         with os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a', encoding='utf-8') as f:
-                f.writelines(json.dumps(named(r), ensure_ascii=False) + '\n' for r in rows)
+                f.writelines(json_line(named(r)) + '\n' for r in rows)
                 f.flush(); os.fsync(f.fileno())
 
 # %% ../../nbs/evaluation/11_run.ipynb #c53e9360
@@ -100,7 +100,7 @@ def finish(
     "Write the answers in the order of the questions."
     path = folder/'answers.jsonl'
     with atomic_path(path) as p:
-        p.write_text(''.join(json.dumps(named(known[q.key]), ensure_ascii=False) + '\n' for q in qs),
+        p.write_text(''.join(json_line(named(known[q.key])) + '\n' for q in qs),
                      encoding='utf-8')
     _tidy(folder)
     return path

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.devices import pick_device, pick_dtype
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, pretrained
-from ..core.markup import Table
+from ..core.markup import json_line, Table
 from ..core.steps import progress
 from ..text.conversation import record_images
 from ..data.records import Records
@@ -212,7 +212,7 @@ def with_level(
     if b'"similarity"' not in raw:
         return raw if level < 0 else raw.rstrip()[:-1].rstrip() + b', "similarity": %d}' % level
     record = {k:v for k,v in json.loads(raw).items() if k != 'similarity'}
-    return json.dumps(record if level < 0 else {**record, 'similarity':level}, ensure_ascii=False).encode()
+    return json_line(record if level < 0 else {**record, 'similarity':level}).encode()
 
 def write_levels(
     records:Records, # the pairs, and perhaps other records among them

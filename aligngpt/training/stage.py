@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
+from ..core.markup import json_line
 from ..core.steps import environment, note_time, noted
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
@@ -267,7 +268,7 @@ class AnswersCallback(TrainerCallback):
         model.train(was_training)
         if state.is_world_process_zero:
             with os_errors(self.folder/'answers.jsonl'), open(self.folder/'answers.jsonl', 'a') as f:
-                f.writelines(json.dumps(r, ensure_ascii=False) + '\n' for r in rows)
+                f.writelines(json_line(r) + '\n' for r in rows)
 
     @torch.no_grad()
     def answer(self,

@@ -48,3 +48,15 @@ def commands(d):
 def test_commands(place):
     for args, code in commands(place): assert SHOWN in tame(*command(*args), code), args
     tame(*command(RUDE), 2)
+
+
+def test_debug(place, monkeypatch):
+    "A traceback, a library's warning and its log with such words."
+    import logging, warnings
+    assert SHOWN in tame(*command('convert', place/RUDE, 'x', '--debug'), 1)
+    def refuse(*args, **kw):
+        warnings.warn(RUDE)
+        logging.getLogger('some.library').error('reading %s', RUDE)
+        raise OSError(RUDE)
+    monkeypatch.setattr('aligngpt.checkpoints.convert.convert', refuse)
+    for debug in ((), ('--debug',)): assert SHOWN in tame(*command('convert', place/'toy', 'x', *debug), 1)

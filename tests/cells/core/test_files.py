@@ -5,6 +5,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
 from aligngpt.core.errors import AlignGPTError, BadRecord, local_path, os_errors
+from aligngpt.core.markup import json_line
 from fastcore.test import *
 import pandas as pd, signal, subprocess, sys, tempfile
 from transformers import AutoConfig, AutoModel, AutoTokenizer

@@ -8,7 +8,7 @@ from fastcore.basics import patch
 from aligngpt.core.devices import pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, pretrained
-from aligngpt.core.markup import Table
+from aligngpt.core.markup import json_line, Table
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import record_images
 from aligngpt.data.records import Records
