@@ -563,6 +563,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'aligngpt.core.errors.BadRecord': ('core/errors.html#badrecord', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.BadRecord.__init__': ( 'core/errors.html#badrecord.__init__',
                                                                                    'aligngpt/core/errors.py'),
+                                      'aligngpt.core.errors._no_device': ('core/errors.html#_no_device', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors._of_file': ('core/errors.html#_of_file', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.local_path': ('core/errors.html#local_path', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.os_errors': ('core/errors.html#os_errors', 'aligngpt/core/errors.py')},

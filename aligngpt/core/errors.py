@@ -6,7 +6,7 @@
 __all__ = ['AlignGPTError', 'local_path', 'os_errors', 'BadRecord']
 
 # %% ../../nbs/core/01_errors.ipynb #6ce93389
-import contextlib, errno, re
+import contextlib, errno, os, re, stat
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,20 @@ def local_path(
 )->Any: # the same, with paths in the place of `file://`
     "Let paths pass; an address that is none of this machine is an error that names its scheme."
     if isinstance(path, (list, tuple)): return type(path)(map(local_path, path))
-    if not isinstance(path, (str, Path)) or not (found := _ADDRESS.match(str(path))): return path
+    if not isinstance(path, (str, Path)): return path
+    if not (found := _ADDRESS.match(str(path))): return _no_device(path)
     scheme, rest = found[1].lower(), str(path)[found.end():]
     if scheme == 'file': return type(path)(_of_file(str(path)))
     raise AlignGPTError(f'{found[1]}://{rest}: an address of {scheme!r}; this needs a path of this machine',
                         _INSTEAD.get(scheme, 'copy it to a disk, or mount it, and name the file or folder'))
+
+def _no_device(path):
+    "A pipe or a device has no end, or waits for somebody, and what is written over it is lost."
+    try: mode = os.stat(path).st_mode
+    except (OSError, ValueError): return path # whoever opens it says why
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode): return path
+    raise AlignGPTError(f'{path}: a pipe or a device, and a file or folder was expected',
+                        'name a file; what comes through a pipe can be written into one')
 
 def _of_file(address):
     "The path that `file://` means."
@@ -55,6 +64,7 @@ def os_errors(
     path:str|Path, # the file or folder that the block reads or writes, named in the message
 ):
     "Turn the operating system's errors about `path` into `AlignGPTError`."
+    _no_device(path)
     try: yield
     except OSError as e:
         if e.errno not in _WHY: raise
