@@ -35,7 +35,7 @@ def browser_page(name, counts=lambda e: True, **options):
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         context = browser.new_context(viewport=dict(width=1280, height=1000),
                                       permissions=['clipboard-read', 'clipboard-write'], **options)
-        context.set_default_timeout(120_000) # a busy machine takes its time
+        context.set_default_timeout(300_000) # a busy machine takes its time
         page = context.new_page()
         page.errors, page.abroad = [], []
         page.on('pageerror', lambda e: page.errors.append(str(e)) if counts(e) else None)

@@ -416,14 +416,18 @@ def source_files(
     if listed := [path/n for n in _METADATA if (path/n).exists()]: return 'imagefolder', listed[:1]
     tables, shards = sorted(path.glob('*.parquet')), sorted(path.glob('*.tar'))
     if shards and {f.stem for f in tables} <= {f.stem for f in shards}: return 'tar', shards # img2dataset writes both
+    if tables and shards:
+        raise AlignGPTError(f'{path}: tables ({tables[0].name}) and shards ({shards[0].name}) in one folder',
+                            'put each kind into a folder of its own, and name both')
     if tables or shards: return ('parquet', tables) if tables else ('tar', shards)
     raise _no_records(path)
 
 def _no_records(path):
     "The error about a folder that holds no records, as far as we see."
     if (path/'dataset_dict.json').exists():
-        first = json.loads((path/'dataset_dict.json').read_text())['splits'][0]
-        return AlignGPTError(f'{path}: holds several data sets', f'name one of them, such as {path/first}')
+        folders = sorted(f.parent.name for f in path.glob('*/state.json'))
+        return AlignGPTError(f'{path}: holds several data sets', f'name one of them, such as {path/folders[0]}'
+                             if folders else 'none of them is there: save them again')
     message = f'{path}: a folder without .parquet or .tar files, and without metadata.csv or metadata.jsonl'
     for below in sorted(path.glob('*/')):
         if any((below/n).exists() for n in _METADATA) or any(below.glob('*.parquet')) or any(below.glob('*.tar')):

@@ -80,7 +80,9 @@ def widget_page():
 def run_all(page):
     "Run the notebook, once its kernel is there; again if JupyterLab lost what was asked, as while they still shook hands."
     accept = page.locator('.jp-Dialog .jp-mod-accept')
-    page.add_locator_handler(accept, lambda: accept.click()) # a slow Lab asks which kernel
+    def yes(): # to which kernel, and then to whatever else a slow Lab asks
+        if accept.count(): accept.first.click()
+    page.add_locator_handler(accept.first, yes, no_wait_after=True)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     for last in (False, False, True):
         page.get_by_role('menuitem', name='Run', exact=True).click()

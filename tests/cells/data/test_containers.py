@@ -167,8 +167,9 @@ def test_source_files():
             (folder/n).touch()
         return folder
     test_eq([source_files(folder_of(*names))[0] for names in
-             (['metadata.csv', '1.png'], ['0.tar', '0.parquet', '1.tar'], ['0.tar'], ['a.parquet', '0.tar'])],
+             (['metadata.csv', '1.png'], ['0.tar', '0.parquet', '1.tar'], ['0.tar'], ['a.parquet'])],
             ['imagefolder', 'tar', 'tar', 'parquet'])
+    test_fail(lambda: source_files(folder_of('a.parquet', '0.tar')), contains='tables (a.parquet) and shards (0.tar) in one')
     for names, hint in ((['train/metadata.jsonl'], '/train'), (['a.jsonl'], '/a.jsonl'), ([], 'a file of records')):
         test_fail(lambda: source_files(folder_of(*names)), contains=hint)
 
