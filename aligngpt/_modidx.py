@@ -580,6 +580,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'aligngpt.core.files._said': ('core/files.html#_said', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files._sha256': ('core/files.html#_sha256', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files._swap_folder': ('core/files.html#_swap_folder', 'aligngpt/core/files.py'),
+                                     'aligngpt.core.files._too_deep': ('core/files.html#_too_deep', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files._unpacked': ('core/files.html#_unpacked', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files._unsealed': ('core/files.html#_unsealed', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files._world': ('core/files.html#_world', 'aligngpt/core/files.py'),

@@ -349,6 +349,7 @@ def _check_files(folder, how):
     "Kernels and shards that a model's JSON files name, before transformers follows them."
     from transformers import PreTrainedConfig
     try: config = PreTrainedConfig.get_config_dict(folder, **{k:how[k] for k in how.keys() & _HUB})[0]
+    except RecursionError as e: raise _too_deep(folder) from e
     except (OSError, ValueError): config = {} # it has none, or the class that reads it says what is wrong
     if kernel := next((k for k in _said(config, _KERNELS) if '/' in k), None):
         raise AlignGPTError(f'{folder}: its config.json names the kernel {kernel!r}, code on the hub. It was not run.',
@@ -361,6 +362,9 @@ def _check_files(folder, how):
         shards = read_json(index)
         for name in set(shards.get('weight_map', {}).values()) if isinstance(shards, dict) else ():
             inside(folder, name, index, links=True)
+
+def _too_deep(path):
+    return AlignGPTError(f'{path}: a JSON file there is nested too deeply', 'download or copy the files again')
 
 def is_gguf(
     path:Any, # a folder, a file, or a name on the hub
@@ -390,6 +394,7 @@ def pretrained(
     if is_gguf(path): path, how = _unpacked(path, how)
     _check_files(path, how)
     try: return cls.from_pretrained(path, trust_remote_code=False, **how)
+    except RecursionError as e: raise _too_deep(path) from e
     except OSError as e:
         if Path(path).exists(): raise
         raise not_here(path) from e

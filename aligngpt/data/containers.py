@@ -546,7 +546,7 @@ def _cell(text):
     "The value of a cell."
     if text[:1] not in ('[', '{'): return text
     try: return json.loads(text)
-    except ValueError: return text
+    except (ValueError, RecursionError): return text
 
 
 # %% ../../nbs/data/01_containers.ipynb #5c194cc4

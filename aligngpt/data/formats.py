@@ -75,7 +75,7 @@ def _parsed(v):
     "A list that stands in a table as JSON text."
     if not (isinstance(v, str) and v[:1] == '['): return v
     try: return json.loads(v)
-    except ValueError: return v
+    except (ValueError, RecursionError): return v
 
 def find_turns(
     record:dict, # of any format

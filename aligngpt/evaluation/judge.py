@@ -433,7 +433,7 @@ def _read_cache(self:Judge):
     with os_errors(self.cache): raw = self.cache.read_bytes()
     for line in raw.split(b'\n'):
         try: r = json.loads(line); out[r['key']] = r['reply']
-        except (ValueError, KeyError, TypeError): pass
+        except (ValueError, RecursionError, KeyError, TypeError): pass
     if raw and not raw.endswith(b'\n'):
         with os_errors(self.cache), open(self.cache, 'ab') as f: f.write(b'\n')
     return out
@@ -478,12 +478,12 @@ def _post(self:Judge, call):
     key = os.environ.get(self.settings.key_env, '')
     request = self._request(call, key)
     try:
-        with self._opener().open(request, timeout=self.settings.timeout) as r: raw = r.read()
+        with self._opener().open(request, timeout=self.settings.timeout) as r: raw = r.read(1 << 26)
     except urllib.error.HTTPError as e: raise self._refused(e, key) from None
     except (OSError, ValueError) as e: raise _Again(f'{type(e).__name__}: {getattr(e, "reason", e)}') from None
     except Exception as e: raise _Again(f'{type(e).__name__}: {e}') from None
     try: text = json.loads(raw)['choices'][0]['message']['content']
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         raise _Again('not a chat completion: ' + _hide(repr(raw[:200]), key)) from None
     if text is not None and not isinstance(text, str): raise _Again('the content is ' + _hide(repr(text)[:200], key))
     return _hide(text or '', key)

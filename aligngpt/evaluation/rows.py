@@ -105,7 +105,7 @@ def _json_lines(path, lines, skip):
     for n,line in enumerate(lines, 1):
         if not line.strip() and not skip: continue
         try: rows.append(json.loads(line)); numbers.append(n)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             if not skip: raise _broken_line(path, n, len(lines), e) from e
             broken.append(n)
     return Rows(rows, path, 'JSON lines', 'line', numbers, broken)
@@ -113,7 +113,7 @@ def _json_lines(path, lines, skip):
 def _parsed(text):
     "What a JSON text holds; None if it is not JSON."
     try: return json.loads(text)
-    except ValueError: return None
+    except (ValueError, RecursionError): return None
 
 def _lines_of(path, raw):
     "The lines of a file, without an empty one at the end."

@@ -36,7 +36,7 @@ def named(
 def _row(line):
     "(row, '') or (None, what is wrong with the line). A row without a name, from before they were given, is believed."
     try: row = json.loads(line)
-    except ValueError: return None, 'not valid JSON'
+    except (ValueError, RecursionError): return None, 'not valid JSON'
     if not isinstance(row, dict) or not {'question_id', 'prompt', 'text', 'answer_id'} <= row.keys():
         return None, 'not a row of answers'
     if row['answer_id'] in ('', named(row)['answer_id']): return row, ''

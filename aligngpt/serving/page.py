@@ -19,6 +19,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
+from pydantic_core import from_json
 from starlette.middleware import Middleware
 
 from ..core.errors import AlignGPTError
@@ -334,7 +335,7 @@ async def _own_pictures(self:Door, scope, receive):
         m = await receive()
         if m['type'] == 'http.disconnect': return receive
         body, more = body + m.get('body', b''), m.get('more_body')
-    if re.search(rb'https?:|\\\\u', body, re.I): body = await self._without_addresses(body, visitor(scope))
+    body = await self._without_addresses(body, visitor(scope))
     sent = iter([dict(type='http.request', body=body, more_body=False)])
     async def again(): return next(sent, None) or await receive()
     return again
@@ -342,8 +343,8 @@ async def _own_pictures(self:Door, scope, receive):
 @patch
 async def _without_addresses(self:Door, body, who):
     "A question in JSON; pictures behind addresses are fetched, if that is allowed."
-    try: data = json.loads(body)
-    except ValueError: return body # Gradio will say so
+    try: data = from_json(body)
+    except ValueError as e: raise ApiError(400, f'the request is no JSON: {e}', 'invalid_value') from e
     todo = [data]
     while todo:
         x = todo.pop()

@@ -305,6 +305,8 @@ def test_is_gguf():
     test_eq(pretrained(AutoConfig, evil).model_type, 'clip') # transformers knows it: the code is not needed
     test_fail(lambda: pretrained(AutoConfig, 'nobody/no-model'), contains='no-model: no such folder here, and nothing')
     test_fail(lambda: pretrained(AutoConfig, '/nowhere/at/all'), contains='/nowhere/at/all: no such folder')
+    (evil/'config.json').write_text('{"model_type": "clip", "x": ' + '['*100_000)
+    test_fail(lambda: pretrained(AutoConfig, evil), contains='evil: a JSON file there is nested too deeply')
 
     # nbs/core/02_files.ipynb #f0a1c026
     write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')

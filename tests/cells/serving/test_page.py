@@ -11,6 +11,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
+from pydantic_core import from_json
 from starlette.middleware import Middleware
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import escape_tags
@@ -252,6 +253,10 @@ def test_mount_page():
     remote = TestClient(mount_page(create_app(Api(page.api.engine, 'toy', limits=Limits(remote=True)))))
     guarded = remote.post('/page/gradio_api/queue/join', json=dict(session_hash='x', data=[dict(files=[far])]))
     test_eq((guarded.status_code, 'not an address of the public internet' in guarded.text), (400, True))
+    for sent, why in ((r'{"data":[{"files":[{"path":"\u0068ttp://10.0.0.1/x.png"}]}]}', 'this server fetches nothing'),
+                      ('{"data":' + '['*100_000, 'no JSON'), ('', 'no JSON')):
+        got = http.post('/page/gradio_api/queue/join', content=sent, headers={'Content-Type': 'application/json'})
+        test_eq((got.status_code, why in got.text), (400, True))
 
     # nbs/serving/07_page.ipynb #354c99a1
     page.api.key = 's3cret'
