@@ -246,7 +246,8 @@ def levels(
     folder = out.with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
     if not (records.column('n_images') == 1).any():
-        why = next((f'. The first, {records.place(row)}: {message}' for row,(_,message) in records.problems.items()), '')
+        why = next((f'. The first, {records.place(row)}: {message}' for row,(_,message) in records.problems.items()),
+                   '')
         raise AlignGPTError(f'{", ".join(str(s.path) for s in records.sources)}: no record has exactly one picture{why}',
                             'levels are of pairs, a picture and what is said about it')
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:

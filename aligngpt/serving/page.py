@@ -392,7 +392,9 @@ def _add_routes(app, path, page):
     async def upload(request:Request):
         async with request.form(max_files=api.limits.images, max_fields=4) as form:
             sent = [await f.read() for f in form.getlist('files') if not isinstance(f, str)]
-        try: kept = [await api.apart(keep_upload, f, page, visitor(request.scope), large=len(f) > 1 << 20) for f in sent]
+        try:
+            kept = [await api.apart(keep_upload, f, page, visitor(request.scope), large=len(f) > 1 << 20)
+                    for f in sent]
         except AlignGPTError as e:
             return PlainTextResponse(str(e), as_api_error(e).status) # the page shows it as it is
         finally: request.state.share.drop()

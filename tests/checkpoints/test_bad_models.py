@@ -15,6 +15,7 @@ from aligngpt.text.tokenizer import load_tokenizer
 from small import CHATS, batch, build, picture, processor
 
 CPU = dict(dtype='float32', device='cpu')
+STRANGERS = shutil.ignore_patterns('sums.json') # a folder of somebody who kept no sums
 
 
 def refused(*names, cause=AlignGPTError):
@@ -43,7 +44,7 @@ def folders(model, tmp_path_factory):
 @pytest.fixture
 def broken(folders, tmp_path):
     "Copies that a test may damage."
-    for f in folders: shutil.copytree(f, tmp_path/f.name)
+    for f in folders: shutil.copytree(f, tmp_path/f.name, ignore=STRANGERS)
     return tmp_path/'ours', tmp_path/'official'
 
 
@@ -177,7 +178,7 @@ def test_folder_that_is_nothing(tmp_path):
 def strange(folders, tmp_path, monkeypatch):
     "A folder that asks to run code, wherever a folder can, and somebody who types `y` to every question."
     folder, ran = tmp_path/'strange', tmp_path/'ran'
-    shutil.copytree(folders[0], folder)
+    shutil.copytree(folders[0], folder, ignore=STRANGERS)
     (folder/'code.py').write_text(f'open({str(ran)!r}, "w")\nclass C:\n    def __init__(self, *a, **k): pass')
     def edit(name, **changes):
         file = folder/name
@@ -230,6 +231,7 @@ def test_modules_of_an_adapter(model, tmp_path):
     pytest.importorskip('peft')
     save(add_lora(copy.deepcopy(model), rank=2, alpha=4), processor(), tmp_path/'a')
     file = tmp_path/'a'/'adapter_config.json'
+    (tmp_path/'a'/'sums.json').unlink()
     file.write_text(json.dumps({**json.loads(file.read_text()), 'megatron_config': {'x': 1},
                                 'megatron_core': 'antigravity'}))
     with refused('adapter', 'megatron'): load_adapter(copy.deepcopy(model), tmp_path/'a')
@@ -249,3 +251,25 @@ def test_converted_and_changed(tmp_path, to):
             with pytest.raises(AlignGPTError) as e: load(made, device='cpu')
             assert f'{made}' in str(e.value) and 'damaged' in str(e.value), e.value
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize('layout', [0, 1])
+def test_flipped_byte(folders, tmp_path, layout):
+    "Each file that was written, with one bit that a disk changed; what a person changed is accepted."
+    there = tmp_path/'there'
+    shutil.copytree(folders/layout, there)
+    listed = json.loads((there/'sums.json').read_text())
+    names = [f.relative_to(there).as_posix() for f in there.rglob('*') if f.is_file()]
+    assert {'config.json', 'tokenizer_config.json'} <= listed.keys()
+    assert set(names) - listed.keys() <= {'README.md', 'sums.json'}
+    for name in [n for n in names if n != 'README.md']:
+        raw = (there/name).read_bytes()
+        (there/name).write_bytes(raw[:len(raw)//2] + bytes([raw[len(raw)//2] ^ 1]) + raw[len(raw)//2+1:])
+        with refused(name): open_checkpoint(there)
+        (there/name).write_bytes(raw)
+    config = json.loads((there/'config.json').read_text()) | dict(gate_text='full')
+    (there/'config.json').write_text(json.dumps(config))
+    with refused('config.json'): open_checkpoint(there)
+    del listed['config.json'], listed['sum of the rest']
+    (there/'sums.json').write_text(json.dumps(listed))
+    assert open_checkpoint(there).config.gate_text == 'full'

@@ -1,5 +1,5 @@
 """Clients in processes of their own, with nothing but the standard library: `others.py health URL` asks how the server
-is until its standard input ends, `others.py send URL PATH FILE N` sends the same body N times at once. JSON comes out."""
+is until its standard input ends, `others.py send URL PATH FILE N` sends a body N times at once. JSON comes out."""
 import http.client, json, sys, threading, time
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -98,8 +98,10 @@ async def under(server, *sent):
                 await asyncio.sleep(.02)
         async def memory(): return server.memory
         looks = await other('health', server.url)
-        tasks = [asyncio.create_task(watch(*w)) for w in ((lambda: first_token(user, small), firsts), (memory, memories))]
-        statuses = await told(await other('send', server.url, CHAT, *map(str, sent))) if sent else await asyncio.sleep(2)
+        watched = (lambda: first_token(user, small), firsts), (memory, memories)
+        tasks = [asyncio.create_task(watch(*w)) for w in watched]
+        if sent: statuses = await told(await other('send', server.url, CHAT, *map(str, sent)))
+        else: statuses = await asyncio.sleep(2)
         over.set()
         await asyncio.gather(*tasks)
     return statuses, max(firsts), sorted(await told(looks)), max(memories)

@@ -169,7 +169,8 @@ def test_source_files():
     test_eq([source_files(folder_of(*names))[0] for names in
              (['metadata.csv', '1.png'], ['0.tar', '0.parquet', '1.tar'], ['0.tar'], ['a.parquet'])],
             ['imagefolder', 'tar', 'tar', 'parquet'])
-    test_fail(lambda: source_files(folder_of('a.parquet', '0.tar')), contains='tables (a.parquet) and shards (0.tar) in one')
+    test_fail(lambda: source_files(folder_of('a.parquet', '0.tar')),
+              contains='tables (a.parquet) and shards (0.tar) in one')
     for names, hint in ((['train/metadata.jsonl'], '/train'), (['a.jsonl'], '/a.jsonl'), ([], 'a file of records')):
         test_fail(lambda: source_files(folder_of(*names)), contains=hint)
 
