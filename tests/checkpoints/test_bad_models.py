@@ -257,7 +257,7 @@ def test_converted_and_changed(tmp_path, to):
 def test_flipped_byte(folders, tmp_path, layout):
     "Each file that was written, with one bit that a disk changed; what a person changed is accepted."
     there = tmp_path/'there'
-    shutil.copytree(folders/layout, there)
+    shutil.copytree(folders[layout], there)
     listed = json.loads((there/'sums.json').read_text())
     names = [f.relative_to(there).as_posix() for f in there.rglob('*') if f.is_file()]
     assert {'config.json', 'tokenizer_config.json'} <= listed.keys()
