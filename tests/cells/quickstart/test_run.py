@@ -23,7 +23,7 @@ from aligngpt.checkpoints.layouts import from_base, load
 from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_losses, run_stage
 from aligngpt.evaluation.run import evaluate
 from aligngpt.evaluation.tasks import easy_vqa_rows
-from aligngpt.quickstart.easyvqa import COLORS, DEGREES, SHAPES, caption_records, facts, folder, questions
+from aligngpt.quickstart.easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions
 from aligngpt.quickstart.easyvqa import tuning_records
 from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from fastcore.test import *
