@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REHEARSAL', 'GATE_DECIDES', 'Recipe', 'score_pairs', 'plot_scores', 'plot_pairs', 'InMemory', 'stage_data',
-           'pretrain', 'tune', 'turn_knob', 'plot_knob', 'turn_tuned', 'plot_tuned', 'gate_by_kind', 'plot_gate',
-           'write_report', 'quickstart']
+           'pretrain', 'tune', 'turn_knob', 'plot_knob', 'turn_tuned', 'plot_tuned', 'detail_by_level', 'plot_said',
+           'gate_by_kind', 'plot_gate', 'write_examples', 'write_report', 'quickstart']
 
 # %% ../../nbs/quickstart/01_run.ipynb #29cfd5c2
 import base64, dataclasses, io, json, shutil, time
@@ -221,7 +221,7 @@ def turn_tuned(
         right = [a == r['answer'] for a, r in zip(_say(model, processor, asks, level), rows, strict=True)]
         told = _say(model, processor, _about(known, REQUESTS[0]), level)
         return _named(told, known) | dict(accuracy=sum(right)/len(right))
-    return {GATE_DECIDES if level is None else level: at(level) for level in (*range(model.config.num_levels), None)}
+    return {str(n): at(n) for n in range(model.config.num_levels)} | {GATE_DECIDES: at(None)}
 
 # %% ../../nbs/quickstart/01_run.ipynb #cb3ec6f5
 def plot_tuned(
@@ -237,6 +237,30 @@ def plot_tuned(
            xticks=range(len(felt)), xticklabels=felt, title='The tuned model on unseen pictures')
     ax.legend(fontsize=8)
     ax.grid(alpha=.3)
+    return fig
+
+# %% ../../nbs/quickstart/01_run.ipynb #a1570761
+def detail_by_level(
+    felt:dict, # from `turn_tuned`
+)->float: # Spearman's rank correlation
+    "Do descriptions name more as the level rises?"
+    shares = [v['color'] + v['shape'] for k, v in felt.items() if k != GATE_DECIDES]
+    return spearman(range(len(shares)), shares)
+
+def plot_said(
+    felt:dict, # from `turn_tuned`
+    shown:tuple=(0, 4, 7, GATE_DECIDES), # levels
+): # a matplotlib figure
+    "Some test pictures, and how the tuned model describes each of them at some levels."
+    import matplotlib.pyplot as plt
+    said = [{str(k): v['says'] for k, v in felt.items()}[str(level)] for level in shown]
+    pictures = list(_known(len(said[0])))
+    fig, axs = plt.subplots(1, len(pictures), figsize=(2.2*len(pictures), 2.9), layout='constrained', squeeze=False)
+    for k, (i, ax) in enumerate(zip(pictures, axs.flat)):
+        ax.imshow(Image.open(folder('test')/f'{i}.png'))
+        ax.set(xticks=[], yticks=[])
+        lines = [f'{level if level == GATE_DECIDES else f"level {level}"}: {texts[k]}' for level, texts in zip(shown, said)]
+        ax.set_xlabel('\n'.join(lines), fontsize=8, loc='left')
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #9189d60b
@@ -278,6 +302,20 @@ def plot_gate(
     ax.legend()
     return fig
 
+# %% ../../nbs/quickstart/01_run.ipynb #42a2e659
+def write_examples(
+    run:Path, # run folder
+    n:int=3, # pictures, of different colours and shapes
+)->Path: # examples/questions.json; the pictures lie beside it
+    "Put some test pictures into the run's folder, and a question to ask about them."
+    seen = {}
+    for i, f in _known(None).items():
+        if f.color not in {s.color for s in seen.values()} and f.shape not in {s.shape for s in seen.values()}:
+            seen[i] = f
+    (run/'examples').mkdir(exist_ok=True)
+    for i in list(seen)[:n]: shutil.copy(folder('test')/f'{i}.png', run/'examples'/f'{i}.png')
+    return write_json({f'{i}.png': REQUESTS[0] for i in list(seen)[:n]}, run/'examples'/'questions.json')
+
 # %% ../../nbs/quickstart/01_run.ipynb #8b3e0121
 def write_report(
     run:Path, # run folder
@@ -307,7 +345,9 @@ def _in_words(metrics):
             **{f'accuracy, {k}': f'{v:.2%}' for k, v in metrics['by_kind'].items()},
             'Spearman of level and hidden degree': f"{metrics['spearman']:.3f}",
             'CLIP, zero-shot over 24 captions': f"{metrics['zero_shot']['both']:.2%}",
-            'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}"}
+            'captions at level 7 with colour and shape right': f"{metrics['knob']['7']['both']:.2%}",
+            'the same of the tuned model': f"{metrics['tuned']['7']['both']:.2%}",
+            '... left to its gate': f"{metrics['tuned'][GATE_DECIDES]['both']:.2%}"}
 
 def _png(fig):
     "The bytes of a figure's PNG file; the figure is closed."
@@ -394,13 +434,14 @@ def _test(run, r):
 
 def _finish(run, done):
     "Metrics, figures, report."
-    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'],
-                   tuned=done['tuned'])
+    metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'], tuned=done['tuned'])
+    write_examples(run)
     write_json(metrics, run/'metrics.json')
     losses = {title: done[k]['losses']
               for title, k in {'language model': 'llm', 'pre-training': 'pretrain', 'tuning': 'tune'}.items()}
     write_report(run, metrics, {'Scores and levels': plot_scores(run), 'Pairs of each level': plot_pairs(run),
                                 'The knob': plot_knob(done['knob']),
-                                'The knob after tuning': plot_tuned(done['tuned']), 'The gate': plot_gate(done['gate']),
+                                'The knob after tuning': plot_tuned(done['tuned']),
+                                'What it says': plot_said(done['tuned']), 'The gate': plot_gate(done['gate']),
                                 'Losses': plot_losses(losses, 5)})
     return metrics
