@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CSS', 'thumb_url', 'question_html', 'weights_html', 'answer_html', 'error_html', 'conversation_html', 'ChatView',
-           'Chat']
+           'folder_examples', 'Chat']
 
 # %% ../../nbs/chat/03_widget.ipynb #9fa93ee2
 import base64, io, threading
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core.errors import AlignGPTError
+from ..core.files import inside, read_json
 from ..core.markup import escape, markdown_html
 from ..core.pictures import open_picture
 from .reader import Answer, Turn
@@ -108,18 +109,27 @@ class ChatView(anywidget.AnyWidget):
     hint = traitlets.Unicode('').tag(sync=True) # shown while there is no message
 
 # %% ../../nbs/chat/03_widget.ipynb #c59b15cb
+def folder_examples(
+    source:Any, # a folder with a model, or anything else
+)->list[tuple[Path,str]]: # pictures and questions
+    "The pictures to begin with that a run brings along, as its examples/questions.json names them."
+    if not isinstance(source, (str, Path)): return []
+    file = Path(source)/'examples'/'questions.json'
+    if not file.is_file(): return []
+    return [(inside(file.parent, name, file), str(question)) for name, question in read_json(file).items()][:12]
+
 class Chat(w.VBox):
     "A chat with a model, in a notebook."
     def __init__(self,
         model:Any, # an AlignGPT model, a folder with one, or a `ChatSession`
         processor:Any=None, # the model's processor, if `model` is a model
-        examples:Any=(), # pictures to choose from, or pairs of picture and question
+        examples:Any=None, # pictures to choose from, or pairs of picture and question; None: those of the folder
         system:str|None=None, # system message; None: the template's own
         **settings, # see `aligngpt.chat.reader.Settings`
     ):
         self.session = open_session(model, processor, system, **settings)
         self.thread, self.error = None, None
-        pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
+        pairs = [e if isinstance(e, tuple) else (e, '') for e in (folder_examples(model) if examples is None else examples)]
         self.examples = [open_picture(im) for im,_ in pairs]
         shown = [dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)]
         self.view = ChatView(examples=shown, hint='Show a picture and ask about it.')

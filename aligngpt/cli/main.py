@@ -137,16 +137,21 @@ def quickstart_(
 def _found(m, out):
     "What the quickstart has to say in the end."
     kinds = ', '.join(f'{k} {v:.2%}' for k,v in m['by_kind'].items())
-    knob = ' '.join(f"{k}:{v['both']:.0%}" for k,v in m['knob'].items())
+    knob, tuned = (' '.join(f"{k}:{v['both']:.0%}" for k,v in m[name].items()) for name in ('knob', 'tuned'))
+    ask = f"aligngpt chat {out} --image {min((out/'examples').glob('*.png'), default='PICTURE.png')}"
     return f"""accuracy on {m['questions']:,} test questions: {m['accuracy']:.2%}
   {kinds}
 level and hidden degree of alignment: Spearman {m['spearman']:.3f}
 captions with colour and shape right, by forced level:
   {knob}
+the same after tuning, when "Describe the picture." is asked:
+  {tuned}
 report: {out/'report.html'}
 
 now try
-  aligngpt chat {out} --image PICTURE.png
+  {ask}
+  {ask} --question 'Describe the picture.' --level 7
+  ... and at the levels 4 and 0: the answer knows less, and then is wrong
   jupyter lab nbs/chat/03_widget.ipynb     (Chat('{out}'))"""
 
 # %% ../../nbs/cli/01_main.ipynb #dbab85e9

@@ -17,6 +17,7 @@ from ..core.errors import AlignGPTError, BadRecord
 from ..core.markup import echo
 from ..core.pictures import ImageRules
 from ..text.conversation import record_images
+from ..model.layers import GATE
 from .images import image_sources, load_image
 from .records import Records, check_caption
 
@@ -28,7 +29,7 @@ class SampleDataset(torch.utils.data.Dataset):
         images:Any=None, # where pictures are: a source or folder, or one for each source of the records
         processor:Any=None, # an `AlignGPTProcessor`
         max_length:int|None=None, # tokens kept of a sample
-        levels:bool=False, # give each picture's alignment level (pre-training)
+        levels:bool|str=False, # each picture's alignment level: True, all have one (pre-training); 'some', as it is
         policy:str='error', # what to do about a bad sample: 'error' or 'skip'
         cap:float=0.01, # share of the samples that may be skipped
         features:Any=None, # a `FeatureStore`: pictures in it are not decoded
@@ -66,7 +67,7 @@ def encode(self:SampleDataset,
     keys = [self.image_key(n, source) for n in names]
     pictures = self._pictures(names, keys, source, where)
     sample = self.processor.encode(record, images=pictures, max_length=self.max_length, where=where)
-    if self.levels and names: sample['alignment'] = _level(record, where)
+    if self.levels and names: sample['alignment'] = _level(record, self.levels, where)
     return {**sample, 'images': keys}
 
 @patch
@@ -84,9 +85,10 @@ def _pictures(self:SampleDataset, names, keys, source, where):
     if self.features is not None and all(k in self.features for k in keys): return None
     return [load_image(self.images[source], n, where, self.rules) for n in names]
 
-def _level(record, where):
+def _level(record, wanted, where):
     "The alignment level of a record with a picture."
     if record.get('similarity') is not None: return record['similarity']
+    if wanted == 'some': return GATE
     raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels',
                     where)
 

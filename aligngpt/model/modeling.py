@@ -28,8 +28,8 @@ from transformers.utils.generic import can_return_tuple
 from ..core.errors import AlignGPTError
 from ..core.files import unseal
 from ..core.versions import CACHE, named_cache
-from .layers import (AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots,
-                                   level_weights, lm_head, make_projector, states_at, supervised_loss,
+from .layers import (GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail,
+                                   image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss,
                                    take_placeholders, targets)
 from .sharing import push, write_card
 
@@ -411,10 +411,18 @@ _renamed = deprecate_kwarg('past_key_values', '5.40.0', 'cache') if CACHE == 'ca
 def _weigh(model, image, embeds, alignment, gate_mask, **rows):
     "Weights over the levels, [n_samples, N]: the user's, or the gate's for the text that it reads."
     sample = _sample_ids(rows['input_ids'], rows.get('sample_ids'))
-    if alignment is not None:
-        return level_weights(alignment, int(sample.max()) + 1, model.config.num_levels, embeds.device)
+    how = int(sample.max()) + 1, model.config.num_levels, embeds.device
+    if alignment is not None and not _asks_gate(model, alignment): return level_weights(alignment, *how)
     reads = model.gate_reads(**rows) if gate_mask is None else gate_mask.bool()
-    return model.alignment_weights(image, embeds, rows['input_ids'], reads, sample)
+    weights = model.alignment_weights(image, embeds, rows['input_ids'], reads, sample)
+    if alignment is None: return weights
+    own = alignment.to(embeds.device) == GATE
+    return torch.where(own[:,None], weights, level_weights(alignment.to(embeds.device).masked_fill(own, 0), *how))
+
+def _asks_gate(model, alignment):
+    "Are these levels of a batch whose other samples have none? In training the gate runs always, as in every process."
+    if not torch.is_tensor(alignment) or alignment.dim() != 1 or alignment.is_floating_point(): return False
+    return model.training and model.gate is not None or bool((alignment == GATE).any())
 
 def _is_idle(mask):
     "Padding on the right hides nothing from a token with a loss; without a mask, attention does half the work."

@@ -150,7 +150,7 @@ def _split(model, processor, sources, stage, quiet):
     "All samples of the files, those to train on, and those to validate on."
     def samples(some):
         records, images = some.open(model.config.num_levels, quiet)
-        return SampleDataset(records, images, processor, stage.max_length, stage.use_levels, some.policy, some.cap)
+        return SampleDataset(records, images, processor, stage.max_length, stage.levels, some.policy, some.cap)
     whole, valid = samples(sources), sources.valid
     if isinstance(valid, (str, Path)):
         return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None))

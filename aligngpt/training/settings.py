@@ -21,6 +21,7 @@ class StageConfig:
     name: str # 'pretrain' or 'finetune', or a name of your own
     train: tuple[str,...] # parts that learn: 'projector', 'levels', 'gate', 'language_model', 'vision_tower'
     use_levels: bool = False # give each pair's alignment level to the model (pre-training); else the gate decides
+    some_levels: bool = False # give the level of those records that have one; the gate decides about the others
     learning_rate: float = 2e-5 # peak, of all parts that `part_rates` does not name
     part_rates: dict = field(default_factory=dict) # learning rates of single parts, e.g. {'projector': 2e-5}
     schedule: str = 'cosine' # any scheduler type of transformers
@@ -50,6 +51,11 @@ class StageConfig:
     workers: int = 0 # processes that prepare data
     trackers: tuple[str,...] = () # 'tensorboard', 'wandb', 'trackio', ...
     said: tuple[str,...] = field(default=(), compare=False, repr=False) # fields that `override` replaced; no setting
+
+    @property
+    def levels(self)->bool|str:
+        "The levels that samples carry, as `SampleDataset` takes it."
+        return 'some' if self.some_levels else self.use_levels
 
 # %% ../../nbs/training/01_settings.ipynb #6b4c1f59
 PRETRAIN = StageConfig('pretrain', train=('projector', 'levels'), use_levels=True, learning_rate=1e-3, batch_size=8,

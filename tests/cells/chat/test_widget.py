@@ -9,15 +9,18 @@ import anywidget, ipywidgets as w, traitlets
 from fastcore.basics import patch
 from PIL import Image
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.files import inside, read_json
 from aligngpt.core.markup import escape, markdown_html
 from aligngpt.core.pictures import open_picture
 from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.session import open_session
 from fastcore.test import *
 from IPython.display import HTML, Markdown
+import tempfile
+from aligngpt.core.files import write_json
 from aligngpt.model.toy import COLOURS, swatch, toy
 from aligngpt.chat.session import ChatSession
-from aligngpt.chat.widget import Chat
+from aligngpt.chat.widget import Chat, folder_examples
 import pytest
 from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, thumb_url, weights_html
 
@@ -104,6 +107,17 @@ def test_Chat__repr_html():
     # nbs/chat/03_widget.ipynb #11a7b6fe
     writing = answer_html(Answer('It is **bl', weights=[.3, .1, .1, .1, .1, .3, .1, 1.]), live=True)
     framed(writing, error_html(AlignGPTError('photo.jpg: no such file', 'check the path')))
+
+    # nbs/chat/03_widget.ipynb #0126a041
+    with tempfile.TemporaryDirectory() as tmp:
+        (Path(tmp)/'examples').mkdir()
+        swatch('red').save(Path(tmp)/'examples'/'red.png')
+        write_json({'red.png': 'Describe the picture.'}, Path(tmp)/'examples'/'questions.json')
+        offered = folder_examples(tmp)
+        write_json({'../red.png': 'Describe the picture.'}, Path(tmp)/'examples'/'questions.json')
+        test_fail(lambda: folder_examples(tmp), contains="contains '..'")
+    test_eq((folder_examples('/nowhere'), folder_examples(model)), ([], []))
+    [(path.name, question) for path, question in offered]
 
     # nbs/chat/03_widget.ipynb #018bd7b8
     chat = Chat(model, processor, examples=[(swatch(c), 'What colour is it?') for c in COLOURS], temperature=0)

@@ -9,6 +9,7 @@ from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.markup import echo
 from aligngpt.core.pictures import ImageRules
 from aligngpt.text.conversation import record_images
+from aligngpt.model.layers import GATE
 from aligngpt.data.images import image_sources, load_image
 from aligngpt.data.records import Records, check_caption
 from fastcore.test import *

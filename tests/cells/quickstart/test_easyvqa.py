@@ -8,7 +8,7 @@ from aligngpt.core.errors import AlignGPTError
 from fastcore.test import *
 import matplotlib.pyplot as plt, pandas as pd
 from PIL import Image
-from aligngpt.quickstart.easyvqa import COLORS, SHAPES, facts, folder, questions
+from aligngpt.quickstart.easyvqa import COLORS, REQUESTS, SHAPES, facts, folder, questions
 import pytest
 from aligngpt.quickstart.easyvqa import DEGREES, Facts, caption_records, captions, text_documents, tuning_records
 
@@ -67,13 +67,19 @@ def test_caption_records():
 
 
 def test_tuning_records():
+    # nbs/quickstart/02_easyvqa.ipynb #cce1800b
+    records = caption_records()
+
     # nbs/quickstart/02_easyvqa.ipynb #2aad2907
-    tuning = tuning_records()
+    pairs = [dict(r, similarity=2*r['degree'] + 1) for r in records]
+    tuning = tuning_records(pairs)
 
     # nbs/quickstart/02_easyvqa.ipynb #7d33a789
+    test_eq(tuning, tuning_records(pairs))
     test_eq(len(tuning), 4000)
-    test_eq(sum(len(r['conversations'])//2 for r in tuning), 38575)
-    test_eq(max(len(r['conversations']) for r in tuning_records(turns=4)), 8)
+    test_eq(sum(len(r['conversations'])//2 for r in tuning), 38575 + 4000)
+    test_eq(sum('similarity' in r for r in tuning), 2000)
+    test_eq(max(len(r['conversations']) for r in tuning_records(pairs, turns=4)), 8)
 
 
 def test_text_documents():

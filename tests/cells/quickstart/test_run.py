@@ -23,7 +23,7 @@ from aligngpt.checkpoints.layouts import from_base, load
 from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_losses, run_stage
 from aligngpt.evaluation.run import evaluate
 from aligngpt.evaluation.tasks import easy_vqa_rows
-from aligngpt.quickstart.easyvqa import COLORS, DEGREES, SHAPES, caption_records, facts, folder, questions
+from aligngpt.quickstart.easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions
 from aligngpt.quickstart.easyvqa import tuning_records
 from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from fastcore.test import *
@@ -31,9 +31,24 @@ from IPython.display import display
 import pandas as pd, tempfile
 from aligngpt.checkpoints.zoo import count_parameters, get_preset
 from aligngpt.chat.session import open_session
-from aligngpt.quickstart.run import quickstart
+from aligngpt.quickstart.run import GATE_DECIDES, quickstart
 import pytest
-from aligngpt.quickstart.run import REHEARSAL
+from aligngpt.quickstart.run import REHEARSAL, detail_by_level, plot_said, write_examples
+
+
+def test_detail_by_level():
+    # nbs/quickstart/01_run.ipynb #09621891
+    test_close(detail_by_level({0: dict(color=.1, shape=0), 1: dict(color=.4, shape=.2), 'gate': dict(color=0, shape=0)}), 1.)
+    plot_said({k: dict(says=[f'a description at {k}']*3) for k in (0, 4, 7, 'gate')});
+
+
+def test_write_examples():
+    # nbs/quickstart/01_run.ipynb #7b899886
+    with tempfile.TemporaryDirectory() as tmp:
+        write_examples(Path(tmp))
+        asked = read_json(Path(tmp)/'examples'/'questions.json')
+        test_eq(sorted(p.name for p in (Path(tmp)/'examples').iterdir()), sorted([*asked, 'questions.json']))
+    asked
 
 
 @pytest.mark.slow
