@@ -107,11 +107,12 @@ def show_command(
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
     from aligngpt.core.devices import quiet_libraries
-    from aligngpt.core.files import checkpoint_folder, pretrained
+    from aligngpt.core.files import checkpoint_folder, must_be, pretrained
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
     quiet_libraries()
+    must_be('processor', processor)
     p, records = pretrained(AlignGPTProcessor, checkpoint_folder(processor)), Records(data, format=format)
     if template: p = p.with_settings(template=template)
     for i in row:

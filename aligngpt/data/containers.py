@@ -621,8 +621,12 @@ def read_records(
     if kind == 'imagefolder': yield from read_records(files[0], tell, digest); return
     if kind in ('json', 'csv'):
         yield from dict(json=json_records, csv=csv_records)[kind](files[0], tell, digest); return
-    own = f'"{Path(path).name}/'.encode() if kind == 'datasets' or len(files) == 1 else b''
+    own = [Path(path).name] if kind == 'datasets' else [f.name for f in files]
+    own = {_in_json(name):str(i).encode() for i,name in enumerate(own)}
+    def number(m): return b'"' + own.get(m[1], m[1]) + b'/'
     for f in (tar_records if kind == 'tar' else table_records)(path):
-        if digest: digest.update(f.raw.replace(own, b'"/') if own else f.raw) # pictures are called by their file
+        if digest: digest.update(re.sub(rb'"([^"/\\]+)/', number, f.raw)) # however the shards are called
         yield f
+
+def _in_json(name): return json.dumps(name, ensure_ascii=False)[1:-1].encode('utf-8', 'surrogateescape')
 

@@ -8,7 +8,7 @@ from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched, inside, read_json
 from fastcore.test import *
-import datasets, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, tempfile, tracemalloc
+import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, shutil, tempfile, tracemalloc
 from aligngpt.data.containers import array_records
 import pytest
 from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
@@ -361,6 +361,15 @@ def test_read_records():
         datasets.Dataset.from_list(rows).save_to_disk(tmp/name)
         return tmp/name
 
+    # nbs/data/01_containers.ipynb #dbee440b
+    def as_tar(name, **files):
+        "Write a shard."
+        with tarfile.open(tmp/name, 'w') as t:
+            for k,data in files.items():
+                info = tarfile.TarInfo(k.replace('__', '.')); info.size = len(data)
+                t.addfile(info, io.BytesIO(data))
+        return tmp/name
+
     # nbs/data/01_containers.ipynb #09a00c9a
     everywhere = dict(json=small, lines=small_lines, parquet=as_parquet([record, text_only], 'f.parquet'),
                       datasets=as_dataset([record, text_only], 'g'), folder=folder_of('metadata.jsonl'))
@@ -370,3 +379,26 @@ def test_read_records():
                 [r['conversations'] for r in (record, text_only)])
     test_fail(lambda: list(read_records(Path(tempfile.mkdtemp()))), contains='a folder without .parquet or .tar files')
     {name:[f.record['id'] for f in read_records(path)] for name,path in everywhere.items()}
+
+    # nbs/data/01_containers.ipynb #ef7b9509
+    def summed(path):
+        "The checksum of a source, a folder of two shards or one."
+        digest = hashlib.sha256()
+        for _ in read_records(path, digest=digest): pass
+        return digest.hexdigest()[:8]
+    def shards(names, tar=False):
+        "Two shards with a picture each."
+        folder = Path(tempfile.mkdtemp())
+        for i,name in enumerate(names):
+            row = dict(image=dict(bytes=b'...', path=f'{i}.png'), text=f'see "shards/{i}"')
+            made = as_tar(name, **{f'{i}.jpg': b'...', f'{i}.txt': b'one'}) if tar else as_parquet([row], name)
+            shutil.move(made, folder/name)
+        return folder
+    sums = [(tar, *names, summed(shards(names, tar))) for tar,ending in ((False, 'parquet'), (True, 'tar'))
+            for names in ([f'0.{ending}', f'1.{ending}'], [f'Bär-0.{ending}', f'Bär-1.{ending}'])]
+
+    # nbs/data/01_containers.ipynb #ef7b950a
+    test_eq(sums[0][-1], sums[1][-1]); test_eq(sums[2][-1], sums[3][-1])
+    swapped = shards(['b.parquet', 'a.parquet'])
+    test_ne(summed(swapped), sums[0][-1]) # the same rows in another order are other batches
+    test_eq(len([*read_records(swapped)]), 2)
