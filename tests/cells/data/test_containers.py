@@ -95,6 +95,7 @@ def test_line_records():
              [('not JSON', 'line 3 is not valid JSON: Expecting value at character 5')],
              [('not JSON', 'line 4 holds more than one value')],
              []])
+    test_eq([f.record for f in line_records(io.BytesIO(b'{"a": 1},\n{"a": 2},\n'))], [{'a': 1}, {'a': 2}])
 
 
 def test_json_records():
@@ -158,6 +159,9 @@ def test_source_files():
     # nbs/data/01_containers.ipynb #938c3be5
     test_eq(source_files(small), ('json', [small]))
     test_fail(lambda: source_files(tmp/'none'), contains='no such file')
+    test_eq([source_files(put(f'c{i}.txt', t))[0] for i,t in enumerate((b'image,caption\n', b'{"a": 1}\n', b'hello\n'))],
+            ['csv', 'json', 'json'])
+    test_fail(lambda: source_files(put('x.npy', b'..')), contains='a NumPy array, not a file of records')
     test_fail(lambda: source_files(put('x.xlsx', b'PK')), contains='a spreadsheet, not a file of records')
     def folder_of(*names):
         "A new folder with these files, all empty."
@@ -274,6 +278,9 @@ def test_csv_records():
     test_eq(next(csv_records(put('big.tsv', 'image\n' + 'A'*300_000 + '\n'))).record['image'][:3], 'AAA')
     test_eq([f.record for f in csv_records(put('utf16.csv', 'text\nä\n'.encode('utf-16')))], [dict(text='ä')])
     test_eq(list(csv_records(put('empty.csv', ''))), [])
+    flickr = put('flickr.csv', 'image_name| comment_number| comment\n1.jpg| 0| " A cat" .\n2.jpg| 1| A dog .\n')
+    test_eq([f.record['comment'] for f in csv_records(flickr)], ['" A cat" .', 'A dog .'])
+    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))), contains='its first line names no columns')
 
 
 def test_sample_names():
