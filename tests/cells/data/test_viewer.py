@@ -2,6 +2,7 @@
 "Tests of `aligngpt.data.viewer`: the asserting cells of its notebook, made by aligngpt_export."
 import base64, io
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 from aligngpt.core.markup import escape, printable
 from aligngpt.text.conversation import record_images
@@ -64,4 +65,6 @@ def test_view_sample():
     # nbs/data/08_viewer.ipynb #001e8c3b
     assert '▀' in str(view) and str(view).startswith(view.title())
     test_eq(''.join(t for t,r in view.tokens.tokens if r == 'learnt'), 'a shape\n')
-    plain(str(view.tokens))
+    assert '\x1b' not in view.text(colour=False)
+    test_eq(plain(str(view.tokens)).replace(' ', '')[:5], view.text(colour=False).split('\n')[1].split()[-1][:5])
+    print(view.text(colour=False))
