@@ -96,7 +96,7 @@ def write_ours(
     c.config.save_pretrained(folder)
     GenerationConfig.from_model_config(c.config).save_pretrained(folder)
     c.processor.save_pretrained(folder)
-    if c.layout == 'official':
+    if c.layout in ('official', 'lora'):
         (folder/KEPT).mkdir(exist_ok=True)
         for f in KEPT_FILES:
             if (c.folder/f).exists(): shutil.copy(c.folder/f, folder/KEPT)
@@ -231,7 +231,8 @@ def _can(c, to):
 
 def _plan(c, **how):
     "What a conversion is made from, and how: the same plan can be continued."
-    files = {e.file for e in c.tensors.values()} | {f for f in (c.folder/'config.json',) if f.exists()}
+    held = {e.file for e in c.tensors.values()} | {o.file for e in c.tensors.values() for o in (e.lora or ())[:2]}
+    files = held | {f for f in (c.folder/'config.json', c.folder/'adapter_config.json') if f.exists()}
     return dict(source=fingerprint(*sorted(files)), **how)
 
 def _write_align(c, folder, dtype, stored, tower):

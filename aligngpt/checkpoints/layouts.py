@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 
 from ..core.devices import pick_attention, pick_device, pick_dtype
 from ..core.errors import AlignGPTError, BadRecord, os_errors
-from ..core.files import (check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, not_here,
-                                 pretrained, read_json, seal_folder)
+from ..core.files import (check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, must_be,
+                                 not_here, pretrained, read_json, seal_folder)
 from ..core.markup import Table
 from ..text.conversation import IMAGE
 from ..text.tokenizer import ALIGN, load_tokenizer
@@ -30,9 +30,9 @@ from ..model.layers import AlignGPTConfig
 from ..model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from ..model.sharing import BASES, base_step, public_name, write_card, write_code
-from .adapters import check_adapter, has_adapter, load_adapter, save_adapter
+from .adapters import adapter_layout, has_adapter, load_adapter, read_lora, save_adapter
 from .fields import check_fields
-from .weights import Entry, entries, find_weights, map_tensors, stream
+from .weights import Entry, entries, find_weights, map_tensors, stream, tensor_of
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #4edb0dfe
 ALIGN_FILE = 'mm_projector_align.bin' # what the official pre-training leaves
@@ -52,14 +52,14 @@ def local_folder(
 
 def layout(
     folder:str|Path, # a folder
-)->str: # 'hf' (ours), 'official', 'align' (official pre-training) or 'adapter'
+)->str: # 'hf' (ours), 'official', 'align' (official pre-training), 'adapter', or 'lora' (LLaVA's adapter)
     "Recognise a checkpoint by its files."
     folder = Path(folder)
     if is_gguf(folder): raise AlignGPTError(f'{folder}: a language model, not an AlignGPT', _BEGIN)
-    if folder.is_file(): return 'align'
-    if (folder/'adapter_config.json').exists():
-        check_adapter(folder)
-        return 'adapter'
+    if folder.is_file() and folder.suffix in _PICKLES: return 'align'
+    if folder.is_file():
+        raise AlignGPTError(f'{folder}: a file that is no checkpoint', 'name the folder of a checkpoint')
+    if (folder/'adapter_config.json').exists(): return adapter_layout(folder)
     if (folder/'config.json').exists() and not (folder/_OTHERS[0][0]).exists():
         if 'text_config' in _config_of(folder): return 'hf'
         if find_weights(folder): return 'official'
@@ -96,7 +96,9 @@ def _config_of(folder):
                         'begin a new AlignGPT with its language model and its tower, from_base(LLM, TOWER), or with '
                         "an original LLaVA of LLaMA's kind: load(FOLDER, fresh=('levels', 'gate'))")
 
-_BEGIN = 'to begin a new AlignGPT with it, use from_base(llm, tower)'
+_PICKLES = '.bin', '.pt', '.pth', '.safetensors'
+_BEGIN = ('to begin a new AlignGPT with it, use `aligngpt pretrain --llm LLM --tower TOWER`, or in Python '
+          'from_base(LLM, TOWER)')
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #aa8a0856
 NAMES = (('vision_tower.vision_tower.vision_model.', 'vision_tower.'),
@@ -111,7 +113,7 @@ def our_name(
 )->str|None: # in our model; None for a buffer that is computed
     "Translate an official name."
     if key.endswith(('rotary_emb.inv_freq', 'position_ids')): return None
-    key = re.sub(r'^(base_model\.)?model\.(?=vision_tower|mm_projector|align_indicators|gated_weight)', '', key)
+    key = re.sub(r'^(base_model\.)?(model\.)+(?=vision_tower|mm_projector|align_indicators|gated_weight)', '', key)
     key = re.sub(r'^mm_projector\.(weight|bias)$', r'mm_projector.0.\1', key)
     return next((new + key[len(old):] for old,new in NAMES if key.startswith(old)), key)
 
@@ -184,6 +186,7 @@ def tower_config(
     tower:str|Path, # a folder or a name on the hub
 )->tuple[PreTrainedConfig,Any]: # (configuration of the tower, image processor)
     "Configuration and image processor of a vision tower, of CLIP or of CLIP's image half."
+    must_be('vision tower', tower)
     try: config, image = pretrained(AutoConfig, tower), load_image_processor(tower)
     except BadRecord: raise # a file was not fetched
     except (OSError, ValueError, AlignGPTError) as e:
@@ -280,31 +283,39 @@ def _today(key):
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #098b4b01
 def _open_official(folder, kind, parts):
-    "An official checkpoint, or projector and levels with a base language model."
+    "An official checkpoint; projector and levels, or LLaVA's adapter, with a base language model."
     base = folder.parent if folder.is_file() else folder
     raw, where = {}, base/'config.json'
+    if kind == 'lora': _config_of(folder)
     if where.exists(): check_fields(raw := read_json(where), where)
     named = str(raw.get('_name_or_path') or '')
-    if kind == 'align' and parts.llm is None:
-        raise AlignGPTError(f'{folder}: holds projector and levels only',
-                            f"name the language model that they belong to: llm={named or 'FOLDER'!r}")
+    llm = _base_of(folder, kind, parts.llm, named)
     tower = find_tower(base, parts.tower or raw.get('mm_vision_tower') or raw.get('vision_tower'))
-    tensors = _official_tensors(folder, kind, parts.llm, tower)
+    tensors = _official_tensors(folder, kind, llm, tower)
     found = parts_config(tensors)
-    if kind == 'official': _need_parts(folder, found, parts.fresh)
+    if kind != 'align': _need_parts(folder, found, parts.fresh)
     found['use_gate'] |= 'gate' in parts.fresh
-    tokenizer, (vision, image) = load_tokenizer(parts.llm or base), tower_config(tower)
-    text = _no_path(pretrained(AutoConfig, parts.llm)) if parts.llm else text_config(raw, where)
+    tokenizer, (vision, image) = load_tokenizer(llm or base), tower_config(tower)
+    text = _no_path(pretrained(AutoConfig, llm)) if llm and kind != 'lora' else text_config(raw, where)
     _as_said(raw, where, found, vision, base, tensors)
     config = AlignGPTConfig(vision_config=vision, text_config=text, gate_text=raw.get('gate_text', 'full'),
                             **{'vision_feature_layer':-2, 'vision_feature_select':'patch', **_features_read(raw)},
-                            **_placeholders(tokenizer), **found, history=_history(parts.llm or named, tower))
+                            **_placeholders(tokenizer), **found, history=_history(llm or named, tower))
     template = parts.template or raw.get('template')
     if not template: template = 'plain' if kind == 'align' else guess_template(tokenizer, named)
     processor = AlignGPTProcessor(image, tokenizer, num_image_tokens=config.num_image_tokens, template=template,
                                   image_aspect_ratio=raw.get('image_aspect_ratio') or 'square',
                                   gate_text=config.gate_text)
     return Checkpoint(folder, kind, config, processor, tensors)
+
+def _base_of(folder, kind, llm, named):
+    "The language model that goes with a checkpoint; None if that holds its own."
+    if kind == 'lora': return llm or _adapter_base(folder, 'load(FOLDER, llm=BASE)')
+    if kind == 'align' and llm is None:
+        raise AlignGPTError(f'{folder}: holds projector and levels only',
+                            f"name the language model that they belong to: llm={named or 'FOLDER'!r}")
+    if llm: must_be('language model', llm)
+    return llm
 
 def _history(*parts):
     "The base models that an official checkpoint names, if these are names on the hub."
@@ -313,22 +324,42 @@ def _history(*parts):
 
 def _official_tensors(folder, kind, llm, tower):
     "Where the weights lie, by our names; what the checkpoint lacks is in language model and tower."
-    files = find_weights(folder) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
-    found = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
     if is_gguf(llm):
-        raise AlignGPTError(f'{llm}: its weights are packed, and are read as a whole',
-                            'load_pretrained_align(ALIGN, LLM) does that')
-    if llm:
+        hint = ('take the model that it was made from'
+                if kind == 'lora' else 'load_pretrained_align(ALIGN, LLM) does that')
+        raise AlignGPTError(f'{llm}: its weights are packed, and are read as a whole', hint)
+    files = find_weights(folder) if kind == 'official' else [folder if folder.is_file() else folder/ALIGN_FILE]
+    if kind == 'lora': found = _melted(folder, llm)
+    else: found = {n:e for k,e in entries(*files).items() if (n := our_name(k))}
+    if llm and kind != 'lora':
         base = entries(*find_weights(local_folder(llm)))
         found |= {f'language_model.{k}':e for k,e in base.items() if our_name(k)}
     return found if any(n.startswith('vision_tower.') for n in found) else found | tower_entries(tower)
+
+def _melted(folder, base):
+    "The tensors of a base with LLaVA's adapter in them, by our names."
+    files = find_weights(where := local_folder(base))
+    if not files: raise AlignGPTError(f'{where}: no weights', f'{folder} is put onto a whole model: name that one')
+    held, melt = entries(*files), read_lora(folder)
+    ours = any(k.startswith('language_model.') for k in held)
+    found = {n:e for k,e in held.items() if (n := _today(k) if ours else our_name(k))}
+    found |= {n:e for k,e in melt.instead.items() if (n := our_name(k))}
+    for key,(a, b, scale) in melt.added.items():
+        e = found.get(our_name(key))
+        if e is None or e.shape != (b.shape[0], a.shape[1]):
+            raise AlignGPTError(f"{folder}: the adapter of {key} does not fit the base {where}"
+                                f"{'' if e is None else f', which has {list(e.shape)}'}",
+                                'name the model that it was trained on')
+        found[our_name(key)] = e._replace(lora=(a, b, scale))
+    return found
 
 def _need_parts(folder, found, fresh):
     "An AlignGPT has levels and a gate; where both are missing it is the model that it grew from."
     lost = [p for p,there in (('levels', 'num_levels' in found), ('gate', found['use_gate'])) if not there]
     if not set(lost) - set(fresh): return
     if len(lost) == 1: raise _missing(folder, lost[0])
-    raise AlignGPTError(f'{folder}: a plain LLaVA, without alignment levels and gate',
+    what = "an adapter of a plain LLaVA" if layout(folder) == 'lora' else 'a plain LLaVA'
+    raise AlignGPTError(f'{folder}: {what}, without alignment levels and gate',
                         "to begin an AlignGPT with its weights, ask for new, untrained ones: fresh=('levels', 'gate'), "
                         'or `aligngpt convert FOLDER OUT --fresh levels,gate`')
 
@@ -407,7 +438,9 @@ def load(
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]: # ready for `generate`
     "Load a checkpoint. The folder of an adapter loads with its base, if that is where the adapter says."
     if adapter is None and layout(folder := local_folder(path)) == 'adapter':
-        path, adapter = _adapter_base(folder), folder
+        path, adapter = _adapter_base(folder, 'load(BASE, adapter=FOLDER)'), folder
+    elif adapter is not None and layout(local_folder(adapter)) == 'lora':
+        path, adapter, parts = adapter, None, parts | dict(llm=path)
     c = open_checkpoint(path, Parts(**parts))
     model = _read_model(c, _how(device, dtype, attention, quantize))
     if adapter is not None:
@@ -422,16 +455,16 @@ def _read_model(c, how):
     if c.layout == 'hf' and all(n == e.key for n,e in c.tensors.items()):
         return pretrained(AlignGPTForConditionalGeneration, c.folder, config=c.config, **how)
     files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
-    weights = {n:files[e.file][e.key] for n,e in c.tensors.items()}
+    weights = {n:tensor_of(e, files[e.file]) for n,e in c.tensors.items()}
     return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
 
-def _adapter_base(folder):
+def _adapter_base(folder, hint):
     "The checkpoint that an adapter belongs to."
     base = read_json(folder/'adapter_config.json').get('base_model_name_or_path')
-    if not base: raise AlignGPTError(f'{folder}: the adapter does not name its base', 'load(BASE, adapter=FOLDER)')
+    if not base: raise AlignGPTError(f'{folder}: the adapter does not name its base', hint)
     if not (folder/base).is_dir() and not Path(base).is_dir() and not is_hub_name(base):
         raise AlignGPTError(f'{folder}: the base of this adapter, {base!r}, is not there',
-                            'load(BASE, adapter=FOLDER), or correct base_model_name_or_path in adapter_config.json')
+                            f'{hint}, or correct base_model_name_or_path in adapter_config.json')
     return folder/base if (folder/base).is_dir() else base
 
 def _set_stops(model, processor):
@@ -507,6 +540,7 @@ def from_base(
     **config:Any, # more fields of `AlignGPTConfig`, such as num_levels
 )->tuple[AlignGPTForConditionalGeneration,AlignGPTProcessor]:
     "Join a language model and a vision tower."
+    must_be('language model', llm)
     how, tokenizer, (vision, image) = _how(device, dtype, attention, quantize), load_tokenizer(llm), tower_config(tower)
     plain = {k:v for k,v in how.items() if k != 'quantization_config'}
     with _named(tower, 'vision tower'): eyes = _whole(AutoModel, tower, config=vision, **plain)
@@ -534,6 +568,8 @@ def _join(eyes, language, how, fields):
 def _whole(cls, path, **how):
     "Load a part; transformers would fill in random numbers for what the files do not hold."
     check_folder(path)
+    if Path(path).is_dir() and not find_weights(path):
+        raise ValueError('a configuration without weights (model.safetensors, pytorch_model.bin or their shards)')
     part, info = pretrained(cls, path, output_loading_info=True, **how)
     if lost := sorted(info['missing_keys']): raise ValueError(f'{len(lost)} tensors are missing, first {lost[0]}')
     return part

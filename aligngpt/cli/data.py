@@ -6,6 +6,7 @@
 __all__ = ['Device', 'DType', 'levels_command', 'audit_command', 'show_command', 'unpack_command', 'register_data']
 
 # %% ../../nbs/cli/02_data.ipynb #59ab9354
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -107,16 +108,18 @@ def show_command(
 ):
     "Show samples as the model sees them: picture, tokens in the colours of their roles, level."
     from aligngpt.core.devices import quiet_libraries
-    from aligngpt.core.files import checkpoint_folder, pretrained
+    from aligngpt.chat.terminal import colour_depth
+    from aligngpt.core.files import checkpoint_folder, must_be, pretrained
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
     quiet_libraries()
+    must_be('processor', processor)
     p, records = pretrained(AlignGPTProcessor, checkpoint_folder(processor)), Records(data, format=format)
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))
-        echo(view_sample(records, i, images, p, max_length))
+        print(view_sample(records, i, images, p, max_length).text(bool(colour_depth(sys.stdout))), flush=True)
 
 def _check_row(data, i, n):
     from aligngpt.core.errors import AlignGPTError

@@ -77,7 +77,7 @@ def main(
     args:Optional[list[str]]=None, # command line without the program's name; default: the real one
 )->None: # leaves through `sys.exit` with 0, 1, 2 or 130
     "Run a command line."
-    args = list(sys.argv[1:] if args is None else args)
+    args = [_at_home(a) for a in (sys.argv[1:] if args is None else args)]
     _prepare(args)
     line = dict(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False)
     try:
@@ -89,6 +89,12 @@ def main(
         else: echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
     if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
+
+def _at_home(arg):
+    "`~/` as the user's folder where no shell has put it: in quotes, or in --out=~/runs."
+    option, _, value = arg.rpartition('=') if arg.startswith('--') else ('', '', arg)
+    if not value.startswith('~/'): return arg
+    return f'{option}='*bool(option) + os.path.expanduser(value)
 
 # %% ../../nbs/cli/01_main.ipynb #8fbfba8f
 _INTERRUPTED = 'interrupted; a command that keeps a folder goes on there when it is given again'
@@ -188,7 +194,8 @@ def convert(
     to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); "
                                                   "default: the other layout.")]=None,
     llm:Annotated[Optional[str],
-                  typer.Option(help='Language model, for a source of projector and levels only.')]=None,
+                  typer.Option(help='Language model, for a source of projector and levels only; the base of an adapter of '
+                                      "LLaVA's program, if not the one that it names.")]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,
     fresh:Annotated[str,

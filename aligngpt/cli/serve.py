@@ -15,7 +15,7 @@ import typer
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import checkpoint_folder
-from ..core.markup import echo
+from ..core.markup import echo, fold, terminal_width
 from ..serving.remote import Limits
 from .data import DType, Device
 
@@ -94,9 +94,13 @@ def _run(app, sock, *times):
     with contextlib.suppress(KeyboardInterrupt): _server(app, *times).run(sockets=[sock])
 
 def _logging():
-    "One line for each request, on standard error."
+    "One line for each request, on standard error; on a terminal it is folded."
     import logging
-    logging.basicConfig(format='%(asctime)s %(levelname)s %(message)s', level=logging.WARNING)
+    class Lines(logging.Formatter):
+        def format(self, record): return fold(super().format(record), terminal_width(sys.stderr)).rstrip()
+    out = logging.StreamHandler()
+    out.setFormatter(Lines('%(asctime)s %(levelname)s %(message)s'))
+    logging.basicConfig(handlers=[out], level=logging.WARNING)
     for name in ('aligngpt.serve', 'uvicorn.error'): logging.getLogger(name).setLevel(logging.INFO)
 
 # %% ../../nbs/cli/05_serve.ipynb #ef8c1158
@@ -116,7 +120,8 @@ def serve_command(
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
-    max_megapixels:Annotated[float, typer.Option(min=0, help='Size of a picture, decoded; of all in one: twice.')]=50.,
+    max_megapixels:Annotated[float, typer.Option(min=0,
+                                                 help='Size of a picture, decoded; of all in one: twice.')]=50.,
     max_text_kb:Annotated[float, typer.Option(min=0, help='Text of a request, before it is cut into tokens.')]=256.,
     max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
     remote_images:Annotated[bool, typer.Option(
@@ -148,7 +153,8 @@ def _check_engine(engine, more):
 
 def _limits(p):
     "What the options say of a request."
-    return Limits(images=p['max_images'], image_bytes=int(p['max_image_mb']*2**20), pixels=int(p['max_megapixels']*1e6),
+    return Limits(images=p['max_images'], image_bytes=int(p['max_image_mb']*2**20),
+                  pixels=int(p['max_megapixels']*1e6),
                   text_bytes=int(p['max_text_kb']*1024), tokens=p['max_tokens'], seconds=p['max_seconds'],
                   connections=p['max_connections'], remote=p['remote_images'])
 

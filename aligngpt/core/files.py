@@ -6,7 +6,7 @@
 __all__ = ['SUMS', 'CARD', 'check_fetched', 'read_json', 'atomic_path', 'flush_to_disk', 'process_name', 'sweep', 'plain',
            'write_json', 'write_once', 'own_folder', 'name_parts', 'inside', 'is_hub_name', 'not_here',
            'checkpoint_folder', 'file_sums', 'damage', 'seal_folder', 'unseal', 'check_folder', 'is_gguf', 'pretrained',
-           'fingerprint', 'path_from']
+           'what_is', 'must_be', 'fingerprint', 'path_from']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
 import contextlib, hashlib, json, os, platform, re, shutil, time
@@ -402,6 +402,67 @@ def pretrained(
         if 'custom code' not in str(e): raise
         raise AlignGPTError(f'{path}: a JSON file there names code of its own (auto_map). It was not run.',
                             _NO_CODE) from e
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c842
+_BARE = {'adapter_config.json':'an adapter', 'steps.json':'a quickstart that is not finished',
+         'stage.json':'a run that is not finished', 'complete.json':'a checkpoint in the middle of a run',
+         'mm_projector_align.bin':'projector and levels alone', 'mm_projector.bin':'a projector alone',
+         'processor_config.json':'a processor without a model', 'tokenizer*':'a tokenizer without a model',
+         'preprocessor_config.json':'a preparation of pictures without a model',
+         '*.gguf':'a folder of GGUF files'} # by their files, the first that is there
+_ROLES = 'language model', 'vision tower', 'dual encoder', 'processor'
+
+def what_is(
+    path:str|Path, # a folder or a file
+)->tuple[str,tuple]: # what it holds, in words, and what it can serve as, among 'language model', 'vision tower', ...
+    "Tell what a folder holds by its files."
+    path = Path(checkpoint_folder(path))
+    if is_gguf(path): return 'a language model (GGUF)', ('language model',)
+    if path.is_file(): return 'a file', ()
+    bare = next((what for name,what in _BARE.items() if any(path.glob(name))), 'a folder without a model')
+    if bare == 'an adapter' or not (path/'config.json').exists():
+        return bare, ('processor',) if (path/'processor_config.json').exists() else ()
+    config = read_json(path/'config.json')
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if kind is None: return 'a folder whose config.json names no model_type', ()
+    return next(((what.format(kind), roles) for test,what,roles in _MODELS if test(kind, config)),
+                (f'a {kind} model', _ROLES))
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c843
+_MODELS = (
+    (lambda kind,c: kind == 'aligngpt', 'an AlignGPT', ('processor',)),
+    (lambda kind,c: 'llava' in kind, 'a LLaVA ({})', ('processor',)),
+    (lambda kind,c: kind in _names('IMAGE_TEXT_TO_TEXT'), 'a model of text and pictures ({})', ()),
+    (lambda kind,c: kind in _names('ZERO_SHOT_IMAGE_CLASSIFICATION'), 'a dual encoder ({})',
+     ('vision tower', 'dual encoder')),
+    (lambda kind,c: c.keys() & {'vision_config', 'image_size', 'patch_size'}, 'a vision tower ({})',
+     ('vision tower',)),
+    (lambda kind,c: kind in _names('CAUSAL_LM'), 'a language model ({})', ('language model',)),
+    (lambda kind,c: c.keys() & {'vocab_size'}, 'a model of text that writes none ({})', ())) # the first that holds
+
+def _names(task):
+    "The model types that transformers knows for a task."
+    from transformers.models.auto import modeling_auto
+    return getattr(modeling_auto, f'MODEL_FOR_{task}_MAPPING_NAMES')
+
+# %% ../../nbs/core/02_files.ipynb #f0a1c844
+_TAKES = {'language model':'llm takes a causal language model: a folder with its tokenizer, a GGUF file, or a name '
+                           'on the hub',
+          'vision tower':'tower takes a CLIP, a SigLIP or another vision model: a folder, or a name on the hub',
+          'dual encoder':'name a whole CLIP or SigLIP, with its tokenizer and preparation of pictures',
+          'processor':'name the folder of an AlignGPT, of a run, or of a processor that was saved by itself'}
+
+def must_be(
+    role:str, # 'language model', 'vision tower', 'dual encoder' or 'processor'
+    path:str|Path, # a folder, a file, or a name on the hub, of which nothing is said
+)->None: # or `AlignGPTError`
+    "See that a folder is what it is given as."
+    if not Path(path).exists(): return
+    what, roles = what_is(path)
+    if role in roles: return
+    whole = what in ('an AlignGPT', 'an adapter') and role in ('language model', 'vision tower')
+    more = '; a whole model goes by itself: --model FOLDER, or load(FOLDER)' if whole else ''
+    raise AlignGPTError(f'{path}: {what}, not a {role}', _TAKES[role] + more)
 
 # %% ../../nbs/core/02_files.ipynb #2e655265
 def fingerprint(

@@ -16,7 +16,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, BadRecord, local_path
-from ..core.files import (atomic_path, checkpoint_folder, own_folder, path_from, pretrained, read_json,
+from ..core.files import (atomic_path, checkpoint_folder, must_be, own_folder, path_from, pretrained,
+                                 read_json,
                                  write_json)
 from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
@@ -347,6 +348,7 @@ def _open_processor(processor):
     "A processor, or that of a folder."
     if not isinstance(processor, (str, Path)): return processor
     from aligngpt.model.processor import AlignGPTProcessor
+    must_be('processor', processor)
     return pretrained(AlignGPTProcessor, checkpoint_folder(processor))
 
 # %% ../../nbs/data/09_audit.ipynb #0bb5857d

@@ -270,6 +270,7 @@ def line_records(
     for i,line in enumerate(file):
         if i == 0: line = line.removeprefix(codecs.BOM_UTF8)
         if not (line := line.strip()): continue
+        if line.endswith(b'},'): line = line[:-1] # a list that lost its brackets
         text = line.decode('utf-8', 'surrogateescape')
         try: value, end, doubts = read(text)
         except json.JSONDecodeError as e:
@@ -398,6 +399,9 @@ _REFUSED = {
     '.xlsx': ('a spreadsheet', 'save it as CSV'), '.xls': ('a spreadsheet', 'save it as CSV'),
     '.arrow': ('an Arrow file', 'name the folder that datasets saved, or write Parquet'),
     '.pkl': ('a pickle, which can run code', 'save it as JSON Lines'),
+    '.npy': ('a NumPy array', 'save it as JSON Lines'), '.npz': ('NumPy arrays', 'save them as JSON Lines'),
+    '.pt': ('a torch file', 'save it as JSON Lines'), '.pth': ('a torch file', 'save it as JSON Lines'),
+    '.yaml': ('YAML', 'save it as JSON Lines'), '.yml': ('YAML', 'save it as JSON Lines'),
     '.h5': ('an HDF5 file', 'save it as JSON Lines'), '.tfrecord': ('TFRecords', 'write tar shards or Parquet')}
 _METADATA = 'metadata.csv', 'metadata.jsonl', 'metadata.parquet', 'metadata.tsv', 'metadata.json'
 
@@ -411,7 +415,7 @@ def source_files(
     if path.is_file():
         if (suffix := plain_suffix(path)) in _REFUSED:
             raise AlignGPTError(f'{path}: {_REFUSED[suffix][0]}, not a file of records', _REFUSED[suffix][1])
-        return _KINDS.get(suffix, 'json'), [path]
+        return _KINDS.get(suffix, 'csv' if suffix == '.txt' and _is_table(path) else 'json'), [path]
     if (path/'state.json').exists(): return 'datasets', _saved_files(path)
     if listed := [path/n for n in _METADATA if (path/n).exists()]: return 'imagefolder', listed[:1]
     tables, shards = sorted(path.glob('*.parquet')), sorted(path.glob('*.tar'))
@@ -421,6 +425,11 @@ def source_files(
                             'put each kind into a folder of its own, and name both')
     if tables or shards: return ('parquet', tables) if tables else ('tar', shards)
     raise _no_records(path)
+
+def _is_table(path):
+    "Does a text begin with the heading of a table?"
+    with open_text(path) as f: head = f.readline(4096).strip()
+    return head[:1] not in (b'', b'{', b'[') and bool(re.search(rb'[\t,;|]', head))
 
 def _no_records(path):
     "The error about a folder that holds no records, as far as we see."
@@ -532,10 +541,19 @@ def csv_records(
             lines = io.TextIOWrapper(f, 'utf-8-sig', 'surrogateescape', newline='')
             head = lines.readline()
             mark = max('\t,;|', key=head.count)
-            reader, names = csv.reader(lines, delimiter=mark), next(csv.reader([head], delimiter=mark), [])
+            names, how = _heading(next(csv.reader([head], delimiter=mark), []), path)
+            reader = csv.reader(lines, delimiter=mark, **how)
             for i,row in enumerate(filter(None, reader), 2): yield _cells(names, row, i)
     except csv.Error as e: raise AlignGPTError(f'{path}: not a table: {e}', 'save it as CSV once more') from e
     finally: csv.field_size_limit(limit)
+
+def _heading(names, path):
+    "The names of the columns, and how the rows are written: with blanks around bare cells where the names have them."
+    if any('://' in n or n.rpartition('.')[2].strip().lower() in PICTURES for n in names):
+        raise AlignGPTError(f'{path}: its first line names no columns: {", ".join(names):.60}',
+                            'write a heading above it, such as image,caption')
+    bare = any(n != n.strip() for n in names)
+    return [n.strip() for n in names], dict(skipinitialspace=True, quoting=3) if bare else {} # 3: no quotes
 
 def _cells(names, row, i):
     "A row as a record; a cell that holds a list or an object of JSON is one."
@@ -625,8 +643,12 @@ def read_records(
     if kind == 'imagefolder': yield from read_records(files[0], tell, digest); return
     if kind in ('json', 'csv'):
         yield from dict(json=json_records, csv=csv_records)[kind](files[0], tell, digest); return
-    own = f'"{Path(path).name}/'.encode() if kind == 'datasets' or len(files) == 1 else b''
+    own = [Path(path).name] if kind == 'datasets' else [f.name for f in files]
+    own = {_in_json(name):str(i).encode() for i,name in enumerate(own)}
+    def number(m): return b'"' + own.get(m[1], m[1]) + b'/'
     for f in (tar_records if kind == 'tar' else table_records)(path):
-        if digest: digest.update(f.raw.replace(own, b'"/') if own else f.raw) # pictures are called by their file
+        if digest: digest.update(re.sub(rb'"([^"/\\]+)/', number, f.raw)) # however the shards are called
         yield f
+
+def _in_json(name): return json.dumps(name, ensure_ascii=False)[1:-1].encode('utf-8', 'surrogateescape')
 

@@ -36,7 +36,8 @@ class Format(NamedTuple):
 _ASK = ('question', 'instruction', 'query', 'prompt', 'problem', 'input', 'user', 'human', 'en_question')
 _ANSWER = ('answer', 'response', 'output', 'completion', 'assistant', 'gpt', 'solution', 'reply', 'target',
            'multiple_choice_answer', 'en_answer', 'answers')
-_CAPTION = ('caption', 'text', 'txt', 'description', 'captions', 'sentence', 'blip_caption', 'alt_text', 'TEXT')
+_CAPTION = ('caption', 'text', 'txt', 'description', 'captions', 'sentence', 'blip_caption', 'alt_text', 'TEXT',
+            'comment', 'caption_str')
 
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat08

@@ -7,10 +7,11 @@ __all__ = ['ImageSource', 'ImageFolder', 'TarImages', 'TableImages', 'TextImages
            'image_sources', 'Sources', 'as_sources', 'load_image']
 
 # %% ../../nbs/data/04_images.ipynb #1ec023d3
-import base64, binascii, hashlib, os, stat
+import base64, binascii, hashlib, os, re, stat, unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from fastcore.basics import patch
 
@@ -51,7 +52,10 @@ class ImageFolder:
         "Where the picture `name` would be; an escape is an error."
         for root in map(str, (os.path.abspath(self.root), os.path.realpath(self.root))):
             name = str(name).removeprefix(root + os.sep)
-        return inside(self.root, name, self.root, self.links)
+        try: return inside(self.root, name, self.root, self.links)
+        except BadRecord as e:
+            if not (near := self._near(name)): raise
+            raise BadRecord(e.reason, f'{e.message}{near}', 'write names as seen from the folder') from e
 
     def read(self,
         name:str, # relative to the folder
@@ -66,8 +70,21 @@ class ImageFolder:
                     raise BadRecord('too large', f'{path}: {s.st_size:,} bytes, the limit is {self.max_bytes:,}')
                 return f.read()
         except (FileNotFoundError, NotADirectoryError) as e:
-            raise BadRecord('missing image', f'{path}: no such image', 'is this the right image folder?') from e
+            raise BadRecord('missing image', f'{path}: no such image{self._near(name)}',
+                            'is this the right image folder?') from e
         except OSError as e: raise BadRecord('missing image', f'{path}: {e.strerror or e}') from e
+
+    def _near(self, name):
+        "The picture that a wrong name may mean: encoded for an address, of another disk, in other letters."
+        parts = [p for p in re.split(r'[/\\]', unquote(str(name))) if p not in ('', '.', '..') and '\0' not in p]
+        tails = ['/'.join(parts[k:]) for k in range(len(parts))]
+        endings = [''] if '.' in (parts or ['.'])[-1] else ['.jpg', '.png', '.jpeg', '.webp']
+        forms = (f(t) + e for t in tails for e in endings for f in (str, _nfc, _nfd, str.lower, str.upper))
+        found = next((t for t in forms if t != name and (self.root/t).is_file()), None)
+        return f'; there is {found!r}' if found else ''
+
+def _nfc(text): return unicodedata.normalize('NFC', text)
+def _nfd(text): return unicodedata.normalize('NFD', text)
 
 # %% ../../nbs/data/04_images.ipynb #4de27ef8
 _ENTRY = [('key', 'u8'), ('file', 'i4'), ('at', 'i8'), ('size', 'i8')]

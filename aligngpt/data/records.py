@@ -99,7 +99,7 @@ def check_caption(
 
 
 # %% ../../nbs/data/03_records.ipynb #8b3120f6
-VERSION = 3
+VERSION = 4
 
 def _schema():
     import pyarrow as pa

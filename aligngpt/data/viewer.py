@@ -8,6 +8,7 @@ __all__ = ['blocks', 'SampleView', 'view_sample']
 # %% ../../nbs/data/08_viewer.ipynb #cd8f44d5
 import base64, io
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from ..core.markup import escape, printable
@@ -53,7 +54,17 @@ class SampleView:
         pictures = ''.join(map(_png_tag, self.images))
         return f'<div><b>{escape(self.title())}</b><div>{pictures}</div>{self.tokens._repr_html_()}</div>'
 
-    def __str__(self): return '\n'.join([printable(self.title()), *map(blocks, self.images), str(self.tokens)])
+    def text(self,
+        colour:bool=True, # may colours be used?
+    )->str: # lines; without colours one for each stretch of a role
+        "The sample for a terminal or a file."
+        if colour: return '\n'.join([printable(self.title()), *map(blocks, self.images), str(self.tokens)])
+        stretches = [(role, ''.join(t for t,_ in run)) for role,run in groupby(self.tokens.runs(), lambda o: o[1])]
+        wide = max(map(len, self.counts), default=0)
+        return '\n'.join([printable(self.title())] + [printable(f'{role:{wide}}  ' + text.replace('\n', '⏎'))
+                                                      for role,text in stretches])
+
+    def __str__(self): return self.text()
     __repr__ = __str__
 
 def _png_tag(im):

@@ -273,7 +273,7 @@ def _textvqa_annotations(files):
 def _textvqa_score(files, path, o):
     answers = read_answers(path)
     return (vqa.score_textvqa(files.known(_textvqa_annotations), answers)
-            | dict(notes=[n for n in answers.notes() if 'broken' in n]))
+            | dict(notes=[n for n in answers.notes() if 'broken' in n or 'template' in n]))
 
 def _textvqa_asked(files):
     "Some questions are asked twice about the same image."
@@ -364,7 +364,10 @@ def _scienceqa_score(files, path, o):
     problems, ids, answers = files.known(_problems), _scienceqa_ids(files), read_answers(path)
     if o.tidy: answers = answers.alike(_with_mark(problems, r) for r in answers)
     _check_shown(problems, answers, files['annotations'])
-    return choice.score_scienceqa(problems, ids, answers) | dict(notes=answers.notes(ids))
+    read = answers.unread(lambda text: choice.parse_scienceqa(text) != 'FAILED',
+                          'hold no letter where the rule reads one '
+                          '(A, "A. ...", "The answer is A.")', 'they count as wrong')
+    return choice.score_scienceqa(problems, ids, answers) | dict(notes=answers.notes(ids) + read)
 
 def _scienceqa_right(problem): return f'{choice.LETTERS[problem["answer"]]}. {problem["choices"][problem["answer"]]}'
 
@@ -405,6 +408,12 @@ def _pope_files(files):
 def _pope_score(files, path, o):
     "Paired by position, or, tidied, each answer with the label of its question."
     (labels, questions), answers = _pope_files(files), read_answers(path)
+    out = _pope_scores(labels, questions, answers, o)
+    unread = answers.unread(lambda text: re.search(r'\b(yes|no|not)\b', text.lower()), 'say neither yes nor no',
+                            'the official rule takes them for yes')
+    return out | dict(notes=out['notes'] + unread)
+
+def _pope_scores(labels, questions, answers, o):
     if not o.tidy: return yesno.score_pope(labels, questions, answers, o.lenient)
     labels, said = yesno.fitting_labels(labels, questions), {r['question_id'] for r in answers}
     pairs = {c: list(zip((q for q in questions if q['category'] == c), rows)) for c,rows in labels.items()}
@@ -581,7 +590,9 @@ def _seed_score(files, path, o):
     try: up = choice.submit_seed_bench(data, said)
     except AlignGPTError: up = []
     return out | dict(first_letter_rule=dict(image_accuracy=looser), upload_error=not up, upload_first_rows=up[:3],
-                      notes=answers.notes(choice.seed_id(q['question_id']) for q in data['questions']))
+                      notes=answers.notes(choice.seed_id(q['question_id']) for q in data['questions'])
+                      + answers.unread(lambda text: text in tuple('ABCD'), 'are no bare letter',
+                                       'they count as wrong'))
 
 def _seed_asked(files):
     "All questions; the headline is of those about images."

@@ -344,8 +344,14 @@ def _seed_types(data, said, hits, lenient):
     gaps = {q['question_type_id'] for s,q in zip(said, qs) if s is None}
     if (zero := [names[t] for t in types if not types[t] and t not in gaps]) and not lenient:
         raise AlignGPTError(f'no right answer in {some(zero)}: the official script stops here',
-                            '--lenient counts such a type as 0')
+                            f'{_not_bare(said)}--lenient counts such a type as 0')
     return {names[t]: types[t] for t in sorted(types)}
+
+def _not_bare(said):
+    "A word on answers that are no bare letter."
+    odd = [s for s in said if s and s not in 'ABCD']
+    return (f'the official rule takes a bare letter such as A, and {len(odd)} answers are such as {odd[0][:40]!r}; '
+            if odd else '')
 
 def score_seed_bench(
     data:dict, # the official SEED-Bench.json: `questions`, `question_type`

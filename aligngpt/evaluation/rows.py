@@ -28,6 +28,9 @@ def encoding_of(
 
 def _bytes(path):
     "The content of a file, unpacked."
+    if Path(path).is_dir():
+        raise AlignGPTError(f'{path}: a folder, and a file was expected',
+                            f'answers of several processes go into one file: cat {path}/*.jsonl > answers.jsonl')
     with os_errors(path): raw = Path(path).read_bytes()
     check_fetched(path, raw)
     return gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
@@ -40,6 +43,9 @@ def text_of(
     raw = _bytes(path) if raw is None else raw
     try: return raw.decode(encoding_of(raw))
     except UnicodeDecodeError as e:
+        if raw[:1] == b'\x80':
+            raise AlignGPTError(f'{path}: a pickle, which can run code. It was not read.',
+                                'save it as CSV or JSON') from e
         raise AlignGPTError(f'{path}: not UTF-8 at byte {e.start}',
                             'save it as UTF-8; spreadsheets call that "CSV UTF-8"') from e
 

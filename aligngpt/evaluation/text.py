@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from decimal import Decimal, ROUND_HALF_UP
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 from ..core.errors import AlignGPTError
 from .rows import ID_NAMES, TEXT_NAMES, Rows, named, read_rows
@@ -48,7 +48,19 @@ class Answers(Rows):
                 out.append(f'{len(extra)} answers to unknown questions ignored: {some(extra)}')
             if missing := [i for i in known if i not in n]:
                 out.append(f'{len(missing)} questions without an answer: {some(sorted(missing, key=str))}')
-        return out
+        return out + self.unread(lambda text: not _LEFT.search(text), 'hold what a chat template leaves',
+                                 'they are scored as they stand, which most rules count as wrong')
+
+    def unread(self,
+        reads:Callable[[str],Any], # text -> does the official rule read it?
+        what:str, # of the others, in words: 'hold no letter'
+        so:str, # what becomes of them
+    )->list[str]: # a sentence, or none
+        "Say which answers a rule does not read: those are counted, and nothing else would tell."
+        odd = [r['text'] for r in self if not reads(r['text'])]
+        return [f'{len(odd)} of {len(self)} answers {what}, such as {odd[0][:40]!r}: {so}'] if odd else []
+
+_LEFT = re.compile(r'</?s>|<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>|^\s*(?:ASSISTANT|Assistant|USER|User):')
 
 # %% ../../nbs/evaluation/02_text.ipynb #39455633
 def some(
@@ -86,13 +98,13 @@ def _text_of_answer(value, where, layout):
     if type(value) is int: return str(value)
     if isinstance(value, str): return value
     if value is None and layout == 'a spreadsheet': return '' # an empty cell
-    raise AlignGPTError(f'{where}: text is {value!r}', 'text must be a string')
+    raise AlignGPTError(f'{where}: text is {value!r:.60}', 'text must be a string, one for each question')
 
 def _id_of_answer(value, where):
     "An id; 7.0 is a 7 that went through a table."
     if isinstance(value, float) and value.is_integer(): return int(value)
     if isinstance(value, (str, int)) and not isinstance(value, bool): return value
-    raise AlignGPTError(f'{where}: question_id is {value!r}', 'question_id must be a string or an integer')
+    raise AlignGPTError(f'{where}: question_id is {value!r:.60}', 'question_id must be a string or an integer')
 
 def _answer(row, where, layout, ids):
     "One checked row with the usual names; problems are errors that name file and row."

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..core.devices import pick_device, pick_dtype
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, pretrained
+from ..core.files import atomic_path, must_be, pretrained
 from ..core.markup import json_line, Table
 from ..core.steps import progress
 from ..text.conversation import record_images
@@ -56,6 +56,7 @@ class DualEncoder:
         "Load any dual encoder that transformers knows."
         from transformers import AutoModel, AutoTokenizer
         from aligngpt.model.processor import load_image_processor
+        must_be('dual encoder', path)
         device = pick_device(device)[0]
         try:
             model = pretrained(AutoModel, path, dtype=pick_dtype(device, dtype)[0]).to(device)

@@ -50,7 +50,7 @@ def load_image_processor(
     try:
         if config := _image_settings(path, hub): return _pil_class(config, path).from_dict(config)
         return image_processor_for(pretrained(AutoConfig, path, **hub))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, AttributeError) as e: # or a configuration of another kind
         raise AlignGPTError(f'{path}: no vision tower there: {str(e).splitlines()[0]}',
                             'name a folder or model with a CLIP or SigLIP tower') from e
 

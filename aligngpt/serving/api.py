@@ -149,6 +149,8 @@ async def read(self:Api,
     "Read a request."
     if not re.match(r'application/([\w.-]+\+)?json\b', request.headers.get('content-type', ''), re.I):
         raise _no_object()
+    if (packed := request.headers.get('content-encoding', 'identity')) != 'identity':
+        raise ApiError(415, f'the request is packed ({packed[:20]}): send it as it is', 'invalid_value')
     data, values, most = bytearray(), 0, self.limits.text_bytes + self.limits.values
     async for piece in request.stream():
         data += piece
@@ -607,9 +609,7 @@ def create_app(
     app = FastAPI(title='AlignGPT', version='1', lifespan=life, **no_pages)
     app.state.api = api
     async def tell(request, e):
-        lost = isinstance(e, AnyHTTPException) and e.status_code == 404 and e.detail == 'Not Found'
-        err = ApiError(404, f"{request.url.path[:100]}: {not_here(request.url.path)}",
-                       'not_found') if lost else as_api_error(e)
+        err = _astray(request, e) or as_api_error(e)
         if err.status == 500: api.log.error('%s %r', getattr(request.state, 'id', '?'), e, exc_info=e)
         return err.response
     for kind in (ApiError, AlignGPTError, AnyHTTPException, ClientDisconnect, Exception):
@@ -619,6 +619,17 @@ def create_app(
     _add_health(app, api)
     app.add_middleware(Ring, api=api)
     return app
+
+def _astray(request, e):
+    "The error of a request that no route takes."
+    if not isinstance(e, AnyHTTPException): return
+    path = request.url.path
+    if e.status_code == 404 and e.detail == 'Not Found':
+        return ApiError(404, f"{path[:100]}: {not_here(path)}", 'not_found')
+    if e.status_code == 405:
+        return ApiError(405,
+                        f"{path[:100]} takes {(e.headers or {}).get('Allow', 'another method')}, not {request.method}",
+                        'method_not_allowed', headers=e.headers)
 
 class OwnReading(APIRoute):
     "Where a route has a body, we read it; FastAPI describes it."
@@ -637,6 +648,7 @@ def _add_v1(app, api):
     def card(): return dict(id=api.name, object='model', created=api.born, owned_by='aligngpt')
     @app.post('/v1/chat/completions', response_model=None, responses=ANSWERS)
     async def chat_completions(body:ChatRequest, request:Request)->Response: return await api.answer(body, request)
+    @app.head('/v1/models', include_in_schema=False)
     @app.get('/v1/models', **v1)
     async def models()->dict: return dict(object='list', data=[card()])
     @app.get('/v1/models/{name:path}', **v1)
@@ -646,11 +658,13 @@ def _add_v1(app, api):
 
 def _add_health(app, api):
     "What those ask who look after the server."
+    @app.head('/health', include_in_schema=False)
     @app.get('/health', responses={503:{}})
     async def health()->dict:
         if not api.engine.thread.is_alive() or api.engine.closing:
             raise ApiError(503, 'shutting down', 'shutting_down')
         return dict(status='ok', model=api.name, running=api.engine.running, waiting=len(api.engine.waiting))
+    @app.head('/ready', include_in_schema=False)
     @app.get('/ready', responses={503:{}})
     async def ready()->dict:
         if api.leaving: raise ApiError(503, 'shutting down', 'shutting_down')

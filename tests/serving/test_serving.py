@@ -1,6 +1,6 @@
 """`aligngpt serve` in a process of its own, as clients see it: OpenAI's client, many at once, too many, gone ones,
 hostile ones."""
-import asyncio, base64, http.client, json, socket, subprocess, sys, time
+import asyncio, base64, http.client, io, json, os, signal, socket, subprocess, sys, time
 from io import BytesIO
 from statistics import median, quantiles
 
@@ -12,7 +12,7 @@ import httpx, openai
 from aligngpt.chat.session import ChatSession
 from aligngpt.testing.hostile import bombs, half_pictures, no_pictures, odd_pictures
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
-from served import save_runs, serve, until
+from served import root, save_runs, serve, until
 
 TALKS = [(q, c) for q in QUESTIONS for c in (*COLOURS, None)]
 
@@ -288,3 +288,27 @@ def test_fuzz(phases, runs, open_server):
     print(done.stdout[-1500:])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert ' ERROR ' not in open_server.log.read_text()
+
+
+def test_fits_the_terminal(runs):
+    "At a terminal of 80 columns nothing is longer but addresses; standard error is a terminal, too."
+    pexpect = pytest.importorskip('pexpect', reason='no pexpect: pip install pexpect')
+    env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', TERM='xterm-256color')
+    env.pop('COLUMNS', None)
+    line = ['-m', 'aligngpt.cli', 'serve', 'toy', '--port', '0', '--no-page']
+    term = pexpect.spawn(sys.executable, line, env=env, cwd=runs, encoding='utf-8', dimensions=(24, 80), timeout=240,
+                         # a shell's background jobs are born deaf to Ctrl-C
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    seen = io.StringIO()
+    term.logfile_read = seen
+    term.expect(r'http://127.0.0.1:(\d+)/v1')
+    at = f'http://127.0.0.1:{term.match[1]}/v1'
+    term.expect('startup complete')
+    for body in (dict(messages=[user('Count to ten.', 'red')]), dict(messages=[dict(role='user', content=7)]), {}):
+        httpx.post(f'{at}/chat/completions', json=body, timeout=60)
+    httpx.get(f'{at}/' + 'x'*100)
+    term.sendintr()
+    term.expect(pexpect.EOF)
+    lines = seen.getvalue().replace('\r', '').split('\n')
+    assert sum('/v1/chat/completions' in l for l in lines) == 3, lines
+    assert [l for l in lines if len(l) > 80 and '://' not in l] == []

@@ -16,6 +16,13 @@ def node(out, rank, at, *fields):
     return subprocess.Popen([sys.executable, str(HERE/'launched.py'), str(out), *fields], env=env,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
+def same_end(*runs):
+    "Two runs have the same losses and weights, but for the order of sums."
+    lines = [[json.loads(l)['loss'] for l in (o/'run'/'log.jsonl').open()] for o in runs]
+    assert len(lines[0]) == len(lines[1]) and max(abs(a-b) for a,b in zip(*lines)) < 1e-5
+    weights = [load_file(o/'run'/'model'/'model.safetensors') for o in runs]
+    assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[0]) < 1e-4
+
 def test_folders_that_are_not_shared(tmp_path):
     "One node goes on at step 6, the other begins: an error on both, before a step."
     (tmp_path/'a').mkdir(); (tmp_path/'b').mkdir()
@@ -55,7 +62,17 @@ def test_one_node_of_two_goes_away(tmp_path):
     assert first.returncode == 0, err[-3000:]
     one, two = result(tmp_path/'whole'), result(tmp_path/'left')
     assert (processes, two['processes'], two['steps']) == (2, 1, one['steps'])
-    lines = [[json.loads(l)['loss'] for l in (tmp_path/o/'run'/'log.jsonl').open()] for o in ('whole', 'left')]
-    assert len(lines[0]) == len(lines[1]) and max(abs(a-b) for a,b in zip(*lines)) < 1e-5
-    weights = [load_file(tmp_path/o/'run'/'model'/'model.safetensors') for o in ('whole', 'left')]
-    assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[0]) < 1e-4
+    same_end(tmp_path/'whole', tmp_path/'left')
+
+@pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
+def test_another_number_of_processes(tmp_path, before, after):
+    "A run that was stopped goes on in another number of processes, and ends as one that nothing happened to."
+    fields = 'n=48', 'global_batch=8', 'save_every=2', 'learning_rate=1e-4'
+    (tmp_path/'whole').mkdir(); (tmp_path/'moved').mkdir()
+    assert launch(tmp_path/'whole', *fields, processes=before).returncode == 0
+    launch(tmp_path/'moved', *fields, 'at=3', f'signal={int(signal.SIGTERM)}', processes=before)
+    assert not (tmp_path/'moved'/'result.json').exists()
+    done = launch(tmp_path/'moved', *fields, processes=after)
+    assert done.returncode == 0, done.stderr[-3000:] + (tmp_path/'moved'/'error.txt').read_text()
+    same_end(*(tmp_path/o for o in ('whole', 'moved')))
+    assert (result(tmp_path/'whole')['processes'], result(tmp_path/'moved')['processes']) == (before, after)

@@ -2,7 +2,7 @@
 "Tests of `aligngpt.checkpoints.adapters`: the asserting cells of its notebook, made by aligngpt_export."
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import torch
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import check_fetched, check_folder, pretrained, read_json, seal_folder, unseal, write_json
@@ -10,17 +10,18 @@ from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.model.modeling import stored_name
 from aligngpt.model.sharing import write_card
-from aligngpt.checkpoints.weights import map_tensors
-import tempfile
+from aligngpt.checkpoints.weights import Entry, entries, map_tensors
+import shutil, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from transformers import LlamaConfig
 from transformers.utils import logging
 from aligngpt.checkpoints.adapters import add_lora
+from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.testing.fixtures import tiny_model
 import pytest
-from aligngpt.checkpoints.adapters import has_adapter, load_adapter, merge_lora, save_adapter
+from aligngpt.checkpoints.adapters import ADAPTER, ALIGN_PARTS, BESIDE, adapter_layout, has_adapter, load_adapter, merge_lora, read_lora, save_adapter
 
 
 def test_add_lora():
@@ -93,6 +94,52 @@ def test_save_adapter():
     said.message.replace(str(tmp), '')
 
 
+def test_Melt():
+    # nbs/checkpoints/02_adapters.ipynb #ada90002
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+
+    # nbs/checkpoints/02_adapters.ipynb #9ba01114
+    def tiny(**config): return tiny_model(vocab_size=100, side=32, gate_hidden_size=8, **config).eval()
+    model = tiny()
+    add_lora(model, rank=4, alpha=8)
+
+    # nbs/checkpoints/02_adapters.ipynb #8e8be6b7
+    model.requires_grad_(False)
+
+    # nbs/checkpoints/02_adapters.ipynb #080fbbaa
+    tmp = Path(tempfile.mkdtemp())
+    save_adapter(model, tmp/'lora', base='nlpzhaof/aligngpt-7b')
+    ungated = tiny(); ungated.gate, ungated.config.use_gate = None, False
+    load_adapter(ungated, tmp/'lora')
+
+    # nbs/checkpoints/02_adapters.ipynb #ada90007
+    try: load_adapter(tiny(num_levels=4), tmp/'lora')
+    except AlignGPTError as e: said = e
+    said.message.replace(str(tmp), '')
+
+    # nbs/checkpoints/02_adapters.ipynb #ada9000b
+    theirs = tmp/'llava-lora'; shutil.copytree(tmp/'lora', theirs); (theirs/ALIGN_PARTS).unlink()
+    held = map_tensors(tmp/'lora'/ALIGN_PARTS)
+    torch.save({'base_model.model.model.mm_projector.0.weight':held['projector.0.weight']}, theirs/BESIDE)
+    melt = read_lora(theirs)
+    Table([(n, a.shape, b.shape, scale) for n,(a, b, scale) in list(melt.added.items())[:3]], ('beside', 'A', 'B', 'scale'))
+
+    # nbs/checkpoints/02_adapters.ipynb #ada9000c
+    test_eq((adapter_layout(tmp/'lora'), adapter_layout(theirs), list(melt.instead)),
+            ('adapter', 'lora', ['model.mm_projector.0.weight']))
+    test_fail(lambda: load_adapter(tiny(), theirs), contains="an adapter in LLaVA's layout")
+    config = read_json(theirs/'adapter_config.json')
+    for change in (dict(use_dora=True), dict(peft_type='IA3'), dict(init_lora_weights='pissa')):
+        write_json(config | change, theirs/'adapter_config.json')
+        test_fail(lambda: read_lora(theirs), contains=f'{next(iter(change))} is')
+    write_json(config | dict(use_rslora=True), theirs/'adapter_config.json')
+    test_eq({scale for *_, scale in read_lora(theirs).added.values()}, {8/4**.5})
+    (theirs/ADAPTER).unlink()
+    test_fail(lambda: read_lora(theirs), contains='no adapter_model.safetensors or adapter_model.bin')
+    (theirs/BESIDE).unlink()
+    test_fail(lambda: adapter_layout(theirs), contains='an adapter of a language model')
+
+
 def test_merge_lora():
     # nbs/checkpoints/02_adapters.ipynb #ada90002
     logging.set_verbosity_error(); logging.disable_progress_bar()
@@ -118,6 +165,9 @@ def test_merge_lora():
     try: load_adapter(tiny(num_levels=4), tmp/'lora')
     except AlignGPTError as e: said = e
     said.message.replace(str(tmp), '')
+
+    # nbs/checkpoints/02_adapters.ipynb #ada9000b
+    theirs = tmp/'llava-lora'; shutil.copytree(tmp/'lora', theirs); (theirs/ALIGN_PARTS).unlink()
 
     # nbs/checkpoints/02_adapters.ipynb #088e5068
     merge_lora(model)

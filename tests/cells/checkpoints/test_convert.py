@@ -268,3 +268,24 @@ def test_convert():
     test_eq(*({k:t.tolist() for k,t in tensors(b).items() if 'levels' in k} for b in begun)) # the same each time
     test_eq(load(begun[0], 'float32', 'cpu')[0].gate is None, False)
     open_checkpoint(begun[0])
+
+    # nbs/checkpoints/05_convert.ipynb #c1fb27e4
+    (lora := tmp/'lora').mkdir()
+    write_json(read_json(official/'config.json') | dict(mm_vision_tower='../there/vision_tower'), lora/'config.json')
+    write_json(dict(peft_type='LORA', r=2, lora_alpha=4, base_model_name_or_path='../llava'), lora/'adapter_config.json')
+    q, set_ = 'model.layers.0.self_attn.q_proj', set_seed(0)
+    save_file({f'base_model.model.{q}.lora_{m}.weight':torch.randn(shape)
+               for m,shape in (('A', (2, 48)), ('B', (48, 2)))},
+              lora/'adapter_model.safetensors')
+    whole = tensors(there)
+    torch.save({f'base_model.model.{k}':t for k,t in whole.items() if k not in plain}, lora/'non_lora_trainables.bin')
+    melted = tensors(convert(lora, tmp/'melted', quiet=True))
+    thin = map_tensors(lora/'adapter_model.safetensors')
+    a, b = (thin[f'base_model.model.{q}.lora_{m}.weight'] for m in 'AB')
+    changed = [k for k,t in tensors(begun[0]).items() if not torch.equal(melted[k], t)]
+
+    # nbs/checkpoints/05_convert.ipynb #c1fb27e5
+    test_eq([k for k in changed if k.startswith('language_model')], [f'language_model.{q}.weight'])
+    test_close(melted[f'language_model.{q}.weight'], whole[f'{q}.weight'] + 2*b@a, 1e-5)
+    test_eq(torch.equal(melted['levels.weight'], whole['align_indicators.indicator_embs']), True)
+    test_fail(lambda: convert(tmp/'lora', tmp/'x', llm=tmp/'align'), contains='align: no weights')

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from aligngpt.core.devices import pick_attention, pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
-from aligngpt.core.files import check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, not_here, pretrained, read_json, seal_folder
+from aligngpt.core.files import check_fetched, check_folder, checkpoint_folder, is_gguf, is_hub_name, must_be, not_here, pretrained, read_json, seal_folder
 from aligngpt.core.markup import Table
 from aligngpt.text.conversation import IMAGE
 from aligngpt.text.tokenizer import ALIGN, load_tokenizer
@@ -19,9 +19,9 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from aligngpt.model.sharing import BASES, base_step, public_name, write_card, write_code
-from aligngpt.checkpoints.adapters import check_adapter, has_adapter, load_adapter, save_adapter
+from aligngpt.checkpoints.adapters import adapter_layout, has_adapter, load_adapter, read_lora, save_adapter
 from aligngpt.checkpoints.fields import check_fields
-from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream
+from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream, tensor_of
 import json, shutil, tempfile
 import matplotlib.pyplot as plt, sentencepiece as spm
 from fastcore.test import *
@@ -398,7 +398,7 @@ def test_tower_config():
 
     # nbs/checkpoints/04_layouts.ipynb #cf079eb0
     test_eq(tower_config(tmp/'clip')[0].to_dict(), clip.config.to_dict())
-    test_fail(lambda: tower_config(tmp/'odd'), contains='odd: no vision tower there')
+    test_fail(lambda: tower_config(tmp/'odd'), contains='odd/config.json: not valid JSON')
     test_fail(lambda: tower_entries(stage1), contains='no weights of a vision tower')
     known, pictures = tower_config('openai/clip-vit-large-patch14-336')
     test_eq((known.hidden_size, pictures.size), (1024, {'shortest_edge':336}))
@@ -508,8 +508,8 @@ def test_Parts():
     trained_tower = official('trained_tower', {k:v for k,v in whole.items() if k not in inside},
                              unfreeze_mm_vision_tower=True)
     away = official('away', {k:v for k,v in whole.items() if k not in inside}, mm_vision_tower='nobody/no-tower')
-    lora_folder = official('llava_lora', {})
-    for name,says in (('adapter_config.json', '{}'), ('non_lora_trainables.bin', '')): (lora_folder/name).write_text(says)
+    (lora_folder := tmp/'peft_lora').mkdir()
+    (lora_folder/'adapter_config.json').write_text('{}')
     run = tmp/'half_run'; (run/'checkpoint-2').mkdir(parents=True)
     (run/'stage.json').write_text('{}')
     (run/'checkpoint-2'/'complete.json').write_text('{}')
@@ -528,7 +528,7 @@ def test_Parts():
     for (message,hint),says in zip(neighbours, (
         'llava: a plain LLaVA', 'llava_hf: a LLaVA of transformers (llava)', 'mm_use_im_start_end is True',
         "mm_projector_type is 'mlp3x_gelu', the weights have 'mlp2x_gelu'", '(unfreeze_mm_vision_tower), and is not in',
-        'nobody/no-tower: the vision tower is not here', "llava_lora: an adapter in LLaVA's layout",
+        'nobody/no-tower: the vision tower is not here', 'peft_lora: an adapter of a language model',
         'half_run: a run that is not finished', 'checkpoint-2: a checkpoint in the middle of a run',
         'tokenizer.model: a git-lfs pointer'), strict=True):
         test_eq((says in message, len(hint) > 20), (True, True))
@@ -617,6 +617,7 @@ def test_load():
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
+    (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -711,6 +712,7 @@ def test_save():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -779,12 +781,45 @@ def test_save():
     test_eq(layout(tmp/'lora'), 'adapter')
     test_eq(ask(*load(tmp/'lora', 'float32', 'cpu')), melted)
     test_eq(ask(*load(ours, 'float32', 'cpu', adapter=tmp/'lora')), melted)
-    merge_lora(lora)
+    wanted = {n:t.clone() for n,t in merge_lora(lora).state_dict().items()}
     test_eq(ask(lora, processor), melted)
     test_fail(lambda: load(tmp/'orphan'), contains='orphan: the adapter does not name its base')
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
     test_fail(lambda: load(tmp/'lost'), contains="lost: the base of this adapter, '../gone', is not there")
     sorted(f.name for f in (tmp/'orphan').iterdir())
+
+    # nbs/checkpoints/04_layouts.ipynb #3f45d0df
+    def llava_lora(name, base, beside=align | gate):
+        "An adapter as LLaVA's program leaves it, with the adapters of `tmp/lora`."
+        (folder := tmp/name).mkdir()
+        torch.save(map_tensors(tmp/'lora'/'adapter_model.safetensors'), folder/'adapter_model.bin')
+        settings = read_json(tmp/'lora'/'adapter_config.json') | dict(base_model_name_or_path=base)
+        (folder/'adapter_config.json').write_text(json.dumps(settings))
+        torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
+        shutil.copy(tuned/'config.json', folder)
+        return folder
+    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
+             for base in ('llm', 'llava', 'tuned', 'ours')}
+    Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
+
+    # nbs/checkpoints/04_layouts.ipynb #3f45d0e0
+    for loaded,p in bases.values():
+        test_eq(ask(loaded, p), melted)
+        for n,t in loaded.state_dict().items(): test_close(t, wanted[n], 1e-6)
+    on_llm, nowhere = tmp/'lora_on_llm', llava_lora('lora_nowhere', '')
+    test_eq((layout(on_llm), open_checkpoint(on_llm).layout), ('lora', 'lora'))
+    for how in (dict(path=nowhere, llm=tmp/'llm'), dict(path=tmp/'llm', adapter=nowhere)):
+        test_eq(ask(*load(**how, dtype='float32', device='cpu')), melted)
+    test_fail(lambda: load(nowhere), contains='lora_nowhere: the adapter does not name its base')
+    test_fail(lambda: load(on_llm, llm=tmp/'clip'), contains='does not fit the base')
+    test_fail(lambda: load(on_llm, llm=stage1), contains='stage1: no weights')
+    projector = {k:t for k,t in align.items() if k.startswith('mm_projector')}
+    plain_lora = llava_lora('plain_lora', '../llm', projector)
+    test_fail(lambda: load(plain_lora), contains='plain_lora: an adapter of a plain LLaVA')
+    begun, _ = load(plain_lora, 'float32', 'cpu', fresh=('levels', 'gate'))
+    test_close(begun.lm_head.weight, llm.lm_head.weight, 1e-6)
+    (plain_lora/'non_lora_trainables.bin').write_bytes(b'cos\nsystem\n(S"false"\ntR.')
+    test_fail(lambda: load(plain_lora), contains='non_lora_trainables.bin: ')
 
 
 def test_open_model():
@@ -855,6 +890,7 @@ def test_open_model():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -884,8 +920,21 @@ def test_open_model():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
-    merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
+
+    # nbs/checkpoints/04_layouts.ipynb #3f45d0df
+    def llava_lora(name, base, beside=align | gate):
+        "An adapter as LLaVA's program leaves it, with the adapters of `tmp/lora`."
+        (folder := tmp/name).mkdir()
+        torch.save(map_tensors(tmp/'lora'/'adapter_model.safetensors'), folder/'adapter_model.bin')
+        settings = read_json(tmp/'lora'/'adapter_config.json') | dict(base_model_name_or_path=base)
+        (folder/'adapter_config.json').write_text(json.dumps(settings))
+        torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
+        shutil.copy(tuned/'config.json', folder)
+        return folder
+    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
+             for base in ('llm', 'llava', 'tuned', 'ours')}
+    Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
     shutil.copytree(ours, tmp/'run'/'model')
@@ -962,6 +1011,7 @@ def test_from_base():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -991,8 +1041,21 @@ def test_from_base():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
-    merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
+
+    # nbs/checkpoints/04_layouts.ipynb #3f45d0df
+    def llava_lora(name, base, beside=align | gate):
+        "An adapter as LLaVA's program leaves it, with the adapters of `tmp/lora`."
+        (folder := tmp/name).mkdir()
+        torch.save(map_tensors(tmp/'lora'/'adapter_model.safetensors'), folder/'adapter_model.bin')
+        settings = read_json(tmp/'lora'/'adapter_config.json') | dict(base_model_name_or_path=base)
+        (folder/'adapter_config.json').write_text(json.dumps(settings))
+        torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
+        shutil.copy(tuned/'config.json', folder)
+        return folder
+    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
+             for base in ('llm', 'llava', 'tuned', 'ours')}
+    Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
     shutil.copytree(ours, tmp/'run'/'model')
@@ -1005,11 +1068,29 @@ def test_from_base():
     test_eq(torch.equal(base.lm_head.weight, llm.lm_head.weight), True)
     new = torch.cat([p.flatten() for p in (*base.projector.parameters(), base.levels.weight)])
     test_eq(torch.isfinite(new).all().item(), True)
-    test_fail(lambda: from_base(tmp/'llm', tmp/'odd'), contains='odd: no vision tower there')
-    test_fail(lambda: from_base(tmp/'clip', tmp/'clip'), contains='clip')
+    test_fail(lambda: from_base(tmp/'llm', tmp/'odd'),
+              contains='odd/config.json: not valid JSON')
+    letter_processor().save_pretrained(tmp/'processor')
+    for name,what in dict(clip='a vision tower (clip_vision_model)', tuned='an AlignGPT', ours='an AlignGPT',
+                          lora='an adapter',
+                          llava_hf='a LLaVA (llava)', processor='a processor without a model').items():
+        test_fail(lambda: from_base(tmp/name, tmp/'clip'), contains=f'{name}: {what}, not a language model')
+        if name != 'clip':
+            test_fail(lambda: from_base(tmp/'llm', tmp/name), contains=f'{name}: {what}, not a vision tower')
+    test_fail(lambda: from_base(tmp/'llm', tmp/'llm'), contains='llm: a language model (llama), not a vision tower')
+    test_fail(lambda: load(tuned, tower=tmp/'llm'), contains='llm: a language model (llama), not a vision tower')
+    test_fail(lambda: load(stage1, llm=tmp/'clip'),
+              contains='clip: a vision tower (clip_vision_model), not a language model')
+    bare = shutil.copytree(tmp/'llm', tmp/'bare', ignore=shutil.ignore_patterns('tokenizer*'))
+    test_fail(lambda: from_base(bare, tmp/'clip'), contains='bare: no tokenizer found')
+    shutil.copytree(tmp/'llm', bare, ignore=shutil.ignore_patterns('*.safetensors'), dirs_exist_ok=True)
+    (bare/'model.safetensors').unlink()
+    test_fail(lambda: from_base(bare, tmp/'clip'),
+              contains='bare: no language model there: a configuration without weights')
     (tmp/'llm.gguf').touch()
     test_fail(lambda: load(tmp/'llm.gguf'), contains='llm.gguf: a language model, not an AlignGPT')
-    test_fail(lambda: from_base(tmp/'llm', tmp/'llava_hf'), contains='llava_hf: no vision tower there')
+    (tmp/'notes.txt').touch()
+    test_fail(lambda: load(tmp/'notes.txt'), contains='notes.txt: a file that is no checkpoint')
     base(**plain(text='<image>a cat\n', images=picture, return_tensors='pt'), alignment=3).weights
 
 
@@ -1081,6 +1162,7 @@ def test_load_parts():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -1110,8 +1192,21 @@ def test_load_parts():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
-    merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
+
+    # nbs/checkpoints/04_layouts.ipynb #3f45d0df
+    def llava_lora(name, base, beside=align | gate):
+        "An adapter as LLaVA's program leaves it, with the adapters of `tmp/lora`."
+        (folder := tmp/name).mkdir()
+        torch.save(map_tensors(tmp/'lora'/'adapter_model.safetensors'), folder/'adapter_model.bin')
+        settings = read_json(tmp/'lora'/'adapter_config.json') | dict(base_model_name_or_path=base)
+        (folder/'adapter_config.json').write_text(json.dumps(settings))
+        torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
+        shutil.copy(tuned/'config.json', folder)
+        return folder
+    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
+             for base in ('llm', 'llava', 'tuned', 'ours')}
+    Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
     shutil.copytree(ours, tmp/'run'/'model')
@@ -1119,7 +1214,11 @@ def test_load_parts():
 
     # nbs/checkpoints/04_layouts.ipynb #7441670d
     base, plain = from_base(tmp/'llm', tmp/'clip', 'float32', 'cpu', num_levels=4)
+    letter_processor().save_pretrained(tmp/'processor')
+    bare = shutil.copytree(tmp/'llm', tmp/'bare', ignore=shutil.ignore_patterns('tokenizer*'))
+    shutil.copytree(tmp/'llm', bare, ignore=shutil.ignore_patterns('*.safetensors'), dirs_exist_ok=True)
     (tmp/'llm.gguf').touch()
+    (tmp/'notes.txt').touch()
 
     # nbs/checkpoints/04_layouts.ipynb #b5c9d288
     first, plain = load_pretrained_align(stage1, tmp/'llm', dtype='float32', device='cpu')

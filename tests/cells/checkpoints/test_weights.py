@@ -144,6 +144,11 @@ def test_stream():
 
     # nbs/checkpoints/01_weights.ipynb #e1e555a5
     test_eq(all(torch.equal(got[f'new.{k}'], map_tensors(e.file)[k]) for k,e in listing.items()), True)
+    thin = dict(A=torch.randn(2, 50), B=torch.randn(50, 2))
+    save_file(thin, tmp/'thin.safetensors')
+    pair = entries(tmp/'thin.safetensors')
+    (_, melted), = stream(dict(w=listing['layer.0']._replace(lora=(pair['A'], pair['B'], .5))))
+    test_close(melted, got['new.layer.0'] + .5*thin['B'] @ thin['A'], 1e-5)
 
 
 def test_write_safetensors():
@@ -164,6 +169,10 @@ def test_write_safetensors():
 
     # nbs/checkpoints/01_weights.ipynb #6d2273bb
     torch.manual_seed(0)
+
+    # nbs/checkpoints/01_weights.ipynb #e1e555a5
+    thin = dict(A=torch.randn(2, 50), B=torch.randn(50, 2))
+    save_file(thin, tmp/'thin.safetensors')
 
     # nbs/checkpoints/01_weights.ipynb #aa07359d
     write_safetensors(tmp/'copy.safetensors', entries(tmp/'good.bin'))

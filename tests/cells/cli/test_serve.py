@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 import typer
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import checkpoint_folder
-from aligngpt.core.markup import echo
+from aligngpt.core.markup import echo, fold, terminal_width
 from aligngpt.serving.remote import Limits
 from aligngpt.cli.data import DType, Device
 import inspect, json, re, signal, subprocess, tempfile, time, urllib.request

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, write_once
+from aligngpt.core.files import _ROLES, check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, must_be, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, what_is, write_once
 
 
 def test_check_fetched():
@@ -324,6 +324,84 @@ def test_is_gguf():
     test_eq(list(gguf.values()), [True, True, False])
     needs = 'pip install gguf' if find_spec('gguf') is None else 'gone.gguf'
     test_fail(lambda: pretrained(AutoConfig, 'gone.gguf'), contains=needs)
+
+
+def test_must_be():
+    # nbs/core/02_files.ipynb #f0a1c803
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'config.json').write_text('{}')
+    pointer = f'version https://git-lfs.github.com/spec/v1\noid sha256:{"4d7a"*16}\nsize 13476\n'
+    check_fetched(tmp) # all is there
+    (tmp/'model.safetensors').write_text(pointer)
+    def told(fn, *args):
+        "What a call says that fails."
+        try: fn(*args)
+        except AlignGPTError as e: return str(e).replace(f'{tmp}/', '')
+
+    # nbs/core/02_files.ipynb #f0a1c603
+    tmp = Path(tempfile.mkdtemp())
+    (tmp/'kept').mkdir()
+    (tmp/'kept'/'optimizer.pt').write_bytes(bytes(3_000_000))
+    (tmp/'kept'/'model.bin').write_bytes(b'weights')
+    sums, said = file_sums(tmp/'kept'), []
+    said.append(damage(tmp/'kept', sums))
+    with open(tmp/'kept'/'optimizer.pt', 'r+b') as f: f.seek(1_500_000); f.write(b'!')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').write_bytes(b'weigh')
+    said.append(damage(tmp/'kept', sums))
+    (tmp/'kept'/'model.bin').unlink()
+    said.append(damage(tmp/'kept', sums))
+
+    # nbs/core/02_files.ipynb #f0a1c6a3
+    model = tmp/'model'; model.mkdir()
+    (model/'model.safetensors').write_bytes(b'weights')
+    seal_folder(model)
+    told(check_folder, model)
+
+    # nbs/core/02_files.ipynb #f0a1c023
+    tmp = Path(tempfile.mkdtemp())
+    evil, ran = tmp/'evil', tmp/'ran'
+    evil.mkdir()
+    (evil/'code.py').write_text(f'open({str(ran)!r}, "w")\nclass C: pass')
+    write_json({'tokenizer_class': 'C', 'auto_map': {'AutoTokenizer': ['code.C', None]}}, evil/'tokenizer_config.json')
+
+    # nbs/core/02_files.ipynb #f0a1c024
+    write_json({'model_type': 'clip', 'auto_map': {'AutoConfig': 'code.C'}}, evil/'config.json')
+    seal_folder(evil)
+    (evil/'config.json').write_text('{}')
+    unseal(evil)
+    (evil/'config.json').write_text('{"model_type": "clip", "x": ' + '['*100_000)
+
+    # nbs/core/02_files.ipynb #f0a1c026
+    write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')
+    told(pretrained, AutoConfig, evil)
+
+    # nbs/core/02_files.ipynb #f0a1c845
+    def made(config, *files):
+        "A folder with a configuration and some more files."
+        folder = Path(tempfile.mkdtemp(dir=tmp))
+        if config is not None: write_json(config, folder/'config.json')
+        for f in files: write_json({}, folder/f)
+        return folder
+    llama, clip = made(dict(model_type='llama')), made(dict(model_type='clip', vision_config={}))
+    shown = {'llama':llama, 'clip':clip, 'siglip, image half':made(dict(model_type='siglip_vision_model', image_size=32)),
+             'an AlignGPT':made(dict(model_type='aligngpt')), 'llava-hf':made(dict(model_type='llava')),
+             'Qwen2.5-VL':made(dict(model_type='qwen2_5_vl')), 'T5':made(dict(model_type='t5', vocab_size=9)),
+             'a model of tomorrow':made(dict(model_type='of_tomorrow')), 'a broken one':made([]),
+             'an adapter':made({}, 'adapter_config.json'), 'a tokenizer':made(None, 'tokenizer.json'),
+             'a processor':made(None, 'processor_config.json', 'tokenizer.json'), 'nothing':made(None)}
+
+    # nbs/core/02_files.ipynb #f0a1c846
+    test_eq([[role in what_is(f)[1] for role in _ROLES] for f in shown.values()], [
+        [1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], *[[0]*4]*2, [1]*4, *[[0]*4]*3,
+        [0, 0, 0, 1], [0]*4])
+    for role,path in (('language model', llama), ('vision tower', clip),
+                      ('vision tower', 'openai/clip-vit-large-patch14'),
+                      ('language model', tmp/'gone')): must_be(role, path)
+    (tmp/'x.gguf').touch(); must_be('language model', tmp/'x.gguf')
+    test_fail(lambda: must_be('vision tower', llama), contains='a language model (llama), not a vision tower')
+    test_fail(lambda: must_be('language model', shown['an AlignGPT']), contains='an AlignGPT, not a language model')
+    test_fail(lambda: must_be('processor', tmp/'x.gguf'), contains='a language model (GGUF), not a processor')
 
 
 def test_fingerprint():

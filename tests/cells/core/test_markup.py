@@ -8,7 +8,7 @@ from IPython.display import HTML
 from PIL import Image, ImageDraw
 from aligngpt.core import markup
 import pytest
-from aligngpt.core.markup import Table, escape, escape_markdown, escape_tags, html_page, json_line, markdown_html, picture_tag, printable, printable_logs, terminal_width
+from aligngpt.core.markup import Table, escape, escape_markdown, escape_tags, fold, html_page, json_line, markdown_html, picture_tag, printable, printable_logs, terminal_width
 
 
 def test_escape():
@@ -35,6 +35,10 @@ def test_printable():
     test_eq([t for t in map(printable, rude.values()) if not t.isprintable()], [])
     test_eq(printable('a\tb\r\nc\n'), 'a\tb\r\nc\n')
     test_eq(printable('käse 红色 שלום 👩‍🚀'), 'käse 红色 שלום 👩‍🚀')
+    long = '  a line of 40 letters, and /a/path/that/stays/whole/of/33/letters'
+    test_eq(fold(long, 40).split('\n'), ['  a line of 40 letters, and', '    /a/path/that/stays/whole/of/33/letters'])
+    test_eq([fold(t, w) for t,w in ((long, 0), (f'\x1b[1m{long}', 40), ('a\n\n b', 40))],
+            [long, f'\x1b[1m{long}', 'a\n\n b'])
     test_eq(printable(rude['turned']), r'photo\u202egpj.exe')
     test_eq(json.loads(json_line(rude)), rude)
     test_eq([l for l in json_line(rude, indent=1).splitlines() if not l.isprintable()], [])

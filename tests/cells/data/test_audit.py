@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, BadRecord, local_path
-from aligngpt.core.files import atomic_path, checkpoint_folder, own_folder, path_from, pretrained, read_json, write_json
+from aligngpt.core.files import atomic_path, checkpoint_folder, must_be, own_folder, path_from, pretrained, read_json, write_json
 from aligngpt.core.markup import escape, Table, html_page, picture_tag
 from aligngpt.core.pictures import ImageRules, open_image, to_rgb
 from aligngpt.core.shards import Shards

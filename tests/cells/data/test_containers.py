@@ -8,7 +8,7 @@ from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched, inside, read_json
 from fastcore.test import *
-import datasets, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, tempfile, tracemalloc
+import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, shutil, tempfile, tracemalloc
 from aligngpt.data.containers import array_records
 import pytest
 from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
@@ -95,6 +95,7 @@ def test_line_records():
              [('not JSON', 'line 3 is not valid JSON: Expecting value at character 5')],
              [('not JSON', 'line 4 holds more than one value')],
              []])
+    test_eq([f.record for f in line_records(io.BytesIO(b'{"a": 1},\n{"a": 2},\n'))], [{'a': 1}, {'a': 2}])
 
 
 def test_json_records():
@@ -158,6 +159,9 @@ def test_source_files():
     # nbs/data/01_containers.ipynb #938c3be5
     test_eq(source_files(small), ('json', [small]))
     test_fail(lambda: source_files(tmp/'none'), contains='no such file')
+    test_eq([source_files(put(f'c{i}.txt', t))[0] for i,t in enumerate((b'image,caption\n', b'{"a": 1}\n', b'hello\n'))],
+            ['csv', 'json', 'json'])
+    test_fail(lambda: source_files(put('x.npy', b'..')), contains='a NumPy array, not a file of records')
     test_fail(lambda: source_files(put('x.xlsx', b'PK')), contains='a spreadsheet, not a file of records')
     def folder_of(*names):
         "A new folder with these files, all empty."
@@ -276,6 +280,9 @@ def test_csv_records():
     test_eq(next(csv_records(put('big.tsv', 'image\n' + 'A'*300_000 + '\n'))).record['image'][:3], 'AAA')
     test_eq([f.record for f in csv_records(put('utf16.csv', 'text\nä\n'.encode('utf-16')))], [dict(text='ä')])
     test_eq(list(csv_records(put('empty.csv', ''))), [])
+    flickr = put('flickr.csv', 'image_name| comment_number| comment\n1.jpg| 0| " A cat" .\n2.jpg| 1| A dog .\n')
+    test_eq([f.record['comment'] for f in csv_records(flickr)], ['" A cat" .', 'A dog .'])
+    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))), contains='its first line names no columns')
 
 
 def test_sample_names():
@@ -363,6 +370,15 @@ def test_read_records():
         datasets.Dataset.from_list(rows).save_to_disk(tmp/name)
         return tmp/name
 
+    # nbs/data/01_containers.ipynb #dbee440b
+    def as_tar(name, **files):
+        "Write a shard."
+        with tarfile.open(tmp/name, 'w') as t:
+            for k,data in files.items():
+                info = tarfile.TarInfo(k.replace('__', '.')); info.size = len(data)
+                t.addfile(info, io.BytesIO(data))
+        return tmp/name
+
     # nbs/data/01_containers.ipynb #09a00c9a
     everywhere = dict(json=small, lines=small_lines, parquet=as_parquet([record, text_only], 'f.parquet'),
                       datasets=as_dataset([record, text_only], 'g'), folder=folder_of('metadata.jsonl'))
@@ -372,3 +388,26 @@ def test_read_records():
                 [r['conversations'] for r in (record, text_only)])
     test_fail(lambda: list(read_records(Path(tempfile.mkdtemp()))), contains='a folder without .parquet or .tar files')
     {name:[f.record['id'] for f in read_records(path)] for name,path in everywhere.items()}
+
+    # nbs/data/01_containers.ipynb #ef7b9509
+    def summed(path):
+        "The checksum of a source, a folder of two shards or one."
+        digest = hashlib.sha256()
+        for _ in read_records(path, digest=digest): pass
+        return digest.hexdigest()[:8]
+    def shards(names, tar=False):
+        "Two shards with a picture each."
+        folder = Path(tempfile.mkdtemp())
+        for i,name in enumerate(names):
+            row = dict(image=dict(bytes=b'...', path=f'{i}.png'), text=f'see "shards/{i}"')
+            made = as_tar(name, **{f'{i}.jpg': b'...', f'{i}.txt': b'one'}) if tar else as_parquet([row], name)
+            shutil.move(made, folder/name)
+        return folder
+    sums = [(tar, *names, summed(shards(names, tar))) for tar,ending in ((False, 'parquet'), (True, 'tar'))
+            for names in ([f'0.{ending}', f'1.{ending}'], [f'Bär-0.{ending}', f'Bär-1.{ending}'])]
+
+    # nbs/data/01_containers.ipynb #ef7b950a
+    test_eq(sums[0][-1], sums[1][-1]); test_eq(sums[2][-1], sums[3][-1])
+    swapped = shards(['b.parquet', 'a.parquet'])
+    test_ne(summed(swapped), sums[0][-1]) # the same rows in another order are other batches
+    test_eq(len([*read_records(swapped)]), 2)

@@ -2,6 +2,7 @@
 "Tests of `aligngpt.data.viewer`: the asserting cells of its notebook, made by aligngpt_export."
 import base64, io
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 from aligngpt.core.markup import escape, printable
 from aligngpt.text.conversation import record_images
@@ -42,9 +43,6 @@ def test_view_sample():
     processor = letter_processor(side=64)
     view_sample(records, 0, pictures, processor)
 
-    # nbs/data/08_viewer.ipynb #2adbc7c0
-    def plain(text): return re.sub('\x1b[^m]*m', '', text)
-
     # nbs/data/08_viewer.ipynb #68db22bc
     view = view_sample(records, 0, pictures, processor)
     test_eq((view.level, view.counts['align'], view.counts['image'], view.counts['learnt']), (6, 1, 16, 8))
@@ -64,4 +62,6 @@ def test_view_sample():
     # nbs/data/08_viewer.ipynb #001e8c3b
     assert '▀' in str(view) and str(view).startswith(view.title())
     test_eq(''.join(t for t,r in view.tokens.tokens if r == 'learnt'), 'a shape\n')
-    plain(str(view.tokens))
+    assert '\x1b' not in view.text(colour=False)
+    test_eq(view.text(colour=False).split('\n')[-1].split(None, 1), ['learnt', 'a shape⏎'])
+    print(view.text(colour=False))

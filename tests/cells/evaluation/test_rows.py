@@ -32,6 +32,9 @@ def test_encoding_of():
     test_eq(text_of(folder/'excel.csv').split('\r\n')[1], '7\tCat, red')
     (folder/'old.csv').write_bytes('question_id,text\n1,Ünï\n'.encode('latin-1'))
     with expect_fail(AlignGPTError, 'not UTF-8 at byte 19\n  hint: save it as UTF-8'): text_of(folder/'old.csv')
+    (folder/'old.csv').write_bytes(b'\x80\x04.')
+    with expect_fail(AlignGPTError, 'old.csv: a pickle, which can run code'): text_of(folder/'old.csv')
+    with expect_fail(AlignGPTError, 'a folder, and a file was expected'): text_of(folder)
     (folder/'old.csv').unlink()
 
 
@@ -63,6 +66,7 @@ def test_read_rows():
 
     # nbs/evaluation/01_rows.ipynb #86392e74
     (folder/'old.csv').write_bytes('question_id,text\n1,Ünï\n'.encode('latin-1'))
+    (folder/'old.csv').write_bytes(b'\x80\x04.')
     (folder/'old.csv').unlink()
 
     # nbs/evaluation/01_rows.ipynb #1e505ef9

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from decimal import Decimal, ROUND_HALF_UP
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.evaluation.rows import ID_NAMES, TEXT_NAMES, Rows, named, read_rows
 import json, random, tempfile, time
@@ -32,6 +32,9 @@ def test_some():
     test_eq(some(['a']), "'a'")
     twice = Answers(rows + [dict(question_id=7, text='Dog')], broken=[4])
     test_eq(twice.texts(), {7:'Dog', 8:'No'})
+    left = Answers([dict(question_id=i, text=t)
+                    for i,t in enumerate(('A</s>', 'ASSISTANT: A', 'A', '<|im_end|>', 'A <b>'))])
+    assert left.notes()[0].startswith("3 of 5 answers hold what a chat template leaves, such as 'A</s>'")
     twice.notes(known=[7, 9])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.devices import pick_device, pick_dtype
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import atomic_path, pretrained
+from aligngpt.core.files import atomic_path, must_be, pretrained
 from aligngpt.core.markup import json_line, Table
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import record_images
@@ -75,7 +75,7 @@ def test_DualEncoder_prepare():
     test_close(loaded.score(loaded.prepare(images, texts)), made.score(made.prepare(images, texts)), eps=1e-5)
     test_fail(lambda: DualEncoder.from_pretrained(tmp/'none'), contains='none: no such folder')
     tower = keep([siglip[0].vision_model, *siglip[1:]], tmp/'tower')
-    test_fail(lambda: DualEncoder.from_pretrained(tower, device='cpu'), contains='no dual encoder')
+    test_fail(lambda: DualEncoder.from_pretrained(tower, device='cpu'), contains='not a dual encoder')
     loaded.padding, clip.padding
 
 

@@ -176,7 +176,11 @@ async def test_create_app():
              (http.get('/nowhere'), 404, 'not_found', None),
              (http.post('/v1/completions', json=dict(model='toy', prompt='Hello')), 404, 'not_found', None),
              (http.post('/v1/chat/completions', content='{}'), 400, 'invalid_value', None),
+             (post(content=b'x', headers={**kind, 'Content-Encoding':'gzip'}), 415, 'invalid_value', None),
              (http.get('/v1/chat/completions'), 405, 'method_not_allowed', None))
+    test_eq(cases[-1][0].json()['error']['message'], '/v1/chat/completions takes POST, not GET')
+    test_eq([http.head(at).status_code for at in ('/health', '/ready', '/v1/models', '/v1/chat/completions')],
+            [200]*3 + [405])
     for r,*want in cases: test_eq(list(error(r)), want)
     pd.DataFrame([(*want[:2], r.json()['error']['message'].partition('\n')[0]) for r,*want in cases],
                  columns=['status', 'code', 'message'])
