@@ -219,7 +219,7 @@ def _edges(method, scorer):
     "What `levels_from_scores` understands, of a command line's word."
     if method in ('quantile', 'uniform'): return method
     if method.endswith('.parquet'):
-        about = read_scores(method)[1]
+        about = read_scores(method, ('level',))[1]
         if about.get('scorer') == scorer: return about['edges']
         raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores of {scorer}",
                             'scores of two scorers cannot be compared')

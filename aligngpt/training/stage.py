@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, write_json
+from ..core.shards import process_rank
 from ..core.steps import environment, note_time, noted
 from ..checkpoints.weights import seal_weights
 from .freezing import FreezeTable, add_gate, freeze, param_groups
@@ -152,7 +153,7 @@ def run_stage(
     record:dict|None=None, # more to write into `stage.json`
 )->dict: # losses of the steps and of the evaluations, seconds
     "Run one stage, continuing after the last complete checkpoint if there is one."
-    folder, stage = Path(folder), spread(stage, int(os.environ.get('WORLD_SIZE', 1)))
+    folder, stage = Path(folder), spread(stage, process_rank()[1])
     args = training_arguments(stage, folder, device, data.valid is not None)
     with _hold(folder, args):
         now = _record(stage, args, model, data.train, record or {})

@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json, write_json
+from aligngpt.core.shards import process_rank
 from aligngpt.core.steps import environment, note_time, noted
 from aligngpt.checkpoints.weights import seal_weights
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
