@@ -20,6 +20,7 @@ from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import checkpoint_folder, fingerprint, path_from
 from ..core.markup import echo
 from ..core.shards import process_rank
+from ..core.stores import here
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
@@ -121,6 +122,10 @@ class StageSources(Sources):
     "Where the samples of a stage come from, and what it is validated on."
     valid:float|str|Path=0. # share held out for validation, or a file of records
     features:str|Path|None=None # folder for a cache of the tower's features
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.valid = here(self.valid)
 
     def check(self,
         *more:str|Path, # other paths, which need not exist

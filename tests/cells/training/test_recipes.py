@@ -12,6 +12,7 @@ from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import checkpoint_folder, fingerprint, path_from
 from aligngpt.core.markup import echo
 from aligngpt.core.shards import process_rank
+from aligngpt.core.stores import here
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
