@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import AlignGPTError, local_path
+from ..core.errors import local_path
 from ..core.markup import echo
 from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 

@@ -8,7 +8,7 @@ __all__ = ['StageData', 'run_stage', 'AnswersCallback', 'plot_losses', 'FINETUNE
            'Interrupted', 'RunCallback', 'last_checkpoint']
 
 # %% ../../nbs/training/05_stage.ipynb #c2e965ed
-import contextlib, dataclasses, json, os, shutil, subprocess, sys, time
+import contextlib, dataclasses, json, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

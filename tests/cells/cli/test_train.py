@@ -4,7 +4,7 @@ import contextlib, dataclasses, inspect
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from aligngpt.core.errors import AlignGPTError, local_path
+from aligngpt.core.errors import local_path
 from aligngpt.core.markup import echo
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 from fastcore.test import *
