@@ -57,7 +57,8 @@ class Server:
 @contextmanager
 def serve(folder, *arguments, env={}):
     "Run `aligngpt serve` with `arguments` in `folder`, or the braked toy without any; yields a `Server`."
-    command = ['-m', 'aligngpt.cli', 'serve', *arguments, '--port', '0'] if arguments else ['-c', BRAKED]
+    free = () if '--port' in arguments else ('--port', '0')
+    command = ['-m', 'aligngpt.cli', 'serve', *arguments, *free] if arguments else ['-c', BRAKED]
     env = dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', **env)
     with tempfile.NamedTemporaryFile('w', dir=folder, suffix='.log', delete=False) as log:
         process = subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdout=subprocess.PIPE,

@@ -46,24 +46,26 @@ def levels_command(
     """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.
     Under torchrun on all devices; goes on where it was killed."""
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.stores import outbox
     from aligngpt.data.images import Sources
     from aligngpt.levels.alignment import DualEncoder
     from aligngpt.levels.scoring import levels
     quiet_libraries()
     sources = Sources(data, _one_or_all(images), policy=policy, cap=cap, format=format)
-    sources.open(n_levels=2**31) # so that a bad record is found before the encoder is loaded
+    outbox(out) # an address that cannot be written, or a bad record, is found before the encoder is loaded
+    sources.open(n_levels=2**31)
     done = levels(sources, clip=DualEncoder.from_pretrained(clip, device, dtype), out=out, n=n, method=method,
                   batch_size=batch_size, workers=workers)
-    if done: _tell_levels(done, out) # or another process speaks
+    if done: _tell_levels(done) # or another process speaks
 
 def _one_or_all(images):
     "One folder stands for all files."
     return images[0] if images and len(images) == 1 else images
 
-def _tell_levels(done, out):
+def _tell_levels(done):
     "What was done, in a line or two."
     edges = ' '.join(f'{e:.4f}' for e in done['edges'])
-    echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {out}")
+    echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {done['json']}")
     if done['cut'] or done['skipped']:
         echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)
@@ -87,12 +89,13 @@ def audit_command(
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.stores import store_address
     from aligngpt.data.audit import audit
     from aligngpt.data.images import Sources
     if processor: quiet_libraries()
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format)
     report = audit(sources, None, out, processor, max_length, levels, workers)
-    echo(f"{report}\n{out/'report.html'}")
+    echo(f"{report}\n{store_address(out) or out}/report.html")
     raise typer.Exit(report.exit_code)
 
 # %% ../../nbs/cli/02_data.ipynb #dc04dad6
@@ -110,16 +113,18 @@ def show_command(
     from aligngpt.core.devices import quiet_libraries
     from aligngpt.chat.terminal import colour_depth
     from aligngpt.core.files import checkpoint_folder, must_be, pretrained
+    from aligngpt.data.images import Sources
     from aligngpt.data.records import Records
     from aligngpt.model.processor import AlignGPTProcessor
     from aligngpt.data.viewer import view_sample
     quiet_libraries()
     must_be('processor', processor)
-    p, records = pretrained(AlignGPTProcessor, checkpoint_folder(processor)), Records(data, format=format)
+    sources = Sources(data, images)
+    records, p = Records(sources.data, format=format), pretrained(AlignGPTProcessor, checkpoint_folder(processor))
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))
-        print(view_sample(records, i, images, p, max_length).text(bool(colour_depth(sys.stdout))), flush=True)
+        print(view_sample(records, i, sources.images, p, max_length).text(bool(colour_depth(sys.stdout))), flush=True)
 
 def _check_row(data, i, n):
     from aligngpt.core.errors import AlignGPTError

@@ -16,6 +16,7 @@ from .. import __version__
 from ..core.errors import AlignGPTError, local_path
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
+from ..core.stores import check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
@@ -24,13 +25,16 @@ from .train import register
 
 # %% ../../nbs/cli/01_main.ipynb #af8fdba5
 _FREE = dict(chat=('image', 'question'), eval=('judge',), score=('judge',)) # options that take addresses, or words
+_STORED = dict(levels=('data', 'images', 'out'), audit=('data', 'images', 'out'), show=('data', 'images'),
+               pretrain=('data', 'images', 'valid'), finetune=('data', 'images', 'valid')) # those that take stores
 
 class _OfThisMachine(typer.core.TyperCommand):
     "A command whose options are paths of this machine, before anything else happens."
     def invoke(self, ctx):
         "Run the command."
-        free = _FREE.get(ctx.info_name, ())
-        ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in free})
+        free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
+        ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
+        check_stores(*(ctx.params[k] for k in stored))
         return super().invoke(ctx)
 
 class _Commands(typer.Typer):

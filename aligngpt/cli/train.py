@@ -6,13 +6,13 @@
 __all__ = ['OWN', 'TUNING', 'stage_options', 'gather', 'training_command', 'plan_command', 'register']
 
 # %% ../../nbs/cli/03_train.ipynb #2ae26072
-import dataclasses, inspect
+import contextlib, dataclasses, inspect
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import AlignGPTError, local_path
+from ..core.errors import local_path
 from ..core.markup import echo
 from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
 
@@ -83,14 +83,13 @@ def gather(
 
 def _own(k, v):
     "The value of an option that is no field."
-    v = local_path(v)
+    if k not in ('data', 'images', 'valid'): v = local_path(v)
     if k in ('data', 'images') and isinstance(v, (list, tuple)): return list(v) if len(v) > 1 else v[0]
     if k == 'weights' and isinstance(v, str): return [float(x) for x in v.split(',')]
     if k == 'valid' and not Path(str(v)).exists():
-        try: return float(v)
-        except ValueError as e:
-            raise AlignGPTError(f'valid: no file {v!r}', 'name a file of records, or a share such as 0.01') from e
+        with contextlib.suppress(ValueError): return float(v) # else a file, which is looked for with the others
     return v
+
 
 # %% ../../nbs/cli/03_train.ipynb #18502d1c
 def training_command(

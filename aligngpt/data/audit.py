@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, BadRecord, local_path
+from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import (atomic_path, checkpoint_folder, must_be, own_folder, path_from, pretrained,
                                  read_json,
                                  write_json)
@@ -23,6 +23,7 @@ from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
 from ..core.steps import progress
+from ..core.stores import deliver, outbox
 from ..text.conversation import IMAGE
 from .images import Sources, as_sources, image_sources, load_image
 from .records import Records, Source, check_caption
@@ -332,7 +333,7 @@ def audit(
     quiet:bool=False, # no progress bar
 )->Report:
     "Look at every record, every picture and every sample."
-    sources, out = as_sources(data, images), Path(local_path(out))
+    sources, where, out = as_sources(data, images), out, outbox(out)
     processor = _open_processor(processor)
     cap, workers = sources.cap if sources.policy == 'skip' else 0., os.cpu_count() if workers is None else workers
     with own_folder(out):
@@ -342,6 +343,7 @@ def audit(
             chunks = Chunks(records, images, processor, max_length, rules)
             report = _report(chunks, _work(chunks, out/'parts', workers, quiet), cap)
         _write(report, chunks, sources, out)
+    deliver(where, out/'report.json', out/'report.html')
     return report
 
 def _open_processor(processor):

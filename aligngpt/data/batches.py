@@ -7,6 +7,7 @@ __all__ = ['SampleDataset', 'LoaderError', 'for_loader', 'Collator', 'gather_ima
 
 # %% ../../nbs/data/05_batches.ipynb #9ff25c9e
 import hashlib
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np, torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.markup import echo
 from ..core.pictures import ImageRules
+from ..core.shards import Shards
 from ..text.conversation import record_images
 from ..model.layers import GATE
 from .images import image_sources, load_image
@@ -41,6 +43,7 @@ class SampleDataset(torch.utils.data.Dataset):
         self.images = image_sources(images, records.sources)
         self.shared = len(set(map(id, self.images))) == 1 # all sources have the same pictures
         self.marked = torch.zeros(len(records), dtype=torch.uint8).share_memory_() # samples found bad
+        self.ledger, self.known, self.old = None, set(), set() # see `remember`
         self.set_epoch(0)
         if policy == 'error' and processor is not None: self._check_first()
 
@@ -138,26 +141,74 @@ def _mark(self:SampleDataset, i, e):
     "Note that record `i` is bad, say so, and stop if it is one too many."
     self.marked[i] = 1
     echo(f'skipped: {e.message}', err=True)
-    bad, n = self.n_skipped, len(self.records)
-    if bad > self.cap*n:
-        raise for_loader(AlignGPTError(
-            f'{bad} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. '
-            f'The last: {e.message}', 'aligngpt audit lists them all'))
+    if self.ledger is not None:
+        self.ledger.append(dict(sample=i))
+        self.ledger.close()
+    self.check_cap(e.message)
+
+@patch
+def _why(self:SampleDataset, i):
+    "What is wrong with a record; '' if nothing is."
+    try: self.encode(i)
+    except BadRecord as e: return e.message
+    return ''
+
 
 # %% ../../nbs/data/05_batches.ipynb #adc690bb
+@patch
+def remember(self:SampleDataset,
+    folder:str|Path, # which all processes of a run see, in all of its starts
+    rank:int=0, # of this process
+)->None:
+    "From now on count the bad samples of all processes and starts, and see whether they are too many already."
+    self.ledger = Shards(folder, rank, 'skipped.jsonl')
+    self.old = {e['sample'] for e in self.ledger.news()}
+    self.check_cap()
+
+@patch
+def _bad(self:SampleDataset):
+    "The samples found bad so far."
+    if self.ledger is not None: self.known.update(e['sample'] for e in self.ledger.news())
+    self.known.update(self.marked.nonzero().flatten().tolist())
+    return self.known | self.old
+
+@patch
+def check_cap(self:SampleDataset,
+    last:str='', # what was wrong with the sample that was found just now
+)->None: # or an error
+    "Stop if more samples are bad than may be skipped; those of earlier starts may have been repaired since."
+    n = len(self.records)
+    if len(self._bad()) <= self.cap*n: return
+    self.old = {i for i in self.old if i in self.known or self._why(i)}
+    if len(bad := self._bad()) <= self.cap*n: return
+    raise for_loader(AlignGPTError(
+        f'{len(bad)} of {n:,} samples cannot be used, more than the {self.cap:.1%} that may be skipped. '
+        f'The last: {last or self._why(max(bad))}', 'aligngpt audit lists them all; repair them, or raise the cap'))
+
+
+# %% ../../nbs/data/05_batches.ipynb #5a1e0011
 @patch(as_prop=True)
-def n_skipped(self:SampleDataset)->int: # in this process and its workers
+def n_skipped(self:SampleDataset)->int: # of this process and its workers, or of all that a run remembers
     "How many samples were found bad so far."
-    return int(self.marked.sum())
+    return len(self._bad())
 
 @patch
 def skipped(self:SampleDataset)->dict[int,str]: # row -> what is wrong
     "The samples found bad so far, with their reasons, found once more."
-    out = {}
-    for i in self.marked.nonzero().flatten().tolist():
-        try: self.encode(i)
-        except BadRecord as e: out[self.records.row(i)] = e.message
-    return out
+    why = {i:self._why(i) for i in sorted(self._bad())}
+    return {self.records.row(i):w for i,w in why.items() if w}
+
+@patch
+def leave_out(self:SampleDataset,
+    bad:np.ndarray, # positions in the records
+)->None: # or an error, if they are too many
+    "Take samples as bad that were found so elsewhere."
+    if not len(bad): return
+    self.marked[torch.from_numpy(bad)] = 1
+    n, why = len(self.records), self._why(int(bad[0]))
+    echo(f'skipped: {len(bad):,} of {n:,} samples. The first: {why}', err=True)
+    self.check_cap()
+
 
 # %% ../../nbs/data/05_batches.ipynb #62ef80f0
 @patch(as_prop=True)

@@ -153,7 +153,7 @@ def token_lengths(
     workers:int=0, # processes; 0: none
     quiet:bool=False, # no progress bar
 )->np.ndarray: # [n_records] int32, 0 for a sample that cannot be used
-    "Count the tokens of all samples, once."
+    "Count the tokens of all samples, once; those that cannot be used count as skipped."
     from torch.utils.data import DataLoader
     cache = data.records.sources[0].folder/_cache_name(data)
     if not cache.exists():
@@ -161,7 +161,9 @@ def token_lengths(
         with progress(desc='count tokens', total=len(data.records), unit='sample', disable=quiet) as bar:
             for part in loader: parts.append(np.asarray(part)); bar.update(len(part))
         with atomic_path(cache) as tmp, open(tmp, 'wb') as f: np.save(f, np.concatenate(parts))
-    return np.load(cache)
+    lengths = np.load(cache)
+    data.leave_out(np.flatnonzero(lengths == 0))
+    return lengths
 
 # %% ../../nbs/data/06_packing.ipynb #4537f0b4
 class PackedDataset(torch.utils.data.Dataset):

@@ -286,16 +286,21 @@ def _spans(records, scores, levels, size=1 << 20):
 
 def read_scores(
     path:str|Path, # Parquet file that `write_scores` made
+    columns:tuple[str,...]|None=None, # to keep, all by default; the others are read and summed all the same
 )->tuple[Any,dict]: # (pyarrow table, what its metadata say)
     "Read a table of scores."
     import pyarrow as pa, pyarrow.parquet as pq
     again = 'write it anew with `aligngpt levels`, which has kept the scores'
     try:
-        with os_errors(path): table = pq.read_table(path, page_checksum_verification=True)
-        said, sums = pq.read_metadata(path).metadata or {}, {}
-        about = json.loads(said[b'aligngpt'])
-        for part in table.to_batches(1 << 15): _add(sums, part)
-        same = said[b'sum'].decode() == _sum_of(sums, about) and table.schema.equals(pa.schema(_kinds()))
+        with os_errors(path): file = pq.ParquetFile(path, page_checksum_verification=True)
+        said, sums, kept = file.metadata.metadata or {}, {}, []
+        about, schema = json.loads(said[b'aligngpt']), file.schema_arrow
+        names = columns or schema.names
+        for part in file.iter_batches(1 << 15):
+            _add(sums, part)
+            kept.append(part.select(names))
+        same = said[b'sum'].decode() == _sum_of(sums, about) and schema.equals(pa.schema(_kinds()))
+        table = pa.Table.from_batches(kept, pa.schema([schema.field(n) for n in names], schema.metadata))
     except (pa.ArrowException, OSError, MemoryError) as e:
         why = (str(e) or 'no memory').splitlines()[0]
         raise AlignGPTError(f'{path}: not a table of scores, or a damaged one: {why}', again) from e

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import AlignGPTError, BadRecord, local_path
+from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import own_folder, read_json, write_once
 from ..core.markup import echo
 from ..core.pictures import ImageRules
 from ..core.shards import Pieces, Shards, process_rank
 from ..core.steps import progress
+from ..core.stores import deliver, outbox, store_address
 from ..data.images import Sources, as_sources, image_sources, load_image
 from ..data.records import Records
 from .alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
@@ -219,7 +220,7 @@ def _edges(method, scorer):
     "What `levels_from_scores` understands, of a command line's word."
     if method in ('quantile', 'uniform'): return method
     if method.endswith('.parquet'):
-        about = read_scores(method)[1]
+        about = read_scores(method, ('level',))[1]
         if about.get('scorer') == scorer: return about['edges']
         raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores of {scorer}",
                             'scores of two scorers cannot be compared')
@@ -242,7 +243,7 @@ def levels(
     quiet:bool=False, # no progress bars
 )->dict|None: # what was done: file names, counts, edges; None in all processes but the first
     "Derive alignment levels from data and pictures (paper, section 3.2), and write them into the data."
-    sources, out = as_sources(data, images), Path(local_path(out))
+    sources, where, out = as_sources(data, images), out, outbox(out)
     folder = out.with_suffix('.scores')
     records, images = sources.open(n_levels=2**31, quiet=quiet)
     if not (records.column('n_images') == 1).any():
@@ -254,4 +255,8 @@ def levels(
         folder = Path(f'{folder}-{records.fingerprint}')
     scorer = DualEncoder.from_pretrained(clip) if isinstance(clip, (str, Path)) else clip
     got = score_pairs(records, images, scorer, folder, batch_size, workers, sources.policy, sources.cap, quiet)
-    return None if got is None else bucket(records, folder, out, n, method)
+    if got is None: return None
+    done = bucket(records, folder, out, n, method)
+    deliver(where, out, out.with_suffix('.parquet'))
+    return done | dict(json=store_address(where) or str(out))
+

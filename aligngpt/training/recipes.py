@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np, torch
+from transformers import TrainerCallback
 
 from ..core.devices import pick_attention, pick_device
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import checkpoint_folder, fingerprint, path_from
 from ..core.markup import echo
+from ..core.shards import process_rank
+from ..core.stores import here
 from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
@@ -44,7 +47,7 @@ class SampleSubset(torch.utils.data.Subset):
     @property
     def fingerprint(self)->str:
         "Data and rows in a few letters."
-        rows = sum(i*(n+1) for n,i in enumerate(self.indices)) % 2**32
+        rows = int((self.indices.astype(np.uint64)*np.arange(1, len(self) + 1, dtype=np.uint64)).sum()) % 2**32
         return f'{self.dataset.fingerprint}/{len(self.indices)}/{rows:08x}'
 
 def hold_out(
@@ -55,9 +58,9 @@ def hold_out(
     "Split a data set at random."
     if not 0 <= share < 1: raise AlignGPTError(f'valid: got {share}, expected a share from 0 to below 1')
     if not share: return data, None
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()
     n = max(1, round(share*len(data)))
-    return SampleSubset(data, sorted(order[n:])), SampleSubset(data, sorted(order[:n]))
+    return SampleSubset(data, np.sort(order[n:])), SampleSubset(data, np.sort(order[:n]))
 
 # %% ../../nbs/training/06_recipes.ipynb #8f610b59
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def begin(
     if start.model is None and None in (start.llm, start.tower):
         raise AlignGPTError('Nothing to begin with',
                             'name a checkpoint (model), or a language model and a vision tower (llm, tower)')
-    real, several = pick_device(device)[0], int(os.environ.get('WORLD_SIZE', 1)) > 1
+    real, several = pick_device(device)[0], process_rank()[1] > 1
     at = 'cpu' if several and not start.quantize else real
     dtype = 'auto' if at == real else 'bfloat16' if real != 'cpu' else 'float32'
     how = dict(device=at, attention=pick_attention(real)[0], dtype=dtype, quantize=start.quantize)
@@ -120,6 +123,10 @@ class StageSources(Sources):
     valid:float|str|Path=0. # share held out for validation, or a file of records
     features:str|Path|None=None # folder for a cache of the tower's features
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.valid = here(self.valid)
+
     def check(self,
         *more:str|Path, # other paths, which need not exist
     )->None:
@@ -131,6 +138,14 @@ class StageSources(Sources):
                     with os_errors(p): Path(p).stat()
 
 # %% ../../nbs/training/06_recipes.ipynb #d729de9f
+class _Skips(TrainerCallback):
+    "Bad samples are counted in the run folder, where all processes and all starts see them."
+    def __init__(self, folder, data): self.folder, self.data = Path(folder), data
+    def on_train_begin(self, args, state, control, **kwargs):
+        for name,d in self.data.items(): d.remember(self.folder/'skipped'/name, args.process_index)
+    def on_train_end(self, args, state, control, **kwargs):
+        for d in self.data.values(): d.check_cap()
+
 def _run(model, processor, sources, stage, out, device, quiet, about):
     "Train a stage on files."
     processor = processor.with_settings(template=stage.template, image_aspect_ratio=stage.image_aspect_ratio,
@@ -144,7 +159,9 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
                   skipped=len(whole.records.problems))
-    return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, record=record)
+    skips = _Skips(out, {k:d for k,d in dict(train=whole, valid=held).items()
+                         if isinstance(d, SampleDataset) and d.policy == 'skip'})
+    return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, (skips,), record)
 
 def _split(model, processor, sources, stage, quiet):
     "All samples of the files, those to train on, and those to validate on."
@@ -173,7 +190,7 @@ def _fill(model, data, folder, stage, quiet):
     names, p = list(dict.fromkeys(k for d in data for k in d.image_keys())), data[0].processor
     store = FeatureStore(folder, model, names,
                          f'{p.image_processor.to_json_string()} {p.image_aspect_ratio} {data[0].rules}')
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1: _must_be_full(store, len(names), folder)
+    if process_rank()[1] > 1: _must_be_full(store, len(names), folder)
     store.fill(model, data[0].pixels, quiet=quiet)
     for d in data: d.features = store
     return store
@@ -199,7 +216,7 @@ def _about(command, preset, start, out, **more):
 def _resolve(stage, preset, changes, quiet):
     "The settings, printed by the first process."
     stage = settings_of(stage, preset, **changes)
-    if not quiet and os.environ.get('RANK', '0') == '0': echo(settings_text(stage, preset))
+    if not quiet and process_rank()[0] == 0: echo(settings_text(stage, preset))
     return stage
 
 # %% ../../nbs/training/06_recipes.ipynb #8938d0bc

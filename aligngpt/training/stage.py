@@ -8,7 +8,7 @@ __all__ = ['StageData', 'run_stage', 'AnswersCallback', 'plot_losses', 'FINETUNE
            'Interrupted', 'RunCallback', 'last_checkpoint']
 
 # %% ../../nbs/training/05_stage.ipynb #c2e965ed
-import contextlib, dataclasses, json, os, shutil, subprocess, sys, time
+import contextlib, dataclasses, json, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from ..core.markup import json_line
+from ..core.shards import process_rank
 from ..core.steps import environment, note_time, noted
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
@@ -152,7 +153,7 @@ def run_stage(
     record:dict|None=None, # more to write into `stage.json`
 )->dict: # losses of the steps and of the evaluations, seconds
     "Run one stage, continuing after the last complete checkpoint if there is one."
-    folder, stage = Path(folder), spread(stage, int(os.environ.get('WORLD_SIZE', 1)))
+    folder, stage = Path(folder), spread(stage, process_rank()[1])
     args = training_arguments(stage, folder, device, data.valid is not None)
     with _hold(folder, args):
         now = _record(stage, args, model, data.train, record or {})

@@ -6,7 +6,7 @@
 __all__ = ['SHARDINGS', 'GroupedSampler', 'blind_picture', 'AlignGPTTrainer', 'deepspeed_config', 'training_arguments']
 
 # %% ../../nbs/training/04_trainer.ipynb #40e3df6d
-import contextlib, dataclasses, os
+import contextlib, dataclasses
 from pathlib import Path
 
 import numpy as np, torch, torch.distributed as dist
@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..core.devices import pick_device
 from ..core.errors import AlignGPTError
+from ..core.shards import process_rank, tell_torch
 from ..checkpoints.adapters import has_adapter, save_adapter
 from .freezing import param_groups
 from .runs import saving
@@ -288,7 +289,7 @@ def deepspeed_config(
 # %% ../../nbs/training/04_trainer.ipynb #3359e859
 def _sharding(stage, cpu):
     "Arguments for `TrainingArguments`. A single process has nobody to share with, unless it is with the CPU."
-    kind, several = stage.sharding, int(os.environ.get('WORLD_SIZE', 1)) > 1
+    kind, several = stage.sharding, process_rank()[1] > 1
     if kind not in SHARDINGS and not Path(kind).is_file():
         raise AlignGPTError(f"sharding: got {kind!r}. Valid: {', '.join(SHARDINGS)}, or a DeepSpeed JSON file")
     if kind == 'none' or not (several or kind.endswith('offload')): return {}
@@ -326,6 +327,7 @@ def training_arguments(
     "Translate a stage into transformers' `TrainingArguments`; under a launcher this starts the process group."
     s, cpu = stage, pick_device(device)[0] == 'cpu'
     sharding, precision = _sharding(s, cpu), _precision(s, cpu)
+    tell_torch()
     return TrainingArguments(
         output_dir=str(folder), num_train_epochs=s.epochs, max_steps=s.max_steps,
         learning_rate=s.learning_rate, lr_scheduler_type=s.schedule, warmup_steps=s.warmup,

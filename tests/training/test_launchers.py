@@ -1,6 +1,6 @@
 """The commands of the guide to training, as they stand there but for the size: each launcher gives the losses of a
 plain `aligngpt finetune`."""
-import json, os, socket, subprocess, sys
+import json, os, shutil, socket, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -36,13 +36,14 @@ def port():
 def environment(**more):
     "This interpreter's commands first, one thread, no hub; nothing of a launcher around us."
     clean = {k:v for k,v in os.environ.items()
-             if k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')}
+             if k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+             and not k.startswith(('SLURM_', 'OMPI_', 'PMI_', 'MPI_'))}
     return clean | dict(PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}',
                         PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
                         OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', DS_ACCELERATOR='cpu') | more
 
-def arguments(place, out, *more):
-    return ['finetune', '--model', place/'model', '--data', place/'talks.json', '--images', place/'images', '--out',
+def arguments(place, out, *more, data='talks.json'):
+    return ['finetune', '--model', place/'model', '--data', place/data, '--images', place/'images', '--out',
             out, *COMMON, *more]
 
 def run(command, place, out, *more):
@@ -80,20 +81,58 @@ def test_launcher(name, place, alone, tmp_path):
     same(run(LAUNCHERS[name](), place, tmp_path/'run', '--batch-size', '2', '--sharding', 'none'), alone)
 
 
-def test_slurm(place, alone, tmp_path):
-    "What the SLURM script does: a process per task, told by variables alone."
+NAMES = dict(
+    srun=('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS_PER_NODE'),
+    mpirun=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_SIZE',
+            'OMPI_COMM_WORLD_LOCAL_SIZE'),
+    hydra=('PMI_RANK', 'MPI_LOCALRANKID', 'PMI_SIZE', 'MPI_LOCALNRANKS'))
+
+@pytest.mark.parametrize('name', NAMES)
+def test_told_by_variables_alone(name, place, alone, tmp_path):
+    "A process per task, as SLURM and MPI start them: the guide's script for SLURM sets nothing more."
     def task(rank):
-        env = environment(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
-                          MASTER_ADDR='127.0.0.1', MASTER_PORT=at)
-        return subprocess.Popen([*PLAIN, *map(str,
-                                              arguments(place, tmp_path/'run', '--batch-size', '2', '--sharding',
-                                                        'none'))], env=env, stderr=subprocess.PIPE, text=True)
+        told = dict(zip(NAMES[name], (str(rank), str(rank), '2', '2')), SLURM_STEP_NUM_NODES='1', MASTER_PORT=at)
+        line = arguments(place, tmp_path/'run', '--batch-size', '2', '--sharding', 'none')
+        return subprocess.Popen([*PLAIN, *map(str, line)], env=environment(**told), stderr=subprocess.PIPE, text=True)
     at = port()
     tasks = [task(0), task(1)]
     for t in tasks:
         err = t.communicate(timeout=600)[1]
         assert t.returncode == 0, err[-3000:]
     same(losses(tmp_path/'run'), alone)
+
+
+BAD = range(40, 1000, 60)
+
+@pytest.fixture(scope='module')
+def holes(place):
+    "A thousand conversations; the pictures of sixteen are missing."
+    def talk(i):
+        name = f'gone/{i}.png' if i in BAD else 'red.png'
+        return dict(id=str(i), image=name, conversations=[{'from':'human', 'value':'<image>\nWhat?'},
+                                                          {'from':'gpt', 'value':'It is red.'}])
+    (place/'images'/'gone').mkdir()
+    (place/'holes.json').write_text(json.dumps([talk(i) for i in range(1000)]))
+    return place
+
+@pytest.mark.parametrize('name', ['alone', 'torchrun'])
+def test_the_cap_is_of_all_processes_and_starts(name, holes, tmp_path):
+    "Ten of a thousand may be bad: sixteen are refused by one process and by two, and by the next start."
+    command, batch = (PLAIN, 20) if name == 'alone' else (LAUNCHERS[name](), 10)
+    line = [*command, *arguments(holes, tmp_path/'run', '--batch-size', batch, '--sharding', 'none', '--policy', 'skip',
+                                 '--cap', '0.01', '--save-every', '5', data='holes.json')]
+    def start():
+        done = subprocess.run([*map(str, line)], env=environment(), capture_output=True, text=True, timeout=900)
+        return done.returncode, done.stderr[-3000:]
+    for _ in range(2):
+        code, said = start()
+        assert code and 'of 1,000 samples cannot be used, more than the 1.0%' in said, said
+        assert not (tmp_path/'run'/'done.json').exists()
+    pictures = [holes/'images'/'gone'/f'{i}.png' for i in BAD]
+    for p in pictures: shutil.copy(holes/'images'/'red.png', p)
+    code, said = start() # the pictures are there: it goes on
+    for p in pictures: p.unlink()
+    assert code == 0 and (tmp_path/'run'/'done.json').exists(), said
 
 
 def test_features(place, alone, tmp_path):

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError, BadRecord, local_path
+from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import atomic_path, checkpoint_folder, must_be, own_folder, path_from, pretrained, read_json, write_json
 from aligngpt.core.markup import escape, Table, html_page, picture_tag
 from aligngpt.core.pictures import ImageRules, open_image, to_rgb
 from aligngpt.core.shards import Shards
 from aligngpt.core.steps import progress
+from aligngpt.core.stores import deliver, outbox
 from aligngpt.text.conversation import IMAGE
 from aligngpt.data.images import Sources, as_sources, image_sources, load_image
 from aligngpt.data.records import Records, Source, check_caption

@@ -7,18 +7,19 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors, BadRecord
-from aligngpt.core.files import inside
+from aligngpt.core.files import inside, name_parts
 from aligngpt.core.pictures import ImageRules, decode_image
+from aligngpt.core.stores import here, open_store, reaching, store_address
 from aligngpt.data.containers import PICTURES, picture_column, picture_names, plain_suffix, read_records, source_files, table_batches, tar_members
 from aligngpt.data.formats import Format, Reader, format_key, get_format
 from aligngpt.data.records import Records, Source, ensure_index
 from fastcore.test import *
-import datasets, easy_vqa, io, json, matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq
+import datasets, easy_vqa, io, json, matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq, fsspec
 import shutil, tarfile, tempfile
 from PIL import Image
 from aligngpt.data.images import ImageFolder, load_image
 import pytest
-from aligngpt.data.images import Sources, TableImages, TarImages, TextImages, as_sources, image_sources, open_images
+from aligngpt.data.images import Sources, StoreFolder, TableImages, TarImages, TextImages, as_sources, image_sources, open_images
 
 
 def test_ImageFolder():
@@ -251,7 +252,7 @@ def test_TextImages():
     test_eq(pickle.loads(pickle.dumps(TextImages(chats))).read('chat.jsonl/1'), whole)
 
 
-def test_open_images():
+def test_StoreFolder():
     # nbs/data/04_images.ipynb #83cdebc8
     def playground():
         "A folder of six pictures and some bad company."
@@ -328,6 +329,21 @@ def test_open_images():
         return path
     chats = in_text()
     load_image(TextImages(chats), 'chat.jsonl/1')
+
+    # nbs/data/04_images.ipynb #5b0e0021
+    def kept_in_memory():
+        "A folder of two files in a store that is this process's memory."
+        store = fsspec.filesystem('memory')
+        for name in ('1.png', 'in/2.png'): store.pipe(f'/pictures/{name}', (root/'1.png').read_bytes())
+        return open_images('memory://pictures')
+
+    # nbs/data/04_images.ipynb #5b0e0022
+    far = kept_in_memory()
+    test_eq(far.read('1.png'), (root/'1.png').read_bytes())
+    for name,why in {'3.png':'memory://pictures/3.png: no such image', '../x.png':"contains '..'"}.items():
+        test_fail(lambda: far.read(name), contains=why)
+    test_fail(lambda: StoreFolder('memory://pictures', 3).read('1.png'), contains='the limit is 3 bytes')
+    test_fail(lambda: open_images('memory://none'), contains='memory://none: no such')
 
     # nbs/data/04_images.ipynb #64ccfb43
     def two_files():

@@ -92,6 +92,11 @@ def test_token_lengths():
     # nbs/data/06_packing.ipynb #94585c94
     test_eq(exact, [len(data[i]['input_ids']) for i in range(12)])
     test_eq(token_lengths(data, quiet=True), exact)
+    def short(cap):
+        "The samples, of which 180 tokens are kept: few keep an answer."
+        return SampleDataset(data.records, data.images[0], data.processor, max_length=180, policy='skip', cap=cap)
+    test_eq((token_lengths(some := short(1.), quiet=True) > 0).sum(), 12 - some.n_skipped)
+    test_fail(lambda: token_lengths(short(.5), quiet=True), contains='of 12 samples cannot be used, more than the 50.0%')
 
 
 def test_PackedDataset():

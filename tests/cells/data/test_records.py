@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError, local_path, os_errors, BadRecord
+from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord
 from aligngpt.core.files import atomic_path, damage, file_sums, read_json, write_json
 from aligngpt.core.markup import echo
 from aligngpt.core.steps import progress
+from aligngpt.core.stores import cache_home, here
 from aligngpt.text.conversation import IMAGE, get_template, record_images, to_messages
 from aligngpt.data.containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from aligngpt.data.formats import FORMATS, Format, Reader, format_key, get_format

@@ -181,6 +181,7 @@ def test_write_scores():
     metadata = {k:v.replace(b'"levels": 2', b'"levels": 3') for k,v in said.items() if k != b'ARROW:schema'}
     pq.write_table(table.replace_schema_metadata(metadata), flipped)
     test_fail(lambda: read_scores(flipped), contains='flipped.parquet: damaged: it has changed since it was written')
+    test_eq(read_scores(out.with_suffix('.parquet'), ('level',))[0], table.select(['level']))
 
     # nbs/levels/01_alignment.ipynb #49559b01
     million = rng.normal(.25, .05, 1_000_000).astype(np.float32)

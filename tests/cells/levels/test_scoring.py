@@ -4,12 +4,13 @@ import copy, hashlib, json, shutil
 from pathlib import Path
 from typing import Any
 import numpy as np
-from aligngpt.core.errors import AlignGPTError, BadRecord, local_path
+from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import own_folder, read_json, write_once
 from aligngpt.core.markup import echo
 from aligngpt.core.pictures import ImageRules
 from aligngpt.core.shards import Pieces, Shards, process_rank
 from aligngpt.core.steps import progress
+from aligngpt.core.stores import deliver, outbox, store_address
 from aligngpt.data.images import Sources, as_sources, image_sources, load_image
 from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels

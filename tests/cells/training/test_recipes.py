@@ -6,10 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
+from transformers import TrainerCallback
 from aligngpt.core.devices import pick_attention, pick_device
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import checkpoint_folder, fingerprint, path_from
 from aligngpt.core.markup import echo
+from aligngpt.core.shards import process_rank
+from aligngpt.core.stores import here
 from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
