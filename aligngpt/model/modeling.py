@@ -201,7 +201,8 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
         if prompt is None or ids is None: return inputs
         start = int(cache.get_seq_length()) if cache is not None else 0
-        return inputs | (_piece(self.model, prompt, ids, start) if prompt.cut(ids, start) else prompt.inputs(ids, start))
+        if prompt.cut(ids, start): return inputs | _piece(self.model, prompt, ids, start)
+        return inputs | prompt.inputs(ids, start)
 
     def _get_candidate_generator(self, *args, model_kwargs, assistant_model=None, **kwargs):
         if not isinstance(assistant_model, AlignGPTForConditionalGeneration): # it sees no pictures
@@ -702,7 +703,8 @@ def _with_prompt(out, prompt):
 
 def _stand_in(config, kwargs):
     "The token in place of placeholders: BOS, which no answer contains, unless it also ends or pads a text."
-    begin, *others = (kwargs.get(f'{n}_token_id', getattr(config, f'{n}_token_id', None)) for n in ('bos', 'eos', 'pad'))
+    names = 'bos_token_id', 'eos_token_id', 'pad_token_id'
+    begin, *others = (kwargs.get(n, getattr(config, n, None)) for n in names)
     begins, taken = _numbers(begin), _numbers(*others)
     return next(i for i in (*begins, *range(len(taken) + 1)) if i not in taken)
 
