@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/model/index.ipynb #aa9aac4f
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers import AutoModelForPreTraining, AutoProcessor
 
 from .layers import AlignGPTConfig
 from .modeling import AlignGPTForConditionalGeneration, AlignGPTModel
@@ -15,5 +16,6 @@ from .processor import AlignGPTProcessor, make_processor
 # %% ../../nbs/model/index.ipynb #914a929f
 AutoConfig.register('aligngpt', AlignGPTConfig, exist_ok=True)
 AutoModel.register(AlignGPTConfig, AlignGPTModel, exist_ok=True)
-AutoModelForImageTextToText.register(AlignGPTConfig, AlignGPTForConditionalGeneration, exist_ok=True)
+for kind in (AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForPreTraining):
+    kind.register(AlignGPTConfig, AlignGPTForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)

@@ -28,10 +28,10 @@ from transformers.utils.generic import can_return_tuple
 from ..core.errors import AlignGPTError
 from ..core.files import unseal
 from ..core.versions import CACHE, named_cache
-from .layers import (GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail,
+from .layers import (GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, float_type, has_sparse_tail,
                                    image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss,
                                    take_placeholders, targets)
-from .sharing import push, write_card
+from .sharing import push, push_saved, write_card
 
 # %% ../../nbs/model/02_modeling.ipynb #331c3d64
 @dataclass
@@ -69,12 +69,16 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self,
         save_directory:str|Path, # where to
         is_main_process:bool=True, # of several that save the same model
-        *args, **kwargs, # as for transformers' own
+        state_dict:dict|None=None, # in place of the model's own
+        push_to_hub:bool=False, # upload it, too
+        **kwargs, # as for transformers' own, and for `push`
     )->None:
         "Save the model and its configuration, and write its card."
         if is_main_process: unseal(save_directory)
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        if is_main_process: write_card(save_directory)
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if not is_main_process: return
+        write_card(save_directory)
+        if push_to_hub: push_saved(self, save_directory, state_dict=state_dict, **kwargs)
 
     def push_to_hub(self,
         repo_id:str, # where to
@@ -198,7 +202,15 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
         cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
         if prompt is None or ids is None: return inputs
-        return inputs | prompt.inputs(ids, int(cache.get_seq_length()) if cache is not None else 0)
+        start = int(cache.get_seq_length()) if cache is not None else 0
+        if prompt.cut(ids, start): return inputs | _piece(self.model, prompt, ids, start)
+        return inputs | prompt.inputs(ids, start)
+
+    def _get_candidate_generator(self, *args, model_kwargs, assistant_model=None, **kwargs):
+        if not isinstance(assistant_model, AlignGPTForConditionalGeneration): # it sees no pictures
+            model_kwargs = {k:v for k,v in model_kwargs.items() if k != 'prompt'}
+        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, assistant_model=assistant_model,
+                                                **kwargs)
 
 def _check_head(whole):
     "A language model must be an inside and a linear output layer, or there would be parts that nobody runs."
@@ -271,7 +283,7 @@ def image_tokens(self:AlignGPTModel,
     "I = projector(V). An image that occurs several times goes through the tower once."
     V = self.get_vision_features(pixel_values) if vision_features is None else vision_features
     used, at = (slice(None), image_index) if image_index is None else image_index.unique(return_inverse=True)
-    I = self.projector(V[used].to(next(self.projector.parameters(), V).dtype))
+    I = self.projector(V[used].to(float_type(self.projector, V)))
     return I if at is None else I.index_select(0, at)
 
 # %% ../../nbs/model/02_modeling.ipynb #b1aced18
@@ -299,7 +311,8 @@ def embed_tokens(self:AlignGPTModel,
     input_ids:Tensor, # [batch, length]
 )->Tensor: # [batch, length, H]
     "Embeddings of the text; `merge` replaces those of the placeholders."
-    try: return self.get_input_embeddings()(input_ids)
+    hidden = (input_ids == self.config.align_token_id) | (input_ids == self.config.image_token_id)
+    try: return self.get_input_embeddings()(input_ids.masked_fill(hidden, 0))
     except IndexError: self.check_ids(input_ids); raise
 
 @patch
@@ -321,7 +334,7 @@ def gate_reads(self:AlignGPTModel,
     "The text tokens that the gate averages when the processor did not say."
     c, is_align = self.config, input_ids == self.config.align_token_id
     sample = _sample_ids(input_ids, sample_ids)
-    n = int(sample.max()) + 1
+    n = _n_samples(sample)
     here = torch.arange(input_ids.numel(), device=input_ids.device).view_as(input_ids)
     reads = (here > _first(is_align, sample, n)) & (input_ids != c.image_token_id) & ~is_align
     if attention_mask is not None and attention_mask.dim() == 2: reads &= attention_mask.bool()
@@ -332,6 +345,10 @@ def _sample_ids(input_ids, sample_ids=None):
     "Which sample each token belongs to: its row, unless rows are packed."
     if sample_ids is not None: return sample_ids
     return torch.arange(len(input_ids), device=input_ids.device)[:,None].expand_as(input_ids)
+
+def _n_samples(sample):
+    "How many samples there are: the rows, unless rows are packed."
+    return len(sample) if sample.stride(1) == 0 else int(sample.max()) + 1
 
 def _first(mask, sample, n):
     "Position of the first True in each of `n` samples, seen from each of its tokens; behind all if there is none."
@@ -345,7 +362,8 @@ def check_images(self:AlignGPTModel,
     input_ids:Tensor, # [batch, length]
     n_images:int, # images given
 )->None: # or `AlignGPTError`
-    "Every image needs exactly its number of placeholders."
+    "Every image needs exactly its number of placeholders; a graph that is recorded takes that for granted."
+    if torch.compiler.is_compiling(): return
     n, per_row = self.config.num_image_tokens, (input_ids == self.config.image_token_id).sum(1).tolist()
     odd = [f'row {i} has {k}' for i,k in enumerate(per_row) if k % n]
     if not odd and sum(per_row) == n_images*n: return
@@ -363,13 +381,17 @@ def alignment_weights(self:AlignGPTModel,
     sample:Tensor, # which sample each token belongs to, [batch, length]
 )->Tensor: # w, [n_samples, N]
     "Global plus gated local alignment, w = (α, 1) (paper, section 3.3)."
-    N, n, s, r = self.config.num_levels, int(sample.max()) + 1, sample.flatten(), reads.flatten()
+    N, n, s, r = self.config.num_levels, _n_samples(sample), sample.flatten(), reads.flatten()
     if self.gate is None: return level_weights(N-1, n, N, embeds.device)
-    first = (input_ids == self.config.image_token_id).flatten().nonzero()[::self.config.num_image_tokens, 0]
+    first = _places(input_ids == self.config.image_token_id, image)[::self.config.num_image_tokens]
     seen = first < _last(r, s, n)[s[first]]
     dots, complete = image_text_dots(image[seen], embeds.flatten(0, 1), s, r, s[first][seen], n)
     alpha = torch.where(complete[:,None], self.gate(dots), 1/(N-1))
     return F.pad(alpha, (0, 1), value=1.)
+
+def _places(mask, image):
+    "Where the image tokens go, of all positions: as many as there are, so that a graph of the model can be recorded."
+    return mask.flatten().int().argsort(descending=True, stable=True)[:image.shape[0]*image.shape[1]]
 
 def _last(mask, sample, n):
     "Position of the last True in each of `n` samples; 0 if there is none."
@@ -387,8 +409,8 @@ def merge(self:AlignGPTModel,
 )->Tensor: # [batch, length, H]
     "Put image tokens and alignment vectors at their placeholders."
     c = self.config
-    places = (input_ids == c.image_token_id).flatten().nonzero()[:, 0]
-    embeds = embeds.flatten(0, 1).index_copy(0, places, image.flatten(0, 1).to(embeds.dtype)).view_as(embeds)
+    places, image = _places(input_ids == c.image_token_id, image), image.flatten(0, 1).to(embeds.dtype)
+    embeds = embeds.flatten(0, 1).index_copy(0, places, image).view_as(embeds)
     return torch.where((input_ids == c.align_token_id)[...,None], align.to(embeds.dtype)[sample], embeds)
 
 # %% ../../nbs/model/02_modeling.ipynb #b7e722e6
@@ -411,7 +433,7 @@ _renamed = deprecate_kwarg('past_key_values', '5.40.0', 'cache') if CACHE == 'ca
 def _weigh(model, image, embeds, alignment, gate_mask, **rows):
     "Weights over the levels, [n_samples, N]: the user's, or the gate's for the text that it reads."
     sample = _sample_ids(rows['input_ids'], rows.get('sample_ids'))
-    how = int(sample.max()) + 1, model.config.num_levels, embeds.device
+    how = _n_samples(sample), model.config.num_levels, embeds.device
     if alignment is not None and not _asks_gate(model, alignment): return level_weights(alignment, *how)
     reads = model.gate_reads(**rows) if gate_mask is None else gate_mask.bool()
     weights = model.alignment_weights(image, embeds, rows['input_ids'], reads, sample)
@@ -489,6 +511,11 @@ def forward(self:AlignGPTModel,
                                getattr(out, 'attentions', None), image, weights, inside)
 
 # %% ../../nbs/model/02_modeling.ipynb #b1aced21
+def _of_text(config, labels):
+    "Labels without placeholders, which nobody predicts."
+    hidden = (labels == config.align_token_id) | (labels == config.image_token_id)
+    return labels.masked_fill(hidden, -100)
+
 def _wanted(labels, loss_alone, logits_to_keep, ids, cache):
     "The positions whose states are needed, [batch, length] bool; None: all."
     if loss_alone: return targets(labels)[0]
@@ -530,6 +557,7 @@ def forward(self:AlignGPTForConditionalGeneration,
     "One pass through the whole model: states, logits, loss."
     ids, cache = inputs_embeds if input_ids is None else input_ids, past_key_values if cache is None else cache
     loss_alone = labels is not None and (self.training if return_logits is None else not return_logits)
+    if labels is not None: labels = _of_text(self.config, labels)
     if labels is not None and alignment is None and gate_mask is None:
         at = self.model.placeholder_ids(inputs_embeds) if input_ids is None else input_ids
         gate_mask = self.model.gate_reads(at, attention_mask, labels, sample_ids)
@@ -554,23 +582,36 @@ class Prompt:
         V:Tensor|None=None, # `vision_features` of the pictures
         index:Tensor|None=None, # which of them each image of the batch is; None: all in order
         weights:Tensor|None=None, # over the levels, [batch, N]
+        given:dict|None=None, # what V and the weights were made from; a draft model has its own eyes
     ):
         self.ids, self.V, self.weights, self.is_image = ids, V, weights, ids == config.image_token_id
+        self.given, self.draft = given or {}, None
         self.hidden, self.n = self.is_image | (ids == config.align_token_id), config.num_image_tokens
         self.per_row = (self.is_image.sum(1)//self.n).tolist()
         self.index = torch.arange(sum(self.per_row), device=ids.device) if index is None else index
 
     def plain(self,
-        special:set[int]=frozenset(), # ids with a meaning: end, padding
+        token:int=0, # in the vocabulary
     )->Tensor: # [batch, length]
-        "The ids with an ordinary token in place of each placeholder."
-        return self.ids.masked_fill(self.hidden, next(i for i in range(len(special) + 1) if i not in special))
+        "The ids with a token in place of each placeholder."
+        return self.ids.masked_fill(self.hidden, token)
+
+    def __deepcopy__(self, memo): return self # a draft model gets a copy of all that a pass takes
 
     def rows(self,
         n:int, # rows of a pass: beams and samples repeat each prompt
     )->Tensor: # [n, length]
         "The prompts, each as often as a pass has it."
         return self.ids.repeat_interleave(n//len(self.ids), 0)
+
+    def cut(self,
+        ids:Tensor, # what a pass gets, [n, some]
+        start:int, # position of its first column
+    )->bool: # as pieces of a long prompt may
+        "Does a pass begin within a picture, or end before the last one?"
+        if self.V is None: return False
+        end = start + ids.shape[1]
+        return bool(self.hidden[:, end:].any() or (self.is_image[:, :start].sum(1) % self.n).any())
 
     def inputs(self,
         ids:Tensor, # what a pass gets, from `plain`, [n, some]
@@ -605,30 +646,57 @@ def generate(self:AlignGPTForConditionalGeneration,
     **kwargs, # as for transformers' `generate`
 )->Tensor|ModelOutput: # ids; with `return_dict_in_generate=True` an output that also has `weights` [batch, N]
     "Generate text; the gate decides about the alignment unless `alignment` does."
-    ids, kwargs, inner = kwargs.pop('input_ids', inputs), named_cache(kwargs), self.model
+    ids, kwargs = kwargs.pop('input_ids', inputs), named_cache(kwargs)
+    if (asked := kwargs.pop('prompt', None)) is not None: return _drafted(self, ids, asked, kwargs)
     embeds = kwargs.get('inputs_embeds')
-    given = ids if embeds is None else inner.placeholder_ids(embeds)
-    if given is None: return GenerationMixin.generate(self, None, **kwargs)
-    if embeds is None: inner.check_ids(ids)
-    V, weights = vision_features, None
-    if V is None and pixel_values is not None: V = inner.get_vision_features(pixel_values)
-    if V is not None:
-        inner.check_images(given, len(V) if image_index is None else len(image_index))
-        weights = inner.prompt_weights(given, V, image_index, alignment, gate_mask, kwargs.get('attention_mask'),
-                                       embeds)
-    if embeds is not None:
-        return GenerationMixin.generate(self, ids, **kwargs | _merged(inner, given, embeds, V, image_index, weights))
-    prompt = Prompt(ids, self.config, V, image_index, weights)
+    if ids is None and embeds is None: return GenerationMixin.generate(self, None, **kwargs)
+    if embeds is None: self.model.check_ids(ids)
+    given = dict(pixel_values=pixel_values, vision_features=vision_features, image_index=image_index,
+                 alignment=alignment, gate_mask=gate_mask, attention_mask=kwargs.get('attention_mask'))
+    prompt = _read(self.model, self.model.placeholder_ids(embeds) if embeds is not None else ids, given, embeds)
+    if embeds is not None: return GenerationMixin.generate(self, ids, **kwargs | _merged(self.model, prompt, embeds))
+    if kwargs.get('streamer') is not None: kwargs['streamer'] = _Streamed(kwargs['streamer'], prompt)
+    if prompt.hidden.any(): kwargs['prompt'] = prompt
     config = kwargs.get('generation_config') or self.generation_config
-    out = GenerationMixin.generate(self, prompt.plain(_special(config, kwargs)), prompt=prompt,
+    out = GenerationMixin.generate(self, prompt.plain(_stand_in(config, kwargs)),
                                    **kwargs | _never(self.config, config, kwargs))
     return _with_prompt(out, prompt)
 
-def _merged(model, ids, embeds, V, index, weights):
+def _read(model, ids, given, embeds=None):
+    "Prompts, with what the tower sees of their pictures and what the gate says."
+    pixels, V, index, *how = given.values()
+    if V is None and pixels is not None: V = model.get_vision_features(pixels)
+    if V is None: return Prompt(ids, model.config, given=given)
+    model.check_images(ids, len(V) if index is None else len(index))
+    return Prompt(ids, model.config, V, index, model.prompt_weights(ids, V, index, *how, embeds), given)
+
+def _drafted(model, ids, asked, kwargs):
+    "Candidates for another AlignGPT: it said what it was asked, `asked`, and the model reads that with its own eyes."
+    if asked.draft is None:
+        given = {k:v.to(model.device) if isinstance(v, Tensor) else v for k,v in asked.given.items()}
+        asked.draft = _read(model.model, asked.ids.to(model.device), given)
+    return GenerationMixin.generate(model, ids, prompt=asked.draft, **kwargs)
+
+def _merged(model, prompt, embeds):
     "Embeddings with pictures and alignment in their places."
-    if V is None: return {}
-    image, sample = model.image_tokens(vision_features=V, image_index=index), _sample_ids(ids)
-    return dict(inputs_embeds=model.merge(ids, embeds, image, model.levels(weights), sample))
+    if prompt.V is None: return {}
+    image, ids = model.image_tokens(vision_features=prompt.V, image_index=prompt.index), prompt.ids
+    return dict(inputs_embeds=model.merge(ids, embeds, image, model.levels(prompt.weights), _sample_ids(ids)))
+
+def _piece(model, prompt, ids, start):
+    "What a pass gets that has some of the placeholders: its columns of the merged prompts."
+    whole = _merged(model, prompt, model.embed_tokens(prompt.ids))['inputs_embeds']
+    part = whole.repeat_interleave(len(ids)//len(whole), 0)[:, start:start + ids.shape[1]]
+    rest = model.embed_tokens(ids[:, part.shape[1]:])
+    return dict(input_ids=None, inputs_embeds=torch.cat([part, rest], 1))
+
+class _Streamed:
+    "A streamer gets the prompt as it was given."
+    def __init__(self, streamer, prompt): self.streamer, self.prompt, self.end = streamer, prompt.ids, streamer.end
+
+    def put(self, ids):
+        self.streamer.put(ids if self.prompt is None else self.prompt.cpu())
+        self.prompt = None
 
 def _never(config, generation, kwargs):
     "Where the tables were resized, placeholders have logits: they are never chosen."
@@ -643,11 +711,16 @@ def _with_prompt(out, prompt):
     if prompt.weights is not None and isinstance(out, ModelOutput): out['weights'] = prompt.weights
     return out
 
-def _special(config, kwargs):
-    "The ids that end or pad a text, which must not stand for anything else in a prompt."
+def _stand_in(config, kwargs):
+    "The token in place of placeholders: BOS, which no answer contains, unless it also ends or pads a text."
     names = 'bos_token_id', 'eos_token_id', 'pad_token_id'
-    given = [kwargs.get(n, getattr(config, n, None)) for n in names]
-    return {i for x in given if x is not None for i in torch.as_tensor(x).flatten().tolist()}
+    begin, *others = (kwargs.get(n, getattr(config, n, None)) for n in names)
+    begins, taken = _numbers(begin), _numbers(*others)
+    return next(i for i in (*begins, *range(len(taken) + 1)) if i not in taken)
+
+def _numbers(*ids):
+    "The ids in numbers, lists, tensors and nothing."
+    return {i for x in ids if x is not None for i in torch.as_tensor(x).flatten().tolist()}
 
 # %% ../../nbs/model/02_modeling.ipynb #38feef6c
 @patch

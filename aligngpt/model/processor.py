@@ -25,7 +25,7 @@ from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
-from .sharing import write_card
+from .sharing import push, push_saved, write_card
 
 # %% ../../nbs/model/03_processor.ipynb #5cc57da6
 def pad_square(
@@ -125,9 +125,17 @@ class AlignGPTProcessor(ProcessorMixin):
     )->list[str]: # files
         "Save the processor, and write the card of the model that lies there, which says the template."
         unseal(save_directory)
-        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        files = super().save_pretrained(save_directory, **kwargs)
         write_card(save_directory)
+        if push_to_hub: push_saved(self, save_directory, **kwargs)
         return files
+
+    def push_to_hub(self,
+        repo_id:str, # where to
+        **how, # as for `push`
+    )->Any: # what the hub says of the commit
+        "Upload the processor, with the code that knows it."
+        return push(self, repo_id, **how)
 
     @property
     def encoder(self)->TextEncoder: # made when first used

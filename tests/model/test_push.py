@@ -26,13 +26,16 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         raw = self.rfile.read(int(self.headers['Content-Length']))
+        self.server.asked.append(self.path)
+        if 'create' in self.path: self.server.made.append(json.loads(raw))
         said = {'create':dict(url=self.server.url + '/someone/bus'), 'validate-yaml':dict(errors=[], warnings=[]),
-                'commit':dict(success=True, commitOid='c'*40, commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40)}
-        what = next((k for k in said if k in self.path), None)
+                'commit':dict(success=True, commitOid='c'*40,
+                              commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40)}
+        what = next((k for k in said if f'/{k}' in self.path), None)
         if what == 'commit': self.take(raw)
         if what is None: # which way each file should come: all inside the commit
             said = dict(files=[dict(path=f['path'], uploadMode='regular', shouldIgnore=False)
-                               for f in json.loads(raw)['files']])
+                               for f in json.loads(raw).get('files', [])])
         self.answer(200, json.dumps(said[what] if what else said).encode(), {'Content-Type':'application/json'})
 
     def take(self, raw):
@@ -52,6 +55,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     server.url, server.files, server.commits = f'http://127.0.0.1:{server.server_port}', {}, []
+    server.asked, server.made = [], []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -69,11 +73,27 @@ model.push_to_hub('someone/bus', processor=processor, code=False, commit_message
 """
 
 
-def test_push_to_hub(hub, tmp_path):
+PARTS = """
+from aligngpt.testing.fixtures import letter_processor, tiny_model
+model, processor = tiny_model(vocab_size=99, side=32), letter_processor(template='v1')
+model.save_pretrained('bus', push_to_hub=True, repo_id='someone/bus', max_shard_size='50kB', private=True,
+                      commit_message='One')
+processor.save_pretrained('bus', push_to_hub=True, repo_id='someone/bus')
+processor.push_to_hub('someone/bus', commit_description='Three', revision='refs/pr/1')
+model.config.push_to_hub('someone/bus')
+model.config.save_pretrained('bus', push_to_hub=True)
+processor.tokenizer.push_to_hub('someone/bus')
+"""
+
+
+def run(code, hub, tmp_path):
     env = {**os.environ, 'PYTHONPATH':str(ROOT), 'HF_ENDPOINT':hub.url, 'HF_HUB_OFFLINE':'0', 'HF_HOME':str(tmp_path),
            'HF_TOKEN':'hf_of_nobody', 'NO_PROXY':'127.0.0.1', 'HF_HUB_DISABLE_TELEMETRY':'1'}
-    done = subprocess.run([sys.executable, '-c', PUSHES], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+def test_push_to_hub(hub, tmp_path):
+    run(PUSHES, hub, tmp_path)
     (_, first), _, (message, again) = hub.commits
     card = first['README.md'].decode()
     assert is_ours(card)
@@ -87,3 +107,23 @@ def test_push_to_hub(hub, tmp_path):
     for name,body in first.items(): (here/name).write_bytes(body)
     model, processor = load(here, 'float32', 'cpu')
     assert processor.template == 'v1' and model.config.history[0]['license'] == 'llama2'
+
+
+def test_parts(hub, tmp_path):
+    "Saved and sent in one call, or a part alone: the card is there first, and each part says which class it is."
+    run(PARTS, hub, tmp_path)
+    (said, model), (_, first), (_, second), (_, config), (_, again), (_, tokenizer) = hub.commits
+    assert said == 'One' and is_ours(model['README.md'].decode()) and len([f for f in model if 'safetensors' in f]) > 2
+    assert 'processor_config.json' not in model and 'README.md' in os.listdir(tmp_path/'bus')
+    for files,name in ((model, 'config.json'), (first, 'processor_config.json'), (second, 'processor_config.json'),
+                       (config, 'config.json'), (again, 'config.json')):
+        assert 'auto_map' in json.loads(files[name]) and 'modeling.py' in files
+        assert files is model or 'README.md' not in files
+    assert 'tokenizer.json' in tokenizer and not any('config.json' == f for f in tokenizer)
+    asked = [p for p in hub.asked if p.startswith('/api/')]
+    assert any('commit/refs%2Fpr%2F1' in p for p in asked)
+    assert 'private' in str(hub.made[0]) and not any('/branch/' in p for p in asked)
+    here = tmp_path/'came'
+    here.mkdir()
+    for name,body in hub.files.items(): (here/name).write_bytes(body)
+    assert load(here, 'float32', 'cpu')[1].template == 'v1'

@@ -1,5 +1,5 @@
 """Two processes do what one does: batches of mixed modality, ZeRO-2 and ZeRO-3, FSDP, and a process that dies."""
-import signal
+import json, signal
 
 import pytest
 from safetensors.torch import load_file
@@ -36,6 +36,8 @@ def test_two_are_one(stage, sharding, one, tmp_path):
     wa, wb = (load_file(p/'run'/'model'/'model.safetensors') for p in (one[stage], tmp_path))
     assert wa.keys() == wb.keys()
     assert max((wa[k]-wb[k]).abs().max().item() for k in wa) < 1e-3
+    told = [json.loads((p/'run'/'model'/'config.json').read_text())['history'] for p in (one[stage], tmp_path)]
+    assert told[0] == told[1] and [s['step'] for s in told[0]] == [stage] # every process adds its stage to its own copy
 
 @pytest.mark.parametrize('sharding', ['zero2', 'zero3'])
 def test_dead_process(sharding, one, tmp_path):

@@ -19,8 +19,8 @@ from transformers.utils.generic import can_return_tuple
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import unseal
 from aligngpt.core.versions import CACHE, named_cache
-from aligngpt.model.layers import GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, has_sparse_tail, image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss, take_placeholders, targets
-from aligngpt.model.sharing import push, write_card
+from aligngpt.model.layers import GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, float_type, has_sparse_tail, image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss, take_placeholders, targets
+from aligngpt.model.sharing import push, push_saved, write_card
 import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
@@ -172,6 +172,8 @@ def test_AlignGPTForConditionalGeneration_forward():
     with torch.no_grad(): out = model(**batch, pixel_values=pixels)
     test_eq(out.logits.shape, (2, 24, 100))
     test_close(out.weights[:, :-1].sum(-1), torch.ones(2), 1e-5)
+    all_of_it = {**batch, 'labels':batch['input_ids']} # as collators make labels that know nothing of placeholders
+    assert model(**all_of_it, pixel_values=pixels).loss.isfinite()
     test_fail(lambda: model(**batch, pixel_values=pixels[:1]), contains='32 image placeholders for 1 images')
     test_fail(lambda: model(input_ids=torch.tensor([[1, 500]])), contains='token id 500 is out of range')
     out.loss
@@ -245,12 +247,14 @@ def test_Prompt():
     # nbs/model/02_modeling.ipynb #a1c0ffee
     row = torch.tensor([[1, A, *img, 5, 7]])
     p = Prompt(row, cfg, V=torch.zeros(1, N, 32), weights=torch.ones(1, 9))
-    test_eq(p.plain({0, 1})[0, :4], torch.tensor([1, 2, 2, 2]))
+    test_eq(p.plain(2)[0, :4], torch.tensor([1, 2, 2, 2]))
     grown = torch.cat([p.plain(), torch.tensor([[33]])], 1).repeat(2, 1) # two beams, one token later, without a cache
     whole = p.inputs(grown, 0)
     test_eq(whole['input_ids'][1], torch.cat([row[0], torch.tensor([33])]))
     test_eq(whole['image_index'], torch.tensor([0, 0]))
     test_eq(p.inputs(grown[:, -1:], row.shape[1]), {}) # with a cache: the new token alone
+    test_eq([p.cut(row[:, a:b], a) for a,b in ((0, 20), (18, 20), (0, 2), (9, 20))],
+            [False, False, True, True])
     list(p.inputs(grown[:, -3:], row.shape[1] - 2)), list(whole)
 
 
@@ -294,6 +298,18 @@ def test_AlignGPTModel_prompt_weights():
     test_eq(greedy, gen(cache_implementation='static'))
     test_eq(greedy[1:], gen(dict(input_ids=left['input_ids'][1:, 2:]), pixels[1:]))
     test_eq(gen(repetition_penalty=1.3, no_repeat_ngram_size=2).shape, (2, 6))
+    test_eq(greedy, gen(prefill_chunk_size=5)) # pieces that begin and end within pictures
+
+    # nbs/model/02_modeling.ipynb #d7af7e02
+    from_one = {k:v[:1] for k,v in left.items()}
+    text_alone = AutoModelForCausalLM.from_config(cfg.text_config).eval()
+    small_sighted = AlignGPTForConditionalGeneration(tiny_config(vocab_size=100, side=32)).eval()
+    drafts = {type(d).__name__:gen(from_one, pixels[:1], assistant_model=d) for d in (text_alone, small_sighted)}
+
+    # nbs/model/02_modeling.ipynb #d7af7e03
+    for d in drafts.values(): test_eq(d, greedy[:1])
+    words = dict(input_ids=torch.tensor([[1, 5, 6]]))
+    test_eq(gen(words, None, assistant_model=text_alone), gen(words, None))
 
     # nbs/model/02_modeling.ipynb #9d132773
     two = dict(input_ids=torch.tensor([[1, A, *img, 5, *img, 7, 8]]))

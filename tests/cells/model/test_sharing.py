@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, create_branch, create_repo, hf_hub_download
 from huggingface_hub import metadata_load, upload_folder
+from fastcore.basics import patch
 from huggingface_hub.errors import EntryNotFoundError
+from transformers import PreTrainedConfig, PreTrainedModel
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, fingerprint, pretrained, read_json, write_json
 from aligngpt.core.markup import Table, escape_markdown
