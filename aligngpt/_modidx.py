@@ -3496,6 +3496,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'aligngpt.text.tokenizer._merges': ('text/tokenizer.html#_merges', 'aligngpt/text/tokenizer.py'),
                                          'aligngpt.text.tokenizer._normalizer': ( 'text/tokenizer.html#_normalizer',
                                                                                   'aligngpt/text/tokenizer.py'),
+                                         'aligngpt.text.tokenizer._of_gguf': ('text/tokenizer.html#_of_gguf', 'aligngpt/text/tokenizer.py'),
                                          'aligngpt.text.tokenizer._pairs': ('text/tokenizer.html#_pairs', 'aligngpt/text/tokenizer.py'),
                                          'aligngpt.text.tokenizer._reserved': ( 'text/tokenizer.html#_reserved',
                                                                                 'aligngpt/text/tokenizer.py'),

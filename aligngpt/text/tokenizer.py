@@ -123,7 +123,7 @@ def load_tokenizer(
     "Load a language model's tokenizer, exact to the id, and add the placeholders."
     check_fetched(path)
     path = str(path)
-    if is_gguf(path): return add_placeholders(_as_written(path, plain=False))
+    if is_gguf(path): return add_placeholders(_of_gguf(path))
     model, ready = _tokenizer_files(path)
     config = _json(path, 'tokenizer_config.json')
     llama, tiktoken = _is_llama(path, config), bool(model) and is_tiktoken(model)
@@ -166,6 +166,15 @@ def _as_written(path, plain):
     except (OSError, ValueError) as e: raise AlignGPTError(f'{path}: the tokenizer cannot be loaded: {e}') from e
     if tok.is_fast: return tok
     raise AlignGPTError(f'{path}: {type(tok).__name__} has no fast version', 'convert it to a tokenizer.json')
+
+def _of_gguf(path):
+    "The tokenizer of a GGUF file, with the special tokens that it names (transformers 5.16 takes another end)."
+    from gguf import GGUFReader
+    tok, fields = _as_written(path, plain=False), GGUFReader(path).fields
+    for name, key in dict(bos='bos', eos='eos', pad='padding', unk='unknown').items():
+        if field := fields.get(f'tokenizer.ggml.{key}_token_id'):
+            setattr(tok, f'{name}_token', tok.convert_ids_to_tokens(int(field.contents())))
+    return tok
 
 def _from_backend(backend, config, **special):
     "A tokenizer of transformers around `backend`, with the settings of a tokenizer_config.json."
