@@ -635,6 +635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'aligngpt.core.pictures._converted': ('core/pictures.html#_converted', 'aligngpt/core/pictures.py'),
                                         'aligngpt.core.pictures._from_array': ( 'core/pictures.html#_from_array',
                                                                                 'aligngpt/core/pictures.py'),
+                                        'aligngpt.core.pictures._on_white': ('core/pictures.html#_on_white', 'aligngpt/core/pictures.py'),
                                         'aligngpt.core.pictures._shrunk': ('core/pictures.html#_shrunk', 'aligngpt/core/pictures.py'),
                                         'aligngpt.core.pictures._times': ('core/pictures.html#_times', 'aligngpt/core/pictures.py'),
                                         'aligngpt.core.pictures._upright': ('core/pictures.html#_upright', 'aligngpt/core/pictures.py'),
