@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACE', 'PLAIN_COLOURS', 'DESCRIBE', 'TITLE', 'CATEGORY', 'KEYWORDS', 'COLOUR', 'SOURCES', 'package_file',
-           'Ingredients', 'Drawing', 'read_drawings', 'part_of', 'usable', 'pair_records', 'write_lines', 'colour_name',
-           'main_colour', 'description', 'drawing_questions', 'drawing_conversations', 'talk_questions',
+           'Ingredients', 'Drawing', 'read_drawings', 'part_of', 'split_drawings', 'pair_records', 'write_lines',
+           'colour_name', 'main_colour', 'description', 'drawing_questions', 'drawing_conversations', 'talk_questions',
            'category_rows', 'title_rows', 'path_words', 'names_it', 'write_data_card']
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000003
@@ -117,7 +117,7 @@ def part_of(
     n = int(drawing.digest[:8], 16)
     return 'test' if n % 10 == 0 else str(n//10 % 2)
 
-def usable(
+def split_drawings(
     drawings:list[Drawing], # from `read_drawings`
     bad:set[str]=frozenset(), # pictures that an audit refused
     most:int|None=None, # as many at most, chosen by digest

@@ -132,11 +132,12 @@ def tiny_drawings(
 
 def _draw(i):
     "A shape on a transparent page; every second one in a palette."
-    rng, at = random.Random(i), 6 + i % 5
+    rng = random.Random(i)
+    at = rng.randrange(2, 9)
     im = Image.new('RGBA', (32 + i % 3*8, 32))
     color = ('brown', 'blue', 'red', 'green', 'black', 'orange')[i % 6]
     draw = (ImageDraw.Draw(im).ellipse, ImageDraw.Draw(im).rectangle)[i % 2]
-    draw((at, at, at + 16 + rng.randrange(4), 26), fill=color)
+    draw((at, at, at + rng.randrange(12, 22), rng.randrange(20, 31)), fill=color)
     return im.quantize(8) if i % 2 else im
 
 def _source(i, title, words):
