@@ -279,6 +279,7 @@ def names_it(
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000038
 _CARD = """---
 license: {licence}
+pretty_name: {title}
 ---
 
 # {title}

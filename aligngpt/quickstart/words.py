@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
-           'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'bare_model', 'talk',
-           'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations', 'tune_words',
-           'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary', 'words', 'ablate',
-           'plot_results']
+           'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
+           'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
+           'tune_words', 'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary', 'words',
+           'ablate', 'plot_results']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, shutil, textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Callable
 
 import numpy as np, torch
@@ -47,15 +48,15 @@ class Words:
     seed:int = 0
     pictures:int|None = None # None for all 8,121
     vision:str = 'small' # eyes: 'small' or 'tiny'
-    match_epochs:float = 10 # of the dual encoders
-    pretrain_epochs:float = 1 # over the pairs
-    tune_epochs:float = 1 # over the conversations
+    match_epochs:float = 8 # of the dual encoders
+    pretrain_epochs:float = .5 # over the pairs
+    tune_epochs:float = .4 # over the conversations
     turns:int = 3 # questions in a conversation
     shapes:int = 800 # conversations of easy-VQA
     talk:int = 300 # questions without a picture
     asked:int|None = None # held-out pictures that are asked about; None for all
     knob:int = 60 # held-out pictures that are described at every level
-    precision:str = 'bf16' # or 'fp32'
+    precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
 WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, pretrain_epochs=.1, tune_epochs=.1, shapes=20, talk=6, asked=6, knob=2)
 _VISION = dict(small=SMALL, tiny=TINY)
@@ -72,10 +73,17 @@ class Place:
     def images(self)->Path:
         "The folder of the drawings."
         return self.made_from.drawings/'png'
+
     @property
     def data(self)->Path:
         "The folder of the records."
         return self.run/'data'
+    @property
+    def precision(self)->str:
+        "The precision that was asked for, or found to be the faster one."
+        asked = self.recipe.precision
+        return read_json(self.run/'speed.json')['faster'] if asked == 'auto' else asked
+
     def drawings(self,
         part:str|None=None, # 'test', '0' or '1'; None for all
     )->list[Drawing]: # in order of their pixels
@@ -99,7 +107,7 @@ def make_records(
     write_lines(category_rows(asked), at.data/'category.jsonl')
     write_json(title_rows(parts['test'])[:at.recipe.asked], at.data/'titles.json')
     write_json({k: [dataclasses.asdict(d) for d in v] for k, v in parts.items()}, at.data/'drawings.json')
-    write_data_card(at.data, 'Drawings with texts', 'cc0-1.0', SOURCES)
+    write_data_card(at.data, 'Open Clip Art Library 0.18, with texts', 'cc0-1.0', SOURCES)
     return dict(pictures=len(found), left_out=said, parts={k: len(v) for k, v in parts.items()})
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000011
@@ -243,6 +251,42 @@ def read_verdicts(
         out[int(level)] = dict(n=len(own), **{k: own.count(k)/len(own) for k in ('yes', 'partly', 'no')})
     return out
 
+# %% ../../nbs/quickstart/06_words.ipynb #wo000081
+def time_precisions(
+    at:Place, # with encoders
+    rows:int=8, # samples of a step
+    length:int=80, # positions of a sample, a fifth of which is learnt
+)->dict: # seconds of a step, of the peak, and the faster precision; also in speed.json
+    "Time a forward and backward pass through the frozen language model in bf16 and fp32."
+    model, _ = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
+    model.requires_grad_(False)
+    flops = 4*sum(p.numel() for p in model.language_model.layers.parameters())*rows*length + 4*model.lm_head.weight.numel()*rows*(length//5)
+    out = {}
+    for name, dtype in (('bf16', torch.bfloat16), ('fp32', torch.float32)):
+        model = model.to(dtype)
+        x = torch.zeros(rows, length, model.config.text_config.hidden_size, dtype=dtype, requires_grad=True)
+        def step():
+            h = model.language_model(inputs_embeds=x).last_hidden_state[:, -(length//5):]
+            model.lm_head(h).float().logsumexp(-1).mean().backward()
+        seconds, peak = _best(step), _peak(dtype)
+        out[name] = dict(seconds=seconds, tokens_per_second=rows*length/seconds, gflops=flops/seconds/1e9, peak=peak)
+    out['faster'] = min(('bf16', 'fp32'), key=lambda k: out[k]['seconds'])
+    write_json(out, at.run/'speed.json')
+    return out
+
+def _best(fn, times=3):
+    "Seconds of the quickest call."
+    def once():
+        t = perf_counter()
+        fn()
+        return perf_counter() - t
+    return min(once() for _ in range(times))
+
+def _peak(dtype, n=1024):
+    "Billions of multiplications and additions a second in a product of two matrices."
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    return 2*n**3/_best(lambda: a @ b, 5)/1e9
+
 # %% ../../nbs/quickstart/06_words.ipynb #wo000035
 def _ask(model, processor, questions, tokens=48, **how):
     "Answers to questions, in order."
@@ -257,7 +301,7 @@ def bare_model(
     model, processor = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype=_dtype(at), device='cpu')
     return model, processor.with_settings(template=guess_template(processor.tokenizer))
 
-def _dtype(at): return dict(bf16='bfloat16', fp32='float32')[at.recipe.precision]
+def _dtype(at): return dict(bf16='bfloat16', fp32='float32')[at.precision]
 
 def talk(
     at:Place, # with encoders
@@ -290,8 +334,8 @@ def pretrain_words(
 )->dict: # losses, steps, seconds
     "What `aligngpt pretrain` does with these settings."
     r = at.recipe
-    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=32, accumulate=1, max_length=160, precision=r.precision, save_every=50,
-                     epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1, log_every=10, seed=seed)
+    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=32, accumulate=1, max_length=160, precision=at.precision, save_every=50,
+                     epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1, log_every=10, group='modality', seed=seed)
     data = StageSources(variant_data(at, variant), at.images, policy='skip', features=at.run/'features')
     return pretrain(data, out, Start(llm=at.made_from.llm, tower=at.run/'match'/'all'/'model'), stage=stage, device='cpu', quiet=False)
 
@@ -346,7 +390,7 @@ def tune_words(
     r, gate = at.recipe, ('gate',)*(variant != 'flat')
     stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=16, max_length=320,
                      part_rates=dict(projector=5e-4, **{g: 1e-3 for g in gate}), template=_template(at), epochs=r.tune_epochs,
-                     image_aspect_ratio='square', precision=r.precision, checkpointing=False, save_every=100, keep=1,
+                     image_aspect_ratio='square', precision=at.precision, checkpointing=False, save_every=100, keep=1,
                      log_every=5, seed=seed)
     data = StageSources([at.data/'tuning.jsonl', at.data/'shapes.jsonl'], [at.images, shapes_folder()], policy='skip')
     return finetune(data, out, Start(model=model), stage=stage, device='cpu')
@@ -457,7 +501,7 @@ def summary(
     return out | {f'minus {v}': {k: minus(v, k) for k in measures} for v in table if v != 'aligned'}
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_MINUTES = dict(data=1, audit=2, match=14, levels=3, talk=1, pretrain=13, knob=2, tune=15, test=5) # of the default recipe
+_MINUTES = dict(data=1, audit=2, match=14, levels=3, speed=.5, talk=1.5, pretrain=15, knob=2, tune=15, test=5) # of the default recipe
 
 def _steps(at):
     "(name, title, the command that does it or '', what to do) of each step, in order."
@@ -471,6 +515,7 @@ def _steps(at):
         ('levels', 'alignment levels, each half by the encoder of the other',
          f'aligngpt levels {data}/pairs-0.jsonl --images {png} --clip {run}/match/0/model --out {data}/levels-0.jsonl',
          lambda: cut_levels(at)),
+        ('speed', 'bf16 or fp32?', '', lambda: time_precisions(at)),
         ('talk', 'what the bare language model says', '', lambda: talk(at)),
         ('pretrain', 'pre-training of projector and levels',
          f'aligngpt pretrain --data {data}/levels-0.jsonl --data {data}/levels-1.jsonl --images {png} --llm {at.made_from.llm} '
@@ -508,17 +553,16 @@ def words(
         steps, todo = Steps(at.run), _steps(at)
         for n, (name, title, command, fn) in enumerate(todo, 1):
             left = sum(_MINUTES[k] for k, *_ in todo[n-1:])
-            tell(f'[{n}/{len(todo)}] {title}' + f' (of the whole recipe about {left} minutes left on two idle cores)')
+            tell(f'[{n}/{len(todo)}] {title}' + f' (of the whole recipe about {left:.0f} minutes left on two idle cores)')
             if command: tell(f'    $ {command}')
             done[name] = steps.run(name, lambda: _noted(fn, at.run, name), dataclasses.asdict(recipe))
         return _finish(at, done)
 
 def _noted(fn, run, name):
     "What a step gives, without its seconds, which are noted elsewhere."
-    from time import time
-    t, result = time(), fn()
+    t, result = perf_counter(), fn()
     gc.collect()
-    note_time(run, step=name, seconds=round(time() - t, 1))
+    note_time(run, step=name, seconds=round(perf_counter() - t, 1))
     return {k: v for k, v in result.items() if k != 'seconds'}
 
 def _same(at):
@@ -534,7 +578,7 @@ def _finish(at, done):
     "Metrics, sheets."
     t, parts = done['test'], done['data']
     share = {k: float(np.mean([int(c) for c in t[k]])) for k in ('category', 'blind')}
-    metrics = dict(images=str(at.images), pictures=parts['pictures'], parts=parts['parts'], left_out=parts['left_out'], audit=done['audit'],
+    metrics = dict(images=str(at.images), speed=done['speed'], pictures=parts['pictures'], parts=parts['parts'], left_out=parts['left_out'], audit=done['audit'],
                    recall=done['match']['all']['recall'], **done['levels'], knob=done['knob']['levels'],
                    talk=dict(pretrained=done['knob']['talk']['equal'], tuned=t['talk']), described=t['described'],
                    category=share['category'], category_chance=share['blind'], title_first=float(np.mean(np.array(t['ranks']) == 0)),
