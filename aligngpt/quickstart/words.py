@@ -7,7 +7,7 @@ __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'loo
            'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
            'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
            'tune_words', 'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary', 'words',
-           'ablate', 'plot_results']
+           'words_text', 'ablate', 'results_text', 'plot_results']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, shutil, textwrap
@@ -35,8 +35,8 @@ from ..checkpoints.layouts import from_base, guess_template, open_model
 from ..training.recipes import Start, StageSources, finetune, pretrain
 from ..training.settings import FINETUNE, PRETRAIN, override
 from ..evaluation.run import evaluate
-from .drawings import SOURCES, TITLE, DESCRIBE, Drawing, Ingredients, category_rows, drawing_conversations
-from .drawings import main_colour, names_it, pair_records, read_drawings, split_drawings
+from .drawings import DESCRIBE, SOURCES, TITLE, Drawing, Ingredients, category_rows
+from .drawings import drawing_conversations, main_colour, names_it, pair_records, read_drawings, split_drawings
 from .drawings import talk_questions, title_rows, write_data_card, write_lines
 from .easyvqa import folder as shapes_folder
 from .matching import SMALL, TINY, load_pixels_of, recall, train_matching
@@ -58,7 +58,8 @@ class Words:
     knob:int = 60 # held-out pictures that are described at every level
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
-WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, pretrain_epochs=.1, tune_epochs=.1, shapes=20, talk=6, asked=6, knob=2)
+WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, pretrain_epochs=.1, tune_epochs=.1, shapes=20, talk=6, asked=6,
+                        knob=2)
 _VISION = dict(small=SMALL, tiny=TINY)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000010
@@ -89,8 +90,8 @@ class Place:
     )->list[Drawing]: # in order of their pixels
         "The drawings, or those of a part."
         parts = read_json(self.data/'drawings.json')
-        found = [Drawing(**{**d, 'keywords':tuple(d['keywords'])}) for k in sorted(parts) for d in parts[k] if part in (None, k)]
-        return found
+        return [Drawing(**{**d, 'keywords':tuple(d['keywords'])})
+                for k in sorted(parts) for d in parts[k] if part in (None, k)]
 
 def make_records(
     at:Place, # the run
@@ -127,11 +128,13 @@ def match(
     r, vision = at.recipe, _VISION[at.recipe.vision]
     all_, test = at.drawings(), at.drawings('test')
     pixels = load_pixels_of([d.name for d in all_], at.images, at.data/'pixels.npy', vision['image_size'])
-    rows = {k: [i for i, d in enumerate(all_) if d.name in {x.name for x in at.drawings(k)}] for k in ('0', '1', 'test')}
+    rows = {k: [i for i, d in enumerate(all_) if d.name in {x.name for x in at.drawings(k)}]
+            for k in ('0', '1', 'test')}
     out = {}
-    for name, own in (('0', rows['1']), ('1', rows['0']), ('all', rows['0'] + rows['1'])): # '0' scores the first half
-        done = train_matching(at.made_from.texts, [all_[i] for i in own], own, pixels, at.run/'match'/name, r.match_epochs,
-                              vision, r.seed)
+    learns = dict(zip(('0', '1', 'all'), (rows['1'], rows['0'], rows['0'] + rows['1']))) # '0' scores the first half
+    for n, (name, own) in enumerate(learns.items()):
+        done = train_matching(at.made_from.texts, [all_[i] for i in own], own, pixels, at.run/'match'/name,
+                              r.match_epochs, vision, 3*r.seed + n)
         encoder = DualEncoder.from_pretrained(at.run/'match'/name/'model', device='cpu')
         seen = recall(encoder, test[:500], pixels[rows['test'][:500]], min(10, len(test)))
         out[name] = dict(recall=seen, losses=done['losses'])
@@ -143,7 +146,8 @@ def cut_levels(
 )->dict: # edges, shares of pairs that name what the path names, agreement
     "Derive the levels, and look at them."
     def cut(data, clip, out):
-        return levels(at.data/f'{data}.jsonl', at.images, clip=at.run/'match'/clip/'model', out=at.data/f'{out}.jsonl', workers=1)
+        return levels(at.data/f'{data}.jsonl', at.images, clip=at.run/'match'/clip/'model',
+                      out=at.data/f'{out}.jsonl', workers=1)
     done = {k: cut(f'pairs-{k}', k, f'levels-{k}') for k in ('0', '1')}
     for k in ('0', '1'): cut('pairs-test', k, f'test-{k}')
     both = [Records(at.data/f'test-{k}.jsonl', quiet=True).column('level') for k in ('0', '1')]
@@ -154,11 +158,12 @@ def cut_levels(
 def named_by_level(
     at:Place, # with levels
 )->list[float]: # share of each level, 0 to 7
-    "How often the texts of a level share a word with the path of their picture."
+    "How often titles and descriptions of a level share a word with the path of their picture."
     hits = [[] for _ in range(8)]
     for k in ('0', '1'):
-        for r in Records(at.data/f'levels-{k}.jsonl', quiet=True):
-            if (level := r.get('similarity')) is not None: hits[level].append(names_it(pair_of(r)[1], r['image']))
+        for r in Records(at.data/f'levels-{k}.jsonl', quiet=True): # keywords were made from the path
+            if 'similarity' in r and r['kind'] != 'keywords':
+                hits[r['similarity']].append(names_it(pair_of(r)[1], r['image']))
     return [float(np.mean(h)) if h else 0. for h in hits]
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000025
@@ -173,9 +178,10 @@ def plot_levels(
     a.set(xlabel='cosine', ylabel='pairs', title='scores')
     a.legend()
     b.bar(range(8), metrics['named'])
-    b.set(xlabel='level', ylabel='share', title='texts with a word of the path', xticks=range(8))
+    b.set(xlabel='level', ylabel='share', title='titles with a word of the path', xticks=range(8))
     c.imshow(metrics['agreement']['matrix'], origin='lower')
-    c.set(xlabel='level by the one', ylabel='by the other', title=f"two scorers, rank correlation {metrics['agreement']['rank']:.2f}")
+    c.set(xlabel='level by the one', ylabel='by the other',
+          title=f"two scorers, rank correlation {metrics['agreement']['rank']:.2f}")
     return fig
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000027
@@ -191,7 +197,8 @@ def plot_grid(
     table, about = read_scores(run/'data'/'levels-0.parquet')
     scores = np.full(len(records), np.nan, np.float32)
     scores[table['row'].to_numpy()] = table['score'].to_numpy()
-    return show_pairs(records, ImageFolder(images), Levels(records.column('level'), np.array(about['edges'])), scores, each)
+    return show_pairs(records, ImageFolder(images), Levels(records.column('level'), np.array(about['edges'])), scores,
+                      each)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000030
 def write_sheets(
@@ -207,7 +214,8 @@ def write_sheets(
         own = [own[i] for i in sorted(rng.choice(len(own), min(n, len(own)), replace=False))]
         rows += [dict(level=level, number=i, image=r['image'], kind=r['kind'], text=pair_of(r)[1], names='')
                  for i, r in enumerate(own, 1)]
-        sheets.append(contact_sheet([(at.images/r['image'], pair_of(r)[1]) for r in own], at.run/'sheets'/f'level-{level}.png'))
+        sheets.append(contact_sheet([(at.images/r['image'], pair_of(r)[1]) for r in own],
+                                    at.run/'sheets'/f'level-{level}.png'))
     if not (at.run/'sheets'/'judged.csv').exists(): _write_table(rows, at.run/'sheets'/'judged.csv')
     return sheets
 
@@ -247,7 +255,8 @@ def read_verdicts(
     for level in sorted({r['level'] for r in rows}):
         own = [r['names'].strip() for r in rows if r['level'] == level]
         if odd := {*own} - {'yes', 'partly', 'no'}:
-            raise AlignGPTError(f'{path}: {min(odd)!r} in the column `names`. Valid: yes, partly, no', 'judge each pair')
+            raise AlignGPTError(f'{path}: {min(odd)!r} in the column `names`. Valid: yes, partly, no',
+                                'judge each pair')
         out[int(level)] = dict(n=len(own), **{k: own.count(k)/len(own) for k in ('yes', 'partly', 'no')})
     return out
 
@@ -260,19 +269,24 @@ def time_precisions(
     "Time a forward and backward pass through the frozen language model in bf16 and fp32."
     model, _ = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
     model.requires_grad_(False)
-    flops = 4*sum(p.numel() for p in model.language_model.layers.parameters())*rows*length + 4*model.lm_head.weight.numel()*rows*(length//5)
-    out = {}
-    for name, dtype in (('bf16', torch.bfloat16), ('fp32', torch.float32)):
-        model = model.to(dtype)
-        x = torch.zeros(rows, length, model.config.text_config.hidden_size, dtype=dtype, requires_grad=True)
-        def step():
-            h = model.language_model(inputs_embeds=x).last_hidden_state[:, -(length//5):]
-            model.lm_head(h).float().logsumexp(-1).mean().backward()
-        seconds, peak = _best(step), _peak(dtype)
-        out[name] = dict(seconds=seconds, tokens_per_second=rows*length/seconds, gflops=flops/seconds/1e9, peak=peak)
-    out['faster'] = min(('bf16', 'fp32'), key=lambda k: out[k]['seconds'])
+    inside = sum(p.numel() for n, p in model.language_model.named_parameters() if p.dim() > 1 and 'embed' not in n)
+    flops = 4*rows*(inside*length + model.lm_head.weight.numel()*(length//5))
+    out = {k: _time(model.to(dtype), rows, length, flops) for k, dtype in _TYPES.items()}
+    out['faster'] = min(_TYPES, key=lambda k: out[k]['seconds'])
     write_json(out, at.run/'speed.json')
     return out
+
+_TYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
+
+def _time(model, rows, length, flops):
+    "Speed of a step, and of the fastest product."
+    x = torch.zeros(rows, length, model.config.text_config.hidden_size, dtype=model.dtype, requires_grad=True)
+    def step():
+        h = model.language_model(inputs_embeds=x).last_hidden_state[:, -(length//5):]
+        model.lm_head(h).float().logsumexp(-1).mean().backward()
+    seconds = _best(step)
+    return dict(seconds=seconds, tokens_per_second=rows*length/seconds, gflops=flops/seconds/1e9,
+                peak=_peak(model.dtype))
 
 def _best(fn, times=3):
     "Seconds of the quickest call."
@@ -308,7 +322,8 @@ def talk(
 )->dict: # `train`, `test`: questions and answers
     "What the bare model says, to learn and to compare with."
     some = at.drawings('0') + at.drawings('1')
-    asked = dict(train=talk_questions(some, at.recipe.talk, at.recipe.seed), test=talk_questions(some, 8, at.recipe.seed + 1))
+    asked = dict(train=talk_questions(some, at.recipe.talk, at.recipe.seed),
+                 test=talk_questions(some, 8, at.recipe.seed + 1))
     model, processor = bare_model(at)
     return {k: list(zip(v, _ask(model, processor, [(q, None) for q in v]))) for k, v in asked.items()}
 
@@ -334,10 +349,13 @@ def pretrain_words(
 )->dict: # losses, steps, seconds
     "What `aligngpt pretrain` does with these settings."
     r = at.recipe
-    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=32, accumulate=1, max_length=160, precision=at.precision, save_every=50,
-                     epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1, log_every=10, group='modality', seed=seed)
+    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=32, accumulate=1, max_length=160,
+                     precision=at.precision, save_every=50,
+                     epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1,
+                     log_every=10, group='modality', seed=seed)
     data = StageSources(variant_data(at, variant), at.images, policy='skip', features=at.run/'features')
-    return pretrain(data, out, Start(llm=at.made_from.llm, tower=at.run/'match'/'all'/'model'), stage=stage, device='cpu', quiet=False)
+    return pretrain(data, out, Start(llm=at.made_from.llm, tower=at.run/'match'/'all'/'model'), stage=stage,
+                    device='cpu', quiet=False)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000041
 def talk_again(
@@ -360,7 +378,8 @@ def turn_levels(
     "Describe held-out drawings at every level."
     model, processor = open_model(folder, 'cpu', _dtype(at))
     names = [d.name for d in at.drawings('test')][:at.recipe.knob]
-    def say(level): return _ask(model, processor, [('', n) for n in names], 16, load=lambda n: at.images/n, alignment=level)
+    def say(level):
+        return _ask(model, processor, [('', n) for n in names], 16, load=lambda n: at.images/n, alignment=level)
     said = {level: say(level) for level in range(model.config.num_levels)}
     return {level: dict(named=float(np.mean([names_it(t, n) for t, n in zip(texts, names)])), says=texts[:8])
             for level, texts in said.items()}
@@ -374,7 +393,8 @@ def make_conversations(
     all_, r = at.drawings(), at.recipe
     pixels = np.load(at.data/'pixels.npy', mmap_mode='r')
     colours = {d.name: main_colour(p) for d, p in zip(all_, pixels)}
-    own, shapes = drawing_conversations(at.drawings('0') + at.drawings('1'), colours, talked, r.shapes, r.turns, r.seed)
+    own, shapes = drawing_conversations(at.drawings('0') + at.drawings('1'), colours, talked, r.shapes, r.turns,
+                                        r.seed)
     write_lines(own, at.data/'tuning.jsonl')
     write_lines(shapes, at.data/'shapes.jsonl')
     return dict(tuning=len(own), shapes=len(shapes))
@@ -388,8 +408,10 @@ def tune_words(
 )->dict: # losses, steps, seconds
     "What `aligngpt finetune` does with these settings."
     r, gate = at.recipe, ('gate',)*(variant != 'flat')
-    stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=16, max_length=320,
-                     part_rates=dict(projector=5e-4, **{g: 1e-3 for g in gate}), template=_template(at), epochs=r.tune_epochs,
+    stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=16,
+                     max_length=320,
+                     part_rates=dict(projector=5e-4, **{g: 1e-3 for g in gate}), template=_template(at),
+                     epochs=r.tune_epochs,
                      image_aspect_ratio='square', precision=at.precision, checkpointing=False, save_every=100, keep=1,
                      log_every=5, seed=seed)
     data = StageSources([at.data/'tuning.jsonl', at.data/'shapes.jsonl'], [at.images, shapes_folder()], policy='skip')
@@ -410,19 +432,22 @@ def title_likelihoods(
 )->np.ndarray: # log-likelihoods, [n]
     "How likely a model finds titles."
     index, V = image_features(model, processor, [image], lambda n: n) if image else ({}, None)
-    prompt = ask_batch([ask_row(processor, Ask(0, TITLE, image))], [image], index, V, 0)
-    cache, n = DynamicCache(config=model.config.text_config), prompt['input_ids'].shape[1]
+    prompt, cache = ask_batch([ask_row(processor, Ask(0, TITLE, image))], [image], index, V, 0), _cache(model)
     first = model(**prompt, cache=cache, use_cache=True, logits_to_keep=1).logits
-    ids = [processor.tokenizer(t, add_special_tokens=False)['input_ids'][:most] for t in titles]
-    length = max(map(len, ids))
-    x = torch.tensor([i + [0]*(length - len(i)) for i in ids])
-    real = torch.arange(length) < torch.tensor([[len(i)] for i in ids])
     cache.batch_repeat_interleave(len(titles))
-    mask = torch.cat([torch.ones(len(titles), n, dtype=torch.long), real.long()], 1)
-    later = model(input_ids=x, attention_mask=mask, position_ids=n + torch.arange(length).expand_as(x), cache=cache, use_cache=True).logits
-    logits = torch.cat([first.expand(len(titles), -1, -1), later[:, :-1]], 1).float()
-    found = logits.log_softmax(-1).gather(2, x[..., None])[..., 0]
-    return (found*real).sum(1).numpy()
+    ids = [processor.tokenizer(t, add_special_tokens=False)['input_ids'][:most] for t in titles]
+    x = torch.tensor([i + [0]*(max(map(len, ids)) - len(i)) for i in ids])
+    real = torch.arange(x.shape[1]) < torch.tensor([[len(i)] for i in ids])
+    later = model(**_rest(x, real, prompt['input_ids'].shape[1]), cache=cache, use_cache=True).logits[:, :-1]
+    logits = torch.cat([first.expand(len(titles), -1, -1), later], 1).float()
+    return (logits.log_softmax(-1).gather(2, x[..., None])[..., 0]*real).sum(1).numpy()
+
+def _cache(model): return DynamicCache(config=model.config.text_config)
+
+def _rest(x, real, n):
+    "The arguments of a pass over titles that follow `n` positions."
+    mask = torch.cat([torch.ones(len(x), n, dtype=torch.long), real.long()], 1)
+    return dict(input_ids=x, attention_mask=mask, position_ids=n + torch.arange(x.shape[1]).expand_as(x))
 
 def rank_titles(
     model, # an AlignGPT
@@ -466,7 +491,8 @@ def describe(
     model, processor = open_model(folder, 'cpu', _dtype(at))
     some = sorted(at.drawings('test'), key=lambda d: d.digest)[:n]
     def say(level):
-        return _ask(model, processor, [(DESCRIBE[0], d.name) for d in some], 40, load=lambda n: at.images/n, alignment=level)
+        return _ask(model, processor, [(DESCRIBE[0], d.name) for d in some], 40, load=lambda n: at.images/n,
+                    alignment=level)
     said = {str(k): say(k) for k in (0, 4, 7)} | dict(gate=say(None))
     return [dict(image=d.name, title=d.title, **{k: v[i] for k, v in said.items()}) for i, d in enumerate(some)]
 
@@ -501,33 +527,40 @@ def summary(
     return out | {f'minus {v}': {k: minus(v, k) for k in measures} for v in table if v != 'aligned'}
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_MINUTES = dict(data=1, audit=2, match=14, levels=3, speed=.5, talk=1.5, pretrain=15, knob=2, tune=15, test=5) # of the default recipe
+_MINUTES = dict(data=1, audit=2, match=14, levels=3, speed=.5, talk=1.5, pretrain=15, knob=2, tune=15,
+                test=5) # of the default recipe, on two idle cores
 
 def _steps(at):
     "(name, title, the command that does it or '', what to do) of each step, in order."
-    run, data, png = at.run, at.data, at.images
-    def done(name): return read_json(run/'steps.json')[name]['result']
+    data, png = at.data, at.images
     return [
         ('data', 'records of the drawings', '', lambda: make_records(at)),
-        ('audit', 'a look at all of them', f'aligngpt audit {data}/all.jsonl --images {png} --out {run}/audit --cap 0.01',
-         lambda: look(at)),
+        ('audit', 'a look at all of them',
+         f'aligngpt audit {data}/all.jsonl --images {png} --out {at.run}/audit --cap 0.01', lambda: look(at)),
         ('match', 'three dual encoders', '', lambda: match(at)),
         ('levels', 'alignment levels, each half by the encoder of the other',
-         f'aligngpt levels {data}/pairs-0.jsonl --images {png} --clip {run}/match/0/model --out {data}/levels-0.jsonl',
-         lambda: cut_levels(at)),
+         f'aligngpt levels {data}/pairs-0.jsonl --images {png} --clip {at.run}/match/0/model '
+         f'--out {data}/levels-0.jsonl', lambda: cut_levels(at)),
         ('speed', 'bf16 or fp32?', '', lambda: time_precisions(at)),
-        ('talk', 'what the bare language model says', '', lambda: talk(at)),
+        ('talk', 'what the bare language model says', '', lambda: talk(at)), *_training(at)]
+
+def _training(at):
+    "The steps from pre-training on."
+    run, data, seed = at.run, at.data, at.recipe.seed
+    def talked(): return read_json(run/'steps.json')['talk']['result']
+    return [
         ('pretrain', 'pre-training of projector and levels',
-         f'aligngpt pretrain --data {data}/levels-0.jsonl --data {data}/levels-1.jsonl --images {png} --llm {at.made_from.llm} '
-         f'--tower {run}/match/all/model --out {run}/pretrain ...', lambda: pretrain_words(at, run/'pretrain', seed=at.recipe.seed)),
-        ('knob', 'held-out drawings at every level', '', lambda: dict(levels=turn_levels(at, run/'pretrain'),
-                                                                      talk=talk_again(at, run/'pretrain', done('talk')['test']))),
+         f'aligngpt pretrain --data {data}/levels-0.jsonl --data {data}/levels-1.jsonl --images {at.images} '
+         f'--llm {at.made_from.llm} --tower {run}/match/all/model --out {run}/pretrain ...',
+         lambda: pretrain_words(at, run/'pretrain', seed=seed)),
+        ('knob', 'held-out drawings at every level', '', lambda: dict(
+            levels=turn_levels(at, run/'pretrain'), talk=talk_again(at, run/'pretrain', talked()['test']))),
         ('tune', 'tuning of language model, projector and gate',
-         f'aligngpt finetune --data {data}/tuning.jsonl --images {png} --model {run}/pretrain --out {run}/finetune ...',
-         lambda: _tune(at, done('talk')['train'])),
+         f'aligngpt finetune --data {data}/tuning.jsonl --images {at.images} --model {run}/pretrain '
+         f'--out {run}/finetune ...', lambda: _tune(at, talked()['train'])),
         ('test', 'categories and titles of held-out drawings',
-         f'aligngpt eval {run} --tasks {data}/category.jsonl --data {png} --out {run}/eval', lambda: _test(at, done('talk')['test'])),
-    ]
+         f'aligngpt eval {run} --tasks {data}/category.jsonl --data {at.images} --out {run}/eval',
+         lambda: _test(at, talked()['test']))]
 
 def _tune(at, talked):
     make_conversations(at, talked)
@@ -553,7 +586,8 @@ def words(
         steps, todo = Steps(at.run), _steps(at)
         for n, (name, title, command, fn) in enumerate(todo, 1):
             left = sum(_MINUTES[k] for k, *_ in todo[n-1:])
-            tell(f'[{n}/{len(todo)}] {title}' + f' (of the whole recipe about {left:.0f} minutes left on two idle cores)')
+            tell(f'[{n}/{len(todo)}] {title}'
+                 + f' (of the whole recipe about {left:.0f} minutes left on two idle cores)')
             if command: tell(f'    $ {command}')
             done[name] = steps.run(name, lambda: _noted(fn, at.run, name), dataclasses.asdict(recipe))
         return _finish(at, done)
@@ -578,14 +612,35 @@ def _finish(at, done):
     "Metrics, sheets."
     t, parts = done['test'], done['data']
     share = {k: float(np.mean([int(c) for c in t[k]])) for k in ('category', 'blind')}
-    metrics = dict(images=str(at.images), speed=done['speed'], pictures=parts['pictures'], parts=parts['parts'], left_out=parts['left_out'], audit=done['audit'],
+    metrics = dict(images=str(at.images), speed=done['speed'], pictures=parts['pictures'], parts=parts['parts'],
+                   left_out=parts['left_out'], audit=done['audit'],
                    recall=done['match']['all']['recall'], **done['levels'], knob=done['knob']['levels'],
                    talk=dict(pretrained=done['knob']['talk']['equal'], tuned=t['talk']), described=t['described'],
-                   category=share['category'], category_chance=share['blind'], title_first=float(np.mean(np.array(t['ranks']) == 0)),
-                   title_chance=float(np.mean(np.array(t['alone']) == 0)), losses={k: done[k]['losses'] for k in ('pretrain', 'tune')})
+                   category=share['category'], category_chance=share['blind'],
+                   title_first=float(np.mean(np.array(t['ranks']) == 0)),
+                   title_chance=float(np.mean(np.array(t['alone']) == 0)),
+                   losses={k: done[k]['losses'] for k in ('pretrain', 'tune')})
     write_sheets(at)
     write_json(metrics, at.run/'metrics.json')
     return metrics | dict(seconds={r['step']: r['seconds'] for r in noted(at.run) if 'step' in r})
+
+# %% ../../nbs/quickstart/06_words.ipynb #wo000085
+def words_text(
+    m:dict, # from `words`
+    out:Path, # its folder
+)->str: # lines
+    "What the run has to say in the end."
+    named = ' '.join(f'{k}:{v:.0%}' for k, v in enumerate(m['named']))
+    return f"""held-out texts found among 500, first ten: {m['recall']:.0%}
+texts that share a word with their picture's path, by level: {named}
+two scorers agree: rank correlation {m['agreement']['rank']:.2f}
+right category: {m['category']:.1%} (without the picture {m['category_chance']:.1%})
+right title of 50: {m['title_first']:.1%} (without the picture {m['title_chance']:.1%})
+to be judged by eye: {out/'sheets'}
+
+now try
+  aligngpt chat {out} --image PICTURE.png
+  aligngpt chat {out} --image PICTURE.png --level 7"""
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000067
 def ablate(
@@ -597,7 +652,8 @@ def ablate(
     "Train and test all variants."
     run = Path(out)
     if not (run/'metrics.json').exists():
-        raise AlignGPTError(f'{run}: no finished run', f'make it first: aligngpt quickstart --recipe drawings --out {run}')
+        raise AlignGPTError(f'{run}: no finished run',
+                            f'make it first: aligngpt quickstart --recipe drawings --out {run}')
     at, file = Place(run, Words(**read_json(run/'recipe.json')), made_from.find()), run/'results.json'
     with own_folder(run/'variants'):
         runs = read_json(file)['runs'] if file.exists() else {v: {} for v in VARIANTS}
@@ -605,7 +661,8 @@ def ablate(
         for n, (variant, seed) in enumerate(todo, 1):
             tell(f'[{n}/{len(todo)}] {variant}, seed {seed}')
             runs[variant][str(seed)] = _variant(at, variant, seed)
-            write_json(dict(runs=runs, summary=summary({v: r for v, r in runs.items() if r})), file)
+            known = {v: r for v, r in runs.items() if r}
+            write_json(dict(runs=runs, summary=summary(known)), file)
     return read_json(file)['summary']
 
 def _variant(at, variant, seed):
@@ -618,6 +675,16 @@ def _variant(at, variant, seed):
     found = test_words(at, stage, folder/'eval')
     shutil.rmtree(folder)
     return found
+
+# %% ../../nbs/quickstart/06_words.ipynb #wo000087
+def results_text(
+    results:dict, # from `summary`
+)->str: # lines
+    "Figures with their intervals."
+    def said(x): return f'{x[0]:6.1%} ({x[1]:.1%} to {x[2]:.1%})'
+    head = f'{"":14} {"category":28}{"right title of 50":28}{"among the first ten":28}'
+    return '\n'.join([head, *(f'{k:14} ' + ''.join(f'{said(x):28}' for x in row.values())
+                              for k, row in results.items())])
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000069
 def plot_results(

@@ -109,9 +109,12 @@ def tiny_clip(
 _SVG = """<svg xmlns="http://www.w3.org/2000/svg"><metadata><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
  xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>{title}</dc:title>{description}<dc:subject><rdf:Bag>{words}</rdf:Bag>
 </dc:subject></rdf:RDF></metadata><path d="M0,0"/></svg>"""
-_DRAWN = (('animals', 'dog', 'Bored dog', ('animal', 'dog', 'big_nose')), ('shapes', 'star', 'gramastar', ('star', 'shape', 'hash')),
-          ('food', 'apple', 'Red apple', ('fruit', 'apple', 'food')), ('computer', 'go_up', 'Lemon SVG theme', ('icon', '0x8b754fc')),
-          ('people', 'man', 'Stick man', ('people',)), ('signs_and_symbols', 'flag', 'HASH(0x862bbb8)', ('flag', 'sign')))
+_DRAWN = (('animals', 'dog', 'Bored dog', ('animal', 'dog', 'big_nose')),
+          ('shapes', 'star', 'gramastar', ('star', 'shape', 'hash')),
+          ('food', 'apple', 'Red apple', ('fruit', 'apple', 'food')),
+          ('computer', 'go_up', 'Lemon SVG theme', ('icon', '0x8b754fc')),
+          ('people', 'man', 'Stick man', ('people',)),
+          ('signs_and_symbols', 'flag', 'HASH(0x862bbb8)', ('flag', 'sign')))
 
 def tiny_drawings(
     folder:str|Path, # where to
@@ -154,7 +157,8 @@ def tiny_talker(
     set_seed(0)
     tok = letters()
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                 num_attention_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+                                 num_attention_heads=2, pad_token_id=0, bos_token_id=1,
+                                 eos_token_id=2)).save_pretrained(folder)
     tok.save_pretrained(folder)
     return Path(folder)
 
@@ -165,7 +169,8 @@ def tiny_sentences(
     "Save a random BERT, as a sentence encoder comes."
     set_seed(0)
     tok = word_tokenizer(words, model_max_length=64)
-    BertModel(BertConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+    BertModel(BertConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2,
                          max_position_embeddings=64, pad_token_id=2)).save_pretrained(folder)
     tok.save_pretrained(folder)
     return Path(folder)

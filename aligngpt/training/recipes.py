@@ -142,7 +142,8 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     if stage.pack: train = _pack(train, whole, stage, quiet)
     flatten = stage.pack and model.language_model.config._attn_implementation.startswith('flash')
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
-    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256'), **card_says(s.path)) for s in whole.records.sources]
+    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256'), **card_says(s.path))
+             for s in whole.records.sources]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
                   skipped=len(whole.records.problems))
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, record=record)
