@@ -152,10 +152,11 @@ def _shapes(out, seed, rehearse):
 def _drawings(out, seed, rehearse, folder, seeds):
     "Run the recipe of the drawings or its variants, and say what came out."
     import dataclasses
-    from aligngpt.quickstart.words import WORDS_REHEARSAL, Ingredients, Words, ablate, results_text, words, words_text
+    from aligngpt.quickstart.words import WORDS_REHEARSAL, Ingredients, Words, ablate, results_text, run_drawings
+    from aligngpt.quickstart.words import words_text
     if seeds: return results_text(ablate(out, tuple(range(seeds)), Ingredients(folder), _tell))
     recipe = dataclasses.replace(WORDS_REHEARSAL if rehearse else Words(), seed=seed)
-    return words_text(words(out, recipe, Ingredients(folder), _tell), out)
+    return words_text(run_drawings(out, recipe, Ingredients(folder), _tell), out)
 
 # %% ../../nbs/cli/01_main.ipynb #aa7b0201
 def _found(m, out):

@@ -51,7 +51,8 @@ def card_says(
     folder = Path(path).parent if Path(path).is_file() else path
     try: said = (file := cached_file(str(folder), 'README.md', **_CALM)) and metadata_load(file) or {}
     except (OSError, ValueError, YAMLError): said = {}
-    found = dict(license=said.get('license_name') or said.get('license') or _gguf_says(path), name=said.get('pretty_name'))
+    found = dict(license=said.get('license_name') or said.get('license') or _gguf_says(path),
+                 name=said.get('pretty_name'))
     return {k:v for k,v in found.items() if v and isinstance(v, str)}
 
 def _gguf_says(path):

@@ -126,8 +126,9 @@ def split_drawings(
     bad:set[str]=frozenset(), # pictures that an audit refused
     most:int|None=None, # as many at most, chosen by digest
 )->dict[str,list[Drawing]]: # 'test', '0', '1' -> drawings that say something, in order of their names
-    "Sort drawings into parts."
-    known = sorted((d for d in drawings if d.texts and d.name not in bad), key=lambda d: (d.digest, d.name))[:most]
+    "Sort drawings into parts; of copies with the same title one is enough."
+    once = {(d.digest, d.title): d for d in reversed(drawings) if d.texts and d.name not in bad}
+    known = sorted(once.values(), key=lambda d: (d.digest, d.name))[:most]
     out = {'test': [], '0': [], '1': []}
     for d in sorted(known, key=lambda d: d.name): out[part_of(d)].append(d)
     return out

@@ -29,7 +29,8 @@ def drawing_processor(
     side:int=96, # pixels
 )->CLIPImageProcessorPil:
     "How drawings become pixels."
-    return CLIPImageProcessorPil(size=dict(height=side, width=side), do_center_crop=False, image_mean=[1.]*3, image_std=[.5]*3,
+    return CLIPImageProcessorPil(size=dict(height=side, width=side), do_center_crop=False, image_mean=[1.]*3,
+                                 image_std=[.5]*3,
                                  crop_size=dict(height=side, width=side))
 
 def load_pixels_of(
@@ -102,8 +103,10 @@ def new_encoder(
     model.text_projection.requires_grad_(False)
     return model
 
-SMALL = dict(hidden_size=192, intermediate_size=768, num_hidden_layers=5, num_attention_heads=3, image_size=96, patch_size=12)
-TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+SMALL = dict(hidden_size=192, intermediate_size=768, num_hidden_layers=5, num_attention_heads=3, image_size=96,
+             patch_size=12)
+TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
+            patch_size=8)
 
 # %% ../../nbs/quickstart/05_matching.ipynb #ma000016
 def texts_of(
@@ -125,7 +128,8 @@ def text_vectors(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.zeros(len(texts), model.config.projection_dim)
     for k in range(0, len(order), size):
-        batch = tokenizer([texts[i] for i in order[k:k+size]], padding=True, truncation=True, max_length=64, return_tensors='pt')
+        batch = tokenizer([texts[i] for i in order[k:k+size]], padding=True, truncation=True, max_length=64,
+                          return_tensors='pt')
         pooled = model.text_model(**batch).pooler_output
         out[order[k:k+size]] = F.normalize(model.text_projection(pooled), dim=-1)
     return out
@@ -142,7 +146,8 @@ class DrawingBatches:
     ):
         self.pixels, self.rows, self.b, self.seed = pixels, np.asarray(rows), min(batch_size, len(drawings)), seed
         number = {t:i for i, t in enumerate(vectors)}
-        self.texts, self.vectors = [[number[t] for t in texts_of(d)] for d in drawings], torch.stack(list(vectors.values()))
+        self.texts, self.vectors = [[number[t] for t in texts_of(d)]
+                                    for d in drawings], torch.stack(list(vectors.values()))
         self.epoch_steps = len(drawings)//self.b
 
     def __call__(self,
@@ -155,7 +160,8 @@ class DrawingBatches:
         pick = pick[np.argsort(self.rows[pick])]
         t = torch.tensor([self.texts[i][int(torch.randint(len(self.texts[i]), (), generator=g))] for i in pick])
         said = self.vectors[t]
-        return dict(pixel_values=shift(x, g, x.shape[-1]//12).float()/127.5 - 2, texts=said, same=(said @ said.T > .999).float())
+        return dict(pixel_values=shift(x, g, x.shape[-1]//12).float()/127.5 - 2, texts=said,
+                    same=(said @ said.T > .999).float())
 
 # %% ../../nbs/quickstart/05_matching.ipynb #ma000018
 def train_matching(
@@ -173,7 +179,8 @@ def train_matching(
     tok, model = pretrained(AutoTokenizer, texts), new_encoder(texts, vision, seed)
     said = sorted({t for d in drawings for t in texts_of(d)})
     batches = DrawingBatches(drawings, rows, pixels, dict(zip(said, text_vectors(model, tok, said))), seed=seed)
-    done = fit(model, batches, out, f'match {out.name}', max(1, round(epochs*batches.epoch_steps)), 1e-3, seed=seed, **kwargs)
+    done = fit(model, batches, out, f'match {out.name}', max(1, round(epochs*batches.epoch_steps)), 1e-3, seed=seed,
+               **kwargs)
     for part in (drawing_processor(vision['image_size']), tok): part.save_pretrained(out/'model')
     write_data_card(out/'model', 'A dual encoder for drawings', 'apache-2.0',
                     'Eyes trained on drawings of the Open Clip Art Library (public domain) beside all-MiniLM-L6-v2.')

@@ -6,11 +6,11 @@
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
            'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
            'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
-           'tune_words', 'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary', 'words',
-           'words_text', 'ablate', 'results_text', 'plot_results']
+           'tune_words', 'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary',
+           'run_drawings', 'words_text', 'plot_described', 'ablate', 'results_text', 'plot_results']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
-import csv, dataclasses, gc, json, shutil, textwrap
+import csv, dataclasses, gc, json, resource, shutil, textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -55,6 +55,7 @@ class Words:
     shapes:int = 800 # conversations of easy-VQA
     talk:int = 300 # questions without a picture
     asked:int|None = None # held-out pictures that are asked about; None for all
+    titles:int = 300 # held-out pictures whose titles are ranked, at most
     knob:int = 60 # held-out pictures that are described at every level
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
@@ -104,9 +105,10 @@ def make_records(
     parts = split_drawings(found, set(said), at.recipe.pictures)
     write_lines(pair_records(found if at.recipe.pictures is None else sum(parts.values(), [])), at.data/'all.jsonl')
     for part, some in parts.items(): write_lines(pair_records(some), at.data/f'pairs-{part}.jsonl')
-    asked = parts['test'][:at.recipe.asked]
+    asked = sorted(parts['test'], key=lambda d: d.digest)[:at.recipe.asked]
     write_lines(category_rows(asked), at.data/'category.jsonl')
-    write_json(title_rows(parts['test'])[:at.recipe.asked], at.data/'titles.json')
+    ranked = {d.name for d in asked[:at.recipe.titles]}
+    write_json([r for r in title_rows(parts['test']) if r['image'] in ranked], at.data/'titles.json')
     write_json({k: [dataclasses.asdict(d) for d in v] for k, v in parts.items()}, at.data/'drawings.json')
     write_data_card(at.data, 'Open Clip Art Library 0.18, with texts', 'cc0-1.0', SOURCES)
     return dict(pictures=len(found), left_out=said, parts={k: len(v) for k, v in parts.items()})
@@ -573,7 +575,7 @@ def _test(at, said):
                 described=describe(at, at.run/'finetune'))
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000062
-def words(
+def run_drawings(
     out:str|Path='runs/drawings', # run folder
     recipe:Words=Words(), # settings
     made_from:Ingredients=Ingredients(), # drawings, language model, text encoder
@@ -596,7 +598,8 @@ def _noted(fn, run, name):
     "What a step gives, without its seconds, which are noted elsewhere."
     t, result = perf_counter(), fn()
     gc.collect()
-    note_time(run, step=name, seconds=round(perf_counter() - t, 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+    note_time(run, step=name, seconds=round(perf_counter() - t, 1), peak_gib=round(peak, 2))
     return {k: v for k, v in result.items() if k != 'seconds'}
 
 def _same(at):
@@ -622,11 +625,12 @@ def _finish(at, done):
                    losses={k: done[k]['losses'] for k in ('pretrain', 'tune')})
     write_sheets(at)
     write_json(metrics, at.run/'metrics.json')
-    return metrics | dict(seconds={r['step']: r['seconds'] for r in noted(at.run) if 'step' in r})
+    return metrics | dict(cost={r['step']: dict(seconds=r['seconds'], peak_gib=r['peak_gib'])
+                                for r in noted(at.run) if 'peak_gib' in r})
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000085
 def words_text(
-    m:dict, # from `words`
+    m:dict, # from `run_drawings`
     out:Path, # its folder
 )->str: # lines
     "What the run has to say in the end."
@@ -642,11 +646,26 @@ now try
   aligngpt chat {out} --image PICTURE.png
   aligngpt chat {out} --image PICTURE.png --level 7"""
 
+# %% ../../nbs/quickstart/06_words.ipynb #wo000094
+def plot_described(
+    rows:list[dict], # from `describe`
+    images:Path, # of the drawings
+): # a matplotlib figure
+    "Pictures beside what was said about them."
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(len(rows), 2, figsize=(10, 1.3*len(rows)), width_ratios=(1, 8), layout='constrained', squeeze=False)
+    for r, (a, b) in zip(rows, axs):
+        a.imshow(open_picture(images/r['image']))
+        said = '\n'.join(textwrap.shorten(f'{k}: {r[k]}', 130) for k in ('title', '0', '4', '7', 'gate'))
+        b.text(0, .5, said, va='center', fontsize=8)
+        for ax in (a, b): ax.axis('off')
+    return fig
+
 # %% ../../nbs/quickstart/06_words.ipynb #wo000067
 def ablate(
     out:str|Path='runs/drawings', # folder of a finished run
     seeds:tuple[int,...]=(0, 1, 2), # of the training
-    made_from:Ingredients=Ingredients(), # as for `words`
+    made_from:Ingredients=Ingredients(), # as for `run_drawings`
     tell:Callable[[str],Any]=print, # told what is going on
 )->dict: # see `summary`; everything is in results.json
     "Train and test all variants."

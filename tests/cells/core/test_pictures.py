@@ -102,8 +102,7 @@ def test_decode_image():
     # nbs/core/05_pictures.ipynb #white002
     ring = Image.new('RGBA', (96, 96))
     ImageDraw.Draw(ring).ellipse((16, 16, 80, 80), outline='black', width=8)
-    clear = {k:saved(ring.convert(m), k) for k,m in dict(PNG='RGBA', GIF='P', WEBP='RGBA').items()}
-    clear |= {'PNG of a palette':saved(ring.convert('P'), 'PNG', transparency=ring.convert('P').getpixel((0, 0)))}
+    clear = {k:saved(ring, k) for k in ('PNG', 'GIF', 'WEBP')} | {'PNG of a palette':saved(ring.quantize(8), 'PNG')}
     Image.fromarray(np.hstack([np.asarray(rgb(clear['PNG'], rules=r)) for r in (AS_STORED, ImageRules())]))
 
     # nbs/core/05_pictures.ipynb #white003
@@ -179,8 +178,7 @@ def test_read_data_url():
     # nbs/core/05_pictures.ipynb #white002
     ring = Image.new('RGBA', (96, 96))
     ImageDraw.Draw(ring).ellipse((16, 16, 80, 80), outline='black', width=8)
-    clear = {k:saved(ring.convert(m), k) for k,m in dict(PNG='RGBA', GIF='P', WEBP='RGBA').items()}
-    clear |= {'PNG of a palette':saved(ring.convert('P'), 'PNG', transparency=ring.convert('P').getpixel((0, 0)))}
+    clear = {k:saved(ring, k) for k in ('PNG', 'GIF', 'WEBP')} | {'PNG of a palette':saved(ring.quantize(8), 'PNG')}
     Image.fromarray(np.hstack([np.asarray(rgb(clear['PNG'], rules=r)) for r in (AS_STORED, ImageRules())]))
 
     # nbs/core/05_pictures.ipynb #b3de7b83
