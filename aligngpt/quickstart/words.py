@@ -6,7 +6,7 @@
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
            'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
            'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
-           'tune_words', 'title_likelihoods', 'rank_titles', 'test_words', 'describe', 'interval', 'summary',
+           'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'interval', 'summary',
            'run_drawings', 'words_text', 'plot_described', 'ablate', 'results_text', 'plot_results']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
@@ -48,7 +48,7 @@ class Words:
     seed:int = 0
     pictures:int|None = None # None for all 8,121
     vision:str = 'small' # eyes: 'small' or 'tiny'
-    match_epochs:float = 8 # of the dual encoders
+    match_epochs:float = 12 # of the dual encoders
     pretrain_epochs:float = .5 # over the pairs
     tune_epochs:float = .4 # over the conversations
     turns:int = 3 # questions in a conversation
@@ -470,7 +470,7 @@ def rank_titles(
     return dict(ranks=with_, alone=without)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000053
-def test_words(
+def examine(
     at:Place, # with data
     folder:Path, # a run of tuning
     out:Path, # answers and scores of `evaluate`
@@ -512,7 +512,7 @@ def interval(
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000058
 def summary(
-    runs:dict, # variant -> seed -> what `test_words` gave
+    runs:dict, # variant -> seed -> what `examine` gave
 )->dict: # variant -> measure -> (mean, low, high); those against 'aligned' as 'minus VARIANT'
     "Figures with intervals, and differences picture by picture."
     def hits(own, of): return np.array([of(r) for r in own.values()], float)
@@ -529,8 +529,8 @@ def summary(
     return out | {f'minus {v}': {k: minus(v, k) for k in measures} for v in table if v != 'aligned'}
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_MINUTES = dict(data=1, audit=2, match=14, levels=3, speed=.5, talk=1.5, pretrain=15, knob=2, tune=15,
-                test=5) # of the default recipe, on two idle cores
+_MINUTES = dict(data=1, audit=2, match=13, levels=3, speed=.5, talk=1.5, pretrain=13, knob=2, tune=15,
+                test=6) # of the default recipe, on two idle cores
 
 def _steps(at):
     "(name, title, the command that does it or '', what to do) of each step, in order."
@@ -571,7 +571,7 @@ def _tune(at, talked):
     return done
 
 def _test(at, said):
-    return dict(test_words(at, at.run/'finetune', at.run/'eval'), talk=talk_again(at, at.run/'finetune', said),
+    return dict(examine(at, at.run/'finetune', at.run/'eval'), talk=talk_again(at, at.run/'finetune', said),
                 described=describe(at, at.run/'finetune'))
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000062
@@ -653,7 +653,8 @@ def plot_described(
 ): # a matplotlib figure
     "Pictures beside what was said about them."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(len(rows), 2, figsize=(10, 1.3*len(rows)), width_ratios=(1, 8), layout='constrained', squeeze=False)
+    fig, axs = plt.subplots(len(rows), 2, figsize=(10, 1.3*len(rows)), width_ratios=(1, 8), layout='constrained',
+                            squeeze=False)
     for r, (a, b) in zip(rows, axs):
         a.imshow(open_picture(images/r['image']))
         said = '\n'.join(textwrap.shorten(f'{k}: {r[k]}', 130) for k in ('title', '0', '4', '7', 'gate'))
@@ -691,7 +692,7 @@ def _variant(at, variant, seed):
     else:
         pretrain_words(at, folder/'pretrain', variant, seed)
         tune_words(at, folder/'pretrain', stage := folder/'finetune', variant, seed)
-    found = test_words(at, stage, folder/'eval')
+    found = examine(at, stage, folder/'eval')
     shutil.rmtree(folder)
     return found
 

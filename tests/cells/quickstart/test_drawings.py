@@ -198,5 +198,6 @@ def test_write_data_card():
 
     # nbs/quickstart/04_drawings.ipynb #dr000039
     card = write_data_card(home, 'Open Clip Art Library, with texts', 'cc0-1.0', SOURCES)
+    (home/'any.jsonl').touch()
     test_eq(card_says(home/'any.jsonl'), dict(license='cc0-1.0', name='Open Clip Art Library, with texts'))
     print(card.read_text())
