@@ -90,7 +90,7 @@ def test_texts_of():
     test_eq(first['pixel_values'].max().item(), 0)
     test_eq(torch.equal(batches(0)['pixel_values'], first['pixel_values']), True)
     assert (first['same'].diagonal() == 1).all() and first['same'].sum() > 8
-    plt.imshow(first['same'], cmap='Blues')
+    plt.imshow(first['same'].numpy(), cmap='Blues')
     _ = plt.title('which texts of a batch say the same')
 
 
@@ -107,14 +107,14 @@ def test_train_matching():
     saying = [i for i, d in enumerate(some) if d.texts]
 
     # nbs/quickstart/05_matching.ipynb #ma000019
-    done = train_matching(texts, [some[i] for i in saying], saying, pixels, home/'match', epochs=40, vision=TINY,
-                          quiet=True)
+    done, trained = train_matching(texts, [some[i] for i in saying], saying, pixels, home/'match', epochs=40, vision=TINY,
+                                   quiet=True), home/'match'/'model'
     assert done['losses'][-1] < done['losses'][0]
     done['losses'][0], done['losses'][-1]
 
     # nbs/quickstart/05_matching.ipynb #ma000021
-    scorer = DualEncoder.from_pretrained(home/'match'/'model', device='cpu')
-    test_eq(tower_config(home/'match'/'model')[0].image_size, 32)
+    scorer = DualEncoder.from_pretrained(trained, device='cpu')
+    test_eq(tower_config(trained)[0].image_size, 32)
     apple = Image.fromarray(pixels[next(i for i, d in enumerate(some) if 'apple' in d.name)].transpose(1, 2, 0))
     dict(zip(('apple, fruit', 'flag'), pair_scores(scorer, [apple]*2, ['apple, fruit', 'flag']).round(2).tolist()))
 
@@ -125,11 +125,18 @@ def test_recall():
     some = read_drawings(tiny_drawings(home, 24))
     pixels = load_pixels_of([d.name for d in some], home/'png', home/'pixels.npy', 32, quiet=True)
 
+    # nbs/quickstart/05_matching.ipynb #ma000011
+    texts = tiny_sentences(home/'texts')
+
     # nbs/quickstart/05_matching.ipynb #ma000017
     saying = [i for i, d in enumerate(some) if d.texts]
 
+    # nbs/quickstart/05_matching.ipynb #ma000019
+    done, trained = train_matching(texts, [some[i] for i in saying], saying, pixels, home/'match', epochs=40, vision=TINY,
+                                   quiet=True), home/'match'/'model'
+
     # nbs/quickstart/05_matching.ipynb #ma000021
-    scorer = DualEncoder.from_pretrained(home/'match'/'model', device='cpu')
+    scorer = DualEncoder.from_pretrained(trained, device='cpu')
 
     # nbs/quickstart/05_matching.ipynb #ma000025
     test_eq(recall(scorer, [some[i] for i in saying], pixels[saying], len(saying)), 1)
