@@ -11,7 +11,6 @@ import math
 from pathlib import Path
 
 import numpy as np, torch, torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel, set_seed

@@ -11,7 +11,7 @@ __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'loo
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, resource, shutil, textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Callable

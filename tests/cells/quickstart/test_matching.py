@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel, set_seed
@@ -16,6 +15,7 @@ from aligngpt.quickstart.drawings import Drawing, write_data_card
 from aligngpt.quickstart.scratch import fit, shift
 from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile
+from PIL import Image
 from aligngpt.levels.alignment import pair_scores
 from aligngpt.checkpoints.layouts import tower_config
 from aligngpt.quickstart.drawings import read_drawings
