@@ -128,20 +128,46 @@ def _reader_left():
 # %% ../../nbs/cli/01_main.ipynb #d5b97f2b
 @app.command('quickstart')
 def quickstart_(
-    out:Annotated[Path, typer.Option(help='Run folder; the same one continues a run.')]=Path('runs/quickstart'),
+    out:Annotated[Optional[Path], typer.Option(help='Run folder; the same one continues a run. '
+                                                    'Default: runs/quickstart or runs/drawings.')]=None,
+    recipe:Annotated[str,
+                     typer.Option(help="'shapes': from nothing, in minutes. 'drawings': real pictures and texts, a "
+                                            'language model that can talk, in an hour.')]='shapes',
+    drawings:Annotated[Path,
+                       typer.Option(help="For 'drawings': the folder of the Open Clip Art Library, with png and svg.")]
+        =Path('/usr/share/openclipart'),
+    ablate:Annotated[int, typer.Option(min=0,
+                                       help="For 'drawings', after its run: train it in other ways, each with so many "
+                                                   'seeds, and compare. Goes on where it was stopped.')]=0,
     seed:Annotated[int, typer.Option(help='Same seed, same numbers.')]=0,
     rehearse:Annotated[bool, typer.Option('--rehearse',
                                           help='All steps in a minute or two; little is learnt.')]=False,
 ):
-    "Train a small AlignGPT from nothing on a CPU: levels, two stages, evaluation, report. Needs no download."
-    import dataclasses
+    "Train a small AlignGPT on a CPU: levels, two stages, evaluation, report. Needs no download."
     from aligngpt.core.devices import pick_attention, quiet_libraries
-    from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
-    def tell(text): echo(text, err=True)
+    if recipe not in ('shapes', 'drawings'):
+        raise typer.BadParameter(f'{recipe!r}. Valid: shapes, drawings', param_hint='--recipe')
     quiet_libraries()
-    tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
-    recipe = dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)
-    echo(_found(quickstart(out, recipe, tell), out))
+    _tell(f'on the CPU, attention: {", ".join(pick_attention("cpu"))}')
+    if recipe == 'shapes': echo(_shapes(out or Path('runs/quickstart'), seed, rehearse))
+    else: echo(_drawings(out or Path('runs/drawings'), seed, rehearse, drawings, ablate))
+
+def _tell(text): echo(text, err=True)
+
+def _shapes(out, seed, rehearse):
+    "Run the quickstart, and say what came out."
+    import dataclasses
+    from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
+    return _found(quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed), _tell), out)
+
+def _drawings(out, seed, rehearse, folder, seeds):
+    "Run the recipe of the drawings or its variants, and say what came out."
+    import dataclasses
+    from aligngpt.quickstart.words import WORDS_REHEARSAL, Ingredients, Words, ablate, results_text, run_drawings
+    from aligngpt.quickstart.words import words_text
+    if seeds: return results_text(ablate(out, tuple(range(seeds)), Ingredients(folder), _tell))
+    recipe = dataclasses.replace(WORDS_REHEARSAL if rehearse else Words(), seed=seed)
+    return words_text(run_drawings(out, recipe, Ingredients(folder), _tell), out)
 
 # %% ../../nbs/cli/01_main.ipynb #aa7b0201
 def _found(m, out):

@@ -9,7 +9,7 @@ __all__ = ['SUMS', 'CARD', 'check_fetched', 'read_json', 'atomic_path', 'flush_t
            'what_is', 'must_be', 'fingerprint', 'path_from']
 
 # %% ../../nbs/core/02_files.ipynb #f0b3a68c
-import contextlib, hashlib, json, os, platform, re, shutil, time
+import contextlib, hashlib, io, json, os, platform, re, shutil, time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -383,6 +383,11 @@ def _unpacked(path, how):
                             'save what from_base makes of it, and load that folder with quantize')
     return str(Path(path).parent), dict(how, gguf_file=Path(path).name)
 
+@contextlib.contextmanager
+def _silent(gguf):
+    "Without the bar that transformers draws while it unpacks a GGUF file, whoever asked for quiet."
+    with contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext(): yield
+
 def pretrained(
     cls:Any, # of transformers or with its `from_pretrained`
     path:str|Path, # a folder, a GGUF file, or a name on the hub
@@ -393,7 +398,8 @@ def pretrained(
     check_folder(path, weights=False)
     if is_gguf(path): path, how = _unpacked(path, how)
     _check_files(path, how)
-    try: return cls.from_pretrained(path, trust_remote_code=False, **how)
+    try:
+        with _silent(how.get('gguf_file')): return cls.from_pretrained(path, trust_remote_code=False, **how)
     except RecursionError as e: raise _too_deep(path) from e
     except OSError as e:
         if Path(path).exists(): raise

@@ -25,10 +25,11 @@ class ImageRules:
     min_side:int = 1 # fewer pixels on a side is refused
     max_ratio:float = 200. # a longer strip is refused
     rotate:bool = True # turn pictures as their EXIF note says
+    white:bool = True # see what is transparent on white; False: the colours below
     max_side:int|None = None # a longer side is shrunk while the picture is decoded
     formats:tuple = FORMATS # what is tried
 
-AS_STORED = ImageRules(rotate=False) # of the official benchmarks
+AS_STORED = ImageRules(rotate=False, white=False) # of the official benchmarks
 
 # %% ../../nbs/core/05_pictures.ipynb #ee7afc4b
 def open_image(
@@ -67,6 +68,7 @@ def to_rgb(
     im:Any, # a PIL image
     name:str='', # what to call it in an error
     values:tuple|None=None, # the least and the greatest, if `im` is a part of a picture
+    white:bool=False, # put what is transparent on white
 )->Any: # PIL image of mode RGB
     "Convert to three channels of eight bits."
     import numpy as np
@@ -79,7 +81,15 @@ def to_rgb(
                             'save it with 8 bits')
         a = np.asarray(im)
         im = Image.fromarray((a >> 8 if im.mode != 'I' or most > 255 else a).astype(np.uint8))
-    return im.convert('RGB')
+    return _on_white(im) if white and ('A' in im.mode or 'transparency' in im.info) else im.convert('RGB')
+
+def _on_white(im):
+    "A picture as it looks on a white page."
+    from PIL import Image
+    im = im.convert('RGBA')
+    page = Image.new('RGB', im.size, 'white')
+    page.paste(im, mask=im)
+    return page
 
 
 # %% ../../nbs/core/05_pictures.ipynb #0aefd177
@@ -109,7 +119,8 @@ def _upright(im, name, rules):
     from PIL import Image
     n = im.getexif().get(0x0112) if rules.rotate else 1
     turn = _TURNS[n - 1] if isinstance(n, int) and 0 < n <= len(_TURNS) else None
-    im = _shrunk(im, name, times) if (times := _times(im, rules)) else to_rgb(im, name)
+    times = _times(im, rules)
+    im = _shrunk(im, name, times, rules.white) if times else to_rgb(im, name, white=rules.white)
     if turn: im = im.transpose(Image.Transpose[turn])
     im.info = {}
     return im
@@ -121,13 +132,13 @@ def _times(im, rules):
     longest, most = max(im.size), rules.max_side
     return -(-longest//most) if most and longest > most else 0
 
-def _shrunk(im, name, times):
+def _shrunk(im, name, times, white):
     "A picture in RGB, each square of `times` pixels a side one pixel; made in strips, so that none is large."
     from PIL import Image
     (w, h), values = im.size, im.getextrema() if im.mode.startswith('I') else None
     out, rows = Image.new('RGB', (-(-w//times), -(-h//times))), times*max(1, 2**20//(w*times))
     for y in range(0, h, rows):
-        strip = to_rgb(im.crop((0, y, w, min(h, y + rows))), name, values)
+        strip = to_rgb(im.crop((0, y, w, min(h, y + rows))), name, values, white)
         out.paste(strip.reduce(times), (0, y//times))
     return out
 

@@ -34,7 +34,7 @@ NOTES = dict(
     CMYK='printing colours, converted',
     deep='16 bits per channel, 8 are used',
     turned='EXIF says it lies on its side; turned, the release does not',
-    transparent='transparency is dropped',
+    transparent='transparent, seen on white; the release drops it',
     tiny='a side of less than 32 pixels',
     blank='a single colour',
     misnamed='the file is not of the kind that its name says')
@@ -51,7 +51,7 @@ def image_notes(
         odd = _oddities(im, name)
         if im.format == 'PNG': open_image(data, name, rules).verify()
         im.load()
-        odd['blank'] = all(lo == hi for lo,hi in to_rgb(im, name).getextrema())
+        odd['blank'] = all(lo == hi for lo,hi in to_rgb(im, name, white=rules.white).getextrema())
     except BadRecord: raise
     except Exception as e: raise BadRecord('corrupt image', f'{name}: damaged: {e}', 'download it again') from e
     return [k for k,v in odd.items() if v]

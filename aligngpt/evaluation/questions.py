@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from ..core.errors import AlignGPTError
 from ..core.files import inside
-from ..core.pictures import AS_STORED, open_picture
+from ..core.pictures import AS_STORED, ImageRules, open_picture
 from . import vqa
 from .report import markdown_table
 from .rows import ID_NAMES, QUESTION_NAMES, Rows
@@ -100,8 +100,9 @@ def _image_file(question, folder):
 def load_image(
     question:Question, # one that has an image
     folder:str|Path|None=None, # the task's image folder
+    rules:ImageRules=AS_STORED, # how it is decoded
 ): # PIL image, RGB
-    "Open a question's image, as the official scripts do: not turned."
+    "Open a question's image, as the official scripts do unless `rules` say otherwise: not turned."
     where = question.where or f'question {question.id!r}'
     def bad(what, hint): raise AlignGPTError(f'{where}: the image {what}', f'{hint}, or use --on-missing-image skip')
     if question.image_base64 is not None:
@@ -110,7 +111,7 @@ def load_image(
     else:
         source = name = _image_file(question, folder)
         if not source.is_file(): bad(f'{question.image} is missing from {folder}', 'unpack the images there')
-    try: return open_picture(source, str(name), AS_STORED)
+    try: return open_picture(source, str(name), rules)
     except AlignGPTError as e: bad(e.message, e.hint or 'download it again')
 
 # %% ../../nbs/evaluation/08_questions.ipynb #d6aad17d

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import atomic_path, own_folder, path_from, read_json, write_json, write_once
 from ..core.markup import echo, json_line
+from ..core.pictures import AS_STORED, ImageRules
 from ..core.shards import Pieces, Tail, process_rank
 from ..core.steps import environment, progress
 from ..model.decoding import Ask, Share, answers
@@ -304,7 +305,8 @@ def ask_share(
     asks, by_name = [Ask(i, q.text, q.picture) for i,q in enumerate(qs)], {q.picture: q for q in qs}
     n, share = window_size(asks, how.batch_size), _share(run, qs, known)
     file, before = AnswerFile(run.folder/'parts'/f'rank-{share.pieces.rank}.jsonl'), _stamp(run.answers)
-    parts = answers(model, processor, asks, lambda name: load_image(by_name[name], run.images),
+    rules = ImageRules() if run.task.file else AS_STORED # one's own questions as in training
+    parts = answers(model, processor, asks, lambda name: load_image(by_name[name], run.images, rules),
                     run.task.max_new_tokens, how.batch_size, n, how.alignment, share)
     with progress(desc=run.task.title, total=len(qs), initial=len(share.done), unit='question',
                   disable=how.quiet or share.pieces.rank > 0) as bar:

@@ -12,4 +12,5 @@ from ..core.lazy import lazy_names
 __getattr__, __dir__ = lazy_names('aligngpt.quickstart',
     run='quickstart',
     easyvqa='questions',
-    scratch='train_clip train_llm train_tokenizer')
+    scratch='train_clip train_llm train_tokenizer',
+    words='run_drawings')

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['CLIP_WORDS', 'letters', 'small_pictures', 'letter_processor', 'tiny_config', 'tiny_model', 'save_language_model',
-           'word_tokenizer', 'tiny_clip']
+           'word_tokenizer', 'tiny_clip', 'tiny_drawings', 'tiny_talker', 'tiny_sentences']
 
 # %% ../../nbs/testing/01_fixtures.ipynb #11638734
+import random
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig
-from transformers import LlamaConfig, PreTrainedTokenizerFast, set_seed
+from PIL import Image, ImageDraw
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPVisionConfig
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from ..model.layers import AlignGPTConfig
 from ..model.modeling import AlignGPTForConditionalGeneration
@@ -99,4 +103,74 @@ def tiny_clip(
     config = CLIPConfig(text_config=text, vision_config={**size, 'image_size':32, 'patch_size':16, **vision},
                         projection_dim=16)
     for part in (CLIPModel(config), small_pictures(), word_tokenizer(words)): part.save_pretrained(folder)
+    return Path(folder)
+
+# %% ../../nbs/testing/01_fixtures.ipynb #drawfix2
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg"><metadata><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+ xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>{title}</dc:title>{description}<dc:subject><rdf:Bag>{words}</rdf:Bag>
+</dc:subject></rdf:RDF></metadata><path d="M0,0"/></svg>"""
+_DRAWN = (('animals', 'dog', 'Bored dog', ('animal', 'dog', 'big_nose')),
+          ('shapes', 'star', 'gramastar', ('star', 'shape', 'hash')),
+          ('food', 'apple', 'Red apple', ('fruit', 'apple', 'food')),
+          ('computer', 'go_up', 'Lemon SVG theme', ('icon', '0x8b754fc')),
+          ('people', 'man', 'Stick man', ('people',)),
+          ('signs_and_symbols', 'flag', 'HASH(0x862bbb8)', ('flag', 'sign')))
+
+def tiny_drawings(
+    folder:str|Path, # where to
+    n:int=12, # pictures
+)->Path: # `folder`, with `png` and `svg`
+    "Make drawings with sources, in the layout of /usr/share/openclipart."
+    folder = Path(folder)
+    for i in range(n):
+        kind, name, title, words = _DRAWN[i % len(_DRAWN)]
+        stem = f'{kind}/{name}_{i:02}'
+        for top in ('png', 'svg'): (folder/top/kind).mkdir(parents=True, exist_ok=True)
+        _draw(i).save(folder/'png'/f'{stem}.png')
+        (folder/'svg'/f'{stem}.svg').write_text(_source(i, title, words), 'utf-8')
+    (folder/'svg'/f'{stem}.svg').rename(folder/'svg'/f'{kind}/away.svg')
+    (folder/'png'/f'{stem}.png').rename(folder/'png'/f'{kind}/broken_{n-1:02}.png')
+    (folder/'svg'/f'{kind}/away.svg').write_text('<svg><metadata>')
+    return folder
+
+def _draw(i):
+    "A shape on a transparent page; every second one in a palette."
+    rng = random.Random(i)
+    at = rng.randrange(2, 9)
+    im = Image.new('RGBA', (32 + i % 3*8, 32))
+    color = ('brown', 'blue', 'red', 'green', 'black', 'orange')[i % 6]
+    draw = (ImageDraw.Draw(im).ellipse, ImageDraw.Draw(im).rectangle)[i % 2]
+    draw((at, at, at + rng.randrange(12, 22), rng.randrange(20, 31)), fill=color)
+    return im.quantize(8) if i % 2 else im
+
+def _source(i, title, words):
+    "The text of an SVG file."
+    title = title if i < 6 or i % 6 in (1, 3, 5) else f'{title} {i}'
+    about = f'<dc:description>{escape(title)}, number {i} &amp; more</dc:description>' if i % 4 == 0 else ''
+    return _SVG.format(title=escape(title), description=about, words=''.join(f'<rdf:li>{w}</rdf:li>' for w in words))
+
+# %% ../../nbs/testing/01_fixtures.ipynb #drawfix6
+def tiny_talker(
+    folder:str|Path, # where to
+)->Path: # `folder`
+    "Save a random language model whose tokens are letters."
+    set_seed(0)
+    tok = letters()
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                 num_attention_heads=2, pad_token_id=0, bos_token_id=1,
+                                 eos_token_id=2)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return Path(folder)
+
+def tiny_sentences(
+    folder:str|Path, # where to
+    words:str='animal dog star shape fruit apple food people man flag sign red bored icon', # that it knows
+)->Path: # `folder`
+    "Save a random BERT, as a sentence encoder comes."
+    set_seed(0)
+    tok = word_tokenizer(words, model_max_length=64)
+    BertModel(BertConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2,
+                         max_position_embeddings=64, pad_token_id=2)).save_pretrained(folder)
+    tok.save_pretrained(folder)
     return Path(folder)

@@ -25,6 +25,7 @@ from ..data.batches import SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
 from ..data.packing import PackedCollator, PackedDataset, pack, token_lengths
+from ..model.sharing import card_says
 from ..checkpoints.adapters import add_lora
 from ..checkpoints.layouts import from_base, load
 from ..checkpoints.weights import find_weights
@@ -156,7 +157,8 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     if stage.pack: train = _pack(train, whole, stage, quiet)
     flatten = stage.pack and model.language_model.config._attn_implementation.startswith('flash')
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
-    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256')) for s in whole.records.sources]
+    files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256'), **card_says(s.path))
+             for s in whole.records.sources]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
                   skipped=len(whole.records.problems))
     skips = _Skips(out, {k:d for k,d in dict(train=whole, valid=held).items()

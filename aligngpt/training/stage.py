@@ -195,9 +195,11 @@ def _train(trainer, call, start):
 
 def _remember(trainer, record):
     "Add the stage to the history of the model, for its card; what it learnt from by name, not by place."
-    files = ', '.join(Path(s['path']).name for s in record.get('sources', ()))
+    sources = record.get('sources', ())
+    def said(k): return ', '.join(dict.fromkeys(s[k] for s in sources if s.get(k)))
+    files = ', '.join(Path(s['path']).name for s in sources) + (f' ({said("name")})' if said('name') else '')
     step = dict(step=record['stage']['name'], name=files, samples=record['samples'], steps=trainer.state.global_step,
-                fingerprint=record['data'])
+                license=said('license'), fingerprint=record['data'])
     config = trainer.model.config
     config.history = [*(config.history or []), {k:v for k,v in step.items() if v}]
 

@@ -9,7 +9,7 @@ from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord
 from aligngpt.core.files import check_fetched
 import easy_vqa, numpy as np, struct, tempfile, zlib
 from fastcore.test import *
-from PIL import Image
+from PIL import Image, ImageDraw
 import pytest
 from aligngpt.core.pictures import AS_STORED, ImageRules, decode_image, open_image, open_picture
 
@@ -99,6 +99,19 @@ def test_decode_image():
     test_eq(np.asarray(rgb(png(ramp)))[..., 0].ravel(), np.arange(256))
     test_fail(lambda: rgb(saved(Image.fromarray(np.ones((4, 4), 'float32')), 'TIFF')), contains='floating-point')
 
+    # nbs/core/05_pictures.ipynb #white002
+    ring = Image.new('RGBA', (96, 96))
+    ImageDraw.Draw(ring).ellipse((16, 16, 80, 80), outline='black', width=8)
+    clear = {k:saved(ring, k) for k in ('PNG', 'GIF', 'WEBP')} | {'PNG of a palette':saved(ring.quantize(8), 'PNG')}
+    Image.fromarray(np.hstack([np.asarray(rgb(clear['PNG'], rules=r)) for r in (AS_STORED, ImageRules())]))
+
+    # nbs/core/05_pictures.ipynb #white003
+    for k,data in clear.items():
+        test_eq(rgb(data).getpixel((2, 2)), (255, 255, 255))
+        assert max(rgb(data).getpixel((20, 48))) < 60, k
+    test_eq(rgb(clear['PNG'], rules=AS_STORED).getpixel((2, 2)), (0, 0, 0))
+    test_eq(rgb(clear['PNG'], rules=ImageRules(max_side=48)).getpixel((2, 2)), (255, 255, 255))
+
     # nbs/core/05_pictures.ipynb #b3de7b83
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -160,6 +173,12 @@ def test_read_data_url():
 
     # nbs/core/05_pictures.ipynb #b123d203
     ramp = (np.arange(256)*257).astype('uint16').reshape(16, 16)
+
+    # nbs/core/05_pictures.ipynb #white002
+    ring = Image.new('RGBA', (96, 96))
+    ImageDraw.Draw(ring).ellipse((16, 16, 80, 80), outline='black', width=8)
+    clear = {k:saved(ring, k) for k in ('PNG', 'GIF', 'WEBP')} | {'PNG of a palette':saved(ring.quantize(8), 'PNG')}
+    Image.fromarray(np.hstack([np.asarray(rgb(clear['PNG'], rules=r)) for r in (AS_STORED, ImageRules())]))
 
     # nbs/core/05_pictures.ipynb #b3de7b83
     exif = Image.Exif()

@@ -10,7 +10,7 @@ from traceback import extract_tb
 from typing import Any, Callable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import inside
-from aligngpt.core.pictures import AS_STORED, open_picture
+from aligngpt.core.pictures import AS_STORED, ImageRules, open_picture
 from aligngpt.evaluation import vqa
 from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.rows import ID_NAMES, QUESTION_NAMES, Rows

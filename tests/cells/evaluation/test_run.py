@@ -9,6 +9,7 @@ from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import atomic_path, own_folder, path_from, read_json, write_json, write_once
 from aligngpt.core.markup import echo, json_line
+from aligngpt.core.pictures import AS_STORED, ImageRules
 from aligngpt.core.shards import Pieces, Tail, process_rank
 from aligngpt.core.steps import environment, progress
 from aligngpt.model.decoding import Ask, Share, answers

@@ -10,12 +10,12 @@ from fastcore.basics import patch
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedConfig, PreTrainedModel
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path, fingerprint, pretrained, read_json, write_json
+from aligngpt.core.files import atomic_path, fingerprint, is_gguf, pretrained, read_json, write_json
 from aligngpt.core.markup import Table, escape_markdown
 from aligngpt.model.layers import AlignGPTConfig
 from fastcore.test import *
 from IPython.display import Markdown
-from aligngpt.model.sharing import _licence, model_card
+from aligngpt.model.sharing import card_says, model_card
 from aligngpt.testing.fixtures import tiny_config
 import pytest
 from aligngpt.model.sharing import base_step, is_ours, public_name, write_card, write_code
@@ -45,7 +45,11 @@ def test_public_name():
         (base/'README.md').write_text(odd)
         test_eq(base_step('language model', base).get('license'), None)
     (base/'README.md').write_text('---\nlicense: other\nlicense_name: llama2\n---\n')
-    test_eq(_licence(base/'config.json'), 'llama2') # of a file: the card beside it
+    test_eq(card_says(base/'config.json'), dict(license='llama2')) # of a file: the card beside it
+    (base/'m.gguf').write_bytes(b'GGUF general.license\x08\0\0\0\x03\0\0\0\0\0\0\0mit general.name')
+    test_eq(base_step('language model', base/'m.gguf')['license'], 'llama2')
+    (base/'README.md').unlink()
+    test_eq(card_says(base/'m.gguf'), dict(license='mit'))
 
 
 def test_model_card():
@@ -70,6 +74,8 @@ def test_model_card():
         (base/'README.md').write_text(odd)
         test_eq(base_step('language model', base).get('license'), None)
     (base/'README.md').write_text('---\nlicense: other\nlicense_name: llama2\n---\n')
+    (base/'m.gguf').write_bytes(b'GGUF general.license\x08\0\0\0\x03\0\0\0\0\0\0\0mit general.name')
+    (base/'README.md').unlink()
 
     # nbs/model/07_sharing.ipynb #ca4d000f
     card = model_card(tmp, 'someone/my-model', {'POPE': ('F1', 86.1), 'GQA': ('accuracy', 62.9)})
@@ -115,6 +121,8 @@ def test_is_ours():
         (base/'README.md').write_text(odd)
         test_eq(base_step('language model', base).get('license'), None)
     (base/'README.md').write_text('---\nlicense: other\nlicense_name: llama2\n---\n')
+    (base/'m.gguf').write_bytes(b'GGUF general.license\x08\0\0\0\x03\0\0\0\0\0\0\0mit general.name')
+    (base/'README.md').unlink()
 
     # nbs/model/07_sharing.ipynb #ca4d0012
     evil = 'x/[y](http://z) | <img src=x onerror=1>\n# Title\n---\nlicense: mit'

@@ -17,6 +17,7 @@ from aligngpt.data.batches import SampleDataset
 from aligngpt.data.features import FeatureStore
 from aligngpt.data.images import Sources
 from aligngpt.data.packing import PackedCollator, PackedDataset, pack, token_lengths
+from aligngpt.model.sharing import card_says
 from aligngpt.checkpoints.adapters import add_lora
 from aligngpt.checkpoints.layouts import from_base, load
 from aligngpt.checkpoints.weights import find_weights
