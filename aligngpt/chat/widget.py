@@ -129,7 +129,8 @@ class Chat(w.VBox):
     ):
         self.session = open_session(model, processor, system, **settings)
         self.thread, self.error = None, None
-        pairs = [e if isinstance(e, tuple) else (e, '') for e in (folder_examples(model) if examples is None else examples)]
+        if examples is None: examples = folder_examples(model)
+        pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
         self.examples = [open_picture(im) for im,_ in pairs]
         shown = [dict(url=thumb_url(im, 128), question=q) for im,(_,q) in zip(self.examples, pairs)]
         self.view = ChatView(examples=shown, hint='Show a picture and ask about it.')
