@@ -437,10 +437,11 @@ def what_is(
 # %% ../../nbs/core/02_files.ipynb #f0a1c843
 _MODELS = (
     (lambda kind,c: kind == 'aligngpt', 'an AlignGPT', ('processor',)),
+    (lambda kind,c: 'auto_map' in c, 'a {} model with code of its own', _ROLES), # the loader says what it does not run
     (lambda kind,c: 'llava' in kind, 'a LLaVA ({})', ('processor',)),
     (lambda kind,c: kind in _names('IMAGE_TEXT_TO_TEXT'), 'a model of text and pictures ({})', ()),
-    (lambda kind,c: kind in _names('ZERO_SHOT_IMAGE_CLASSIFICATION'), 'a dual encoder ({})',
-     ('vision tower', 'dual encoder')),
+    (lambda kind,c: kind in {*_names('ZERO_SHOT_IMAGE_CLASSIFICATION'), 'vision-text-dual-encoder'},
+     'a dual encoder ({})', ('vision tower', 'dual encoder')),
     (lambda kind,c: c.keys() & {'vision_config', 'image_size', 'patch_size'}, 'a vision tower ({})',
      ('vision tower',)),
     (lambda kind,c: kind in _names('CAUSAL_LM'), 'a language model ({})', ('language model',)),
@@ -464,6 +465,7 @@ def must_be(
 )->None: # or `AlignGPTError`
     "See that a folder is what it is given as."
     if not Path(path).exists(): return
+    if Path(path).is_dir(): _check_files(path, {})
     what, roles = what_is(path)
     if role in roles: return
     whole = what in ('an AlignGPT', 'an adapter') and role in ('language model', 'vision tower')

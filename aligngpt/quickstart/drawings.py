@@ -227,7 +227,7 @@ def drawing_conversations(
         return dict(id=d.name, image=d.name, conversations=_turns(rng.sample(qa, min(turns, len(qa))), '<image>\n'))
     own = [about(d) for d in drawings] + [dict(id=f'talk-{i}', conversations=_turns([qa]))
                                           for i, qa in enumerate(talk)]
-    return own, rng.sample(easy_vqa_records(seed, turns), shapes)
+    return own, rng.sample(easy_vqa_records(seed=seed, turns=turns), shapes)
 
 def _turns(qa, begin=''):
     "Questions and answers as turns."

@@ -120,15 +120,15 @@ def caption_records(
 REQUESTS = 'Describe the picture.', 'Describe the image.', 'What do you see?', 'What is in the picture?'
 
 def tuning_records(
-    pairs:list[dict], # pre-training records with their level, `similarity`
+    pairs:list[dict]=(), # pre-training records with their level, `similarity`
     seed:int=0, # for the order of the turns
     turns:int=0, # at most so many turns in one conversation; 0 for all
-)->list[dict]: # LLaVA-format records, every second picture's with a level
+)->list[dict]: # LLaVA-format records, every second picture's with a level if there are pairs
     "The official training questions and a description as conversations of several turns."
     rng, out, known = random.Random(seed), [], {}
     for r in pairs: known.setdefault(int(Path(r['image']).stem), []).append(r)
     for k, (i, qa) in enumerate(questions().items()):
-        level, text = _description(facts(qa), rng.choice(known[i]) if k % 2 else None, rng)
+        level, text = _description(facts(qa), rng.choice(known[i]) if pairs and k % 2 else None, rng)
         qa = rng.sample(both := [*qa, (rng.choice(REQUESTS), text)], len(both))
         for n in range(0, len(qa), size := turns or len(qa)):
             talk = [{'from':who, 'value':v} for pair in qa[n:n+size] for who, v in zip(('human', 'gpt'), pair)]

@@ -49,8 +49,10 @@ class Recipe:
     tune_epochs: float = 3 # over the conversations
     turns: int = 0 # questions in a conversation, 0 for all about a picture
     test_questions: int|None = None # None for all 9,673
+    pictures: int|None = 300 # of the test split, on which the knob is tried; None for all
 
-REHEARSAL = Recipe(captions=1, clip_epochs=1, llm_steps=40, pretrain_epochs=.2, tune_epochs=.1, test_questions=300)
+REHEARSAL = Recipe(captions=1, clip_epochs=1, llm_steps=40, pretrain_epochs=.2, tune_epochs=.1, test_questions=300,
+                   pictures=30)
 
 # %% ../../nbs/quickstart/01_run.ipynb #131bb984
 def score_pairs(
@@ -187,8 +189,11 @@ def _say(model, processor, asks, level):
 def _named(said, known):
     "How often captions name what is known about their pictures."
     words = [set(text.rstrip('.').split()) for text in said]
-    hit = np.array([[f.color in w, f.shape in w] for w, f in zip(words, known.values(), strict=True)])
-    return dict(color=hit[:,0].mean(), shape=hit[:,1].mean(), both=hit.all(1).mean(), says=said[:5])
+    pairs = list(zip(words, known.values(), strict=True))
+    hit = np.array([[f.color in w, f.shape in w] for w, f in pairs])
+    wrong = [len(w & {*COLORS, *SHAPES} - {f.color, f.shape}) for w, f in pairs]
+    return dict(color=hit[:,0].mean(), shape=hit[:,1].mean(), both=hit.all(1).mean(),
+                wrong=np.mean(wrong), says=said[:5])
 
 # %% ../../nbs/quickstart/01_run.ipynb #26da38af
 def plot_knob(
@@ -210,12 +215,11 @@ GATE_DECIDES = 'gate' # in place of a forced level
 
 def turn_tuned(
     run:Path, # with finetune/model
-    limit:int|None=None, # test pictures to describe; None for all
-    asked:int=800, # questions at each level
+    limit:int|None=None, # test pictures to describe, and questions to ask, at each level; None for all
 )->dict: # {level or 'gate': as from `turn_knob`, and the `accuracy` of answers}
     "Describe the test pictures, and answer questions, at every forced level and as the gate decides."
     model, processor = load(run/'finetune'/'model', dtype='float32', device='cpu')
-    known, rows = _known(limit), easy_vqa_rows()[:asked]
+    known, rows = _known(limit), easy_vqa_rows()[:limit]
     asks = [Ask(r['question_id'], r['text'], r['image']) for r in rows]
     def at(level):
         right = [a == r['answer'] for a, r in zip(_say(model, processor, asks, level), rows, strict=True)]
@@ -243,8 +247,8 @@ def plot_tuned(
 def detail_by_level(
     felt:dict, # from `turn_tuned`
 )->float: # Spearman's rank correlation
-    "Do descriptions name more as the level rises?"
-    shares = [v['color'] + v['shape'] for k, v in felt.items() if k != GATE_DECIDES]
+    "Do descriptions tell more as the level rises? Right colours and shapes count, wrong ones count against."
+    shares = [v['color'] + v['shape'] - v['wrong'] for k, v in felt.items() if k != GATE_DECIDES]
     return spearman(range(len(shares)), shares)
 
 def plot_said(
@@ -259,7 +263,8 @@ def plot_said(
     for k, (i, ax) in enumerate(zip(pictures, axs.flat)):
         ax.imshow(Image.open(folder('test')/f'{i}.png'))
         ax.set(xticks=[], yticks=[])
-        lines = [f'{level if level == GATE_DECIDES else f"level {level}"}: {texts[k]}' for level, texts in zip(shown, said)]
+        lines = [f'{level}: {texts[k]}' if level == GATE_DECIDES else f'level {level}: {texts[k]}'
+                 for level, texts in zip(shown, said)]
         ax.set_xlabel('\n'.join(lines), fontsize=8, loc='left')
     return fig
 
@@ -397,12 +402,12 @@ def _steps(run, r):
         (4, 'llm', 'a language model from scratch, then pre-training of projector and levels',
          lambda: train_llm(tokenizer(), run/'llm', r.llm_steps, seed=r.seed)),
         (4, 'pretrain', 'pre-training', lambda: pretrain(run, r)),
-        (4, 'knob', 'captions of test pictures at every level', lambda: turn_knob(run, r.test_questions)),
+        (4, 'knob', 'captions of test pictures at every level', lambda: turn_knob(run, r.pictures)),
         (5, 'tune', 'instruction tuning of language model, projector and gate', lambda: tune(run, r)),
         (6, 'test', 'all test questions', lambda: _test(run, r)),
         (6, 'gate', 'gate weights by kind of question', lambda: gate_by_kind(run)),
         (6, 'tuned', 'descriptions and answers of the tuned model at every level',
-         lambda: turn_tuned(run, r.test_questions)),
+         lambda: turn_tuned(run, r.pictures)),
     ]
 
 # %% ../../nbs/quickstart/01_run.ipynb #65b5d86e

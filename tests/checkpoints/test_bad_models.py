@@ -202,7 +202,8 @@ ROUTES = dict(load=lambda f: load(f, **CPU), open=open_checkpoint, convert=lambd
 
 def view(folder):
     from aligngpt.cli.data import show_command
-    show_command(data=folder/'none.json', processor=folder)
+    (folder/'data.json').write_text('[{"conversations": [{"from": "human", "value": "Hm?"}, {"from": "gpt", "value": "Ah."}]}]')
+    show_command(data=folder/'data.json', processor=folder)
 
 @pytest.mark.parametrize('route', ['language', 'tower', 'tokenizer', 'scorer'])
 def test_code_of_a_model(strange, route):

@@ -38,7 +38,8 @@ from aligngpt.quickstart.run import REHEARSAL, detail_by_level, plot_said, write
 
 def test_detail_by_level():
     # nbs/quickstart/01_run.ipynb #09621891
-    test_close(detail_by_level({0: dict(color=.1, shape=0), 1: dict(color=.4, shape=.2), 'gate': dict(color=0, shape=0)}), 1.)
+    test_close(detail_by_level({0: dict(color=.3, shape=.3, wrong=1.4), 1: dict(color=.1, shape=.2, wrong=0),
+                               'gate': dict(color=0, shape=0, wrong=0)}), 1.)
     plot_said({k: dict(says=[f'a description at {k}']*3) for k in (0, 4, 7, 'gate')});
 
 
