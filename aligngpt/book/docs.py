@@ -263,7 +263,8 @@ def _page_name(nb):
     return (nb.parent/re.sub(r'^\d+[a-zA-Z0-9]*_', '', nb.stem.lower())).as_posix()
 
 def _relink(md, nb, cfg):
-    "Links to notebooks and to files outside of the notebooks' folder."
+    "Links to notebooks, to the site's own pictures, and to files outside of the notebooks' folder."
+    md = re.sub(r'\]\((?:\.\./)+docs_src/assets/', '](' + '../'*(len(nb.parts)-1) + 'assets/', md)
     md = re.sub(r'(\]\((?!https?:|#)[\w./-]*?)(\w+)\.ipynb', lambda m: f'{m[1]}{_page_name(Path(m[2]))}.md', md)
     up = r'\]\(' + r'\.\./'*len(nb.parts) + r'(?!\.\./)([\w./-]+)'
     return re.sub(up, rf']({cfg.git_url}/blob/{cfg.branch}/\1', md)

@@ -95,6 +95,8 @@ def test_page_name():
     test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)',
                     Path('evaluation/00_z.ipynb'), cfg),
             f'[a](x.md#y) [b](../evaluation/mme.md) [c]({cfg.git_url}/blob/{cfg.branch}/LICENSE) [d](https://x/1_y.ipynb)')
+    test_eq(_relink('![a](../../docs_src/assets/a.png)', Path('evaluation/00_z.ipynb'), cfg), '![a](../assets/a.png)')
+    test_eq(_relink('![a](../docs_src/assets/a.png)', Path('index.ipynb'), cfg), '![a](assets/a.png)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
     _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
 
