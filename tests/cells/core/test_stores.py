@@ -33,7 +33,7 @@ def test_store_address():
     test_eq([store_address(p) for p in ('data/a.json', 'file:///a', 'zip::s3://b/a', 's3:', None, 3)], [None]*6)
     for odd in ('ftp://h/a', ['a.json', 'zip::s3://b/a']): test_fail(lambda: check_stores(odd), contains="an address of '")
     test_fail(lambda: brought('memory://bucket/none.json'), contains='memory://bucket/none.json: no such file or folder')
-    with expect_fail(AlignGPTError, "http://127.0.0.1:9/a: an address of 'http'"): here('http://127.0.0.1:9/a')
+    with expect_fail(AlignGPTError, 'http://127.0.0.1:9/a: '): here('http://127.0.0.1:9/a')
 
 
 def test_cache_home():
@@ -56,7 +56,7 @@ def test_cache_home():
     test_eq(brought('memory://bucket/shards/'), {'0.tar': 'shards/0.tar', '1.tar': 'shards/1.tar'})
     test_eq(here(['a.json', 'file:///b.json', None]), ['a.json', '/b.json', None])
     brought('memory://bucket/shards')
-    copies = {f:f.stat().st_mtime_ns for f in home.rglob('*') if f.is_file()}
+    copies = {f:f.stat().st_mtime_ns for f in home.rglob('*') if f.is_file() and f.name != '.lock'}
     brought('memory://bucket/shards')
     test_eq({f:f.stat().st_mtime_ns for f in copies}, copies) # nothing was fetched again
 
