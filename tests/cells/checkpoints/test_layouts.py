@@ -712,6 +712,8 @@ def test_save():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
+    llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
@@ -782,7 +784,8 @@ def test_save():
     test_eq(layout(tmp/'lora'), 'adapter')
     test_eq(ask(*load(tmp/'lora', 'float32', 'cpu')), melted)
     test_eq(ask(*load(ours, 'float32', 'cpu', adapter=tmp/'lora')), melted)
-    wanted = {n:t.clone() for n,t in merge_lora(lora).state_dict().items()}
+    lora = merge_lora(lora)
+    wanted = {n:t.clone() for n,t in lora.state_dict().items()}
     test_eq(ask(lora, processor), melted)
     test_fail(lambda: load(tmp/'orphan'), contains='orphan: the adapter does not name its base')
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
@@ -799,8 +802,8 @@ def test_save():
         torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
         shutil.copy(tuned/'config.json', folder)
         return folder
-    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
-             for base in ('llm', 'llava', 'tuned', 'ours')}
+    bases = {base.name:load(llava_lora(f'lora_on_{base.name}', f'../{base.name}'), 'float32', 'cpu')
+             for base in (tmp/'llm', llava, tuned, ours)}
     Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #3f45d0e0
@@ -891,6 +894,8 @@ def test_open_model():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
+    llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
@@ -921,6 +926,7 @@ def test_open_model():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
+    lora = merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
 
     # nbs/checkpoints/04_layouts.ipynb #3f45d0df
@@ -933,8 +939,8 @@ def test_open_model():
         torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
         shutil.copy(tuned/'config.json', folder)
         return folder
-    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
-             for base in ('llm', 'llava', 'tuned', 'ours')}
+    bases = {base.name:load(llava_lora(f'lora_on_{base.name}', f'../{base.name}'), 'float32', 'cpu')
+             for base in (tmp/'llm', llava, tuned, ours)}
     Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
@@ -1012,6 +1018,8 @@ def test_from_base():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
+    llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
@@ -1042,6 +1050,7 @@ def test_from_base():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
+    lora = merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
 
     # nbs/checkpoints/04_layouts.ipynb #3f45d0df
@@ -1054,8 +1063,8 @@ def test_from_base():
         torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
         shutil.copy(tuned/'config.json', folder)
         return folder
-    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
-             for base in ('llm', 'llava', 'tuned', 'ours')}
+    bases = {base.name:load(llava_lora(f'lora_on_{base.name}', f'../{base.name}'), 'float32', 'cpu')
+             for base in (tmp/'llm', llava, tuned, ours)}
     Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
@@ -1163,6 +1172,8 @@ def test_load_parts():
     (tmp/'odd'/'config.json').write_text('{"model_typ')
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b2
+    added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
+    llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
@@ -1193,6 +1204,7 @@ def test_load_parts():
     lora = add_lora(again, rank=4, alpha=8, init_lora_weights=False)
     save_adapter(lora, tmp/'orphan')
     save(lora, processor, tmp/'lora', base='../ours')
+    lora = merge_lora(lora)
     save(add_lora(lora, rank=4), processor, tmp/'lost', base='../gone')
 
     # nbs/checkpoints/04_layouts.ipynb #3f45d0df
@@ -1205,8 +1217,8 @@ def test_load_parts():
         torch.save({f'base_model.model.model.{k}':t for k,t in beside.items()}, folder/'non_lora_trainables.bin')
         shutil.copy(tuned/'config.json', folder)
         return folder
-    bases = {base:load(llava_lora(f'lora_on_{base}', f'../{base}'), 'float32', 'cpu')
-             for base in ('llm', 'llava', 'tuned', 'ours')}
+    bases = {base.name:load(llava_lora(f'lora_on_{base.name}', f'../{base.name}'), 'float32', 'cpu')
+             for base in (tmp/'llm', llava, tuned, ours)}
     Table([(base, processor.decode(ask(*loaded))) for base,loaded in bases.items()], ('base', 'answer'))
 
     # nbs/checkpoints/04_layouts.ipynb #e09be5fe
