@@ -3010,6 +3010,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'aligngpt.quickstart.words.talk': ('quickstart/words.html#talk', 'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words.talk_again': ( 'quickstart/words.html#talk_again',
                                                                                      'aligngpt/quickstart/words.py'),
+                                           'aligngpt.quickstart.words.time_left': ( 'quickstart/words.html#time_left',
+                                                                                    'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words.time_precisions': ( 'quickstart/words.html#time_precisions',
                                                                                           'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words.title_likelihoods': ( 'quickstart/words.html#title_likelihoods',

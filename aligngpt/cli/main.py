@@ -132,7 +132,7 @@ def quickstart_(
                                                     'Default: runs/quickstart or runs/drawings.')]=None,
     recipe:Annotated[str,
                      typer.Option(help="'shapes': from nothing, in minutes. 'drawings': real pictures and texts, a "
-                                            'language model that can talk, in an hour.')]='shapes',
+                                            'language model that can talk.')]='shapes',
     drawings:Annotated[Path,
                        typer.Option(help="For 'drawings': the folder of the Open Clip Art Library, with png and svg.")]
         =Path('/usr/share/openclipart'),

@@ -36,7 +36,7 @@ from aligngpt.levels.alignment import read_scores
 from aligngpt.quickstart.words import run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker
 import pytest
-from aligngpt.quickstart.words import Place, Words, ablate, interval, look, make_records, read_verdicts, summary, title_likelihoods
+from aligngpt.quickstart.words import Place, Words, ablate, interval, look, make_records, read_verdicts, summary, time_left, title_likelihoods
 
 
 def test_look():
@@ -96,6 +96,15 @@ def test_summary():
     test_eq((shown['minus flat']['category'], shown['minus better']['first']), ((1, 1, 1), (0, 0, 0)))
     test_eq(shown['blind']['category'][0], 1/8)
     pd.DataFrame(shown).T
+
+
+def test_time_left():
+    # nbs/quickstart/06_words.ipynb #552ea8ba
+    test_eq(time_left({}, ['data']), '')
+    time_left(dict(data=60, audit=120), ['match', 'levels'])
+
+    # nbs/quickstart/06_words.ipynb #200258b3
+    test_eq(time_left(dict(data=60, audit=120), ['match', 'levels']), ' (about 16 minutes left)')
 
 
 def test_words_text():
