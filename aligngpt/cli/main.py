@@ -187,7 +187,7 @@ report: {out/'report.html'}
 now try
   {ask}
   {ask} --question 'Describe the picture.' --level 7
-  ... and at the levels 4 and 0: the answer knows less, and then is wrong
+  ... and the same with --level 4, and 0
   jupyter lab nbs/chat/03_widget.ipynb     (Chat('{out}'))"""
 
 # %% ../../nbs/cli/01_main.ipynb #dbab85e9

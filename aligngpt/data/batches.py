@@ -38,6 +38,8 @@ class SampleDataset(torch.utils.data.Dataset):
         rules:ImageRules=ImageRules(), # how pictures are decoded
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
+        if levels not in (True, False, 'some'):
+            raise AlignGPTError(f'Unknown levels {levels!r}. Valid: True, False, some')
         self.records, self.processor, self.max_length, self.levels = records, processor, max_length, levels
         self.policy, self.cap, self.features, self.rules = policy, cap, features, rules
         self.images = image_sources(images, records.sources)

@@ -558,7 +558,7 @@ def forward(self:AlignGPTForConditionalGeneration,
     ids, cache = inputs_embeds if input_ids is None else input_ids, past_key_values if cache is None else cache
     loss_alone = labels is not None and (self.training if return_logits is None else not return_logits)
     if labels is not None: labels = _of_text(self.config, labels)
-    if labels is not None and alignment is None and gate_mask is None:
+    if labels is not None and gate_mask is None and (alignment is None or _asks_gate(self.model, alignment)):
         at = self.model.placeholder_ids(inputs_embeds) if input_ids is None else input_ids
         gate_mask = self.model.gate_reads(at, attention_mask, labels, sample_ids)
     out = self.model(input_ids, pixel_values, attention_mask, position_ids, cache=cache, inputs_embeds=inputs_embeds,

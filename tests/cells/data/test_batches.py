@@ -86,6 +86,8 @@ def test_SampleDataset_n_skipped():
     nulls = Records(file_of('null.json', [{**same['llava.json'][0], 'similarity': None}]), quiet=True)
     test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels=True)[0],
               contains='a picture without an alignment level')
+    test_eq(SampleDataset(nulls, tmp/'images', asked, levels='some')[0]['alignment'], GATE)
+    test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels='all'), contains="Unknown levels 'all'")
 
     # nbs/data/05_batches.ipynb #batcap01
     more = [{'from': 'human', 'value': 'And now?'}, {'from': 'gpt', 'value': 'The same.'}]

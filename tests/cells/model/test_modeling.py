@@ -206,6 +206,24 @@ def test_AlignGPTForConditionalGeneration_forward():
     test_close(p.logits[0, lens[0]:], out.logits[1, 2:], 1e-5)
     test_close(p.weights, out.weights, 1e-5)
 
+    # nbs/model/02_modeling.ipynb #d2b339af
+    mixed = torch.tensor([2, GATE])
+    with torch.no_grad():
+        own, forced = (model(**batch, pixel_values=pixels, alignment=a) for a in (mixed, 2))
+        in_one = model(**packed, pixel_values=pixels, use_cache=False, alignment=mixed)
+    own.weights.round(decimals=2)
+
+    # nbs/model/02_modeling.ipynb #3e1ef2af
+    for rows in (own, in_one): test_close(rows.weights, torch.stack([forced.weights[0], out.weights[1]]), 1e-5)
+    test_close(own.logits[0], forced.logits[0], 1e-5)
+    test_close(own.logits[1], out.logits[1], 1e-5)
+    test_close(in_one.logits[0, lens[0]:], out.logits[1, 2:], 1e-5)
+    test_fail(lambda: model(**batch, pixel_values=pixels, alignment=torch.tensor([-1, GATE])), contains='Invalid level -1')
+    model.train()
+    model(**batch, pixel_values=pixels, alignment=torch.tensor([2, 2])).loss.backward()
+    test_eq({p.grad is not None for p in model.model.gate.parameters()}, {True}) # in step with other processes
+    model.eval().zero_grad()
+
     # nbs/model/02_modeling.ipynb #51951039
     @torch.no_grad()
     def moved(gate_text, labels=batch['labels'][:1]):
@@ -282,6 +300,11 @@ def test_AlignGPTModel_prompt_weights():
     # nbs/model/02_modeling.ipynb #65e34ac4
     set_seed(1)
     pixels = torch.randn(2, 3, 32, 32)
+
+    # nbs/model/02_modeling.ipynb #3e1ef2af
+    model.train()
+    model(**batch, pixel_values=pixels, alignment=torch.tensor([2, 2])).loss.backward()
+    model.eval().zero_grad()
 
     # nbs/model/02_modeling.ipynb #079a075a
     model.config.gate_text = 'prompt'
