@@ -163,8 +163,8 @@ def _shapes(out, seed, rehearse):
 def _drawings(out, seed, rehearse, folder, seeds):
     "Run the recipe of the drawings or its variants, and say what came out."
     import dataclasses
-    from aligngpt.quickstart.words import WORDS_REHEARSAL, Ingredients, Words, ablate, results_text, run_drawings
-    from aligngpt.quickstart.words import words_text
+    from aligngpt.quickstart.variants import ablate, results_text
+    from aligngpt.quickstart.words import WORDS_REHEARSAL, Ingredients, Words, run_drawings, words_text
     if seeds: return results_text(ablate(out, tuple(range(seeds)), Ingredients(folder), _tell))
     recipe = dataclasses.replace(WORDS_REHEARSAL if rehearse else Words(), seed=seed)
     return words_text(run_drawings(out, recipe, Ingredients(folder), _tell), out)

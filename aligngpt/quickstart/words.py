@@ -6,8 +6,8 @@
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
            'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
            'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
-           'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'interval', 'summary', 'time_left',
-           'run_drawings', 'words_text', 'plot_described', 'ablate', 'results_text', 'plot_results']
+           'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'time_left', 'run_drawings',
+           'words_text', 'plot_described']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, resource, shutil, textwrap
@@ -498,36 +498,6 @@ def describe(
     said = {str(k): say(k) for k in (0, 4, 7)} | dict(gate=say(None))
     return [dict(image=d.name, title=d.title, **{k: v[i] for k, v in said.items()}) for i, d in enumerate(some)]
 
-# %% ../../nbs/quickstart/06_words.ipynb #wo000056
-def interval(
-    hits:np.ndarray, # [seeds, pictures]
-    n:int=4000, # drawings
-    seed:int=0, # of the drawing
-)->tuple[float,float,float]: # (mean, 2.5th and 97.5th percentile)
-    "A mean with its interval by bootstrap."
-    x, rng = np.atleast_2d(np.asarray(hits, float)), np.random.default_rng(seed)
-    def once(): return x[rng.integers(len(x), size=len(x))].mean(0)[rng.integers(x.shape[1], size=x.shape[1])].mean()
-    lo, hi = np.percentile([once() for _ in range(n)], (2.5, 97.5))
-    return float(x.mean()), float(lo), float(hi)
-
-# %% ../../nbs/quickstart/06_words.ipynb #wo000058
-def summary(
-    runs:dict, # variant -> seed -> what `examine` gave
-)->dict: # variant -> measure -> (mean, low, high); those against 'aligned' as 'minus VARIANT'
-    "Figures with intervals, and differences picture by picture."
-    def hits(own, of): return np.array([of(r) for r in own.values()], float)
-    measures = dict(category=lambda r: [int(c) for c in r['category']], first=lambda r: [k == 0 for k in r['ranks']],
-                    ten=lambda r: [k < 10 for k in r['ranks']])
-    blind = dict(category=lambda r: [int(c) for c in r['blind']], first=lambda r: [k == 0 for k in r['alone']],
-                 ten=lambda r: [k < 10 for k in r['alone']])
-    table = {v: {k: hits(own, of) for k, of in measures.items()} for v, own in runs.items()}
-    table['blind'] = {k: hits(runs['aligned'], of) for k, of in blind.items()}
-    out = {v: {k: interval(x) for k, x in row.items()} for v, row in table.items()}
-    def minus(v, k):
-        n = min(len(table['aligned'][k]), len(table[v][k]))
-        return interval(table['aligned'][k][:n] - table[v][k][:n])
-    return out | {f'minus {v}': {k: minus(v, k) for k in measures} for v in table if v != 'aligned'}
-
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
 _SHARES = dict(data=1, audit=2, match=13, levels=3, speed=.5, talk=1.5, pretrain=13, knob=2, tune=15,
                test=6) # of the whole, roughly
@@ -667,64 +637,4 @@ def plot_described(
         said = '\n'.join(textwrap.shorten(f'{k}: {r[k]}', 130) for k in ('title', '0', '4', '7', 'gate'))
         b.text(0, .5, said, va='center', fontsize=8)
         for ax in (a, b): ax.axis('off')
-    return fig
-
-# %% ../../nbs/quickstart/06_words.ipynb #wo000067
-def ablate(
-    out:str|Path='runs/drawings', # folder of a finished run
-    seeds:tuple[int,...]=(0, 1, 2), # of the training
-    made_from:Ingredients=Ingredients(), # as for `run_drawings`
-    tell:Callable[[str],Any]=print, # told what is going on
-)->dict: # see `summary`; everything is in results.json
-    "Train and test all variants."
-    run = Path(out)
-    if not (run/'metrics.json').exists():
-        raise AlignGPTError(f'{run}: no finished run',
-                            f'make it first: aligngpt quickstart --recipe drawings --out {run}')
-    at, file = Place(run, Words(**read_json(run/'recipe.json')), made_from.find()), run/'results.json'
-    with own_folder(run/'variants'):
-        runs = read_json(file)['runs'] if file.exists() else {v: {} for v in VARIANTS}
-        todo = [(v, s) for s in seeds for v in VARIANTS if str(s) not in runs[v]]
-        for n, (variant, seed) in enumerate(todo, 1):
-            tell(f'[{n}/{len(todo)}] {variant}, seed {seed}')
-            runs[variant][str(seed)] = _variant(at, variant, seed)
-            known = {v: r for v, r in runs.items() if r}
-            write_json(dict(runs=runs, summary=summary(known)), file)
-    return read_json(file)['summary']
-
-def _variant(at, variant, seed):
-    "Train and test one; of what it leaves only the figures stay."
-    folder = at.run/'variants'/f'{variant}-{seed}'
-    if (variant, seed) == ('aligned', at.recipe.seed): stage = at.run/'finetune'
-    else:
-        pretrain_words(at, folder/'pretrain', variant, seed)
-        tune_words(at, folder/'pretrain', stage := folder/'finetune', variant, seed)
-    found = examine(at, stage, folder/'eval')
-    shutil.rmtree(folder)
-    return found
-
-# %% ../../nbs/quickstart/06_words.ipynb #wo000087
-def results_text(
-    results:dict, # from `summary`
-)->str: # lines
-    "Figures with their intervals."
-    def said(x): return f'{x[0]:6.1%} ({x[1]:.1%} to {x[2]:.1%})'
-    head = f'{"":14} {"category":28}{"right title of 50":28}{"among the first ten":28}'
-    return '\n'.join([head, *(f'{k:14} ' + ''.join(f'{said(x):28}' for x in row.values())
-                              for k, row in results.items())])
-
-# %% ../../nbs/quickstart/06_words.ipynb #wo000069
-def plot_results(
-    results:dict, # from `summary`
-): # a matplotlib figure
-    "Figures of the variants, with their intervals."
-    import matplotlib.pyplot as plt
-    names = [v for v in ('aligned', 'flat', 'better', 'blind') if v in results]
-    titles = dict(category='right category', first='right title of 50 first', ten='right title among the first ten')
-    fig, axs = plt.subplots(1, 3, figsize=(9, 2.6), layout='constrained', sharey=True)
-    for (k, title), ax in zip(titles.items(), axs):
-        mean, lo, hi = np.array([results[v][k] for v in names]).T
-        ax.barh(names, mean, xerr=np.abs([mean - lo, hi - mean]), color='#9bd')
-        ax.set(title=title, xlim=(0, None))
-        ax.invert_yaxis()
     return fig

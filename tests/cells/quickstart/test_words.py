@@ -36,7 +36,7 @@ from aligngpt.levels.alignment import read_scores
 from aligngpt.quickstart.words import run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker
 import pytest
-from aligngpt.quickstart.words import Place, Words, ablate, interval, look, make_records, read_verdicts, summary, time_left, title_likelihoods
+from aligngpt.quickstart.words import Place, Words, look, make_records, read_verdicts, time_left, title_likelihoods
 
 
 def test_look():
@@ -81,23 +81,6 @@ def test_title_likelihoods():
     both
 
 
-def test_interval():
-    # nbs/quickstart/06_words.ipynb #wo000057
-    coins = np.random.default_rng(1).random((3, 400)) < .3
-    mean, lo, hi = interval(coins, 1000)
-    assert lo < .3 < hi and .02 < hi - lo < .15
-    mean, lo, hi
-
-
-def test_summary():
-    # nbs/quickstart/06_words.ipynb #wo000059
-    good, bad = (dict(category=c*8, blind='10000000', ranks=[r]*8, alone=[9]*8) for c, r in (('1', 0), ('0', 20)))
-    shown = summary(dict(aligned={'0':good, '1':good}, flat={'0':bad}, better={'0':good}))
-    test_eq((shown['minus flat']['category'], shown['minus better']['first']), ((1, 1, 1), (0, 0, 0)))
-    test_eq(shown['blind']['category'][0], 1/8)
-    pd.DataFrame(shown).T
-
-
 def test_time_left():
     # nbs/quickstart/06_words.ipynb #552ea8ba
     test_eq(time_left({}, ['data']), '')
@@ -135,33 +118,3 @@ def test_words_text():
     card = (finished()/'model'/'README.md').read_text()
     assert 'Open Clip Art Library' in card and '- tuning.jsonl, shapes.jsonl' in card
     print(card[card.index('## What it was made from'):card.index('## How to use it')])
-
-
-@pytest.mark.slow
-def test_ablate_slow():
-    # nbs/quickstart/06_words.ipynb #wo000013
-    home = Path(tempfile.mkdtemp())
-    made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2)
-
-    # nbs/quickstart/06_words.ipynb #wo000063
-    said = []
-    def finished():
-        "The small run; made the first time."
-        _ = run_drawings(home/'run', small, made_from, said.append)
-        return home/'run'
-
-    # nbs/quickstart/06_words.ipynb #wo000068
-    results = ablate(finished(), (0,), made_from, said.append)
-    test_eq(set(results), {'aligned', 'flat', 'better', 'blind', 'minus flat', 'minus better', 'minus blind'})
-    test_eq(ablate(home/'run', (0,), made_from, said.append), results)
-    pd.DataFrame(results).T.map(lambda x: f'{x[0]:.2f} ({x[1]:.2f} to {x[2]:.2f})')
-
-
-def test_results_text():
-    # nbs/quickstart/06_words.ipynb #wo000013
-    home = Path(tempfile.mkdtemp())
-    made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-
-    # nbs/quickstart/06_words.ipynb #wo000089
-    test_fail(lambda: ablate(home/'nothing', (0,), made_from), contains='no finished run')
