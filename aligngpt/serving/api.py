@@ -92,7 +92,6 @@ class Api:
         self.born, self.log = int(time.time()), logging.getLogger('aligngpt.serve')
         self.leaving = False # told by /ready, while all else goes on
         self.budget, self.light, self.heavy = Budget(limits.together), *map(anyio.CapacityLimiter, (LANES, 1))
-        self.high = 0 # bytes that were held at once since memory was given back
         self.long = {'/v1/chat/completions', '/v1/responses'} # where pictures may be sent to
         self._count()
 
@@ -444,8 +443,9 @@ async def answer(self:Api,
 @patch
 def tidy(self:Api)->None:
     "When the last of several requests is over: give memory back, a moment later, when nothing of them is left."
-    if self.high < 1 << 16 or self.budget.held['bytes']: return
-    self.high, loop = 0, asyncio.get_running_loop()
+    b, loop = self.budget, asyncio.get_running_loop()
+    if b.held['bytes'] or (b.high['bytes'] < 1 << 16 and b.high['pixels'] < 1 << 20): return
+    b.high.clear()
     loop.call_later(.2, lambda: loop.run_in_executor(None, give_back_memory))
 
 @patch
@@ -550,7 +550,7 @@ class Ring:
 
     def _charge(self, share, n):
         "Bytes that have come; an app inside of ours knows nothing of `Busy`."
-        try: self.api.high = max(self.api.high, share.take('bytes', n))
+        try: share.take('bytes', n)
         except Busy as e: raise HTTPException(429, str(e), {'Retry-After':str(e.retry)}) from e
 
     def _named(self, send, state):

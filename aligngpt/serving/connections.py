@@ -54,7 +54,9 @@ class Budget:
     "What requests may hold together while they are made ready."
     def __init__(self,
         most:dict[str,int], # kind: how much
-    ): self.most, self.held = most, Counter()
+    ):
+        self.most, self.held = most, Counter()
+        self.high = Counter() # of what was held at once, until somebody clears it
 
 class Share:
     "What one request holds of a budget."
@@ -70,7 +72,8 @@ class Share:
         held, most = self.budget.held[kind] + n, self.budget.most.get(kind)
         if most is not None and held > most:
             raise Busy(f'the requests that are being made ready hold all {kind} that there are ({most:,})')
-        self.budget.held[kind], self.mine[kind] = held, self.mine[kind] + n
+        b = self.budget
+        b.held[kind], b.high[kind], self.mine[kind] = held, max(b.high[kind], held), self.mine[kind] + n
         return held
 
     def drop(self)->None:
