@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import AlignGPTError
 from ..core.files import check_fetched, check_folder, pretrained, read_json, seal_folder, unseal, write_json
-from ..model.layers import AlignGPTConfig, AlignmentGate
+from ..model.layers import AlignGPTConfig, make_gate
 from ..model.modeling import AlignGPTForConditionalGeneration, stored_name
 from ..model.sharing import write_card
 from .weights import Entry, entries, map_tensors
@@ -125,9 +125,8 @@ def _write(tensors, file):
 def _match_gate(model, saved):
     "Give a base model the gate that an adapter was trained with."
     if model.gate is None and saved.use_gate:
-        gate = AlignmentGate(saved.num_image_tokens, saved.gate_hidden_size, saved.num_levels)
-        model.gate = gate.to(model.levels.weight)
-    model.config.use_gate, model.config.gate_text = saved.use_gate, saved.gate_text
+        model.gate = make_gate(saved).to(model.levels.weight)
+    for k in ('use_gate', 'gate_text', 'gate_norm'): setattr(model.config, k, getattr(saved, k))
 
 def _inject(lm, folder):
     "Put the adapters of a folder into a language model, frozen."

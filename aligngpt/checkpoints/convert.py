@@ -225,6 +225,9 @@ def _can(c, to):
     if to == 'official' and not c.config.use_gate:
         raise AlignGPTError(f'{c.folder}: has no gate yet; the official layout is for models after tuning',
                             "to='align' writes what pre-training leaves in the release")
+    if to == 'official' and c.config.gate_norm:
+        raise AlignGPTError(f'{c.folder}: its gate normalises what it reads (gate_norm), the official one does not',
+                            'keep our layout, in which it answers as it was trained')
     if to != 'hf' and (kind := c.config.text_config.model_type) != 'llama':
         raise AlignGPTError(f'{c.folder}: its language model is a {kind}; the official layout is for LLaMA models',
                             'keep our layout, which takes any model')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GATE', 'AlignGPTConfig', 'num_patches', 'check_config', 'projector_depth', 'make_projector', 'float_type',
-           'AlignmentLevels', 'level_weights', 'AlignmentGate', 'image_text_dots', 'take_placeholders', 'lm_head',
-           'targets', 'supervised_loss', 'has_sparse_tail', 'sparse_layer', 'states_at', 'knows_llama']
+           'AlignmentLevels', 'level_weights', 'AlignmentGate', 'make_gate', 'image_text_dots', 'take_placeholders',
+           'lm_head', 'targets', 'supervised_loss', 'has_sparse_tail', 'sparse_layer', 'states_at', 'knows_llama']
 
 # %% ../../nbs/model/01_layers.ipynb #0e702458
 import math
@@ -38,6 +38,7 @@ class AlignGPTConfig(PreTrainedConfig):
     use_gate: bool = True # False in pre-training, where each pair's level is given
     gate_hidden_size: int = 256 # width of the gate's hidden layer
     gate_text: str = 'prompt' # which text the gate reads: 'prompt' (up to the first answer) or 'full' (all text so far)
+    gate_norm: bool = False # centre and scale d over the image tokens for the gate (not in the paper)
     tie_word_embeddings: bool = False
     history: list|None = None # what it was made from, a dict for each step: base models, stages of training
 
@@ -168,15 +169,24 @@ class AlignmentGate(nn.Module):
         n_tokens:int, # image tokens, n
         hidden:int, # width of the hidden layer
         n_levels:int, # N
+        norm:bool=False, # centre and scale d over the image tokens?
     ):
         super().__init__()
+        self.norm = norm
         self.mlp = nn.Sequential(nn.Linear(n_tokens, hidden), nn.GELU(), nn.Linear(hidden, n_levels-1))
 
     def forward(self,
         dots:Tensor, # agreement of each image token with the mean text, [n_samples, n]
     )->Tensor: # α, [n_samples, N-1], rows sum to 1
         "α = softmax(MLP(d))."
+        if self.norm: dots = F.layer_norm(dots.float(), dots.shape[-1:], eps=1e-12)
         return self.mlp(dots.to(float_type(self, dots))).softmax(-1)
+
+def make_gate(
+    config:AlignGPTConfig, # of the model
+)->AlignmentGate: # with fresh weights
+    "The gate that a configuration describes."
+    return AlignmentGate(config.num_image_tokens, config.gate_hidden_size, config.num_levels, config.gate_norm)
 
 # %% ../../nbs/model/01_layers.ipynb #cbad77d8
 def image_text_dots(

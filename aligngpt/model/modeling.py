@@ -28,9 +28,9 @@ from transformers.utils.generic import can_return_tuple
 from ..core.errors import AlignGPTError
 from ..core.files import unseal
 from ..core.versions import CACHE, named_cache
-from .layers import (GATE, AlignGPTConfig, AlignmentGate, AlignmentLevels, float_type, has_sparse_tail,
-                                   image_text_dots, level_weights, lm_head, make_projector, states_at, supervised_loss,
-                                   take_placeholders, targets)
+from .layers import (GATE, AlignGPTConfig, AlignmentLevels, float_type, has_sparse_tail,
+                                   image_text_dots, level_weights, lm_head, make_gate, make_projector, states_at,
+                                   supervised_loss, take_placeholders, targets)
 from .sharing import push, push_saved, write_card
 
 # %% ../../nbs/model/02_modeling.ipynb #331c3d64
@@ -117,7 +117,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.vision_tower = AutoModel.from_config(c.vision_config, trust_remote_code=False)
         self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
         self.levels = AlignmentLevels(c.num_levels, H)
-        self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
+        self.gate = make_gate(c) if c.use_gate else None
         self.language_model = (language_model or partial(AutoModel.from_config, c.text_config,
                                                          trust_remote_code=False))()
         self.set_input_embeddings(self.get_input_embeddings())

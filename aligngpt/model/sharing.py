@@ -132,11 +132,15 @@ def _facts(c, folder):
             ('vision tower',
              f'{sees.model_type}: pictures of {sees.image_size} pixels in {c.num_image_tokens} tokens'),
             ('projector', c.projector_type), ('alignment levels', f'{c.num_levels}'),
-            ('gate', _GATES[c.gate_text] if c.use_gate else _GATES[None]), ('conversation template', template)]
+            ('gate', _gate(c)), ('conversation template', template)]
     adapter = folder/'adapter_config.json'
     base = read_json(adapter).get('base_model_name_or_path') if adapter.is_file() else ''
     if base: rows.append(('adapter of', public_name(folder/base if (folder/base).exists() else base)))
     return [r for r in rows if r[1]]
+
+def _gate(c):
+    "What the gate reads."
+    return _GATES[c.gate_text if c.use_gate else None] + ', normalised'*(c.use_gate and c.gate_norm)
 
 _GATES = {'prompt':'decides by the text up to the first answer', 'full':'decides by the whole text',
           None:'none: the level is given, or is the highest'}

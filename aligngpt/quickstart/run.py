@@ -150,17 +150,24 @@ def pretrain(
 def tune(
     run:Path, # with pretrain/model and data/levels.json
     recipe:Recipe, # settings
+    out:str='finetune', # folder of the stage, in the run
+    records:list[dict]|None=None, # conversations; by default those of `tuning_records`
+    gate_norm:bool=False, # shall the gate normalise what it reads?
 )->dict: # losses, seconds, steps
     "Train language model, projector and gate on conversations (paper, section 3.3)."
-    pairs = read_json(run/'data'/'levels.json')
-    write_json(tuning_records(pairs, recipe.seed, recipe.turns), run/'data'/'tuning.json')
+    data = run/'data'/('tuning.json' if records is None else f'{out}.json')
+    if records is None:
+        records = tuning_records(read_json(run/'data'/'levels.json'), recipe.seed, recipe.turns)
+    write_json(records, data)
     set_seed(recipe.seed)
     model, processor = load(run/'pretrain'/'model', dtype='float32', device='cpu')
     processor = processor.with_settings(template='v1', gate_text='prompt')
-    data, collate = stage_data(run, run/'data'/'tuning.json', model, processor, levels='some')
+    data, collate = stage_data(run, data, model, processor, levels='some')
     stage = override(FINETUNE, learning_rate=2e-3, batch_size=16, epochs=recipe.tune_epochs, precision='fp32',
-                     checkpointing=False, some_levels=True, save_every=100, keep=1, log_every=5, seed=recipe.seed)
-    return run_stage(add_gate(model), StageData(data, collate), stage, run/'finetune', processor, device='cpu')
+                     checkpointing=False, some_levels=True, save_every=100, keep=1, log_every=5, seed=recipe.seed,
+                     gate_norm=gate_norm)
+    model = add_gate(model, gate_norm=gate_norm)
+    return run_stage(model, StageData(data, collate), stage, run/out, processor, device='cpu')
 
 # %% ../../nbs/quickstart/01_run.ipynb #6cb4f0a2
 def turn_knob(

@@ -8,7 +8,7 @@ __all__ = ['SUFFIX', 'LOOK', 'POLICY', 'ROUTES', 'visitor', 'Kept', 'Uploads', '
 
 # %% ../../nbs/serving/07_page.ipynb #74bfc4f8
 import asyncio, base64, json, re, secrets, shutil, threading, time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
@@ -25,7 +25,7 @@ from starlette.middleware import Middleware
 from ..core.errors import AlignGPTError
 from ..core.markup import escape_tags
 from ..chat.reader import Answer, Turn
-from ..chat.widget import CSS, weights_html
+from ..chat.widget import CSS, thumb_url, weights_html
 from .api import Api, ApiError, as_api_error, FOREIGN, foreign
 from .connections import Share
 from .engine import Busy
@@ -116,7 +116,10 @@ class Page:
     def __init__(self,
         api:Api, # engine and limits
         folder:str|Path, # where uploads are kept
-    ): self.api, self.folder, self.uploads = api, Path(folder).resolve(), Uploads(api.limits)
+        examples:Sequence[tuple[Path,str]]=(), # pictures to begin with, and a question about each
+    ):
+        self.api, self.folder, self.uploads = api, Path(folder).resolve(), Uploads(api.limits)
+        self.examples = [(Path(p).read_bytes(), question) for p,question in examples]
 
     def picture(self,
         path:str, # of an upload
@@ -236,7 +239,7 @@ def make_page(
     "What one sees."
     api = page.api
     with gr.Blocks(title='AlignGPT', analytics_enabled=False, fill_height=True, delete_cache=(600, 3600)) as demo:
-        level, bars, temperature, tokens = _sidebar(api)
+        side, level, bars, temperature, tokens = _sidebar(api)
         async def answer(message, history, level, temperature, tokens, request:gr.Request):
             said = page_answer(page, message, history, level, temperature, tokens, request.session_hash)
             async for x in said: yield x
@@ -246,6 +249,7 @@ def make_page(
                                 flagging_mode='never', analytics_enabled=False, api_visibility='private',
                                 concurrency_limit=None, fill_height=True)
         chat.chatbot.clear(over, queue=False, api_visibility='private')
+        if page.examples: _examples(page, side, chat.textbox)
         demo.unload(over)
     demo.queue(max_size=api.engine.queue_size + api.engine.max_batch, api_open=False)
     return demo
@@ -255,7 +259,7 @@ def make_page(
 def _sidebar(api):
     "What one can set, and the weights."
     n, s, most = api.engine.model.config.num_levels, api.engine.settings, api.limits.tokens
-    with gr.Sidebar(position='right', width=320):
+    with gr.Sidebar(position='right', width=320) as side:
         gr.Markdown('### Alignment')
         level = gr.Slider(-1, n - 1, value=-1, step=1, label='Level', info='-1 is auto: the gate decides',
                           elem_id='level')
@@ -263,7 +267,24 @@ def _sidebar(api):
         gr.Markdown('### Sampling')
         temperature = gr.Slider(0, 2, value=s.temperature, step=.05, label='Temperature')
         tokens = gr.Slider(1, most, value=min(s.max_new_tokens, most), step=1, label='Most tokens')
-    return level, bars, temperature, tokens
+    return side, level, bars, temperature, tokens
+
+def _examples(page, side, box):
+    "Pictures to begin with: a click puts one into the box, with its question."
+    with side:
+        gr.Markdown('### To begin with')
+        row = gr.Row(elem_id='examples')
+    with row:
+        for k,(data, question) in enumerate(page.examples):
+            def fill(request:gr.Request, data=data, question=question):
+                return dict(text=question, files=[str(keep_upload(data, page, request.client.host))])
+            button = gr.Button(question, elem_id=f'example-{k}', min_width=0)
+            button.click(fill, None, box, api_visibility='private') # through the queue, which knows the page's address
+
+def _thumbs(page):
+    "The style of their buttons: the pictures themselves."
+    urls = [thumb_url(safe_picture(data, 'the example', page.api.limits), 128) for data,_ in page.examples]
+    return ''.join(f'#example-{k} {{ background-image: url({url}) }}\n' for k,url in enumerate(urls))
 
 def _parts():
     "The conversation, and the box to write into."
@@ -367,16 +388,17 @@ async def _fetched(self:Door, url, who):
 def mount_page(
     app:FastAPI, # from `create_app`
     path:str='/page', # where
+    examples:Sequence[tuple[Path,str]]=(), # pictures to begin with, and a question about each
 )->FastAPI: # the same
     "Add the page to the API."
     api = app.state.api
-    page = Page(api, gr.utils.get_upload_folder())
+    page = Page(api, gr.utils.get_upload_folder(), examples)
     _add_routes(app, path, page)
     theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'],
                               font_mono=['ui-monospace', 'monospace'])
     gr.mount_gradio_app(app, make_page(page), path, footer_links=[], run_history=False, show_error=True,
                         max_file_size=api.limits.image_bytes, ssr_mode=False, mcp_server=False,
-                        enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK,
+                        enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK + _thumbs(page),
                         app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))
     app.state.page = page
     app.user_middleware.append(Middleware(Door, page=page, path=path)) # inside of the ring, which measures bodies

@@ -19,7 +19,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems,
 from vllm.multimodal.processing import BaseDummyInputsBuilder, BaseMultiModalProcessor, BaseProcessingInfo
 from vllm.inputs.engine import mm_input
 
-from ..model.layers import AlignGPTConfig, AlignmentGate, AlignmentLevels, make_projector
+from ..model.layers import AlignGPTConfig, AlignmentLevels, make_gate, make_projector
 from ..model.modeling import AlignGPTModel
 from ..model.processor import AlignGPTProcessor
 from .vllm_plugin import cache_keys, gate_inputs, ranges, relayout
@@ -128,7 +128,7 @@ class VllmAlignGPT(nn.Module, SupportsMultiModal, SupportsPP):
             self.vision_tower = AutoModel.from_config(c.vision_config, trust_remote_code=False)
             self.projector = make_projector(c.projector_type, c.vision_config.hidden_size, H)
             self.levels = AlignmentLevels(c.num_levels, H)
-            self.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels) if c.use_gate else None
+            self.gate = make_gate(c) if c.use_gate else None
         with self._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(vllm_config=vllm_config, hf_config=c.text_config,
                                                              prefix=maybe_prefix(prefix, 'language_model'))

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core.errors import AlignGPTError
 from ..core.markup import Table
-from ..model.layers import AlignmentGate, check_config
+from ..model.layers import check_config, make_gate
 from ..model.modeling import PARTS, part_parameters, stored_name
 from .settings import StageConfig
 
@@ -64,13 +64,14 @@ def _freeze_part(model, part, learns):
 def add_gate(
     model:nn.Module, # an AlignGPT without a gate; changed in place
     gate_text:str='prompt', # which text it reads: 'prompt' or 'full'
+    gate_norm:bool=False, # centre and scale what it reads?
 )->nn.Module: # the same model
     "Give a pre-trained model a fresh gate for instruction tuning (paper, section 3.3)."
     if model.gate is not None: raise AlignGPTError('The model has a gate already', 'continue its tuning as it is')
     c = model.config
-    model.gate = AlignmentGate(c.num_image_tokens, c.gate_hidden_size, c.num_levels).to(model.levels.weight)
-    c.use_gate, c.gate_text = True, gate_text
+    c.use_gate, c.gate_text, c.gate_norm = True, gate_text, gate_norm
     check_config(c)
+    model.gate = make_gate(c).to(model.levels.weight)
     return model
 
 # %% ../../nbs/training/02_freezing.ipynb #b8f7d3bd

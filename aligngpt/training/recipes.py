@@ -267,7 +267,7 @@ def finetune(
     if start.model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
     sources.check(out)
     model, processor = begin(start, device)
-    if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text)
+    if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text, stage.gate_norm)
     if lora: add_lora(model, lora, 2*lora)
     about = _about('finetune', preset, start, out, lora=lora, quantize=start.quantize, base=_base(start, out))
     return _run(model, processor, sources, stage, out, device, quiet, about)

@@ -232,7 +232,8 @@ class RunCallback(TrainerCallback):
 
     def _write(self, state, logs):
         names = 'loss', 'eval_loss', 'learning_rate', 'grad_norm'
-        row = dict(step=state.global_step, **{k:logs[k] for k in names if k in logs})
+        gate = [k for k in logs if k.startswith(('alpha_', 'gate_'))]
+        row = dict(step=state.global_step, **{k:logs[k] for k in [*names, *gate] if k in logs})
         if 'loss' in logs and self.bar is not None:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('learning_rate', 0):.1e}")
         with os_errors(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:

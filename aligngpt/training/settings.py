@@ -36,6 +36,7 @@ class StageConfig:
     max_length: int = 2048 # tokens of a sample, image tokens included
     template: str = 'v1' # conversation template
     image_aspect_ratio: str = 'pad' # 'pad' to a square, or a 'square' crop
+    gate_norm: bool = False # a new gate centres and scales what it reads over the image tokens
     pack: int = 0 # pack samples into rows of so many positions, `batch_size` rows at a time; 0: a row for each sample
     group: str = 'modality' # batches of samples of the same modality and similar length: 'modality', or 'none'
     shuffle: bool = True # draw the samples in an order that seed and epoch decide

@@ -4,7 +4,7 @@ import pytest
 from browsing import HOSTILE, browser_page, expect, inert, png, shot
 
 pytest.importorskip('gradio', reason="no gradio: pip install 'aligngpt[serve]'")
-from served import serve, until
+from served import save_runs, serve, until
 
 pytestmark = pytest.mark.browser
 
@@ -100,3 +100,25 @@ def test_hostile_page(tmp_path):
         web.hear(0, 'onerror')
         inert(page, '#conversation')
         shot(page, 'hostile_page')
+
+
+def test_examples(tmp_path):
+    "A run brings pictures along; a click puts one into the box, with its question."
+    save_runs(tmp_path)
+    (tmp_path/'toy'/'examples').mkdir()
+    (tmp_path/'toy'/'examples'/'blue.png').write_bytes(png((50, 80, 220)))
+    (tmp_path/'toy'/'examples'/'questions.json').write_text('{"blue.png": "What colour is it?"}')
+    with (serve(tmp_path, 'toy', '--temperature', '0', env=dict(GRADIO_TEMP_DIR=str(tmp_path/'kept'))) as server,
+          browser_page('page') as page):
+        page.goto(server.url)
+        web = WebPage(page)
+        page.locator('#example-0').click()
+        page.locator('.thumbnail-item img').wait_for()
+        page.wait_for_function("document.querySelector('.thumbnail-item img').naturalWidth > 0")
+        assert web.box.input_value() == 'What colour is it?'
+        shot(page, 'page_examples')
+        web.say('What colour is it?')
+        web.hear(0, 'blue')
+        page.reload()
+        assert page.locator('#examples button').count() == 1
+        assert (page.errors, page.abroad) == ([], [])

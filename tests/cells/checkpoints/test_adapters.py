@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import check_fetched, check_folder, pretrained, read_json, seal_folder, unseal, write_json
-from aligngpt.model.layers import AlignGPTConfig, AlignmentGate
+from aligngpt.model.layers import AlignGPTConfig, make_gate
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.model.modeling import stored_name
 from aligngpt.model.sharing import write_card

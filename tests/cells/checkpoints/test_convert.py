@@ -249,6 +249,7 @@ def test_convert():
     # nbs/checkpoints/05_convert.ipynb #c1fb27d6
     stage1 = tiny(tmp/'b', use_gate=False)
     test_fail(lambda: convert(stage1, tmp/'x'), contains='has no gate yet')
+    test_fail(lambda: convert(tiny(tmp/'normed', gate_norm=True), tmp/'x'), contains='gate_norm')
     small = convert(stage1, tmp/'align', to='align', tower_name='openai/clip-vit-large-patch14-336')
     test_eq(layout(small), 'align')
     left = {k:tuple(t.shape) for k,t in map_tensors(small/ALIGN_FILE).items()}

@@ -89,6 +89,16 @@ def test_AlignmentGate():
     # nbs/model/01_layers.ipynb #3e4fd665
     test_close(alpha.sum(-1), torch.ones(3))
 
+    # nbs/model/01_layers.ipynb #1d937cc7
+    raw, normed = (AlignmentGate(16, 256, 8, norm) for norm in (False, True))
+    normed.load_state_dict(raw.state_dict())
+    d = torch.randn(3, 16)
+
+    # nbs/model/01_layers.ipynb #a75619ab
+    test_close(normed(d), normed(9*d - 40), eps=1e-5)
+    assert (raw(d) - raw(9*d - 40)).abs().max() > .1
+    test_eq(raw.state_dict().keys(), normed.state_dict().keys())
+
 
 def test_image_text_dots():
     # nbs/model/01_layers.ipynb #f2647893

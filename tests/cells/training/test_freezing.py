@@ -4,7 +4,7 @@ import re
 from torch import nn
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import Table
-from aligngpt.model.layers import AlignmentGate, check_config
+from aligngpt.model.layers import check_config, make_gate
 from aligngpt.model.modeling import PARTS, part_parameters, stored_name
 from aligngpt.training.settings import StageConfig
 from fastcore.test import *

@@ -25,12 +25,13 @@ from transformers import set_seed
 from transformers.utils import logging
 from aligngpt.core.markup import Table
 from aligngpt.data.batches import Collator
+from aligngpt.model.layers import level_weights
 from aligngpt.training.freezing import freeze
 from aligngpt.training.settings import FINETUNE, PRETRAIN, override
 from aligngpt.training.trainer import AlignGPTTrainer, training_arguments
 from aligngpt.testing.fixtures import tiny_model
 import pytest
-from aligngpt.training.trainer import GroupedSampler, blind_picture, deepspeed_config
+from aligngpt.training.trainer import GroupedSampler, blind_picture, deepspeed_config, gate_stats
 
 
 def test_trainer():
@@ -144,6 +145,22 @@ def test_blind_picture():
     test_eq({n.split('.')[0] for n,p in model.named_parameters() if p.requires_grad and p.grad is None}, set())
     test_eq({p.grad.abs().max().item() for p in [*model.projector.parameters(), *model.gate.parameters()]}, {0.})
     loss.item(), alone.item()
+
+
+def test_gate_stats():
+    # nbs/training/04_trainer.ipynb #a3af1a8d
+    torch.set_num_threads(1); logging.set_verbosity_error()
+
+    # nbs/training/04_trainer.ipynb #d9517bc8
+    set_seed(0)
+
+    # nbs/training/04_trainer.ipynb #64fb0b8c
+    given, decided = level_weights(2, 1, 4), torch.tensor([[.5, .25, .25, 1.]])
+    gate_stats(torch.cat([given, decided]))
+
+    # nbs/training/04_trainer.ipynb #634e8192
+    test_eq(gate_stats(torch.cat([given, decided])), dict(gate_entropy=1.0397, alpha_0=.5, alpha_1=.25, alpha_2=.25))
+    test_eq((gate_stats(given), gate_stats(None)), ({}, {}))
 
 
 def test_deepspeed_config():
