@@ -25,7 +25,7 @@ from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
-from .sharing import push, push_saved, write_card
+from .sharing import keep_code, push, push_saved, write_card
 
 # %% ../../nbs/model/03_processor.ipynb #5cc57da6
 def pad_square(
@@ -125,7 +125,7 @@ class AlignGPTProcessor(ProcessorMixin):
     )->list[str]: # files
         "Save the processor, and write the card of the model that lies there, which says the template."
         unseal(save_directory)
-        files = super().save_pretrained(save_directory, **kwargs)
+        with keep_code(save_directory): files = super().save_pretrained(save_directory, **kwargs)
         write_card(save_directory)
         if push_to_hub: push_saved(self, save_directory, **kwargs)
         return files
@@ -247,9 +247,10 @@ def encode(self:AlignGPTProcessor,
 def _pictures(messages):
     "The pictures inside messages; None if no image part carries one."
     found = [_source(p) for m in messages for p in images_of(m)]
-    if all(f is None for f in found): return None
-    if None not in found: return found
-    raise AlignGPTError(f'image part {found.index(None)} has no picture, others have',
+    lacks = [i for i,f in enumerate(found) if f is None]
+    if len(lacks) == len(found): return None
+    if not lacks: return found
+    raise AlignGPTError(f'image part {lacks[0]} has no picture, others have',
                         'write {"type": "image", "path": ...} for each')
 
 def _source(part):

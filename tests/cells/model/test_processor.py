@@ -16,7 +16,7 @@ from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages
 from aligngpt.text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
-from aligngpt.model.sharing import push, push_saved, write_card
+from aligngpt.model.sharing import keep_code, push, push_saved, write_card
 import copy, json, pickle, random, shutil, tempfile
 from fastcore.test import *
 from PIL import Image, ImageDraw
