@@ -2570,6 +2570,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.AlignGPTProcessor.ends': ( 'model/processor.html#aligngptprocessor.ends',
                                                                                                'aligngpt/model/processor.py'),
+                                          'aligngpt.model.processor.AlignGPTProcessor.from_pretrained': ( 'model/processor.html#aligngptprocessor.from_pretrained',
+                                                                                                          'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.AlignGPTProcessor.layout': ( 'model/processor.html#aligngptprocessor.layout',
                                                                                                  'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.AlignGPTProcessor.model_input_names': ( 'model/processor.html#aligngptprocessor.model_input_names',

@@ -108,6 +108,18 @@ class AlignGPTProcessor(ProcessorMixin):
         self._check_control()
 
     @classmethod
+    def from_pretrained(cls,
+        pretrained_model_name_or_path:str|Path, # a folder, or a name on the hub
+        *args, # as for transformers' own
+        padding_side:str|None=None, # 'left', as generation wants it and as it is by default, or 'right'
+        **kwargs, # as for transformers' own
+    )->'AlignGPTProcessor':
+        "Load a processor that was saved."
+        made = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        made.tokenizer.padding_side = padding_side or made.tokenizer.padding_side
+        return made
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         "The image processor on PIL, and the tokenizer; each takes the arguments that are its own."
         from transformers import AutoTokenizer
@@ -367,9 +379,9 @@ def __call__(self:AlignGPTProcessor,
 # %% ../../nbs/model/03_processor.ipynb #542baaae
 def _texts(text):
     "A list of strings."
-    if isinstance(text, str): return [text]
-    if all(isinstance(t, str) for t in text): return list(text)
-    raise BadInput(f'text must be a string or a list of strings, got {type(text[0]).__name__}',
+    rows = list(text) if isinstance(text, (list, tuple)) else [text]
+    if rows and all(isinstance(t, str) for t in rows): return rows
+    raise BadInput(f"text must be a string or a list of strings, got {type([*rows, text][0]).__name__}",
                    'use apply_chat_template for messages')
 
 def _nest(images, counts):
@@ -506,6 +518,7 @@ def apply_chat_template(self:AlignGPTProcessor,
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
     if not ours or kwargs.get('tools') or kwargs.get('documents'):
         return self._by_transformers(conversation, chat_template, tokenize, return_dict, given)
+    if not conversation: raise BadInput('no messages')
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
     out = self._chats(chats, return_assistant_tokens_mask, **{k:given.pop(k, None) for k in _SPANS}, kwargs=given)
     return out if return_dict else out['input_ids']

@@ -34,7 +34,8 @@ class Hub(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers['Content-Length']))
         self.server.asked.append((self.path, self.headers['Authorization']))
         if 'create' in self.path: self.server.made.append(json.loads(raw))
-        said = {'discussions':dict(num=2), 'create':dict(url=self.server.url + '/someone/bus'), 'validate-yaml':dict(errors=[], warnings=[]),
+        said = {'discussions':dict(num=2), 'create':dict(url=self.server.url + '/someone/bus'),
+                'validate-yaml':dict(errors=[], warnings=[]),
                 'commit':dict(success=True, commitOid='c'*40,
                               commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40,
                               pullRequestUrl=self.server.url + '/someone/bus/discussions/2')}
