@@ -145,7 +145,7 @@ def _shrunk(im, name, times, white):
 
 # %% ../../nbs/core/05_pictures.ipynb #39c1cdc8
 def open_picture(
-    source:Any, # path, http(s) or `data:` URL, bytes of a file, PIL image, or array [height, width, 3] of bytes
+    source:Any, # path, http(s) or `data:` URL, bytes of a file, PIL image, or array or tensor of bytes
     name:str='', # what to call it in an error; by default its path or kind
     rules:ImageRules=ImageRules(), # limits, and whether to turn
 )->Any: # PIL image of mode RGB, a copy
@@ -170,11 +170,14 @@ def _from_array(array, name):
     "A PIL image of an array's pixels."
     import numpy as np
     from PIL import Image
-    a = np.asarray(array)
+    given, kinds = np.asarray(array), (1, 3, 4)
+    a = given
+    if a.ndim == 3 and a.shape[0] in kinds and a.shape[2] not in kinds: a = a.transpose(1, 2, 0)
+    if a.ndim == 3 and a.shape[2] == 1: a = a[..., 0]
     try: return Image.fromarray(a)
     except (TypeError, ValueError) as e:
-        raise BadRecord('odd pixels', f'{name or "the array"}: {a.dtype} of shape {a.shape}',
-                        'give bytes of shape [height, width, 3]') from e
+        raise BadRecord('odd pixels', f'{name or "the array"}: {given.dtype} of shape {given.shape}',
+                        'give bytes of shape [height, width, 3] or [3, height, width]') from e
 
 def _bytes_of(source, name):
     "The bytes of an encoded picture, wherever it is, and what to call it."

@@ -196,17 +196,20 @@ def image_text_dots(
     reads:Tensor, # which tokens the gate reads, [n_tokens] bool
     image_sample:Tensor, # which sample each image belongs to, [n_images]
     n_samples:int, # number of samples
+    seen:Tensor|None=None, # which images count, [n_images] bool; None: all
 )->tuple[Tensor,Tensor]: # (dots d [n_samples, n], complete [n_samples] bool: has both text and image)
     "d = I · mean(T) for each sample, averaged over its images; computed in float32."
-    m, n_text = _means(text[reads].float(), sample[reads], n_samples)
+    m, n_text = _means(text, sample, n_samples, reads)
     d = (image.float() * m[image_sample, None]).sum(-1) # a product of matrices would be in bf16 under autocast
-    dots, n_images = _means(d, image_sample, n_samples)
+    dots, n_images = _means(d, image_sample, n_samples, torch.ones_like(image_sample) > 0 if seen is None else seen)
     return dots, (n_text > 0) & (n_images > 0)
 
-def _means(x, group, n):
-    "(mean of the rows of `x` in each of `n` groups, [n, width], how many there are)."
-    count = torch.zeros(n, device=x.device).index_add(0, group, torch.ones(len(group), device=x.device))
-    total = torch.zeros(n, x.shape[-1], device=x.device).index_add(0, group, x)
+def _means(x, group, n, keep):
+    "(mean of the rows of `x` to keep in each of `n` groups, [n, width], how many there are)."
+    if torch.compiler.is_compiling(): x = x.masked_fill(~keep[:,None], 0) # in a graph, shapes depend on no values
+    else: x, group, keep = x[keep], group[keep], keep[keep]
+    count = torch.zeros(n, device=x.device).index_add(0, group, keep.float())
+    total = torch.zeros(n, x.shape[-1], device=x.device).index_add(0, group, x.float())
     return total / count.clamp(min=1)[:,None], count
 
 # %% ../../nbs/model/01_layers.ipynb #b1aced02

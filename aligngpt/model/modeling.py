@@ -206,6 +206,9 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         if prompt.cut(ids, start): return inputs | _piece(self.model, prompt, ids, start)
         return inputs | prompt.inputs(ids, start)
 
+    def _validate_model_kwargs(self, model_kwargs): # an adapter's wrapper stands before what takes the prompt
+        super()._validate_model_kwargs({k:v for k,v in model_kwargs.items() if k != 'prompt'})
+
     def _get_candidate_generator(self, *args, model_kwargs, assistant_model=None, **kwargs):
         if not isinstance(assistant_model, AlignGPTForConditionalGeneration): # it sees no pictures
             model_kwargs = {k:v for k,v in model_kwargs.items() if k != 'prompt'}
@@ -344,11 +347,11 @@ def gate_reads(self:AlignGPTModel,
 def _sample_ids(input_ids, sample_ids=None):
     "Which sample each token belongs to: its row, unless rows are packed."
     if sample_ids is not None: return sample_ids
-    return torch.arange(len(input_ids), device=input_ids.device)[:,None].expand_as(input_ids)
+    return torch.arange(input_ids.shape[0], device=input_ids.device)[:,None].expand_as(input_ids)
 
 def _n_samples(sample):
     "How many samples there are: the rows, unless rows are packed."
-    return len(sample) if sample.stride(1) == 0 else int(sample.max()) + 1
+    return sample.shape[0] if sample.stride(1) == 0 else int(sample.max()) + 1
 
 def _first(mask, sample, n):
     "Position of the first True in each of `n` samples, seen from each of its tokens; behind all if there is none."
@@ -385,7 +388,7 @@ def alignment_weights(self:AlignGPTModel,
     if self.gate is None: return level_weights(N-1, n, N, embeds.device)
     first = _places(input_ids == self.config.image_token_id, image)[::self.config.num_image_tokens]
     seen = first < _last(r, s, n)[s[first]]
-    dots, complete = image_text_dots(image[seen], embeds.flatten(0, 1), s, r, s[first][seen], n)
+    dots, complete = image_text_dots(image, embeds.flatten(0, 1), s, r, s[first], n, seen)
     alpha = torch.where(complete[:,None], self.gate(dots), 1/(N-1))
     return F.pad(alpha, (0, 1), value=1.)
 
@@ -395,7 +398,7 @@ def _places(mask, image):
 
 def _last(mask, sample, n):
     "Position of the last True in each of `n` samples; 0 if there is none."
-    pos = torch.arange(len(sample), device=sample.device)*mask
+    pos = torch.arange(sample.shape[0], device=sample.device)*mask
     return torch.zeros(n, dtype=torch.long, device=sample.device).scatter_reduce(0, sample, pos, 'amax')
 
 # %% ../../nbs/model/02_modeling.ipynb #7c7c9cc8
@@ -440,6 +443,10 @@ def _weigh(model, image, embeds, alignment, gate_mask, **rows):
     if alignment is None: return weights
     own = alignment.to(embeds.device) == GATE
     return torch.where(own[:,None], weights, level_weights(alignment.to(embeds.device).masked_fill(own, 0), *how))
+
+def _behind(gate_mask, embeds):
+    "The gate's mask where prompt tuning put embeddings of its own before a text's: these the gate does not read."
+    return gate_mask if gate_mask is None else F.pad(gate_mask, (max(embeds.shape[1] - gate_mask.shape[1], 0), 0))
 
 def _asks_gate(model, alignment):
     "Are these levels of a batch whose other samples have none? In training the gate runs always, as in every process."
@@ -501,6 +508,7 @@ def forward(self:AlignGPTModel,
         if inside is not None: vision_features = _patches(self, inside)
         image = self.image_tokens(pixel_values, vision_features, image_index)
         self.check_images(ids, len(image))
+        if input_ids is None: gate_mask = _behind(gate_mask, embeds)
         weights = _weigh(self, image, embeds, alignment, gate_mask, input_ids=ids, attention_mask=attention_mask,
                          sample_ids=sample_ids)
         embeds = self.merge(ids, embeds, image, self.levels(weights), _sample_ids(ids, sample_ids))
@@ -527,7 +535,7 @@ def _wanted(labels, loss_alone, logits_to_keep, ids, cache):
 
 def _logits(model, states, logits_to_keep):
     "Logits of all positions, the last few, or those that were kept."
-    lm, head = model.language_model, model.lm_head
+    lm, head = model.model.language_model, model.lm_head
     if states.dim() == 2: return lm_head(lm, states, head)[:, None]
     at = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     return lm_head(lm, states[:, at], head)

@@ -25,7 +25,7 @@ from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
-from .sharing import push, push_saved, write_card
+from .sharing import keep_code, push, push_saved, write_card
 
 # %% ../../nbs/model/03_processor.ipynb #5cc57da6
 def pad_square(
@@ -108,6 +108,18 @@ class AlignGPTProcessor(ProcessorMixin):
         self._check_control()
 
     @classmethod
+    def from_pretrained(cls,
+        pretrained_model_name_or_path:str|Path, # a folder, or a name on the hub
+        *args, # as for transformers' own
+        padding_side:str|None=None, # 'left', as generation wants it and as it is by default, or 'right'
+        **kwargs, # as for transformers' own
+    )->'AlignGPTProcessor':
+        "Load a processor that was saved."
+        made = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        made.tokenizer.padding_side = padding_side or made.tokenizer.padding_side
+        return made
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         "The image processor on PIL, and the tokenizer; each takes the arguments that are its own."
         from transformers import AutoTokenizer
@@ -125,7 +137,7 @@ class AlignGPTProcessor(ProcessorMixin):
     )->list[str]: # files
         "Save the processor, and write the card of the model that lies there, which says the template."
         unseal(save_directory)
-        files = super().save_pretrained(save_directory, **kwargs)
+        with keep_code(save_directory): files = super().save_pretrained(save_directory, **kwargs)
         write_card(save_directory)
         if push_to_hub: push_saved(self, save_directory, **kwargs)
         return files
@@ -247,9 +259,10 @@ def encode(self:AlignGPTProcessor,
 def _pictures(messages):
     "The pictures inside messages; None if no image part carries one."
     found = [_source(p) for m in messages for p in images_of(m)]
-    if all(f is None for f in found): return None
-    if None not in found: return found
-    raise AlignGPTError(f'image part {found.index(None)} has no picture, others have',
+    lacks = [i for i,f in enumerate(found) if f is None]
+    if len(lacks) == len(found): return None
+    if not lacks: return found
+    raise AlignGPTError(f'image part {lacks[0]} has no picture, others have',
                         'write {"type": "image", "path": ...} for each')
 
 def _source(part):
@@ -366,9 +379,9 @@ def __call__(self:AlignGPTProcessor,
 # %% ../../nbs/model/03_processor.ipynb #542baaae
 def _texts(text):
     "A list of strings."
-    if isinstance(text, str): return [text]
-    if all(isinstance(t, str) for t in text): return list(text)
-    raise BadInput(f'text must be a string or a list of strings, got {type(text[0]).__name__}',
+    rows = list(text) if isinstance(text, (list, tuple)) else [text]
+    if rows and all(isinstance(t, str) for t in rows): return rows
+    raise BadInput(f"text must be a string or a list of strings, got {type([*rows, text][0]).__name__}",
                    'use apply_chat_template for messages')
 
 def _nest(images, counts):
@@ -505,6 +518,7 @@ def apply_chat_template(self:AlignGPTProcessor,
     ours = tokenize and chat_template is None and self.chat_template == template_source(self.template)
     if not ours or kwargs.get('tools') or kwargs.get('documents'):
         return self._by_transformers(conversation, chat_template, tokenize, return_dict, given)
+    if not conversation: raise BadInput('no messages')
     chats = conversation if isinstance(conversation[0], (list, tuple)) else [conversation]
     out = self._chats(chats, return_assistant_tokens_mask, **{k:given.pop(k, None) for k in _SPANS}, kwargs=given)
     return out if return_dict else out['input_ids']

@@ -12,12 +12,18 @@ from aligngpt.model.sharing import is_ours
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PROPOSAL = dict(title='', num=2, author=dict(name='me'), createdAt='2026-01-01T00:00:00.000Z', status='draft', diff='',
+                isPullRequest=True, events=[], changes=dict(base='refs/heads/main'), filesWithConflicts=[],
+                repo=dict(name='someone/bus', type='model'))
+
+
 class Hub(BaseHTTPRequestHandler):
     "As much of the hub as one commit needs; `server.files` is what is in the repository."
     protocol_version = 'HTTP/1.1'
     def log_message(self, *args): pass
 
     def do_GET(self):
+        if '/discussions/' in self.path: return self.answer(200, json.dumps(PROPOSAL).encode(), {})
         name = self.path.split('/resolve/main/')[-1]
         body = self.server.files.get(name)
         head = {'X-Error-Code':'EntryNotFound'} if body is None else {'ETag':'"1"', 'X-Repo-Commit':'c'*40}
@@ -26,11 +32,13 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         raw = self.rfile.read(int(self.headers['Content-Length']))
-        self.server.asked.append(self.path)
+        self.server.asked.append((self.path, self.headers['Authorization']))
         if 'create' in self.path: self.server.made.append(json.loads(raw))
-        said = {'create':dict(url=self.server.url + '/someone/bus'), 'validate-yaml':dict(errors=[], warnings=[]),
+        said = {'discussions':dict(num=2), 'create':dict(url=self.server.url + '/someone/bus'),
+                'validate-yaml':dict(errors=[], warnings=[]),
                 'commit':dict(success=True, commitOid='c'*40,
-                              commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40)}
+                              commitUrl=self.server.url + '/someone/bus/commit/' + 'c'*40,
+                              pullRequestUrl=self.server.url + '/someone/bus/discussions/2')}
         what = next((k for k in said if f'/{k}' in self.path), None)
         if what == 'commit': self.take(raw)
         if what is None: # which way each file should come: all inside the commit
@@ -42,6 +50,7 @@ class Hub(BaseHTTPRequestHandler):
         lines = [json.loads(l) for l in raw.splitlines()]
         files = {l['value']['path']:base64.b64decode(l['value']['content']) for l in lines[1:]}
         self.server.commits.append((lines[0]['value']['summary'], files))
+        if 'create_pr' in self.path or '/main' not in self.path: return # main stays as it is
         self.server.files |= files
 
     def answer(self, code, body, head):
@@ -70,6 +79,8 @@ model.config.history = [dict(step='language model', name='lmsys/vicuna-7b-v1.5',
 model.push_to_hub('someone/bus', processor=processor, scores={'POPE': ('F1', 86.1)}, tags=['buses'])
 upload_file(path_or_fileobj=b'# My own card', path_in_repo='README.md', repo_id='someone/bus')
 model.push_to_hub('someone/bus', processor=processor, code=False, commit_message='Again')
+model.push_to_hub('someone/bus', create_pr=True, commit_message='Please', token='hf_of_me')
+model.push_to_hub('someone/bus', revision='next')
 """
 
 
@@ -94,13 +105,17 @@ def run(code, hub, tmp_path):
 
 def test_push_to_hub(hub, tmp_path):
     run(PUSHES, hub, tmp_path)
-    (_, first), _, (message, again) = hub.commits
+    (_, first), _, (message, again), (please, proposed), (_, branch) = hub.commits
     card = first['README.md'].decode()
     assert is_ours(card)
     for fact in ('- buses', 'base_model', 'lmsys/vicuna-7b-v1.5', 'license: llama2', '| POPE | F1 | 86.1 |', '| v1 |',
                  "from_pretrained('someone/bus', trust_remote_code=True)"):
         assert fact in card, card
     assert {'modeling.py', 'sharing.py', 'chat_template.jinja', 'processor_config.json'} <= set(first)
+    assert please == 'Please' and 'README.md' not in proposed and is_ours(branch['README.md'].decode()) # it had none
+    whole = [(p.partition('?')[0].split('/bus/')[-1], 'create_pr=1' in p, who) for p,who in hub.asked if '/bus/' in p]
+    assert {('commit/refs%2Fpr%2F2', False, 'Bearer hf_of_me'), ('commit/main', True, 'Bearer hf_of_me')} & set(whole)
+    assert ('commit/next', False, 'Bearer hf_of_nobody') in whole
     assert message == 'Again' and not any(f.endswith('.py') or f == 'README.md' for f in again)
     here = tmp_path/'came'
     here.mkdir()
@@ -120,7 +135,7 @@ def test_parts(hub, tmp_path):
         assert 'auto_map' in json.loads(files[name]) and 'modeling.py' in files
         assert files is model or 'README.md' not in files
     assert 'tokenizer.json' in tokenizer and not any('config.json' == f for f in tokenizer)
-    asked = [p for p in hub.asked if p.startswith('/api/')]
+    asked = [p for p,_ in hub.asked if p.startswith('/api/')]
     assert any('commit/refs%2Fpr%2F1' in p for p in asked)
     assert 'private' in str(hub.made[0]) and not any('/branch/' in p for p in asked)
     here = tmp_path/'came'

@@ -190,8 +190,11 @@ def test_read_data_url():
     url = 'data:image/png;base64,' + base64.b64encode(whole).decode()
     wrapped = 'data:image/png;base64,' + base64.encodebytes(whole).decode() # in lines, as in mail
     pixels = decode_image(whole, 'x')
-    for source in (root/'0.png', str(root/'0.png'), whole, url, wrapped, pixels, np.array(pixels)):
+    for source in (root/'0.png', str(root/'0.png'), whole, url, wrapped, pixels, np.array(pixels),
+                   np.array(pixels).transpose(2, 0, 1)):
         test_eq(np.asarray(open_picture(source)), np.asarray(pixels))
+    grey = np.array(pixels.convert('L'))
+    for array in (grey, grey[None], grey[..., None]): test_eq(np.asarray(open_picture(array))[..., 0], grey)
     wrong = ((root/'cut.png', 'cut.png: damaged'),
              (root/'page.jpg', 'page.jpg: not an image'),
              (root/'gone.png', 'no such file'),

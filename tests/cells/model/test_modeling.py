@@ -193,6 +193,15 @@ def test_AlignGPTForConditionalGeneration_forward():
     test_is(alone(0, return_logits=False).logits, None)
     loss
 
+    # nbs/model/02_modeling.ipynb #b1acee41
+    reads = model.model.gate_reads(batch['input_ids'], batch['attention_mask'], batch['labels'])
+    prompt = torch.randn(2, 3, model.config.text_config.hidden_size)
+    with torch.no_grad():
+        tuned = model(inputs_embeds=torch.cat([prompt, model.get_input_embeddings()(batch['input_ids'])], 1),
+                      pixel_values=pixels, gate_mask=reads)
+    test_close(tuned.weights, out.weights, 1e-5)
+    tuned.logits.shape
+
     # nbs/model/02_modeling.ipynb #6812147e
     packed = dict(input_ids=torch.cat([batch['input_ids'][:1], batch['input_ids'][1:, 2:]], 1),
                   labels=torch.cat([batch['labels'][:1], batch['labels'][1:, 2:]], 1))

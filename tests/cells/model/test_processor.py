@@ -16,7 +16,7 @@ from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
 from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages
 from aligngpt.text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
-from aligngpt.model.sharing import push, push_saved, write_card
+from aligngpt.model.sharing import keep_code, push, push_saved, write_card
 import copy, json, pickle, random, shutil, tempfile
 from fastcore.test import *
 from PIL import Image, ImageDraw
@@ -28,7 +28,7 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.toy import toy_processor
 from aligngpt.testing.fixtures import small_pictures
 import pytest
-from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor, make_processor, pad_square
+from aligngpt.model.processor import AlignGPTProcessor, BadInput, image_processor_for, load_image_processor, make_processor, pad_square
 
 
 def test_pad_square():
@@ -429,6 +429,8 @@ def test_AlignGPTProcessor__laid_out():
         (dict(text=texts[:2], images=[bus], return_tensors='pt'),            'pass padding=True'),
         (dict(text=texts[0], images=[bus], truncation=True, max_length=5),   'tokens, of which 5 are kept'),
         (dict(text='a <image>', images=tmp/'cut.png'),   'cut.png'),
+        (dict(text=bus, images='a <image>'),             'a string or a list of strings, got'),
+        (dict(text=[]),                                  'a string or a list of strings, got list'),
         (dict(),                                         'neither text nor images')]
     for given,says in wrong: test_fail(lambda: processor(**given), contains=says)
     [says for _,says in wrong[:3]]
@@ -942,6 +944,9 @@ def test_AlignGPTProcessor_with_settings():
     other = AlignGPTProcessor.from_pretrained(tmp/'saved', gate_text='full', do_normalize=False, sep_token='<sep>')
     test_eq((other.gate_text, other.image_processor.do_normalize, other.tokenizer.sep_token), ('full', False, '<sep>'))
     test_eq('gate_text' in other.tokenizer.init_kwargs, False)
+    sides = [AlignGPTProcessor.from_pretrained(tmp/'saved', **how) for how in ({}, dict(padding_side='right'))]
+    test_eq([p(text=['a', 'bus'], padding=True).attention_mask[0][0] for p in sides], [0, 1])
+    test_fail(lambda: processor.apply_chat_template([], tokenize=True), exc=BadInput, contains='no messages')
     AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)
     test_eq(AutoProcessor.from_pretrained(tmp/'saved').to_dict(), processor.to_dict())
     text = processor.batch_decode(ready['input_ids'], skip_special_tokens=True)[0]
