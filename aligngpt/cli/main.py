@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer, typer.core
 
 from .. import __version__
-from ..core.errors import AlignGPTError, local_path
+from ..core.errors import AlignGPTError, local_path, of_the_system
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
 from ..core.stores import check_stores
@@ -35,6 +35,9 @@ class _OfThisMachine(typer.core.TyperCommand):
         free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
         ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
         check_stores(*(ctx.params[k] for k in stored))
+        for k in stored: # the files among them
+            for v in [ctx.params[k]] if isinstance(ctx.params[k], (str, Path)) else ctx.params[k] or ():
+                if '://' not in str(v): local_path(v)
         return super().invoke(ctx)
 
 class _Commands(typer.Typer):
@@ -74,6 +77,8 @@ def _explain(e):
     "(text, hint, exit code) of an error."
     if isinstance(e, _Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
     if isinstance(e, AlignGPTError): return e.message, e.hint, getattr(e, 'code', 1)
+    if isinstance(e, MemoryError): return 'not enough memory', 'is a file much larger than it looks?', 1
+    if isinstance(e, OSError) and e.errno: return _explain(of_the_system(e))
     return f'{type(e).__name__}: {e}', 'this should not happen; `--debug` shows the traceback', 1
 
 # %% ../../nbs/cli/01_main.ipynb #826d6e76

@@ -118,6 +118,7 @@ def serve_command(
     queue:Annotated[int, typer.Option(min=0, help='Questions that may wait; beyond, clients get 429.')]=64,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer that may be asked for.')]=1024,
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
+    max_request_mb:Annotated[float, typer.Option(min=0, help='Size of a request with all its pictures.')]=50.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
     max_megapixels:Annotated[float, typer.Option(min=0,
@@ -153,8 +154,8 @@ def _check_engine(engine, more):
 
 def _limits(p):
     "What the options say of a request."
-    return Limits(images=p['max_images'], image_bytes=int(p['max_image_mb']*2**20),
-                  pixels=int(p['max_megapixels']*1e6),
+    return Limits(body=int(p['max_request_mb']*1e6), images=p['max_images'],
+                  image_bytes=int(p['max_image_mb']*2**20), pixels=int(p['max_megapixels']*1e6),
                   text_bytes=int(p['max_text_kb']*1024), tokens=p['max_tokens'], seconds=p['max_seconds'],
                   connections=p['max_connections'], remote=p['remote_images'])
 
@@ -222,8 +223,8 @@ IN_VLLM = dict(
     temperature='--override-generation-config.temperature') # our options, and what vLLM calls them
 _PROXY = 'leave it out: a proxy in front of vLLM can limit that'
 NOT_IN_VLLM = dict(
-    queue='leave it out: vLLM lets questions wait', max_seconds=_PROXY, max_image_mb=_PROXY, max_megapixels=_PROXY,
-    max_text_kb=_PROXY, max_connections=_PROXY, page='leave it out: the page is of our own engine', drain=_PROXY,
+    queue='leave it out: vLLM lets questions wait', max_seconds=_PROXY, max_request_mb=_PROXY, max_image_mb=_PROXY,
+    max_megapixels=_PROXY, max_text_kb=_PROXY, max_connections=_PROXY, page='leave it out: the page is of our own engine', drain=_PROXY,
     grace='leave it out, or give vLLM what its release has for that, after --',
     device='leave it out: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names') # and those that it has not
 _SAME = dict(page=False, device='auto') # values of these that say what vLLM does anyway

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'CARD', 'check_fetched', 'read_json', 'atomic_path', 'flush_to_disk', 'process_name', 'sweep', 'plain',
-           'write_json', 'write_once', 'own_folder', 'name_parts', 'inside', 'is_hub_name', 'not_here',
+           'write_json', 'write_once', 'own_folder', 'name_parts', 'inside', 'no_bomb', 'is_hub_name', 'not_here',
            'checkpoint_folder', 'file_sums', 'damage', 'seal_folder', 'unseal', 'check_folder', 'is_gguf', 'pretrained',
            'what_is', 'must_be', 'fingerprint', 'path_from']
 
@@ -169,7 +169,7 @@ def write_json(
 )->Path: # `path`
     "Write `obj` as indented JSON, atomically."
     with atomic_path(path) as p:
-        p.write_text(_json(obj, sealed), encoding='utf-8')
+        p.write_text(_json(obj, sealed), encoding='utf-8', errors='backslashreplace') # names may be no UTF-8
     return Path(path)
 
 def _json(obj, sealed=False):
@@ -220,14 +220,17 @@ def name_parts(
     source:Any='', # that file, for the error
 )->list[str]: # at least one
     "The parts of a relative name; one that leads out of its folder is an error."
-    def bad(why): raise BadRecord('path', f'{source}: the name {name!r} {why}'.removeprefix(': '),
+    def bad(why): raise BadRecord('path', f'{source}: the name {_cut(name)!r} {why}'.removeprefix(': '),
                                   'nobody writes such a name by accident: do not use what it came with')
+    if isinstance(name, str) and len(name) > 4096: bad(f'of {len(name):,} characters is too long')
     if not isinstance(name, str) or not name or '\0' in name: bad('is no file name')
     parts = [p for p in re.split(r'[/\\]', name) if p not in ('', '.')]
     if name[0] in '/\\' or re.match('[A-Za-z]:', name): bad('is absolute')
     if '..' in parts: bad("contains '..'")
     if not parts: bad('is no file name')
     return parts
+
+def _cut(name): return f'{name[:60]}...' if isinstance(name, str) and len(name) > 200 else name
 
 def inside(
     folder:str|Path, # that the name must not leave
@@ -239,8 +242,19 @@ def inside(
     folder, path = Path(folder), Path(folder).joinpath(*name_parts(name, source))
     if links or os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), '')): return path
     raise BadRecord('path',
-                    f'{source}: the name {name!r} leads over a symbolic link out of {folder}'.removeprefix(': '),
+                    f'{source}: the name {_cut(name)!r} leads over a symbolic link out of {folder}'.removeprefix(': '),
                     'copy what it leads to into the folder')
+
+def no_bomb(
+    path:str|Path, # a packed file of others
+    size:int, # bytes that came out of it so far, or that it promises
+    packed:int|None=None, # its own bytes; None: look
+)->None: # or `AlignGPTError`
+    "See that what comes out of a file stands in a proportion to it, from 256 MB on."
+    packed = os.path.getsize(path) if packed is None else packed
+    if size <= max(1 << 28, 200*packed): return
+    raise AlignGPTError(f'{path}: {size:,} bytes or more are packed into {packed:,}',
+                        'a bomb; if it is not, unpack it with another program')
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c812
 def is_hub_name(
@@ -271,10 +285,11 @@ def checkpoint_folder(
 def file_sums(
     folder:str|Path, # whose files
     but:tuple[str,...]=(), # names that are left out
+    only:tuple[str,...]=(), # relative names of those that are meant; (): all
 )->dict[str,dict]: # {relative name: {'size', 'sha256'}}
     "What is needed to know later whether files are what they were."
     folder, out = Path(folder), {}
-    for f in _files(folder):
+    for f in [folder/n for n in only] or _files(folder):
         if f.name in but: continue
         out[f.relative_to(folder).as_posix()] = dict(size=f.stat().st_size, sha256=_sha256(f))
     return out
@@ -394,6 +409,7 @@ def pretrained(
     **how:Any, # more arguments of `from_pretrained`
 )->Any: # what `cls` makes of it
     "Load with `cls.from_pretrained`, and run no code that comes with the files."
+    from huggingface_hub.errors import HFValidationError
     check_fetched(path)
     check_folder(path, weights=False)
     if is_gguf(path): path, how = _unpacked(path, how)
@@ -405,6 +421,7 @@ def pretrained(
         if Path(path).exists(): raise
         raise not_here(path) from e
     except ValueError as e:
+        if isinstance(e, HFValidationError): raise not_here(path) from e
         if 'custom code' not in str(e): raise
         raise AlignGPTError(f'{path}: a JSON file there names code of its own (auto_map). It was not run.',
                             _NO_CODE) from e

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable
 
 from .errors import os_errors
-from .files import plain, read_json, write_json
+from .files import damage, file_sums, plain, read_json, write_json
 from .markup import printable
 
 # %% ../../nbs/core/04_steps.ipynb #1240038a
@@ -85,12 +85,15 @@ class Steps:
         name:str, # the step
         fn:Callable[[],Any], # called if the step is not done; its result must be JSON
         settings:Any=None, # what the result depends on
+        files:tuple[str,...]=(), # names in the run folder, of what it leaves for later steps
     )->Any: # the result, from now or from before
-        "Run `fn` unless this very step is done; remember its result."
+        "Run `fn` unless this very step is done and its files are what they were; remember its result."
         self.chain = self.key(name, settings)
-        if self.done.get(name, {}).get('key') != self.chain:
-            result = fn()
-            self.done[name] = dict(key=self.chain, result=json.loads(json.dumps(result, default=plain)))
+        folder, old = self.path.parent, self.done.get(name, {})
+        if old.get('key') != self.chain or damage(folder, old.get('files', {})):
+            result = json.loads(json.dumps(fn(), default=plain))
+            sums = file_sums(folder, only=files) if files else {}
+            self.done[name] = dict(key=self.chain, result=result, **(dict(files=sums) if files else {}))
             write_json(self.done, self.path, sealed=True)
         return self.done[name]['result']
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Iterator
 
 from ..core.errors import AlignGPTError, local_path, os_errors
-from ..core.files import atomic_path, inside, name_parts, process_name, read_json, sweep, write_json
+from ..core.files import atomic_path, inside, name_parts, no_bomb, process_name, read_json, sweep, write_json
 from ..core.steps import progress
 
 # %% ../../nbs/data/10_archives.ipynb #bb665952
@@ -204,8 +204,19 @@ def _zip_entries(archive):
             with _readable(archive, e.filename): f = z.open(e)
             with f: yield parts, e.file_size, f
 
+class _Entry(tarfile.TarInfo):
+    "An entry of a tar, whose name and notes, which are read in one go, are not megabytes."
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        e = super().frombuf(buf, encoding, errors)
+        if e.type in _ABOUT and e.size > 1 << 20: raise tarfile.ReadError(f'a head of {e.size:,} bytes')
+        return e
+
+_ABOUT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+          tarfile.SOLARIS_XHDTYPE) # entries that say something about the next
+
 def _tar_entries(archive):
-    with tarfile.open(archive, 'r|*') as t:
+    with tarfile.open(archive, 'r|*', tarinfo=_Entry) as t:
         for e in t:
             parts = [] if e.isdir() and e.name in ('.', './') else name_parts(e.name, archive)
             if not (e.isreg() or e.isdir()): _refuse(archive, e.name, 'a link or a device')
@@ -232,6 +243,7 @@ def extract(
             if total > max_bytes:
                 raise AlignGPTError(f'{archive}: more than {max_bytes:,} bytes inside',
                                     'a bomb, or the limit is too low')
+            no_bomb(archive, total)
             with _readable(archive, '/'.join(parts)): _extract_one(f, folder, parts, size, archive)
             bar.update(1)
     return n

@@ -367,7 +367,8 @@ def _unreadable(sources, cap, quiet):
 def _write(report, chunks, sources, out):
     "Write the report; what was needed to go on after a stop may go."
     seen = _seen_from(out, report, sources)
-    write_json({**seen.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json')
+    write_json({**seen.__dict__, 'safe':report.safe, 'verdict':report.verdict()}, out/'report.json',
+               sealed=True)
     write_html(seen, out/'report.html', chunks)
     if chunks is not None: shutil.rmtree(out/'parts')
 
@@ -444,7 +445,7 @@ def write_html(
     if report.lengths: body += ['<h2>Length in tokens</h2>', _bars(report.lengths), f'<p>{report.losses()}</p>']
     page = html_page(f"Audit of {', '.join(report.data)}", f'{report.read_as()}. {report.verdict()}', ''.join(body),
                      report.safe)
-    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
+    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
     return Path(path)
 
 def _section(finding, chunks):

@@ -9,7 +9,7 @@ __all__ = ['PICTURES', 'WRAPPERS', 'guess_encoding', 'encoding_note', 'Found', '
            'tar_records', 'read_records']
 
 # %% ../../nbs/data/01_containers.ipynb #882d64f0
-import bz2, codecs, contextlib, gzip, io, json, lzma, math, re, tarfile, zlib
+import bz2, codecs, contextlib, gzip, io, json, lzma, math, os, re, tarfile, zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, NamedTuple
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import check_fetched, inside, read_json
+from ..core.files import check_fetched, inside, no_bomb, read_json
 
 
 # %% ../../nbs/data/01_containers.ipynb #138ef2f5
@@ -309,6 +309,17 @@ class _Recoded(io.RawIOBase):
         b[:n], self.left = self.left[:n], self.left[n:]
         return n
 
+class _Measured(io.RawIOBase):
+    "What comes out of a packed file, as long as it is in proportion."
+    def __init__(self, file, path): self.file, self.path, self.size, self.packed = file, path, 0, os.path.getsize(path)
+    def readable(self): return True
+    def readinto(self, b):
+        piece = self.file.read(len(b))
+        self.size += len(piece)
+        no_bomb(self.path, self.size, self.packed)
+        b[:len(piece)] = piece
+        return len(piece)
+
 def _gzip(file): return gzip.GzipFile(fileobj=file)
 def _zstd(file):
     import pyarrow as pa
@@ -332,7 +343,9 @@ def open_text(
         for begins in (_COMPRESSED, _ENCODED):
             head = f.peek(8)[:8]
             wrap = next((w for mark,w in begins.items() if head.startswith(mark)), None)
-            if wrap: f = stack.enter_context(io.BufferedReader(wrap(f), 1<<20))
+            if not wrap: continue
+            f = wrap(f) if begins is _ENCODED else _Measured(wrap(f), path)
+            f = stack.enter_context(io.BufferedReader(f, 1<<20))
         yield f
 
 @contextlib.contextmanager

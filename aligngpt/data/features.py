@@ -6,14 +6,14 @@
 __all__ = ['tower_hash', 'FeatureStore']
 
 # %% ../../nbs/data/07_features.ipynb #251551c5
-import hashlib, json, zlib
+import hashlib, json, os, zlib
 from pathlib import Path
 from typing import Callable
 
 import numpy as np, torch
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, local_path
+from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import read_json, write_json
 from ..core.steps import progress
 
@@ -32,6 +32,13 @@ def tower_hash(
     return h.hexdigest()[:16]
 
 # %% ../../nbs/data/07_features.ipynb #5147fff8
+def _reserve(file, size):
+    "A file of zeros that has its place on the disk: a mapped one without kills the process that writes into it."
+    with os_errors(file), open(file, 'wb') as f:
+        try: os.posix_fallocate(f.fileno(), 0, max(1, size))
+        except AttributeError: f.truncate(size) # not on this system
+        f.truncate(size)
+
 class FeatureStore:
     "Tower features of named pictures on the disk, `[n_images, n, width]`, bounded in size."
     def __init__(self,
@@ -58,11 +65,12 @@ class FeatureStore:
         sizes = {data:int(np.prod(self.shape))*np.dtype(self.dtype).itemsize, sums:4*len(self.rows)}
         whole = not len(self.rows) or all(f.exists() and f.stat().st_size == n for f,n in sizes.items())
         fresh = not whole or not meta.exists() or read_json(meta) != self.key
-        if fresh: meta.unlink(missing_ok=True)
-        mode = 'w+' if fresh else 'r+'
+        if fresh:
+            meta.unlink(missing_ok=True)
+            for f,n in sizes.items(): _reserve(f, n)
         if len(self.rows):
-            self.data = np.memmap(data, self.dtype, mode, shape=self.shape)
-            self.sums = np.memmap(sums, 'uint32', mode, shape=self.shape[:1])
+            self.data = np.memmap(data, self.dtype, 'r+', shape=self.shape)
+            self.sums = np.memmap(sums, 'uint32', 'r+', shape=self.shape[:1])
         else: self.data, self.sums = np.empty(self.shape, self.dtype), np.empty(0, 'uint32')
         if fresh: write_json(self.key, meta, sealed=True)
 

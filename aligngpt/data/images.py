@@ -377,6 +377,9 @@ def load_image(
     rules:ImageRules=ImageRules(), # how to decode
 )->Any: # PIL image of mode RGB
     "Fetch and decode a picture; any problem is a `BadRecord` that names record and file."
+    if source is None:
+        raise AlignGPTError(f'{where or name}: a picture {name!r} by its name, and nowhere to look for it',
+                            'name the folder of the pictures: --images')
     try: return decode_image(source.read(name), name, rules)
     except BadRecord as e:
         if not where: raise

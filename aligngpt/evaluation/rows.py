@@ -7,12 +7,12 @@ __all__ = ['ID_NAMES', 'TEXT_NAMES', 'QUESTION_NAMES', 'encoding_of', 'text_of',
            'read_rows']
 
 # %% ../../nbs/evaluation/01_rows.ipynb #2100c233
-import codecs, csv, gzip, io, json, re
+import codecs, csv, gzip, io, json, re, zlib
 from pathlib import Path
 from typing import Iterable
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import check_fetched
+from ..core.files import check_fetched, no_bomb
 
 # %% ../../nbs/evaluation/01_rows.ipynb #1bedb565
 _MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
@@ -33,7 +33,18 @@ def _bytes(path):
                             f'answers of several processes go into one file: cat {path}/*.jsonl > answers.jsonl')
     with os_errors(path): raw = Path(path).read_bytes()
     check_fetched(path, raw)
-    return gzip.decompress(raw) if raw[:2] == b'\x1f\x8b' else raw
+    return _unzipped(path, raw) if raw[:2] == b'\x1f\x8b' else raw
+
+def _unzipped(path, raw):
+    "What gzip packed, piece by piece, since it may be without end."
+    f, out = gzip.GzipFile(fileobj=io.BytesIO(raw)), bytearray()
+    try:
+        while piece := f.read(1 << 24):
+            out += piece
+            no_bomb(path, len(out), len(raw))
+    except (EOFError, OSError, zlib.error) as e:
+        raise AlignGPTError(f'{path}: damaged: {e}', 'a truncated download is the usual cause') from e
+    return bytes(out)
 
 def text_of(
     path:str|Path, # a text file
@@ -188,16 +199,23 @@ def read_xlsx(
     path:str|Path, # an .xlsx with a header in its first sheet
 )->Rows: # None for empty cells
     "Read a spreadsheet back as rows."
-    import openpyxl, zipfile
     check_fetched(path)
-    with os_errors(path):
-        try: sheet = openpyxl.load_workbook(path, read_only=True).active
-        except (zipfile.BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as e:
-            raise AlignGPTError(f'{path}: not a spreadsheet: {e}', 'is this the right file?') from e
-    table = sheet.iter_rows(values_only=True)
-    header = next(table, ())
+    with os_errors(path): Path(path).stat()
+    try: header, *table = _cells(path)
+    except AlignGPTError: raise
+    except Exception as e: # openpyxl is not written for files that are wrong
+        raise AlignGPTError(f'{path}: not a spreadsheet, or a damaged one: {str(e).splitlines()[0] if str(e) else e!r}',
+                            'is this the right file?') from e
     rows = [dict(zip(header, r)) for r in table]
     return Rows(rows, path, 'a spreadsheet', numbers=range(2, len(rows) + 2))
+
+def _cells(path):
+    "The rows of the first sheet, the header among them; a formula is its text."
+    import openpyxl, zipfile
+    with zipfile.ZipFile(path) as z: no_bomb(path, sum(e.file_size for e in z.infolist()))
+    sheet = openpyxl.load_workbook(path, read_only=True).active
+    if sheet is None: raise AlignGPTError(f'{path}: a spreadsheet without a sheet', 'is this the right file?')
+    return [*sheet.iter_rows(values_only=True)] or [()]
 
 def _parquet_rows(path):
     "Rows of a Parquet file."

@@ -386,10 +386,13 @@ def quickstart(
         steps = Steps(run)
         for n, name, title, fn in _steps(run, recipe):
             tell(f'[{n}/7] {title}')
-            done[name] = steps.run(name, lambda: _timed(fn, run, name), dict(dataclasses.asdict(recipe), form=2))
+            done[name] = steps.run(name, lambda: _timed(fn, run, name), dict(dataclasses.asdict(recipe), form=2),
+                                   _LISTS.get(name, ()))
         tell('[7/7] figures and report')
         seconds = {r['step']: r['seconds'] for r in noted(run)}
         return _finish(run, done) | dict(seconds=sum(seconds.values()), seconds_by_step=seconds)
+
+_LISTS = dict(data=('data/captions.json',), scores=('data/levels.json',)) # lists, which cannot hold their own sum
 
 def _timed(fn, run, name):
     "What a step gives; how long it took is noted."
@@ -448,7 +451,7 @@ def _finish(run, done):
     "Metrics, figures, report."
     metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'], tuned=done['tuned'])
     write_examples(run)
-    write_json(metrics, run/'metrics.json')
+    write_json(metrics, run/'metrics.json', sealed=True)
     losses = {title: done[k]['losses']
               for title, k in {'language model': 'llm', 'pre-training': 'pretrain', 'tuning': 'tune'}.items()}
     write_report(run, metrics, {'Scores and levels': plot_scores(run), 'Pairs of each level': plot_pairs(run),

@@ -67,7 +67,7 @@ def ablate(
             tell(f'[{n}/{len(todo)}] {variant}, seed {seed}')
             runs[variant][str(seed)] = _variant(at, variant, seed)
             known = {v: r for v, r in runs.items() if r}
-            write_json(dict(runs=runs, summary=summary(known)), file)
+            write_json(dict(runs=runs, summary=summary(known)), file, sealed=True)
     return read_json(file)['summary']
 
 def _variant(at, variant, seed):

@@ -109,7 +109,8 @@ def make_records(
     write_lines(category_rows(asked), at.data/'category.jsonl')
     ranked = {d.name for d in asked[:at.recipe.titles]}
     write_json([r for r in title_rows(parts['test']) if r['image'] in ranked], at.data/'titles.json')
-    write_json({k: [dataclasses.asdict(d) for d in v] for k, v in parts.items()}, at.data/'drawings.json')
+    write_json({k: [dataclasses.asdict(d) for d in v] for k, v in parts.items()}, at.data/'drawings.json',
+               sealed=True)
     write_data_card(at.data, 'Open Clip Art Library 0.18, with texts', 'cc0-1.0', SOURCES)
     return dict(pictures=len(found), left_out=said, parts={k: len(v) for k, v in parts.items()})
 
@@ -275,7 +276,7 @@ def time_precisions(
     flops = 4*rows*(inside*length + model.lm_head.weight.numel()*(length//5))
     out = {k: _time(model.to(dtype), rows, length, flops) for k, dtype in _TYPES.items()}
     out['faster'] = min(_TYPES, key=lambda k: out[k]['seconds'])
-    write_json(out, at.run/'speed.json')
+    write_json(out, at.run/'speed.json', sealed=True)
     return out
 
 _TYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
@@ -568,7 +569,8 @@ def run_drawings(
             took = {r['step']: r['seconds'] for r in noted(at.run) if r['step'] in _SHARES}
             tell(f'[{n}/{len(todo)}] {title}' + time_left(took, [k for k, *_ in todo[n-1:] if k not in took]))
             if command: tell(f'    $ {command}')
-            done[name] = steps.run(name, lambda: _noted(fn, at.run, name), dataclasses.asdict(recipe))
+            done[name] = steps.run(name, lambda: _noted(fn, at.run, name), dataclasses.asdict(recipe),
+                                   _LEAVES.get(name, ()))
         return _finish(at, done)
 
 def _noted(fn, run, name):
@@ -582,7 +584,7 @@ def _noted(fn, run, name):
 def _same(at):
     "A folder belongs to one recipe."
     path, now = at.run/'recipe.json', json.loads(json.dumps(dataclasses.asdict(at.recipe)))
-    if not path.exists(): write_json(now, path)
+    if not path.exists(): write_json(now, path, sealed=True)
     old = read_json(path)
     if diff := [k for k in now if old.get(k) != now[k]]:
         raise AlignGPTError(f'{at.run}: holds a run with {diff[0]} = {old.get(diff[0])}, not {now[diff[0]]}',
@@ -601,9 +603,13 @@ def _finish(at, done):
                    title_chance=float(np.mean(np.array(t['alone']) == 0)),
                    losses={k: done[k]['losses'] for k in ('pretrain', 'tune')})
     write_sheets(at)
-    write_json(metrics, at.run/'metrics.json')
+    write_json(metrics, at.run/'metrics.json', sealed=True)
     return metrics | dict(cost={r['step']: dict(seconds=r['seconds'], peak_gib=r['peak_gib'])
                                 for r in noted(at.run) if 'peak_gib' in r})
+
+_LEAVES = {step:tuple(f'data/{n}' for n in names.split()) for step,names in dict(
+    data='all.jsonl category.jsonl titles.json drawings.json', levels='levels-0.jsonl levels-1.jsonl').items()}
+
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000085
 def words_text(

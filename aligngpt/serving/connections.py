@@ -8,7 +8,7 @@ __all__ = ['patient_protocol', 'Budget', 'Share']
 # %% ../../nbs/serving/04_connections.ipynb #a0871a24
 from collections import Counter
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .engine import Busy
 from .remote import Limits
@@ -19,13 +19,15 @@ def patient_protocol(
     limits:Limits=Limits(), # on connections and time
 )->type: # for `uvicorn.Config(http=...)`
     "uvicorn's protocol, with an end to its patience."
-    class Patient(AutoHTTPProtocol):
+    class Patient(H11Protocol):
         header_clock = reader_clock = None
         def connection_made(self, transport):
             super().connection_made(transport)
-            if len(self.connections) > limits.connections: transport.abort()
-            else: self._watch()
+            self.asked = self.loop.time()
+            self._watch()
+            if len(self.connections) > limits.connections: self._make_room()
         def data_received(self, data):
+            if self.cycle and self.cycle.response_complete: self.asked = self.loop.time()
             super().data_received(data)
             self._watch()
         def pause_writing(self):
@@ -42,6 +44,14 @@ def patient_protocol(
             due = self.cycle is None or self.cycle.response_complete
             if not due: self.header_clock = _stop(self.header_clock)
             elif self.header_clock is None: self.header_clock = self._clock()
+        def _make_room(self):
+            "Hang up on the one that keeps the server waiting for the longest time, which may be this one."
+            min(filter(Patient._owes, self.connections), key=lambda c: c.asked).transport.abort()
+        def _owes(self):
+            "Is the server waiting for a request, or for the rest of one that is slow?"
+            if self.transport.is_closing(): return False
+            if self.cycle is None or self.cycle.response_complete: return True
+            return self.cycle.more_body and self.loop.time() - self.asked > limits.header_seconds
         def _clock(self): return self.loop.call_later(limits.header_seconds, self.transport.abort)
     return Patient
 

@@ -19,7 +19,6 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
-from pydantic_core import from_json
 from starlette.middleware import Middleware
 
 from ..core.errors import AlignGPTError
@@ -120,6 +119,14 @@ class Page:
     ):
         self.api, self.folder, self.uploads = api, Path(folder).resolve(), Uploads(api.limits)
         self.examples = [(Path(p).read_bytes(), question) for p,question in examples]
+        self.calls = {} # of Gradio's functions: how many values each takes
+
+    def holds(self,
+        path:Any, # what somebody says
+    )->bool:
+        "Does it lie in the folder of the uploads?"
+        try: return isinstance(path, str) and Path(path).resolve().is_relative_to(self.folder)
+        except (OSError, ValueError): return False
 
     def picture(self,
         path:str, # of an upload
@@ -127,7 +134,7 @@ class Page:
     )->Path: # where it is
         "Find an upload."
         p = Path(path).resolve()
-        if not p.is_relative_to(self.folder): raise AlignGPTError('not an uploaded picture', 'upload it again')
+        if not self.holds(str(path)): raise AlignGPTError('not an uploaded picture', 'upload it again')
         if not p.is_file(): raise AlignGPTError('the picture is not kept any more', 'upload it again')
         self.uploads.use(p.parent, talk)
         return p
@@ -332,7 +339,7 @@ class Door:
         within = scope['path'].removeprefix(self.path)
         if not self._knows(scope): raise _NO_KEY
         if within.startswith('/gradio_api/') and foreign(scope): raise FOREIGN
-        if not ROUTES.fullmatch(within): raise ApiError(404, 'there is nothing here', 'not_found')
+        if len(within) > 1000 or not ROUTES.fullmatch(within): raise ApiError(404, 'there is nothing here', 'not_found')
 
     def _knows(self, scope):
         "Is the key in the request?"
@@ -349,32 +356,43 @@ _NO_KEY = ApiError(401, 'the password is the key of this server', 'invalid_api_k
 # %% ../../nbs/serving/07_page.ipynb #ownpics01
 @patch
 async def _own_pictures(self:Door, scope, receive):
-    "`receive`, with a question in which no picture is an address."
-    if scope['method'] != 'POST' or not scope['path'].endswith(('/queue/join', '/run/predict')): return receive
-    body, more = b'', True
-    while more:
-        m = await receive()
-        if m['type'] == 'http.disconnect': return receive
-        body, more = body + m.get('body', b''), m.get('more_body')
-    body = await self._without_addresses(body, visitor(scope))
-    sent = iter([dict(type='http.request', body=body, more_body=False)])
+    "`receive`, with a question that Gradio can be given: not too much of it, and with no files but uploads."
+    if scope['method'] != 'POST' or scope['path'].endswith('/upload'): return receive
+    data = await self.api.apart(self.api.parse, await self.api.collect(Request(scope, receive)))
+    if scope['path'].endswith(('/queue/join', '/run/predict')): self._check_call(data)
+    sent = iter([dict(type='http.request', body=json.dumps(await self._tame(data, visitor(scope))).encode())])
     async def again(): return next(sent, None) or await receive()
     return again
 
 @patch
-async def _without_addresses(self:Door, body, who):
-    "A question in JSON; pictures behind addresses are fetched, if that is allowed."
-    try: data = from_json(body)
-    except ValueError as e: raise ApiError(400, f'the request is no JSON: {e}', 'invalid_value') from e
+def _check_call(self:Door, data):
+    "Does a question go to one of the page's own functions?"
+    fn, values = data.get('fn_index'), data.get('data')
+    if type(fn) is not int or fn not in self.page.calls: raise ApiError(404, 'there is nothing here', 'not_found')
+    if not isinstance(values, list) or len(values) != self.page.calls[fn]:
+        raise ApiError(400, f'function {fn} takes {self.page.calls[fn]} values', 'invalid_value')
+
+@patch
+async def _tame(self:Door, data, who):
+    "A question without what Gradio would open, fetch or build for whoever asks."
     todo = [data]
     while todo:
         x = todo.pop()
-        if isinstance(x, dict) and _is_address(x.get('path')): x['path'] = await self._fetched(x['path'], who)
-        if isinstance(x, dict) and _is_address(x.get('url')): x['url'] = None
+        if isinstance(x, dict):
+            if 'component' in x: raise AlignGPTError('a conversation has texts and pictures', 'send nothing else')
+            if 'path' in x: x['path'] = await self._picture(x['path'], who)
+            if _is_address(x.get('url')): x['url'] = None
         todo.extend(x.values() if isinstance(x, dict) else x if isinstance(x, list) else ())
-    return json.dumps(data).encode()
+    return data
 
 def _is_address(x): return isinstance(x, str) and re.match(r'\s*https?:', x, re.I) is not None
+
+@patch
+async def _picture(self:Door, path, who):
+    "Where a picture is kept: an upload, or one that was behind an address."
+    if _is_address(path): return await self._fetched(path, who)
+    if path is None or self.page.holds(path): return path
+    raise AlignGPTError('not an uploaded picture', 'upload it again')
 
 @patch
 async def _fetched(self:Door, url, who):
@@ -396,7 +414,10 @@ def mount_page(
     _add_routes(app, path, page)
     theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'],
                               font_mono=['ui-monospace', 'monospace'])
-    gr.mount_gradio_app(app, make_page(page), path, footer_links=[], run_history=False, show_error=True,
+    demo = make_page(page)
+    demo.has_launched = True # or Gradio moves any file of the machine to where the page can read it
+    page.calls = {i:len(f.inputs) for i,f in demo.fns.items()}
+    gr.mount_gradio_app(app, demo, path, footer_links=[], run_history=False, show_error=True,
                         max_file_size=api.limits.image_bytes, ssr_mode=False, mcp_server=False,
                         enable_monitoring=False, pwa=False, theme=theme, css=CSS + LOOK + _thumbs(page),
                         app_kwargs=dict(docs_url=None, redoc_url=None, openapi_url=None))

@@ -22,6 +22,7 @@ LANES = 3 # requests that are made ready at a time, beside one that is large
 @dataclass(frozen=True)
 class Limits:
     "What one request may ask for, and what follows for all together."
+    body:int = 50_000_000 # bytes of a request: while its JSON is read nobody else computes, 0.06 s for these
     images:int = 8 # pictures in a conversation
     image_bytes:int = 8 << 20 # of an encoded picture
     pixels:int = 50_000_000 # of a picture; a third for WebP, and twice as many for all of a request
@@ -47,19 +48,19 @@ class Limits:
         return 4*self.text_bytes
 
     @property
-    def body(self)->int: # bytes
+    def longest(self)->int: # bytes
         "The longest request: all pictures in base64, and the rest."
-        return self.words + self.images*(4*self.image_bytes//3 + 1000)
+        return min(self.body, self.words + self.images*(4*self.image_bytes//3 + 1000))
 
     @property
     def together(self)->dict[str,int]: # kind: most
         "What all requests may hold that are being made ready."
-        return dict(bytes=2*self.body, pixels=8*self.pixels)
+        return dict(bytes=2*self.longest, pixels=8*self.pixels)
 
     @property
     def uploads(self)->int: # bytes
         "What the page keeps of all conversations."
-        return 8*max(self.body, 1 << 20)
+        return 8*max(self.longest, 1 << 20)
 
     def memory(self,
         places:int=80, # answers that are written or wait

@@ -1,6 +1,7 @@
 """What one request can take from others: an enemy's requests, while somebody asks and somebody looks after the server,
 all on the same cores. Times are shown (`pytest -m slow -rP`), memory and answers are asserted."""
 import asyncio, base64, json, re, struct, sys, time, zlib
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from served import save_runs, serve, until
 
 pytestmark = pytest.mark.slow
-CHAT, OTHERS = '/v1/chat/completions', Path(__file__).with_name('others.py')
+CHAT, RESPONSES, OTHERS = '/v1/chat/completions', '/v1/responses', Path(__file__).with_name('others.py')
 
 
 def png(width, height, colour=0, depth=1):
@@ -31,16 +32,21 @@ def encoded(width, height, kind, **kw):
     return out.getvalue()
 
 
-def ask(*pictures, text='What colour is it?', **kw):
+def body_of(*pictures, text='What colour is it?', route=CHAT, **kw):
     "The bytes of a request."
-    def url(p): return dict(url='data:;base64,' + base64.b64encode(p).decode())
-    parts = [dict(type='image_url', image_url=url(p)) for p in pictures]
-    said = dict(role='user', content=[*parts, dict(type='text', text=text)])
-    return json.dumps(dict(model='toy', messages=[said], max_tokens=8, temperature=0, **kw)).encode()
+    urls = ['data:;base64,' + base64.b64encode(p).decode() for p in pictures]
+    how = dict(model='toy', temperature=0, **kw)
+    if route == CHAT:
+        parts = [*(dict(type='image_url', image_url=dict(url=u)) for u in urls), dict(type='text', text=text)]
+        return json.dumps(dict(how, messages=[dict(role='user', content=parts)], max_tokens=8)).encode()
+    parts = [*(dict(type='input_image', image_url=u, detail='auto') for u in urls), dict(type='input_text', text=text)]
+    return json.dumps(dict(how, input=[dict(role='user', content=parts)], max_output_tokens=8)).encode()
 
 
-def attacks():
+def attacks(route):
     "(name, body, how often at once, statuses that may come)"
+    ask = partial(body_of, route=route)
+    said = 'messages' if route == CHAT else 'input'
     one_bit, layers = png(8000, 6250), encoded(8000, 6250, 'JPEG', progressive=True, quality=20)
     tiff = b'II*\0\x08\0\0\0' + b''.join(struct.pack('<HI', 0, 14 + 6*i) for i in range(300_000))
     yield 'eight pictures of 50 megapixels, three times', ask(*[one_bit]*8), 3, {400}
@@ -51,11 +57,14 @@ def attacks():
     yield 'strips, 200 times as long as wide', ask(*[png(100_000, 500)]*2), 2, {200}
     yield '16 MB of text', ask(text='word '*3_200_000), 1, {400}
     yield '256 kB of text, sixteen times', ask(text='word '*50_000), 16, {400}
-    yield 'four stop strings of 300,000 characters', ask(stop=['one, two, '*30_000]*4), 1, {400}
-    yield 'four stop strings of 1,000 characters, eight times', ask(stop=['one, two, '*100]*4), 8, {200}
+    if route == CHAT: # the other has no stop strings
+        yield 'four stop strings of 300,000 characters', ask(stop=['one, two, '*30_000]*4), 1, {400}
+        yield 'four stop strings of 1,000 characters, eight times', ask(stop=['one, two, '*100]*4), 8, {200}
     yield 'TIFF of many directories', ask(tiff), 4, {400}
-    yield '80 MB of empty lists', b'{"model":"toy","messages":[' + b'[],'*26_000_000 + b'[]]}', 1, {413}
-    yield '64 MB of pictures in one request, four times', ask(*[one_bit + bytes(8_000_000)]*8), 4, {400, 429}
+    yield '48 MB of empty lists', b'{"model":"toy","%s":[' % said.encode() + b'[],'*16_000_000 + b'[]]}', 1, {413}
+    yield '80 MB of empty lists', b'{"model":"toy","%s":[' % said.encode() + b'[],'*26_000_000 + b'[]]}', 1, {413}
+    yield '49 MB of pictures in one request, four times', ask(*[one_bit + bytes(4_500_000)]*8), 4, {400, 429}
+    yield '80 MB of pictures in one request, four times', ask(*[one_bit + bytes(7_500_000)]*8), 4, {413}
 
 
 @pytest.fixture(scope='module')
@@ -87,9 +96,9 @@ async def told(process):
     return json.loads((await process.communicate(b''))[0])
 
 
-async def under(server, *sent):
+async def under(server, route, *sent):
     "While a body is sent a few times, or nothing is: the statuses, first tokens of others, times of `/health`, memory."
-    small, over, firsts, memories = ask(encoded(64, 64, 'PNG'), stream=True), asyncio.Event(), [], []
+    small, over, firsts, memories = body_of(encoded(64, 64, 'PNG'), stream=True), asyncio.Event(), [], []
     head = {'Content-Type':'application/json'}
     async with httpx.AsyncClient(base_url=server.url, headers=head, timeout=600) as user:
         async def watch(what, seen):
@@ -100,24 +109,25 @@ async def under(server, *sent):
         looks = await other('health', server.url)
         watched = (lambda: first_token(user, small), firsts), (memory, memories)
         tasks = [asyncio.create_task(watch(*w)) for w in watched]
-        if sent: statuses = await told(await other('send', server.url, CHAT, *map(str, sent)))
+        if sent: statuses = await told(await other('send', server.url, route, *map(str, sent)))
         else: statuses = await asyncio.sleep(2)
         over.set()
         await asyncio.gather(*tasks)
     return statuses, max(firsts), sorted(await told(looks)), max(memories)
 
 
-def test_nobody_waits_for_an_enemy(server, tmp_path):
+@pytest.mark.parametrize('route', [CHAT, RESPONSES])
+def test_nobody_waits_for_an_enemy(server, tmp_path, route):
     "Others' first token at most a second later, `/health` 0.1 s; memory below what is stated, and back."
     def times(s): return f'{s[len(s)//2]:.3f} s, at most {s[-1]:.3f}'
     def under_body(body, n):
         (tmp_path/'body').write_bytes(body)
-        return asyncio.run(under(server, tmp_path/'body', n))
-    under_body(ask(), 8)
+        return asyncio.run(under(server, route, tmp_path/'body', n))
+    under_body(body_of(route=route), 8)
     before = server.memory
     print(f'{before:.0f} MB; stated +{server.stated:.0f}')
-    for name, body, n, want in attacks():
-        _, alone, calm, _ = asyncio.run(under(server))
+    for name, body, n, want in attacks(route):
+        _, alone, calm, _ = asyncio.run(under(server, route))
         statuses, first, health, most = under_body(body, n)
         end = time.perf_counter() + 60
         while server.memory >= 1.1*before and time.perf_counter() < end: time.sleep(.1)
@@ -132,7 +142,7 @@ def test_nobody_waits_for_an_enemy(server, tmp_path):
 
 def test_who_leaves_is_not_worked_for(server):
     "A client that goes away while its pictures are decoded: the rest of them is left alone."
-    body = ask(*[png(4000, 3000, 2, 8)]*8)
+    body = body_of(*[png(4000, 3000, 2, 8)]*8)
     async def main():
         head = {'Content-Type':'application/json'}
         async with httpx.AsyncClient(base_url=server.url, headers=head, timeout=.3) as client:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
 import pytest
-from aligngpt.core.files import _ROLES, check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, must_be, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, what_is, write_once
+from aligngpt.core.files import _ROLES, check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, must_be, no_bomb, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, what_is, write_once
 
 
 def test_check_fetched():
@@ -155,6 +155,9 @@ def test_name_parts():
     # nbs/core/02_files.ipynb #f0a1c014
     test_eq([meaning(n) for n in names[:2]], ['a/b.png', 'a.png'])
     for n in names[2:]: test_fail(lambda: inside(tmp, n, 'md5.json'), contains='md5.json: the name')
+    test_fail(lambda: inside(tmp, 'n'*10**6, 'md5.json'), contains="nnn...' of 1,000,000 characters is too long")
+    no_bomb('a.zip', 200 << 20, packed=10)
+    test_fail(lambda: no_bomb('a.zip', 1 << 30, packed=1 << 20), contains='a bomb')
     test_eq(inside(tmp, 'out/x', links=True), tmp/'out'/'x')
     (tmp/'out').unlink()
 

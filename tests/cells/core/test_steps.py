@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterable
 from aligngpt.core.errors import os_errors
-from aligngpt.core.files import plain, read_json, write_json
+from aligngpt.core.files import damage, file_sums, plain, read_json, write_json
 from aligngpt.core.markup import printable
 from fastcore.test import *
 import pandas as pd, tempfile
@@ -47,6 +47,14 @@ def test_Steps():
     # nbs/core/04_steps.ipynb #141fa802
     test_eq([job(dict(lr=1)), job(dict(lr=1)), job(dict(lr=2))], [200, 200, 200])
     test_eq(calls, ['tokenizer', 'train', 'train'])
+    def leave(): calls.append('list'); (tmp/'lists'/'a.json').write_text('[1, 2]')
+    def listed(): return Steps(tmp/'lists').run('list', leave, files=('a.json',))
+    (tmp/'lists').mkdir()
+    for found in ('', '[1, 2]', '[1, 3]', None):
+        if found: (tmp/'lists'/'a.json').write_text(found)
+        if found is None: (tmp/'lists'/'a.json').unlink()
+        listed()
+    test_eq((calls[3:], (tmp/'lists'/'a.json').read_text()), (['list']*3, '[1, 2]')) # at first, changed, gone
 
 
 def test_progress():

@@ -4,7 +4,7 @@ import contextlib, hashlib, lzma, os, shutil, stat, struct, tarfile, zipfile
 from pathlib import Path
 from typing import IO, Iterator
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
-from aligngpt.core.files import atomic_path, inside, name_parts, process_name, read_json, sweep, write_json
+from aligngpt.core.files import atomic_path, inside, name_parts, no_bomb, process_name, read_json, sweep, write_json
 from aligngpt.core.steps import progress
 from fastcore.test import *
 import io, signal, subprocess, sys, tempfile
@@ -388,6 +388,9 @@ def test_extract():
            'a file, and a folder of its name': make_tar(a='x', a__b='y'),
            'a folder, and a file of its name': make_tar(a__b='y', a='x'), 'half of it': make_tar(a='x'*9999)[:5000],
            'a lone surrogate': make_tar(**{'\udcff': 'x'}),
+           'a name of megabytes, packed': __import__('gzip').compress(make_tar(**{'n'*(2 << 20): 'x'})),
+           'a gigabyte in a few bytes': b'PK' + make_zip(text='x'*5)[2:].replace((5).to_bytes(4, 'little'),
+                                                                                 (1 << 30).to_bytes(4, 'little')),
            'a gzip without an end': __import__('gzip').compress(archive)[:90]}
     def refusal(data):
         folder = Path(tempfile.mkdtemp())

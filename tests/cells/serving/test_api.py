@@ -171,7 +171,7 @@ async def test_create_app():
              (post(content=b'{"messages":[' + b'[],'*300_000 + b'[]]}', headers=kind), 413, 'too_large', None),
              (post(json=question, headers={'Origin':'https://evil.example'}), 403, 'foreign_origin', None),
              (post(json=dict(model='gpt', messages=[blue])), 404, 'model_not_found', 'model'),
-             (post(content=b' '*(Limits().body + 1)), 413, 'too_large', None),
+             (post(content=b' '*(Limits().longest + 1)), 413, 'too_large', None),
              (http.get('/v1/models/gpt'), 404, 'model_not_found', 'model'),
              (http.get('/nowhere'), 404, 'not_found', None),
              (http.post('/v1/completions', json=dict(model='toy', prompt='Hello')), 404, 'not_found', None),

@@ -11,7 +11,6 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
-from pydantic_core import from_json
 from starlette.middleware import Middleware
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import escape_tags
@@ -231,6 +230,8 @@ def test_mount_page():
     def upload(**headers):
         return http.post('/page/gradio_api/upload', files=[('files', ('a.png', png('red')))], headers=headers)
     far = dict(path='http://127.0.0.1:9/a.png', meta=dict(_type='gradio.FileData'))
+    def call(way, value, fn=0):
+        return http.post(f'/page/gradio_api/{way}', json=dict(session_hash='x', fn_index=fn, data=[value]))
     asked = {'upload, from elsewhere':upload(**evil), 'upload, from a sandbox':upload(origin='null'),
              'upload, as the browser says':upload(**{'sec-fetch-site':'cross-site'}),
              'upload, from here':upload(**mine), 'upload, by a program':upload(),
@@ -241,19 +242,23 @@ def test_mount_page():
              'Gradio asks for us':http.get('/page/gradio_api/proxy=https://example.org/x'),
              'Gradio writes state':http.get('/page/gradio_api/deep_link?session_hash=x'),
              'a function by its name':http.post('/page/gradio_api/run/answer', json={}),
-             'an address in a call':http.post('/page/gradio_api/run/predict', json=dict(session_hash='x', data=[far])),
-             'an address in a question':http.post('/page/gradio_api/queue/join',
-                                                  json=dict(session_hash='x', data=[dict(files=[far])]))}
+             'an address in a call':call('run/predict', far),
+             'an address in a question':call('queue/join', dict(files=[far])),
+             'a file of the machine':call('queue/join', dict(files=[dict(far, path='/etc/passwd')])),
+             'the same, by a way round':call('queue/join', dict(path=f'{http.app.state.page.folder}/../../etc/passwd')),
+             'a component':call('queue/join', dict(content=[dict(component='image', value='x', constructor_args={})])),
+             'a million lists':call('queue/join', [[]]*300_000),
+             'another function':call('queue/join', 1, fn=10**9)}
     pd.Series({k:r.status_code for k,r in asked.items()}, name='status')
 
     # nbs/serving/07_page.ipynb #door0003
-    test_eq([r.status_code for r in asked.values()], [403]*3 + [200]*2 + [403]*3 + [404]*4 + [400]*2)
+    test_eq([r.status_code for r in asked.values()], [403]*3 + [200]*2 + [403]*3 + [404]*4 + [400]*5 + [413, 404])
     test_eq(asked['an address in a question'].json()['error']['message'].splitlines()[0], 'this server fetches nothing')
     test_eq(Path(asked['upload, from here'].json()[0]).parent in http.app.state.page.uploads.kept, True)
     remote = TestClient(mount_page(create_app(Api(page.api.engine, 'toy', limits=Limits(remote=True)))))
-    guarded = remote.post('/page/gradio_api/queue/join', json=dict(session_hash='x', data=[dict(files=[far])]))
+    guarded = remote.post('/page/gradio_api/queue/join', json=dict(session_hash='x', fn_index=0, data=[dict(files=[far])]))
     test_eq((guarded.status_code, 'not an address of the public internet' in guarded.text), (400, True))
-    for sent, why in ((r'{"data":[{"files":[{"path":"\u0068ttp://10.0.0.1/x.png"}]}]}', 'this server fetches nothing'),
+    for sent, why in ((r'{"fn_index":0,"data":[{"files":[{"path":"\u0068ttp://10.0.0.1/x.png"}]}]}', 'this server fetches nothing'),
                       ('{"data":' + '['*100_000, 'no JSON'), ('', 'no JSON')):
         got = http.post('/page/gradio_api/queue/join', content=sent, headers={'Content-Type': 'application/json'})
         test_eq((got.status_code, why in got.text), (400, True))

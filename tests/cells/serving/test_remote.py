@@ -23,11 +23,11 @@ def test_Limits():
     # nbs/serving/01_remote.ipynb #4580db1e
     limits = Limits()
     half = Limits(images=2, pixels=12_000_000)
-    pd.DataFrame({k:{'longest request, MiB':l.body/2**20, 'held together, MiB':l.together['bytes']/2**20,
+    pd.DataFrame({k:{'longest request, MiB':l.longest/2**20, 'held together, MiB':l.together['bytes']/2**20,
                      'memory at most, GB':l.memory()/1e9} for k,l in dict(default=limits, small=half).items()}).round(1)
 
     # nbs/serving/01_remote.ipynb #c1ec7b53
-    test_eq(limits.body > limits.images*limits.image_bytes, True)
+    test_eq((limits.longest, half.longest), (limits.body, half.words + 2*(4*half.image_bytes//3 + 1000)))
     assert half.memory() < limits.memory(places=16) < limits.memory() < limits.memory(side=448)
 
 
