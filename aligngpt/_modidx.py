@@ -1080,6 +1080,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'aligngpt.data.formats._shown_turn': ('data/formats.html#_shown_turn', 'aligngpt/data/formats.py'),
                                        'aligngpt.data.formats._text': ('data/formats.html#_text', 'aligngpt/data/formats.py'),
                                        'aligngpt.data.formats._turn_pairs': ('data/formats.html#_turn_pairs', 'aligngpt/data/formats.py'),
+                                       'aligngpt.data.formats._unboxed': ('data/formats.html#_unboxed', 'aligngpt/data/formats.py'),
                                        'aligngpt.data.formats._with_marks': ('data/formats.html#_with_marks', 'aligngpt/data/formats.py'),
                                        'aligngpt.data.formats.as_llava': ('data/formats.html#as_llava', 'aligngpt/data/formats.py'),
                                        'aligngpt.data.formats.find_format': ('data/formats.html#find_format', 'aligngpt/data/formats.py'),
