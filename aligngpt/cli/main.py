@@ -16,7 +16,7 @@ from .. import __version__
 from ..core.errors import AlignGPTError, local_path
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
-from ..core.stores import check_stores
+from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
@@ -34,7 +34,7 @@ class _OfThisMachine(typer.core.TyperCommand):
         "Run the command."
         free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
         ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
-        check_stores(*(ctx.params[k] for k in stored))
+        for k in stored: (check_outbox if k == 'out' else check_stores)(ctx.params[k])
         return super().invoke(ctx)
 
 class _Commands(typer.Typer):

@@ -9,7 +9,7 @@ from aligngpt import __version__
 from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.markup import echo, printable_logs
 from aligngpt.core.shards import process_rank
-from aligngpt.core.stores import check_stores
+from aligngpt.core.stores import check_outbox, check_stores
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval

@@ -73,7 +73,7 @@ TASK = Task('wings', grade=grade)
                                      head + 'a, b = Task("a"), Task("b")',
                                      head + 'a = Task("pope")', head + 'a = Task("../pope")',
                                      head + 'a = Task("a", max_new_tokens="8")', head + 'a = Task("a", needs="a.jsonl")',
-                                     'exit(3)')]
+                                     'raise SystemExit(3)')]
 
     # nbs/evaluation/10_tasks.ipynb #ba34795e
     test_eq(faults[0], '.../bad.py, line 1: invalid syntax')
@@ -83,11 +83,6 @@ TASK = Task('wings', grade=grade)
                          ".../bad.py: 'pope' is a benchmark of the package"])
     test_eq(faults[6:9], [".../bad.py: name is '../pope'", ".../bad.py: max_new_tokens is '8'", ".../bad.py: needs is 'a.jsonl'"])
     assert 'SystemExit' in faults[9]
-    for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
-                       ('dict(f1=.5)', "and score gives no 'accuracy'"),
-                       ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
     test_fail(lambda: get_task(work/'pope.jsonl'), contains="'pope' is a benchmark of the package")
 
 
@@ -121,16 +116,6 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 
 TASK = Task('wings', grade=grade)
 ''')
-
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
-    for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
-                       ('dict(f1=.5)', "and score gives no 'accuracy'"),
-                       ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #0fb6f75f
     table = work/'said.csv'
@@ -171,16 +156,6 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
-    for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
-                       ('dict(f1=.5)', "and score gives no 'accuracy'"),
-                       ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
-
     # nbs/evaluation/10_tasks.ipynb #55344b3b
     report = score(mine, work, said)
 
@@ -192,6 +167,12 @@ TASK = Task('wings', grade=grade)
     test_eq(score(mine, work, whole).headline, 66.67)
     own_said = write_lines('own_said.jsonl', [dict(question_id=i, text=t) for i,t in enumerate(('Two.', 'three'))])
     test_eq(score(work/'own'/'my_task.py', work/'own', own_said).headline, 50)
+    for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
+                       ('dict(f1=.5)', "and score gives no 'accuracy'"),
+                       ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
+        (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
+                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
 
 def test_list_tasks():
@@ -214,14 +195,12 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
+    # nbs/evaluation/10_tasks.ipynb #5213f6fc
     for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+        (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
+                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
@@ -296,14 +275,12 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
+    # nbs/evaluation/10_tasks.ipynb #5213f6fc
     for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+        (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
+                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
@@ -392,14 +369,12 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
+    # nbs/evaluation/10_tasks.ipynb #5213f6fc
     for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+        (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
+                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
@@ -494,14 +469,12 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
-    # nbs/evaluation/10_tasks.ipynb #256b3885
-    head = 'from aligngpt.evaluation import Task\n'
-
-    # nbs/evaluation/10_tasks.ipynb #ba34795e
+    # nbs/evaluation/10_tasks.ipynb #5213f6fc
     for given, why in (('5', 'score gives 5'), ('dict(accuracy=float("nan"))', 'the headline is nan'),
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
-        (work/'own'/'odd.py').write_text(head + f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+        (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
+                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
