@@ -1043,6 +1043,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'aligngpt/data/features.py'),
                                         'aligngpt.data.features.FeatureStore.missing': ( 'data/features.html#featurestore.missing',
                                                                                          'aligngpt/data/features.py'),
+                                        'aligngpt.data.features._readable': ('data/features.html#_readable', 'aligngpt/data/features.py'),
                                         'aligngpt.data.features.tower_hash': ( 'data/features.html#tower_hash',
                                                                                'aligngpt/data/features.py')},
             'aligngpt.data.formats': { 'aligngpt.data.formats.Format': ('data/formats.html#format', 'aligngpt/data/formats.py'),
