@@ -84,7 +84,8 @@ _OTHERS = (
     ('*.gguf', 'weights for llama.cpp',
      'to begin a new AlignGPT with them, use from_base(FILE.gguf, tower)'),
     ('adapter_model.*', 'an adapter without its adapter_config.json', 'copy that file from where it was trained'),
-    ('checkpoint-*', 'a folder of checkpoints', 'name one of them, such as the last: FOLDER/checkpoint-N')) # file, what it is, what to do
+    ('checkpoint-*', 'a folder of checkpoints',
+     'name one of them, such as the last: FOLDER/checkpoint-N')) # file, what it is, what to do
 
 def _is_part(file):
     "Is a file of weights one of a model's, or of an adapter's?"
@@ -274,7 +275,8 @@ def open_checkpoint(
     check_folder(folder.parent if folder.is_file() else folder)
     kind = layout(folder)
     if kind == 'adapter':
-        raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(FOLDER) puts it onto its base, and save(merge_lora(model), processor, OUT) '
+        raise AlignGPTError(f'{folder}: an adapter, not a whole model',
+                            'load(FOLDER) puts it onto its base, and save(merge_lora(model), processor, OUT) '
                             'writes the whole')
     if kind != 'hf': c = _open_official(folder, kind, parts)
     else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),

@@ -81,7 +81,8 @@ def folders_of(
     called = {}
     for n in names:
         if (other := called.setdefault(get_task(n).name, n)) != n:
-            raise AlignGPTError(f'{other} and {n} are both called {get_task(n).name!r}', 'give one of them another name')
+            raise AlignGPTError(f'{other} and {n} are both called {get_task(n).name!r}',
+                                'give one of them another name')
     return {n: _folder(n, data) for n in names}
 
 # %% ../../nbs/cli/04_evaluate.ipynb #296a74b7

@@ -116,7 +116,8 @@ _REFUSED_KEYS = dict(
     **dict.fromkeys(('rejected', 'rejected_response', 'rejected_messages'),
                     'an answer that was rejected, as in data of preferences'),
     kto_tag='a mark of good and bad answers, as in data of preferences',
-    **dict.fromkeys(('choices', 'options', 'A'), 'choices, so that the answer may be the name of one; write its text'),
+    **dict.fromkeys(('choices', 'options', 'A'),
+                    'choices, so that the answer may be the name of one; write its text'),
     tools='tools to be called')
 _BASE64 = re.compile(r'(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/\s]{40,}={0,2}\s*')
 
@@ -205,7 +206,8 @@ def _turn_pairs(t, i, f):
     name = SPEAKERS.get(str(t[speaker]).lower())
     if name is None: _bad('roles', f'turn {i} is by {t[speaker]!r}. Valid: human or user, gpt or assistant, system')
     if name == 'gpt' and (k := next((k for k in _UNTRAINED if t.get(k) is not None and not t[k]), None)):
-        _bad('not for us', f'turn {i} is not to be trained ({k!r}: {t[k]}), and each answer is', 'leave the record out')
+        _bad('not for us', f'turn {i} is not to be trained ({k!r}: {t[k]}), and each answer is',
+             'leave the record out')
     return [(name, t[said])]
 
 _UNTRAINED = 'loss', 'train', 'weight' # of a turn
@@ -405,7 +407,8 @@ def _likeness(record, f):
 def _difference(record, f):
     "What a record lacks to be of a format."
     place = next((k for k,v in record.items() if isinstance(v, list) and v and _is_turn(v[0], f)), None)
-    if f.turns and place: return f'its turns, or the records, stand under {place!r}, expected one of {", ".join(f.turns)}'
+    if f.turns and place:
+        return f'its turns, or the records, stand under {place!r}, expected one of {", ".join(f.turns)}'
     if f.turns and (k := _first(record, f.turns)): return f'the turns under {k!r} are {show_record(record[k])}'
     if f.turns: return f'it has no turns, expected under one of {", ".join(f.turns)}'
     if any(str(k).rpartition('.')[2].lower() in PICTURES for k in record):
@@ -487,6 +490,7 @@ class Reader:
 def _unboxed(record):
     "A row as the hub's viewer hands it out is the record in it."
     if not (isinstance(record, dict) and {'row_idx', 'row'} <= record.keys()): return record
-    if cut := record.get('truncated_cells'): _bad('shape', f'the viewer of the hub cut {cut} short', 'download the data')
+    if cut := record.get('truncated_cells'):
+        _bad('shape', f'the viewer of the hub cut {cut} short', 'download the data')
     return record['row']
 

@@ -229,7 +229,8 @@ def _has_answers(rows): return any(r.get('answer') is not None for r in rows)
 
 def _answers_of(files):
     "From a question to the right answer in its row."
-    known = {r['question_id']: str(r['answer']) for r in question_rows(files['questions']) if r.get('answer') is not None}
+    known = {r['question_id']: str(r['answer']) for r in question_rows(files['questions'])
+             if r.get('answer') is not None}
     return lambda q: known.get(q.id)
 
 def _graded(files, predictions, o):

@@ -279,7 +279,8 @@ def _results(files, given, o):
 def _check_results(task, results):
     "Does a scorer give what it should?"
     if not isinstance(results, dict) or not all(isinstance(k, str) for k in results):
-        raise AlignGPTError(f'{task.file or task.name}: score gives {results!r:.60}', 'expected: dict(accuracy=50.0), for example')
+        raise AlignGPTError(f'{task.file or task.name}: score gives {results!r:.60}',
+                            'expected: dict(accuracy=50.0), for example')
     if not isinstance(points := task.points(results), dict):
         raise AlignGPTError(f'{task.file or task.name}: the points of the questions are {points!r:.60}',
                             "expected: an object with the id of each question, as text, and its points")
@@ -290,7 +291,8 @@ def _headline(task, results):
     if not task.file.endswith('.py') or x is None and not results.keys() - {'notes'}: return x
     if isinstance(x, (int, float, np.number)) and not isinstance(x, bool) and math.isfinite(x): return x
     lacks = '' if 'accuracy' in results else ", and score gives no 'accuracy'"
-    raise AlignGPTError(f'{task.file}: the headline is {x!r:.60}{lacks}', "say which number it is: headline=lambda r: r['f1']")
+    raise AlignGPTError(f'{task.file}: the headline is {x!r:.60}{lacks}',
+                        "say which number it is: headline=lambda r: r['f1']")
 
 _ABOUT = 'rules', 'judge', 'spread'
 

@@ -364,9 +364,11 @@ class ResponseRequest(_Asked):
               'context_management':Cannot('nothing is left out in silence; shorten the conversation'),
               'image':Cannot('pictures are as the model was trained',
                              tuple({'context_compression':c} for c in ('auto', 'disabled'))),
-              'text':Cannot('the answer can be bound neither to a format nor to a length; ask for both in words', ({'format':{'type':'text'}, 'verbosity':'medium'},)),
+              'text':Cannot('the answer can be bound neither to a format nor to a length; ask for both in words',
+                            ({'format':{'type':'text'}, 'verbosity':'medium'},)),
               'messages':Cannot('they are called input here', ()), 'n':Cannot('one answer to a request', (1,)),
-              **dict.fromkeys(('max_tokens', 'max_completion_tokens'), Cannot('it is called max_output_tokens here', ())),
+              **dict.fromkeys(('max_tokens', 'max_completion_tokens'),
+                              Cannot('it is called max_output_tokens here', ())),
               'logprobs':Cannot('they are asked for with top_logprobs')}
 
     @property

@@ -524,7 +524,8 @@ def test_Parts():
         try: open_checkpoint(folder)
         except AlignGPTError as e: return e.message.replace(f'{tmp}/', ''), e.hint
     neighbours = Table(map(way_out, (llava, tmp/'llava_hf', marks, deep, trained_tower, away, lora_folder, run,
-                                     run/'checkpoint-2', unfetched, half_lora, tuned/'pytorch_model.bin')), ('what it is', 'what to do'))
+                                     run/'checkpoint-2', unfetched, half_lora, tuned/'pytorch_model.bin')),
+                                     ('what it is', 'what to do'))
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b3
     for (message,hint),says in zip(neighbours, (
@@ -822,7 +823,8 @@ def test_save():
         test_eq(ask(*load(**how, dtype='float32', device='cpu')), melted)
     test_fail(lambda: load(nowhere), contains='lora_nowhere: the adapter does not name its base')
     test_eq(ask(*load(llava_lora('lora_moved', '/another/machine/llm'), 'float32', 'cpu')), melted) # llm is beside it
-    test_fail(lambda: load(llava_lora('lora_away', 'nobody/no-base')), contains="the base of this adapter, 'nobody/no-base'")
+    test_fail(lambda: load(llava_lora('lora_away', 'nobody/no-base')),
+              contains="the base of this adapter, 'nobody/no-base'")
     test_fail(lambda: load(on_llm, llm=tmp/'clip'), contains='does not fit the base')
     test_fail(lambda: load(on_llm, llm=stage1), contains='stage1: no weights')
     projector = {k:t for k,t in align.items() if k.startswith('mm_projector')}

@@ -65,7 +65,8 @@ quickstart --out {out}
 chat {model}
 serve {model}""".splitlines()
     addresses = dict(s3='s3://b/a', http='http://127.0.0.1:9/a', hf='hf://datasets/o/n', gs='gs://b/a')
-    if importlib.util.find_spec('aiohttp'): del addresses['http'] # its driver is installed, and inputs may come from there
+    if importlib.util.find_spec('aiohttp'):
+        del addresses['http'] # its driver is installed, and inputs may come from there
     def refusal(line, slot, address):
         "The first line of the error."
         words = re.sub(r'{(\w+)}', lambda m: address if m[1] == slot else 'x', line).split()

@@ -33,11 +33,13 @@ def test_store_address():
     # nbs/core/12_stores.ipynb #5b0e0009
     test_eq(store_address(Path('s3://b/a.json')), 's3://b/a.json')
     test_eq([store_address(p) for p in ('data/a.json', 'file:///a', 'zip::s3://b/a', 's3:', None, 3)], [None]*6)
-    for odd in ('ftp://h/a', ['a.json', 'zip::s3://b/a']): test_fail(lambda: check_stores(odd), contains="an address of '")
+    for odd in ('ftp://h/a', ['a.json', 'zip::s3://b/a']):
+        test_fail(lambda: check_stores(odd), contains="an address of '")
     test_fail(lambda: brought('memory://bucket/none.json'), contains='memory://bucket/none.json: no such file or folder')
     with expect_fail(AlignGPTError, 'http://127.0.0.1:9/a: '): here('http://127.0.0.1:9/a')
     for said, why in ((dict(HF_HUB_OFFLINE='1'), 'HF_HUB_OFFLINE is set'),
-                      (dict(HF_HUB_OFFLINE='', HF_ENDPOINT='http://127.0.0.1:9', no_proxy='*'), 'no answer from 127.0.0.1')):
+                      (dict(HF_HUB_OFFLINE='', HF_ENDPOINT='http://127.0.0.1:9', no_proxy='*'),
+                       'no answer from 127.0.0.1')):
         with modified_env(**said), expect_fail(AlignGPTError, why): check_stores('hf://datasets/a/b')
     with expect_fail(AlignGPTError, "this needs a path of this machine"): check_outbox('hf://datasets/a/b')
 
@@ -100,4 +102,5 @@ def test_outbox():
     test_eq(begun, ['/bucket/out/levels.json.begun'])
     test_eq(done, {'/bucket/out/levels.json': b'levels', '/bucket/out/levels.parquet': b'scores'})
     test_eq(outbox('runs/levels.json'), Path('runs/levels.json'))
-    test_fail(lambda: outbox('https://h/levels.json'), contains="an address of 'https'; this needs a path of this machine")
+    test_fail(lambda: outbox('https://h/levels.json'),
+              contains="an address of 'https'; this needs a path of this machine")

@@ -283,8 +283,10 @@ def test_csv_records():
     test_eq(list(csv_records(put('empty.csv', ''))), [])
     flickr = put('flickr.csv', 'image_name| comment_number| comment\n1.jpg| 0| " A cat" .\n2.jpg| 1| A dog .\n')
     test_eq([f.record['comment'] for f in csv_records(flickr)], ['" A cat" .', 'A dog .'])
-    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))), contains='its first line names no columns')
-    test_fail(lambda: list(csv_records(put('open.csv', 'image,text\n1.png,"a\n2.png,b\n'))), contains='open.csv: row 2 is no row')
+    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))),
+              contains='its first line names no columns')
+    test_fail(lambda: list(csv_records(put('open.csv', 'image,text\n1.png,"a\n2.png,b\n'))),
+              contains='open.csv: row 2 is no row')
     test_fail(lambda: list(csv_records(put('twice.csv', 'image,text,text\n1.png,a,b\n'))), contains="'text' occurs twice")
     test_eq(next(csv_records(put('nan.csv', 'image,text\n1.png,nan\n'))).record, dict(image='1.png', text=None))
 

@@ -208,6 +208,7 @@ BIRDS = Format('birds', 'our own data', {'nr': 1, 'bird': {'name': 'a robin', 'p
     test_eq(got[3][0].doubts[0][0], 'unknown format')
     forced = list(Reader('x.json', birds)(mixed[3:]))
     test_eq(forced[0].doubts, [('shape', "birds: KeyError: 'bird'")])
-    boxed = [found(dict(row_idx=0, row=dict(image='1.png', caption='a'), truncated_cells=cut)) for cut in ([], ['caption'])]
+    boxed = [found(dict(row_idx=0, row=dict(image='1.png', caption='a'), truncated_cells=cut))
+             for cut in ([], ['caption'])]
     whole, short = Reader('x.json')(boxed)
     test_eq((whole.record['image'], short.doubts[0][1]), ('1.png', "the viewer of the hub cut ['caption'] short"))

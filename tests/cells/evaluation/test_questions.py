@@ -48,8 +48,10 @@ def test_question_rows():
     # nbs/evaluation/08_questions.ipynb #524a386d
     test_eq(read_questions(question_file.parent/'questions.csv')[1].where[-21:], 'questions.csv, line 3')
     def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
-    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']), dict(id=2, question='b')))], ['1.png', None])
-    test_fail(lambda: read_questions(rows_of(dict(id=1, question='a', image=['1.png', '2.png']))), contains="line 1: image is ['1.png', '2.png']")
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
+    test_fail(lambda: read_questions(rows_of(dict(id=1, question='a', image=['1.png', '2.png']))),
+              contains="line 1: image is ['1.png', '2.png']")
 
 
 def test_load_image():
@@ -68,7 +70,8 @@ def test_load_image():
 
     # nbs/evaluation/08_questions.ipynb #524a386d
     def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
-    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']), dict(id=2, question='b')))], ['1.png', None])
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
 
     # nbs/evaluation/08_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
@@ -100,7 +103,8 @@ def test_broken_images():
 
     # nbs/evaluation/08_questions.ipynb #524a386d
     def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
-    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']), dict(id=2, question='b')))], ['1.png', None])
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
 
     # nbs/evaluation/08_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='

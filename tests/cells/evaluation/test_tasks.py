@@ -81,7 +81,8 @@ TASK = Task('wings', grade=grade)
     assert faults[2].startswith('.../bad.py, line 1: ModuleNotFound')
     test_eq(faults[3:6], [".../bad.py: defines 0 tasks ()", ".../bad.py: defines 2 tasks ('a', 'b')",
                          ".../bad.py: 'pope' is a benchmark of the package"])
-    test_eq(faults[6:9], [".../bad.py: name is '../pope'", ".../bad.py: max_new_tokens is '8'", ".../bad.py: needs is 'a.jsonl'"])
+    test_eq(faults[6:9], [".../bad.py: name is '../pope'", ".../bad.py: max_new_tokens is '8'",
+                          ".../bad.py: needs is 'a.jsonl'"])
     assert 'SystemExit' in faults[9]
     test_fail(lambda: get_task(work/'pope.jsonl'), contains="'pope' is a benchmark of the package")
 
@@ -172,7 +173,8 @@ TASK = Task('wings', grade=grade)
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
                                           f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+        with expect_fail(AlignGPTError, why):
+            score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
 
 def test_list_tasks():
@@ -201,7 +203,8 @@ TASK = Task('wings', grade=grade)
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
                                           f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+        with expect_fail(AlignGPTError, why):
+            score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
@@ -281,7 +284,8 @@ TASK = Task('wings', grade=grade)
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
                                           f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+        with expect_fail(AlignGPTError, why):
+            score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
@@ -375,7 +379,8 @@ TASK = Task('wings', grade=grade)
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
                                           f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+        with expect_fail(AlignGPTError, why):
+            score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
@@ -475,7 +480,8 @@ TASK = Task('wings', grade=grade)
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
                                           f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
-        with expect_fail(AlignGPTError, why): score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+        with expect_fail(AlignGPTError, why):
+            score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'

@@ -140,7 +140,8 @@ def test_finetune():
     whole_epoch = pretrain(torn, world/'torn', Start(llm=world/'llm', tower=world/'tower'), max_steps=7, **small)
     test_eq((whole_epoch['steps'], len(list((world/'torn'/'skipped'/'train').iterdir()))), (7, 1))
     with expect_fail(AlignGPTError, 'torn.png'):
-        pretrain(dataclasses.replace(torn, policy='error', features=world/'other'), world/'strict', Start(llm=world/'llm', tower=world/'tower'),
+        pretrain(dataclasses.replace(torn, policy='error', features=world/'other'), world/'strict',
+                 Start(llm=world/'llm', tower=world/'tower'),
                  max_steps=7, **small)
 
     # nbs/training/06_recipes.ipynb #f804eea2
