@@ -224,7 +224,7 @@ def convert(
     to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); "
                                                   "default: the other layout.")]=None,
     llm:Annotated[Optional[str],
-                  typer.Option(help='Language model, for a source of projector and levels only; the base of an adapter of '
+                  typer.Option(help='Language model, for a source of projector and levels only; base of an adapter of '
                                       "LLaVA's program, if not the one that it names.")]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,

@@ -551,7 +551,7 @@ def csv_records(
             for i,row in enumerate(filter(None, reader), 2): yield _cells(names, row, i)
     except csv.Error as e:
         raise AlignGPTError(f'{path}: row {i+1} is no row of a table: {e}',
-                            'a quote inside of quotes is written twice; a cell that begins with one ends with one') from e
+                            'inside of quotes a quote is written twice, and a cell that begins with one ends so') from e
     finally: csv.field_size_limit(limit)
 
 def _heading(names, path):

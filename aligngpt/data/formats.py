@@ -24,7 +24,7 @@ class Format(NamedTuple):
     name:str # what `--format` takes
     users:str # who writes it, for people
     example:dict # a record
-    turns:tuple=() # keys that may hold the list of turns, joined by + where two follow each other; (): the record is one
+    turns:tuple=() # keys that may hold the list of turns, joined by + where two follow; (): the record is one
     speaker:tuple=() # keys of a turn that name who speaks
     text:tuple=() # keys of a turn with what is said
     ask:tuple=() # keys of a turn with a question, in a format whose turns hold both

@@ -84,7 +84,7 @@ def test_as_llava():
          ('1.png', ['<image>\na', 'b', 'c', 'd'])),
         (dict(instruction='Add', input='1 2', output=3),                             (None, ['Add\n1 2', '3'])),
         (dict(texts=[dict(user='a', assistant='b'), dict(user='c', assistant='d')], images=[dict(path='1.png')]),
-                                                                                     ('1.png', ['<image>\na', 'b', 'c', 'd'])),
+         ('1.png', ['<image>\na', 'b', 'c', 'd'])),
         (chat([dict(type='image', source=dict(type='base64', data=dot)), dict(type='text', text='What?')], 'A cat.'),
                                                                                      ('x.json/7', what)),
         (dict(image='', caption='b'),                                                (None, ['', 'b'])),

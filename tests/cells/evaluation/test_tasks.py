@@ -172,7 +172,7 @@ TASK = Task('wings', grade=grade)
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
-                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+            f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
@@ -202,7 +202,7 @@ TASK = Task('wings', grade=grade)
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
-                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+            f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
@@ -283,7 +283,7 @@ TASK = Task('wings', grade=grade)
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
-                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+            f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
@@ -378,7 +378,7 @@ TASK = Task('wings', grade=grade)
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
-                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+            f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
@@ -479,7 +479,7 @@ TASK = Task('wings', grade=grade)
                        ('dict(f1=.5)', "and score gives no 'accuracy'"),
                        ('dict(accuracy=1., correct=[1])', 'the points of the questions are [1]')):
         (work/'own'/'odd.py').write_text('from aligngpt.evaluation import Task\n' +
-                                          f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
+            f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
 
