@@ -42,6 +42,10 @@ def test_question_rows():
     question_file = Path(tempfile.mkdtemp())/'questions.jsonl'
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
+    # nbs/evaluation/08_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
+
     # nbs/evaluation/08_questions.ipynb #524a386d
     test_eq(read_questions(question_file.parent/'questions.csv')[1].where[-21:], 'questions.csv, line 3')
     def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
@@ -62,6 +66,8 @@ def test_load_image():
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
     # nbs/evaluation/08_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
     [(q.id, q.image, q.text, q.category) for q in read_questions(question_file.parent/'questions.csv')]
 
     # nbs/evaluation/08_questions.ipynb #524a386d
@@ -94,6 +100,8 @@ def test_broken_images():
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
     # nbs/evaluation/08_questions.ipynb #dc6b821d
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
     [(q.id, q.image, q.text, q.category) for q in read_questions(question_file.parent/'questions.csv')]
 
     # nbs/evaluation/08_questions.ipynb #524a386d
