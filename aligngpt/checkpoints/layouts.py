@@ -30,7 +30,8 @@ from ..model.layers import AlignGPTConfig
 from ..model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from ..model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from ..model.sharing import BASES, base_step, public_name, write_card, write_code
-from .adapters import adapter_layout, has_adapter, load_adapter, read_lora, save_adapter
+from .adapters import (adapter_config, adapter_layout, has_adapter, load_adapter, read_lora,
+                                           save_adapter)
 from .fields import check_fields
 from .weights import Entry, entries, find_weights, map_tensors, stream, tensor_of
 
@@ -56,9 +57,10 @@ def layout(
     "Recognise a checkpoint by its files."
     folder = Path(folder)
     if is_gguf(folder): raise AlignGPTError(f'{folder}: a language model, not an AlignGPT', _BEGIN)
-    if folder.is_file() and folder.suffix in _PICKLES: return 'align'
+    if folder.is_file() and folder.suffix in _PICKLES and not _is_part(folder): return 'align'
     if folder.is_file():
-        raise AlignGPTError(f'{folder}: a file that is no checkpoint', 'name the folder of a checkpoint')
+        what = 'a part of a checkpoint' if folder.suffix in _PICKLES else 'a file that is no checkpoint'
+        raise AlignGPTError(f'{folder}: {what}', 'name the folder of a checkpoint')
     if (folder/'adapter_config.json').exists(): return adapter_layout(folder)
     if (folder/'config.json').exists() and not (folder/_OTHERS[0][0]).exists():
         if 'text_config' in _config_of(folder): return 'hf'
@@ -80,7 +82,14 @@ _OTHERS = (
     ('mm_projector.bin', "what LLaVA's pre-training leaves: a projector without alignment levels",
      'put it into a new AlignGPT: load_parts(from_base(LLM, TOWER)[0], FILE)'),
     ('*.gguf', 'weights for llama.cpp',
-     'to begin a new AlignGPT with them, use from_base(FILE.gguf, tower)')) # file, what it is, what to do
+     'to begin a new AlignGPT with them, use from_base(FILE.gguf, tower)'),
+    ('adapter_model.*', 'an adapter without its adapter_config.json', 'copy that file from where it was trained'),
+    ('checkpoint-*', 'a folder of checkpoints',
+     'name one of them, such as the last: FOLDER/checkpoint-N')) # file, what it is, what to do
+
+def _is_part(file):
+    "Is a file of weights one of a model's, or of an adapter's?"
+    return file in find_weights(file.parent) or (file.parent/'adapter_config.json').exists()
 
 def _config_of(folder):
     "The configuration in a folder, if it is an AlignGPT's of any layout, or a plain LLaVA's."
@@ -163,13 +172,11 @@ def find_tower(
 )->str: # a folder or a name on the hub
     "Find the vision tower of an official checkpoint."
     if not tower:
-        raise AlignGPTError(f"{folder/'config.json'}: needs the key 'mm_vision_tower'",
-                            'name the tower: load(..., tower=FOLDER)')
+        raise AlignGPTError(f"{folder/'config.json'}: needs the key 'mm_vision_tower'", _TOWER)
     for p in (folder/tower, Path(tower)):
         if p.is_dir(): return str(p)
     if is_hub_name(tower): return str(tower)
-    raise AlignGPTError(f'{folder}: its vision tower {str(tower)!r} is not there',
-                        'name the tower: load(..., tower=FOLDER)')
+    raise AlignGPTError(f'{folder}: its vision tower {str(tower)!r} is not there', _TOWER)
 
 def guess_template(
     tokenizer:Any, # of the language model
@@ -180,6 +187,8 @@ def guess_template(
     if '<|start_header_id|>' in vocab: return 'llama_3'
     if '<|im_start|>' in vocab: return 'chatml'
     return 'llava_llama_2' if re.search('llama-?2.*chat', name.lower()) else 'v1'
+
+_TOWER = 'name the tower: load(..., tower=FOLDER), or `aligngpt convert SOURCE OUT --tower FOLDER`'
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #3535f6a6
 def tower_config(
@@ -217,8 +226,7 @@ def _no_tower(tower):
     "The error for a tower that is nowhere to be had."
     where = 'nothing could be fetched from the hub' if is_hub_name(tower) else 'there is no such folder'
     return AlignGPTError(f'{tower}: the vision tower is not here, and {where}',
-                         'copy it here and name its folder: load(..., tower=FOLDER), or `aligngpt convert SOURCE OUT '
-                         '--tower FOLDER`')
+                         'copy it here, and ' + _TOWER)
 
 def _no_path(config):
     "Forget where on this machine a configuration was read."
@@ -267,7 +275,9 @@ def open_checkpoint(
     check_folder(folder.parent if folder.is_file() else folder)
     kind = layout(folder)
     if kind == 'adapter':
-        raise AlignGPTError(f'{folder}: an adapter, not a whole model', 'load(BASE, adapter=FOLDER)')
+        raise AlignGPTError(f'{folder}: an adapter, not a whole model',
+                            'load(FOLDER) puts it onto its base, and save(merge_lora(model), processor, OUT) '
+                            'writes the whole')
     if kind != 'hf': c = _open_official(folder, kind, parts)
     else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),
                          pretrained(AlignGPTProcessor, folder),
@@ -286,6 +296,9 @@ def _open_official(folder, kind, parts):
     "An official checkpoint; projector and levels, or LLaVA's adapter, with a base language model."
     base = folder.parent if folder.is_file() else folder
     raw, where = {}, base/'config.json'
+    if kind == 'lora' and not where.exists():
+        raise AlignGPTError(f"{folder}: an adapter of LLaVA's program without its config.json",
+                            'copy that file from where it was trained')
     if kind == 'lora': _config_of(folder)
     if where.exists(): check_fields(raw := read_json(where), where)
     named = str(raw.get('_name_or_path') or '')
@@ -308,12 +321,14 @@ def _open_official(folder, kind, parts):
                                   gate_text=config.gate_text)
     return Checkpoint(folder, kind, config, processor, tensors)
 
+_LLM = "load(FOLDER, llm='{0}'), or `aligngpt convert FOLDER OUT --llm {0}`"
+
 def _base_of(folder, kind, llm, named):
     "The language model that goes with a checkpoint; None if that holds its own."
-    if kind == 'lora': return llm or _adapter_base(folder, 'load(FOLDER, llm=BASE)')
+    if kind == 'lora': return llm or _adapter_base(folder, _LLM.format('BASE'))
     if kind == 'align' and llm is None:
         raise AlignGPTError(f'{folder}: holds projector and levels only',
-                            f"name the language model that they belong to: llm={named or 'FOLDER'!r}")
+                            'name the language model that they belong to: ' + _LLM.format(named or 'LLM'))
     if llm: must_be('language model', llm)
     return llm
 
@@ -460,12 +475,14 @@ def _read_model(c, how):
 
 def _adapter_base(folder, hint):
     "The checkpoint that an adapter belongs to."
-    base = read_json(folder/'adapter_config.json').get('base_model_name_or_path')
+    base = adapter_config(folder).get('base_model_name_or_path')
     if not base: raise AlignGPTError(f'{folder}: the adapter does not name its base', hint)
-    if not (folder/base).is_dir() and not Path(base).is_dir() and not is_hub_name(base):
-        raise AlignGPTError(f'{folder}: the base of this adapter, {base!r}, is not there',
-                            f'{hint}, or correct base_model_name_or_path in adapter_config.json')
-    return folder/base if (folder/base).is_dir() else base
+    places = folder/base, Path(base), folder.parent/Path(base).name
+    if there := [p for p in places if p.is_dir()]: return there[0]
+    if is_hub_name(base):
+        with contextlib.suppress(AlignGPTError): local_folder(base); return base
+    raise AlignGPTError(f'{folder}: the base of this adapter, {base!r}, is not there',
+                        f'put it beside the adapter, or name it: {hint}')
 
 def _set_stops(model, processor):
     "`generate` ends where the template's answers end."

@@ -73,11 +73,16 @@ def folders_of(
     data:Path, # the benchmarks' files
 )->dict: # name or file -> folder with its files
     "Which tasks are asked for, and where their files are. Of all, those whose files are there."
+    from aligngpt.core.errors import AlignGPTError
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task
     names = [n.strip() for n in tasks.split(',') if n.strip()]
     if tasks == 'all': names = [n for n,t in TASKS.items() if n == 'easy_vqa' or Files(t, data).ready('asking')]
-    for n in names: get_task(n)
+    called = {}
+    for n in names:
+        if (other := called.setdefault(get_task(n).name, n)) != n:
+            raise AlignGPTError(f'{other} and {n} are both called {get_task(n).name!r}',
+                                'give one of them another name')
     return {n: _folder(n, data) for n in names}
 
 # %% ../../nbs/cli/04_evaluate.ipynb #296a74b7

@@ -16,7 +16,7 @@ from .. import __version__
 from ..core.errors import AlignGPTError, local_path, of_the_system
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
-from ..core.stores import check_stores
+from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
@@ -34,7 +34,7 @@ class _OfThisMachine(typer.core.TyperCommand):
         "Run the command."
         free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
         ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
-        check_stores(*(ctx.params[k] for k in stored))
+        for k in stored: (check_outbox if k == 'out' else check_stores)(ctx.params[k])
         for k in stored: # the files among them
             for v in [ctx.params[k]] if isinstance(ctx.params[k], (str, Path)) else ctx.params[k] or ():
                 if '://' not in str(v): local_path(v)
@@ -229,7 +229,7 @@ def convert(
     to:Annotated[Optional[str], typer.Option(help="'hf' (ours), 'official' or 'align' (projector and levels alone); "
                                                   "default: the other layout.")]=None,
     llm:Annotated[Optional[str],
-                  typer.Option(help='Language model, for a source of projector and levels only; the base of an adapter of '
+                  typer.Option(help='Language model, for a source of projector and levels only; base of an adapter of '
                                       "LLaVA's program, if not the one that it names.")]=None,
     tower:Annotated[Optional[str], typer.Option(help='Vision tower, if not the one that the source names.')]=None,
     template:Annotated[Optional[str], typer.Option(help='Conversation template, where the source names none.')]=None,

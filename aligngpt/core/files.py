@@ -346,7 +346,8 @@ def check_folder(
 # %% ../../nbs/core/02_files.ipynb #f0a1c022
 _KERNELS = {'attn_implementation', '_attn_implementation', '_attn_implementation_internal', 'experts_implementation',
             '_experts_implementation'} # what a configuration can name one in
-_TYPES = 'dtype', 'torch_dtype'
+_TYPES = {'dtype', 'torch_dtype'}
+_FLOATS = None, 'float32', 'float', 'bfloat16', 'float16', 'half', 'float64', 'double' # what a model is built in
 _HUB = {'cache_dir', 'force_download', 'local_files_only', 'revision', 'token', 'subfolder'}
 _NO_CODE = 'nothing that comes with a model is run: take one that transformers knows itself'
 
@@ -354,8 +355,7 @@ def _said(value, keys):
     "What a configuration says under some keys, however deep."
     if isinstance(value, dict):
         for k,v in value.items():
-            named = [v] if isinstance(v, str) else list(v.values()) if isinstance(v, dict) else []
-            if k in keys: yield from (x for x in named if isinstance(x, str))
+            if k in keys: yield v
             yield from _said(v, keys)
     elif isinstance(value, list):
         for v in value: yield from _said(v, keys)
@@ -366,13 +366,12 @@ def _check_files(folder, how):
     try: config = PreTrainedConfig.get_config_dict(folder, **{k:how[k] for k in how.keys() & _HUB})[0]
     except RecursionError as e: raise _too_deep(folder) from e
     except (OSError, ValueError): config = {} # it has none, or the class that reads it says what is wrong
-    if kernel := next((k for k in _said(config, _KERNELS) if '/' in k), None):
+    if kernel := next((k for k in _said(config, _KERNELS) if '/' in str(k)), None):
         raise AlignGPTError(f'{folder}: its config.json names the kernel {kernel!r}, code on the hub. It was not run.',
                             'remove that name: each model runs without')
-    import torch
-    if odd := next((t for t in _said(config, _TYPES) if t not in vars(torch)), None):
-        raise AlignGPTError(f'{folder}: its config.json names the number format {odd!r}, which PyTorch does not know',
-                            "write it as in 'float32' or 'bfloat16', without 'torch.'")
+    for odd in (t for t in _said(config, _TYPES) if t not in _FLOATS):
+        raise AlignGPTError(f'{folder}: its config.json names the number format {odd!r}, in which no model is built',
+                            "write 'float32', 'bfloat16' or 'float16' there, without 'torch.', or remove the key")
     for index in Path(folder).glob('*.index.json'):
         shards = read_json(index)
         for name in set(shards.get('weight_map', {}).values()) if isinstance(shards, dict) else ():

@@ -104,8 +104,10 @@ def progress(
     total:int|None=None, # the number of items, if `items` does not tell
     **kwargs, # to tqdm
 ): # a tqdm bar: an iterable, and a context manager with `update`
-    "A progress bar on standard error; in a file or pipe it prints at most a line every ten seconds."
-    from tqdm.auto import tqdm
-    watched = sys.stderr.isatty() or 'ipykernel' in sys.modules
+    "A progress bar: a widget in a notebook that has them, else a line; unwatched it moves every ten seconds at most."
+    widgets = 'ipykernel' in sys.modules and importlib.util.find_spec('ipywidgets') is not None
+    if widgets: from tqdm.auto import tqdm
+    else: from tqdm import tqdm
+    watched = widgets or sys.stderr.isatty()
     return tqdm(items, desc=printable(desc), total=total, mininterval=0.1 if watched else 10, dynamic_ncols=True,
                 **kwargs)

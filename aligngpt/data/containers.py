@@ -202,7 +202,7 @@ def _named(found, name):
 # %% ../../nbs/data/01_containers.ipynb #c0ntwr02
 PICTURES = {'jpg', 'jpeg', 'png', 'webp', 'gif', 'bmp', 'tif', 'tiff', 'avif'} # file name extensions
 WRAPPERS = ('data', 'annotations', 'records', 'samples', 'items', 'rows', 'examples', 'entries', 'instances',
-            'dataset', 'train', 'questions') # keys under which the list of records may stand
+            'dataset', 'train', 'questions', 'results') # keys under which the list of records may stand
 
 @patch
 def members(self:_Array):
@@ -222,9 +222,11 @@ def object_records(
     size:int=1<<22, # bytes to read at a time
 )->Iterator[Found]: # the records of the list in it, or the object itself
     "Read the list that an object wraps."
-    return _named(_objects(_Array(file, size)), name)
+    return _named(_objects(_Array(file, size), name), name)
 
-def _objects(a):
+_SPLITS = {'test', 'val', 'validation', 'valid', 'dev', 'eval'}
+
+def _objects(a, name):
     "The records of one object after another."
     if a.peek() == '\ufeff': a.pos += 1
     while a.peek():
@@ -236,6 +238,9 @@ def _objects(a):
             else: waiting.append(f)
         yield from (_with_picture(f, rest) for f in waiting)
         if not n: yield from _unwrapped(rest)
+        elif two := sorted(k for k in _SPLITS & rest.keys() if isinstance(rest[k].record, list)):
+            raise AlignGPTError(f'{name}: holds several lists of records, one of them under {two[0]!r}',
+                                'write a file for each')
 
 
 # %% ../../nbs/data/01_containers.ipynb #c0ntwr03
@@ -548,16 +553,18 @@ def csv_records(
 )->Iterator[Found]: # one for each row
     "Read CSV, TSV, and what else is separated by one character."
     import csv
-    limit = csv.field_size_limit(1<<28) # pictures may stand in a cell
+    limit, i = csv.field_size_limit(1<<28), 1 # pictures may stand in a cell
     try:
         with damage(path), open_text(path, tell, digest) as f:
             lines = io.TextIOWrapper(f, 'utf-8-sig', 'surrogateescape', newline='')
             head = lines.readline()
             mark = max('\t,;|', key=head.count)
             names, how = _heading(next(csv.reader([head], delimiter=mark), []), path)
-            reader = csv.reader(lines, delimiter=mark, **how)
+            reader = csv.reader(lines, delimiter=mark, strict=True, **how)
             for i,row in enumerate(filter(None, reader), 2): yield _cells(names, row, i)
-    except csv.Error as e: raise AlignGPTError(f'{path}: not a table: {e}', 'save it as CSV once more') from e
+    except csv.Error as e:
+        raise AlignGPTError(f'{path}: row {i+1} is no row of a table: {e}',
+                            'inside of quotes a quote is written twice, and a cell that begins with one ends so') from e
     finally: csv.field_size_limit(limit)
 
 def _heading(names, path):
@@ -565,6 +572,8 @@ def _heading(names, path):
     if any('://' in n or n.rpartition('.')[2].strip().lower() in PICTURES for n in names):
         raise AlignGPTError(f'{path}: its first line names no columns: {", ".join(names):.60}',
                             'write a heading above it, such as image,caption')
+    if twice := [n for i,n in enumerate(names) if n in names[:i]]:
+        raise AlignGPTError(f'{path}: the column {twice[0]!r} occurs twice', 'give each column a name of its own')
     bare = any(n != n.strip() for n in names)
     return [n.strip() for n in names], dict(skipinitialspace=True, quoting=3) if bare else {} # 3: no quotes
 
@@ -574,7 +583,8 @@ def _cells(names, row, i):
     return Found(b'null', None, [('not a row', f'row {i} has {len(row)} cells, the first line {len(names)}')])
 
 def _cell(text):
-    "The value of a cell."
+    "The value of a cell; what pandas and databases write for nothing is nothing."
+    if text in ('nan', 'NaN', 'NULL', '<NA>'): return None
     if text[:1] not in ('[', '{'): return text
     try: return json.loads(text)
     except (ValueError, RecursionError): return text

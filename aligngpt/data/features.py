@@ -13,7 +13,7 @@ from typing import Callable
 import numpy as np, torch
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, local_path, os_errors
+from ..core.errors import AlignGPTError, BadRecord, local_path, os_errors
 from ..core.files import read_json, write_json
 from ..core.steps import progress
 
@@ -86,15 +86,26 @@ def fill(self:FeatureStore,
     pixels:Callable[[list[str]],torch.Tensor], # names -> pixel_values [k, 3, height, width]
     batch_size:int=64, # pictures at a time
     quiet:bool=False, # no progress bar
+    skip:bool=False, # pictures that cannot be read stay without features; else they are an error
 )->FeatureStore: # the store
     "Compute the features of all pictures that have none yet."
     todo = self.missing()
     with torch.inference_mode(), progress(desc='tower features', total=len(todo), disable=quiet) as bar:
         for i in range(0, len(todo), batch_size):
-            names = todo[i:i+batch_size]
-            self._put(names, model.get_vision_features(pixels(names).to(model.device)))
-            bar.update(len(names))
+            names, prepared = _readable(pixels, todo[i:i+batch_size], skip)
+            if names: self._put(names, model.get_vision_features(prepared.to(model.device)))
+            bar.update(len(todo[i:i+batch_size]))
     return self
+
+def _readable(pixels, names, skip):
+    "Those of the pictures that can be read, and their pixels."
+    try: return names, pixels(names)
+    except BadRecord:
+        if not skip: raise
+    if len(names) == 1: return [], None
+    halves = [_readable(pixels, half, skip) for half in (names[:len(names)//2], names[len(names)//2:])]
+    good = [p for _,p in halves if p is not None]
+    return [n for ns,_ in halves for n in ns], torch.cat(good) if good else None
 
 @patch
 def _put(self:FeatureStore, names, features):

@@ -24,7 +24,7 @@ class Format(NamedTuple):
     name:str # what `--format` takes
     users:str # who writes it, for people
     example:dict # a record
-    turns:tuple=() # keys that may hold the list of turns, joined by + where two follow each other; (): the record is one
+    turns:tuple=() # keys that may hold the list of turns, joined by + where two follow; (): the record is one
     speaker:tuple=() # keys of a turn that name who speaks
     text:tuple=() # keys of a turn with what is said
     ask:tuple=() # keys of a turn with a question, in a format whose turns hold both
@@ -113,8 +113,12 @@ _REFUSED_KEYS = dict(
     **dict.fromkeys(('video', 'videos', 'video_path'), 'a film, and only pictures can be used'),
     **dict.fromkeys(('audio', 'audios'), 'sound, and only pictures can be used'),
     chosen='an answer that was chosen, as in data of preferences',
-    rejected='an answer that was rejected, as in data of preferences',
-    choices='choices, so that the answer may be a number of one; write its text', tools='tools to be called')
+    **dict.fromkeys(('rejected', 'rejected_response', 'rejected_messages'),
+                    'an answer that was rejected, as in data of preferences'),
+    kto_tag='a mark of good and bad answers, as in data of preferences',
+    **dict.fromkeys(('choices', 'options', 'A'),
+                    'choices, so that the answer may be the name of one; write its text'),
+    tools='tools to be called')
 _BASE64 = re.compile(r'(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/\s]{40,}={0,2}\s*')
 
 class Inside(NamedTuple):
@@ -144,7 +148,7 @@ def _picture_of_dict(d, place):
         return Inside(Path(path).name if path else place,
                       data.partition(',')[2] if data.startswith('data:') else data)
     if path: return picture_of(path, place)
-    inner = d.get(_first(d, ('image', 'image_url', 'url')))
+    inner = d.get(_first(d, ('image', 'image_url', 'url', 'src')))
     if inner: return picture_of(inner, place)
     _bad('shape', f'a picture is {d!r:.60}, expected a file name')
 
@@ -185,7 +189,7 @@ def _text(v, what):
     "Text, or a number as text."
     if isinstance(v, list) and len(v) == 1: v = v[0]
     if isinstance(v, str): return v
-    if isinstance(v, (int, float)) and not (isinstance(v, float) and math.isnan(v)): return str(v)
+    if type(v) in (int, float) and not (isinstance(v, float) and math.isnan(v)): return str(v)
     if v is None or v == [] or isinstance(v, float): _bad('empty answer', f'{what} is missing or null')
     if isinstance(v, list): _bad('shape', f'{what} is a list of {len(v)}, expected text', 'write a record for each')
     _bad('shape', f'{what} is {v!r:.60}, expected text')
@@ -201,7 +205,12 @@ def _turn_pairs(t, i, f):
     if None in (speaker, said): _bad('shape', f'turn {i} is {t!r:.60}, expected {_shown_turn(f)}')
     name = SPEAKERS.get(str(t[speaker]).lower())
     if name is None: _bad('roles', f'turn {i} is by {t[speaker]!r}. Valid: human or user, gpt or assistant, system')
+    if name == 'gpt' and (k := next((k for k in _UNTRAINED if t.get(k) is not None and not t[k]), None)):
+        _bad('not for us', f'turn {i} is not to be trained ({k!r}: {t[k]}), and each answer is',
+             'leave the record out')
     return [(name, t[said])]
+
+_UNTRAINED = 'loss', 'train', 'weight' # of a turn
 
 def _shown_turn(f):
     "What a turn of the format looks like."
@@ -229,7 +238,7 @@ def _said(content, i, pictures):
         kind = _part_kind(p, i)
         if kind == 'text': texts.append(_text(p.get('text'), f'a text part of turn {i}')); continue
         n += 1
-        source = p.get(_first(p, ('image', 'image_url', 'path', 'url', 'base64', 'bytes')))
+        source = p.get(_first(p, ('image', 'image_url', 'path', 'url', 'base64', 'bytes', 'source')))
         if source: pictures.append(source if not isinstance(p.get('base64'), str) else dict(bytes=source))
     return '\n'.join([*[IMAGE]*n, *filter(None, ['\n'.join(texts)])])
 
@@ -274,11 +283,13 @@ def is_llava(
     if image == '-' and isinstance(turns, list) and '<img>' in str(turns): return False # Qwen's pictures
     return (level is None or type(level) is int) and bool(image) and _is_name(image) and _own_turns(turns)
 
+_plain_turn = {*_UNTRAINED}.isdisjoint
+
 def _own_turns(turns):
     "Are the first turns as LLaVA has them? The rest is checked with the record."
     try:
         for t in turns[:3]:
-            if t['from'] not in _OWN or type(t['value']) is not str: return False
+            if t['from'] not in _OWN or type(t['value']) is not str or not _plain_turn(t): return False
     except (TypeError, KeyError): return False # no list of objects, or not of these
     return type(turns) is list
 
@@ -315,8 +326,9 @@ def as_llava(
 
 def _needs_picture(record, f):
     "Stop at a record that is about a picture, and names none."
-    if 'image_id' in record and not f.turns:
-        _bad('no picture', f"the picture is known by its number alone, 'image_id': {record['image_id']!r:.20}",
+    number = next((r['image_id'] for r in (record, *(find_turns(record, f) or [])[:1]) if 'image_id' in r), None)
+    if number is not None and not f.speaker:
+        _bad('no picture', f"the picture is known by its number alone, 'image_id': {number!r:.20}",
              'write its file name into image')
     if f.name == 'captions':
         _bad('no picture', f"a caption without a picture: no key such as {', '.join(_IMAGE[:4])}, file_name")
@@ -395,7 +407,8 @@ def _likeness(record, f):
 def _difference(record, f):
     "What a record lacks to be of a format."
     place = next((k for k,v in record.items() if isinstance(v, list) and v and _is_turn(v[0], f)), None)
-    if f.turns and place: return f'its turns stand under {place!r}, expected one of {", ".join(f.turns)}'
+    if f.turns and place:
+        return f'its turns, or the records, stand under {place!r}, expected one of {", ".join(f.turns)}'
     if f.turns and (k := _first(record, f.turns)): return f'the turns under {k!r} are {show_record(record[k])}'
     if f.turns: return f'it has no turns, expected under one of {", ".join(f.turns)}'
     if any(str(k).rpartition('.')[2].lower() in PICTURES for k in record):
@@ -461,14 +474,23 @@ class Reader:
         i:int, # its row
     )->Found: # the record as LLaVA's, or what is wrong with it
         "Translate one record, or say why not."
-        f = self.format or (find_format(one.record) if isinstance(one.record, dict) else None)
+        f = None
         try:
-            if f is None: _refuse(one.record); raise unknown_format(one.record)
-            record, self.carried = as_llava(one.record, f, f'{self.name}/{i}')
+            raw = _unboxed(one.record)
+            f = self.format or (find_format(raw) if isinstance(raw, dict) else None)
+            if f is None: _refuse(raw); raise unknown_format(raw)
+            record, self.carried = as_llava(raw, f, f'{self.name}/{i}')
         except BadRecord as e: return one._replace(doubts=[(e.reason, e.message)])
         except Exception as e: # of a converter
-            return one._replace(doubts=[('shape', f'{f.name}: {type(e).__name__}: {e}')])
+            return one._replace(doubts=[('shape', f'{f and f.name}: {type(e).__name__}: {e}')])
         self.formats[f.name] += 1
         self.inside += len(self.carried)
         return found(record)
+
+def _unboxed(record):
+    "A row as the hub's viewer hands it out is the record in it."
+    if not (isinstance(record, dict) and {'row_idx', 'row'} <= record.keys()): return record
+    if cut := record.get('truncated_cells'):
+        _bad('shape', f'the viewer of the hub cut {cut} short', 'download the data')
+    return record['row']
 

@@ -100,7 +100,7 @@ def check_caption(
 
 
 # %% ../../nbs/data/03_records.ipynb #8b3120f6
-VERSION = 4
+VERSION = 5
 
 def _schema():
     import pyarrow as pa

@@ -10,7 +10,7 @@ from ..core.lazy import lazy_names
 
 # %% ../../nbs/evaluation/index.ipynb #03990c5c
 __getattr__, __dir__ = lazy_names('aligngpt.evaluation',
-    questions='Task need',
+    questions='Question Task need',
     tasks='TASKS get_task',
     run='evaluate',
     results='evaluate_all')

@@ -16,12 +16,14 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Callable
 
+import numpy as np
+
 from ..core.errors import AlignGPTError
 from ..core.files import inside
 from ..core.pictures import AS_STORED, ImageRules, open_picture
 from . import vqa
 from .report import markdown_table
-from .rows import ID_NAMES, QUESTION_NAMES, Rows
+from .rows import ID_NAMES, QUESTION_NAMES, Rows, named
 from .text import ID, check_rows, read_answers, read_jsonl
 
 # %% ../../nbs/evaluation/08_questions.ipynb #71f21580
@@ -87,10 +89,21 @@ def read_questions(
     if not rows:
         raise AlignGPTError(f'{path}: no questions',
                             'one JSON object a line was expected: question_id, text and perhaps image')
-    for k,types in (('image', (str, type(None))), ('category', str)):
-        check_rows([r for r in rows if k in r], {k:types}, path, rows.unit)
-    return [Question(r['question_id'], r['text'], r.get('image') or None, category=r.get('category', ''),
+    return [Question(r['question_id'], r['text'], _image_of(r, rows.where(i)), category=_category_of(r),
                      where=rows.where(i)) for i,r in enumerate(rows)]
+
+_IMAGES = 'image', 'images', 'image_path', 'image_file', 'image_name', 'file_name', 'img', 'picture'
+
+def _image_of(row, where):
+    "The picture of a question, under whatever name; a list of one is that one."
+    value = row.get(named(row, _IMAGES))
+    if isinstance(value, list) and len(value) < 2: value = value[0] if value else None
+    if value is None or isinstance(value, str): return value or None
+    raise AlignGPTError(f'{where}: image is {value!r:.60}', 'expected: the name of one file, or null')
+
+def _category_of(row):
+    "What kind of question it is; a number names one, too."
+    return '' if row.get('category') is None else str(row['category'])
 
 # %% ../../nbs/evaluation/08_questions.ipynb #9855fec9
 def _image_file(question, folder):
@@ -171,7 +184,7 @@ def score_plain(
 )->dict: # percent; a question without an answer is wrong
     "Mean points, by exact match if nothing else is said, overall and per category."
     correct = {str(r['question_id']): grade(answers.get(r['question_id'], ''), r) for r in rows}
-    means = vqa.group_means((r.get('category') or 'all' for r in rows), correct.values())
+    means = vqa.group_means((_category_of(r) or 'all' for r in rows), correct.values())
     return dict(accuracy=100*vqa.mean(correct.values()), categories={k: 100*v for k,v in means.items()},
                 correct=correct)
 
@@ -186,7 +199,7 @@ def task_errors(
     except AlignGPTError: raise
     except SyntaxError as e:
         raise AlignGPTError(f'{e.filename}, line {e.lineno}: {e.msg}', f'while reading {what}') from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if not str(file).endswith('.py'): raise
         lines = [f.lineno for f in extract_tb(e.__traceback__) if f.filename == str(file)]
         where = f'{file}, line {lines[-1]}' if lines else str(file)
@@ -200,9 +213,24 @@ def _beside(files):
     places = [p for p in (files.get('images'), questions.parent, files.folder) if p is not None]
     return next((p for p in places if (p/first).exists()), questions.parent)
 
+def _own_questions(files):
+    "The questions of a file of one's own, and what would keep them from being scored, before one is asked."
+    path = files['questions']
+    asked, rows, seen = read_questions(path), question_rows(path), {}
+    for i,r in enumerate(rows):
+        if (first := seen.setdefault(r['question_id'], i)) == i: continue
+        raise AlignGPTError(f"{rows.where(i)}: question_id {r['question_id']!r} stands in {rows.unit} "
+                            f'{rows.numbers[first]} already', 'give each question an id of its own')
+    if files.task.grade is None and _has_answers(rows):
+        check_rows(list(rows), dict(answer=(str, int, float)), path, rows.unit)
+    return asked
+
+def _has_answers(rows): return any(r.get('answer') is not None for r in rows)
+
 def _answers_of(files):
     "From a question to the right answer in its row."
-    known = {r['question_id']: str(r['answer']) for r in question_rows(files['questions']) if 'answer' in r}
+    known = {r['question_id']: str(r['answer']) for r in question_rows(files['questions'])
+             if r.get('answer') is not None}
     return lambda q: known.get(q.id)
 
 def _graded(files, predictions, o):
@@ -210,7 +238,7 @@ def _graded(files, predictions, o):
     rows, answers, grade = question_rows(files['questions']), read_answers(predictions), files.task.grade
     notes = answers.notes(r['question_id'] for r in rows)
     if grade: return score_plain(rows, answers.texts(), partial(_points, files.task)) | dict(notes=notes)
-    if not any('answer' in r for r in rows):
+    if not _has_answers(rows):
         return dict(notes=notes + ["no 'answer' in the question file: the answers are not scored"])
     check_rows(list(rows), dict(answer=(str, int, float)), files['questions'], rows.unit)
     return score_plain(rows, answers.texts()) | dict(notes=notes)
@@ -218,13 +246,14 @@ def _graded(files, predictions, o):
 def _points(task, text, row):
     "What a task of one's own gives for an answer; its errors name the file and the question."
     with task_errors(task.file, f'question {row["question_id"]!r}'): x = task.grade(text, row)
+    if isinstance(x, np.generic): x = x.item()
     if isinstance(x, (bool, int, float)) and 0 <= x <= 1: return x
     raise AlignGPTError(f'{task.file or task.name}: grade gives {x!r} for question {row["question_id"]!r}',
                         'points from 0 to 1 were expected, or True and False')
 
 def _defaults(task):
     "What a task has that says nothing else."
-    out = dict(title=task.name, questions=lambda files: read_questions(files['questions']), score=_graded,
+    out = dict(title=task.name, questions=_own_questions, score=_graded,
                metric='exact-match accuracy, percent' if task.grade is None else 'mean points, percent',
                headline=lambda r: round(r['accuracy'], 2) if 'accuracy' in r else None,
                points=lambda r: r.get('correct', {}))
@@ -320,7 +349,11 @@ class Files:
     @cached_property
     def questions(self)->list[Question]:
         "The task's questions, read once."
-        return self.task.questions(self)
+        with task_errors(self.task.file, 'its questions'): asked = list(self.task.questions(self))
+        odd = [q for q in asked if not isinstance(q, Question)]
+        if asked and not odd: return asked
+        raise AlignGPTError(f'{self.task.file or self.task.name}: ' + (f'{odd[0]!r:.60} is no Question' if odd else
+                            'no questions'), "questions gives a list such as [Question(1, 'What is this?', '1.png')]")
 
     def table(self)->dict: # role -> what it is for, what was expected, what was found
         "Which files are expected, and which were found."

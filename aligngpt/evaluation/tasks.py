@@ -8,18 +8,20 @@ __all__ = ['QUESTION_FILES', 'EASY_VQA', 'TASKS', 'question_file_task', 'easy_vq
            'check_release', 'write_upload', 'submit', 'judge_calls']
 
 # %% ../../nbs/evaluation/10_tasks.ipynb #a2163f79
-import json, runpy
+import functools, json, math, re, runpy, sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from . import choice, judge as judges
 from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA,
                                             SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
-from .questions import Files, Options, Question, Task, need, score_plain, task_errors
+from .questions import Files, Need, Options, Question, Task, need, score_plain, task_errors
 from .report import ScoreReport
 from .text import Answers, answered_only, match_ids, once, read_answers, some
 
@@ -32,6 +34,9 @@ def question_file_task(
 )->Task:
     "Make a task of a question file."
     path = Path(path).absolute()
+    if path.stem in TASKS:
+        raise AlignGPTError(f'{path}: {path.stem!r} is a benchmark of the package',
+                            f'give the file another name, or ask for the benchmark: --tasks {path.stem}')
     needs = dict(questions=need('asking', str(path)), images=need('asking', str(path.parent/images), optional=True))
     return replace(Task(path.stem), needs=needs, file=str(path))
 
@@ -104,7 +109,7 @@ def load_task(
     path = Path(path).absolute()
     if not path.is_file():
         raise AlignGPTError(f'{path}: no such file', 'a Python file that defines a Task was expected')
-    with task_errors(str(path), 'the task'): names = runpy.run_path(str(path))
+    with task_errors(str(path), 'the task'): names = _run_file(str(path), path.stat().st_mtime_ns)
     found = {id(t): t for t in names.values() if isinstance(t, Task) and t not in TASKS.values()}
     if len(found) != 1:
         raise AlignGPTError(f'{path}: defines {len(found)} tasks ({some(t.name for t in found.values())})',
@@ -112,7 +117,23 @@ def load_task(
     task = next(iter(found.values()))
     if task.name in TASKS:
         raise AlignGPTError(f'{path}: {task.name!r} is a benchmark of the package', 'take another name')
+    for ok, key, expected in _SOUND:
+        if not ok(value := getattr(task, key)):
+            raise AlignGPTError(f'{path}: {key} is {value!r:.60}', f'expected: {expected}')
     return replace(task, file=str(path))
+
+@functools.lru_cache(8)
+def _run_file(path, changed):
+    "Run a file once as long as it is the same; what lies beside it can be imported."
+    sys.path.insert(0, str(Path(path).parent))
+    try: return runpy.run_path(path)
+    finally: sys.path.remove(str(Path(path).parent))
+
+_SOUND = ((lambda v: isinstance(v, str) and re.fullmatch(r'\w[\w .+-]*', v), 'name', 'a name that a folder may have'),
+          (lambda v: type(v) is int and v > 0, 'max_new_tokens', 'a whole number from 1'),
+          (lambda v: v is None or callable(v), 'grade', 'a function'),
+          (lambda v: isinstance(v, dict) and all(isinstance(n, Need) for n in v.values()), 'needs',
+           "dict(questions=need('asking', 'questions.jsonl')), or nothing"))
 
 # %% ../../nbs/evaluation/10_tasks.ipynb #b3e90009
 def questions(
@@ -248,11 +269,30 @@ def _results(files, given, o):
         except AlignGPTError as e:
             if not part: raise
             results = dict(notes=[e.message])
+        _check_results(task, results)
         if task.judged and (points := task.points(results)):
             own = {str(k): k for k in given.asked}
             judged = [own.get(i, i) for i in points]
             given.keys = judged if given.answers is None else [k for k in given.keys if k in judged]
     return results
+
+def _check_results(task, results):
+    "Does a scorer give what it should?"
+    if not isinstance(results, dict) or not all(isinstance(k, str) for k in results):
+        raise AlignGPTError(f'{task.file or task.name}: score gives {results!r:.60}',
+                            'expected: dict(accuracy=50.0), for example')
+    if not isinstance(points := task.points(results), dict):
+        raise AlignGPTError(f'{task.file or task.name}: the points of the questions are {points!r:.60}',
+                            "expected: an object with the id of each question, as text, and its points")
+
+def _headline(task, results):
+    "The number that stands for all; of one's own task it must be one."
+    with task_errors(task.file, 'the headline'): x = task.headline(results)
+    if not task.file.endswith('.py') or x is None and not results.keys() - {'notes'}: return x
+    if isinstance(x, (int, float, np.number)) and not isinstance(x, bool) and math.isfinite(x): return x
+    lacks = '' if 'accuracy' in results else ", and score gives no 'accuracy'"
+    raise AlignGPTError(f'{task.file}: the headline is {x!r:.60}{lacks}',
+                        "say which number it is: headline=lambda r: r['f1']")
 
 _ABOUT = 'rules', 'judge', 'spread'
 
@@ -262,7 +302,7 @@ def _report(task, given, results, path):
     if given.partial: notes.insert(0, _part_note(task, given, results))
     if unlike: notes.append(f'not to be compared: {unlike}')
     details = {k: results[k] for k in _ABOUT if k in results} | dict(published_as=task.published_as)
-    return ScoreReport(task.name, task.title, task.metric, None if given.partial else task.headline(results),
+    return ScoreReport(task.name, task.title, task.metric, None if given.partial else _headline(task, results),
                        {k:v for k,v in results.items() if k not in ('notes', 'unlike', *_ABOUT)}, notes,
                        {} if unlike else task.published, path, *_counts(given), details)
 

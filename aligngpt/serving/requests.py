@@ -337,7 +337,15 @@ def _items(given):
     "Messages of an input; thoughts are passed over."
     if isinstance(given, str): return [dict(role='user', content=given)]
     if not isinstance(given, list): return given
+    for i,m in enumerate(given):
+        kind = m.get('type') if isinstance(m, dict) else None
+        why = next((w for k,w in _NO_MESSAGE.items() if re.fullmatch(k, str(kind))), None)
+        if why: raise _wrong('ResponseRequest', f'{kind}: {why}', (i, 'type'), kind)
     return [m for m in given if not (isinstance(m, dict) and m.get('type') == 'reasoning')]
+
+_NO_MESSAGE = {'item_reference':'nothing is kept here; send the item itself',
+               '(input|output)_.*|text|image_url':'a part of a message, which goes into the content of one',
+               '.*_(call|call_output|list_tools|request|response|output)':'the model calls no tools'}
 
 class ResponseRequest(_Asked):
     "A conversation to be continued, in the words of the responses interface."
@@ -356,7 +364,12 @@ class ResponseRequest(_Asked):
               'context_management':Cannot('nothing is left out in silence; shorten the conversation'),
               'image':Cannot('pictures are as the model was trained',
                              tuple({'context_compression':c} for c in ('auto', 'disabled'))),
-              'text':Cannot(_format, ({'format':{'type':'text'}, 'verbosity':'medium'},))}
+              'text':Cannot('the answer can be bound neither to a format nor to a length; ask for both in words',
+                            ({'format':{'type':'text'}, 'verbosity':'medium'},)),
+              'messages':Cannot('they are called input here', ()), 'n':Cannot('one answer to a request', (1,)),
+              **dict.fromkeys(('max_tokens', 'max_completion_tokens'),
+                              Cannot('it is called max_output_tokens here', ())),
+              'logprobs':Cannot('they are asked for with top_logprobs')}
 
     @property
     def said(self)->list[Message]: # the last one is to be answered

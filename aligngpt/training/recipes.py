@@ -193,7 +193,7 @@ def _fill(model, data, folder, stage, quiet):
     store = FeatureStore(folder, model, names,
                          f'{p.image_processor.to_json_string()} {p.image_aspect_ratio} {data[0].rules}')
     if process_rank()[1] > 1: _must_be_full(store, len(names), folder)
-    store.fill(model, data[0].pixels, quiet=quiet)
+    store.fill(model, data[0].pixels, quiet=quiet, skip=all(d.policy == 'skip' for d in data))
     for d in data: d.features = store
     return store
 

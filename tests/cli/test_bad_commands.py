@@ -89,6 +89,25 @@ def test_no_checkpoint(capsys, place):
     assert code == 1 and 'no such' in err, err
 
 
+@pytest.mark.parametrize('command_line', ['chat {} --question Hm', 'convert {} {}.out', 'eval {} --out {}.eval',
+                                          'serve {} --no-page --port 0'])
+def test_neighbours(capsys, tmp_path, command_line):
+    "What is nearly a checkpoint is named by each command that takes one."
+    def make(name, **files):
+        (tmp_path/name).mkdir(parents=True)
+        for file, text in files.items(): (tmp_path/name/file.replace('__', '.')).write_text(text)
+        return tmp_path/name
+    pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 499723\n'
+    llava, theirs = '{"model_type": "llava_llama"}', '{"model_type": "llava", "text_config": {}}'
+    for folder, says in ((make('run/checkpoint-4', complete__json='{}'), 'a checkpoint in the middle of a run'),
+                         (make('done', config__json=llava, model__safetensors=pointer), 'a git-lfs pointer'),
+                         (make('theirs', config__json=theirs), 'a LLaVA of transformers (llava)'),
+                         (make('lora', adapter_config__json='[]', non_lora_trainables__bin='', config__json=llava),
+                          'adapter_config.json: a list, expected an object')):
+        code, err = command(capsys, *command_line.format(folder, folder).split())
+        assert code == 1 and says in err and 'hint: ' in err and 'should not happen' not in err, err
+
+
 def test_full_disk(capsys, place, tmp_path):
     "No space left while results are written: said in a line, and no half result lies about."
     disk = tmp_path/'disk'

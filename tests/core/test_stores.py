@@ -108,3 +108,17 @@ def test_the_web(place):
     code, said = run('-c', LEVELS, f'{url}/pairs.json', f'{url}/images', 'web.json')
     assert code == 0 and (place/'web.json').read_bytes() == levels, said
     server.shutdown()
+
+
+def test_a_resolver_that_never_answers(monkeypatch):
+    "Where names are never told, the hub is given up after a moment, and nothing waits for it."
+    from threading import Event
+    from aligngpt.core.errors import AlignGPTError
+    from aligngpt.core.stores import check_stores
+    never = Event()
+    for name in ('HF_HUB_OFFLINE', 'HF_ENDPOINT', 'http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr('socket.getaddrinfo', lambda *args, **kwargs: never.wait() and [])
+    try:
+        with pytest.raises(AlignGPTError, match='no answer from huggingface.co'): check_stores('hf://datasets/a/b')
+    finally: never.set()

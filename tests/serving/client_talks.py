@@ -82,8 +82,53 @@ def openai_old():
     return told
 
 
+def langchain_more():
+    "Two questions in a row; two answers, an end, log probabilities, and the numbers of tokens of a stream."
+    from langchain_core.messages import HumanMessage
+    from langchain_openai import ChatOpenAI
+    def chat(**how): return ChatOpenAI(model='toy', base_url=URL, api_key='none', temperature=0, max_retries=0, **how)
+    two = [HumanMessage('Hello.'), HumanMessage(parts(BLUE))]
+    answers = [g.text for g in chat(n=2).generate([two]).generations[0]]
+    likely = chat(logprobs=True, top_logprobs=2).invoke(two).response_metadata['logprobs']['content']
+    usage = [c.usage_metadata for c in chat(stream_usage=True).stream(two) if c.usage_metadata][-1]
+    return more(answers, chat().bind(stop=['blue']).invoke(two).text, likely, usage['total_tokens'])
+
+
+def more(answers, cut, likely, tokens):
+    "Two answers, a cut one, the text of the log probabilities, and is the number of tokens there?"
+    return [*answers, cut, ''.join(t['token'] for t in likely).strip(), tokens > 0]
+
+
+def litellm_more():
+    "The same."
+    import litellm as lite
+    how = dict(model='openai/toy', api_base=URL, api_key='none', temperature=0, num_retries=0,
+               messages=[dict(role='user', content='Hello.'), dict(role='user', content=parts(BLUE))])
+    answers = [c.message.content for c in lite.completion(n=2, **how).choices]
+    likely = lite.completion(logprobs=True, top_logprobs=2, **how).choices[0].logprobs.model_dump()['content']
+    chunks = list(lite.completion(stream=True, stream_options=dict(include_usage=True), **how))
+    return more(answers, lite.completion(stop=['blue'], **how).choices[0].message.content, likely,
+                chunks[-1].usage.total_tokens)
+
+
+def llama_index_more():
+    "The same."
+    from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+    from llama_index.llms.openai_like import OpenAILike
+    def llm(**how): return OpenAILike(model='toy', api_base=URL, api_key='none', is_chat_model=True, temperature=0,
+                                      max_retries=0, **how)
+    two = [ChatMessage(role='user', content='Hello.'),
+           ChatMessage(role='user', blocks=[ImageBlock(url=BLUE), TextBlock(text=COLOUR)])]
+    raw = llm(additional_kwargs=dict(n=2, logprobs=True, top_logprobs=2)).chat(two).raw
+    last = list(llm(additional_kwargs=dict(stream_options=dict(include_usage=True))).stream_chat(two))[-1]
+    return more([c.message.content for c in raw.choices],
+                llm(additional_kwargs=dict(stop=['blue'])).chat(two).message.content,
+                raw.choices[0].logprobs.model_dump()['content'], last.raw.usage.total_tokens)
+
+
 TALKS = dict(langchain=langchain, langchain_responses=lambda: langchain(use_responses_api=True), litellm=litellm,
-             litellm_responses=litellm_responses, llama_index=llama_index, openai_old=openai_old)
+             litellm_responses=litellm_responses, llama_index=llama_index, openai_old=openai_old,
+             langchain_more=langchain_more, litellm_more=litellm_more, llama_index_more=llama_index_more)
 
 if __name__ == '__main__':
     told = {}

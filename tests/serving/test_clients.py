@@ -44,5 +44,7 @@ def test_clients(python, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told.pop('openai_old') == [*TOLD[:3], TOLD[1]]
+    for name in ('langchain_more', 'litellm_more', 'llama_index_more'):
+        assert told.pop(name) == [TOLD[0], TOLD[0], 'It is **', TOLD[0], True], name
     assert told == {k:TOLD for k in ('langchain', 'langchain_responses', 'litellm', 'litellm_responses',
                                      'llama_index')}

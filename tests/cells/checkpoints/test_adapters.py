@@ -129,9 +129,11 @@ def test_Melt():
             ('adapter', 'lora', ['model.mm_projector.0.weight']))
     test_fail(lambda: load_adapter(tiny(), theirs), contains="an adapter in LLaVA's layout")
     config = read_json(theirs/'adapter_config.json')
-    for change in (dict(use_dora=True), dict(peft_type='IA3'), dict(init_lora_weights='pissa')):
+    for change in (dict(use_dora=True), dict(peft_type='IA3'), dict(init_lora_weights='pissa'), dict(lora_alpha='16')):
         write_json(config | change, theirs/'adapter_config.json')
         test_fail(lambda: read_lora(theirs), contains=f'{next(iter(change))} is')
+    write_json([], theirs/'adapter_config.json')
+    test_fail(lambda: read_lora(theirs), contains='adapter_config.json: a list, expected an object')
     write_json(config | dict(use_rslora=True), theirs/'adapter_config.json')
     test_eq({scale for *_, scale in read_lora(theirs).added.values()}, {8/4**.5})
     (theirs/ADAPTER).unlink()

@@ -19,7 +19,7 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import PARTS, AlignGPTForConditionalGeneration, part_parameters, stored_name
 from aligngpt.model.processor import AlignGPTProcessor, image_processor_for, load_image_processor
 from aligngpt.model.sharing import BASES, base_step, public_name, write_card, write_code
-from aligngpt.checkpoints.adapters import adapter_layout, has_adapter, load_adapter, read_lora, save_adapter
+from aligngpt.checkpoints.adapters import adapter_config, adapter_layout, has_adapter, load_adapter, read_lora, save_adapter
 from aligngpt.checkpoints.fields import check_fields
 from aligngpt.checkpoints.weights import Entry, entries, find_weights, map_tensors, stream, tensor_of
 import json, shutil, tempfile
@@ -495,7 +495,7 @@ def test_Parts():
         wide:      'has shape',
         keyless:   "needs the key 'vocab_size'",
         stage1:    "holds projector and levels only\n  hint: name the language model that they belong to: "
-                   "llm='lmsys/vicuna-7b-v1.5'"}
+                   "load(FOLDER, llm='lmsys/vicuna-7b-v1.5')"}
     for folder,text in broken.items(): test_fail(lambda: open_checkpoint(folder), contains=text)
     test_eq('gate.mlp.0.weight' in open_checkpoint(no_gate, Parts(fresh=('gate',))).tensors, False)
     [text.split('\n')[0] for text in broken.values()]
@@ -510,6 +510,8 @@ def test_Parts():
     away = official('away', {k:v for k,v in whole.items() if k not in inside}, mm_vision_tower='nobody/no-tower')
     (lora_folder := tmp/'peft_lora').mkdir()
     (lora_folder/'adapter_config.json').write_text('{}')
+    (half_lora := tmp/'half_lora').mkdir()
+    torch.save(align, half_lora/'adapter_model.bin')
     run = tmp/'half_run'; (run/'checkpoint-2').mkdir(parents=True)
     (run/'stage.json').write_text('{}')
     (run/'checkpoint-2'/'complete.json').write_text('{}')
@@ -522,7 +524,8 @@ def test_Parts():
         try: open_checkpoint(folder)
         except AlignGPTError as e: return e.message.replace(f'{tmp}/', ''), e.hint
     neighbours = Table(map(way_out, (llava, tmp/'llava_hf', marks, deep, trained_tower, away, lora_folder, run,
-                                     run/'checkpoint-2', unfetched)), ('what it is', 'what to do'))
+                                     run/'checkpoint-2', unfetched, half_lora, tuned/'pytorch_model.bin')),
+                                     ('what it is', 'what to do'))
 
     # nbs/checkpoints/04_layouts.ipynb #80c2d0b3
     for (message,hint),says in zip(neighbours, (
@@ -530,7 +533,8 @@ def test_Parts():
         "mm_projector_type is 'mlp3x_gelu', the weights have 'mlp2x_gelu'", '(unfreeze_mm_vision_tower), and is not in',
         'nobody/no-tower: the vision tower is not here', 'peft_lora: an adapter of a language model',
         'half_run: a run that is not finished', 'checkpoint-2: a checkpoint in the middle of a run',
-        'tokenizer.model: a git-lfs pointer'), strict=True):
+        'tokenizer.model: a git-lfs pointer', 'half_lora: an adapter without its adapter_config.json',
+        'pytorch_model.bin: a part of a checkpoint'), strict=True):
         test_eq((says in message, len(hint) > 20), (True, True))
     test_fail(lambda: Parts(fresh=('eyes',)), contains="fresh: unknown part 'eyes'")
     begun = open_checkpoint(llava, Parts(fresh=('levels', 'gate')))
@@ -618,6 +622,7 @@ def test_load():
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
+    (half_lora := tmp/'half_lora').mkdir()
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -715,6 +720,8 @@ def test_save():
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
+    (half_lora := tmp/'half_lora').mkdir()
+    torch.save(align, half_lora/'adapter_model.bin')
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -815,6 +822,9 @@ def test_save():
     for how in (dict(path=nowhere, llm=tmp/'llm'), dict(path=tmp/'llm', adapter=nowhere)):
         test_eq(ask(*load(**how, dtype='float32', device='cpu')), melted)
     test_fail(lambda: load(nowhere), contains='lora_nowhere: the adapter does not name its base')
+    test_eq(ask(*load(llava_lora('lora_moved', '/another/machine/llm'), 'float32', 'cpu')), melted) # llm is beside it
+    test_fail(lambda: load(llava_lora('lora_away', 'nobody/no-base')),
+              contains="the base of this adapter, 'nobody/no-base'")
     test_fail(lambda: load(on_llm, llm=tmp/'clip'), contains='does not fit the base')
     test_fail(lambda: load(on_llm, llm=stage1), contains='stage1: no weights')
     projector = {k:t for k,t in align.items() if k.startswith('mm_projector')}
@@ -897,6 +907,8 @@ def test_open_model():
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
+    (half_lora := tmp/'half_lora').mkdir()
+    torch.save(align, half_lora/'adapter_model.bin')
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -1021,6 +1033,8 @@ def test_from_base():
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
+    (half_lora := tmp/'half_lora').mkdir()
+    torch.save(align, half_lora/'adapter_model.bin')
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 
@@ -1175,6 +1189,8 @@ def test_load_parts():
     added = {k:v for k,v in whole.items() if 'indicator' in k or k in gate}
     llava = official('llava', {k:v for k,v in whole.items() if k not in added}, model_type='llava')
     (lora_folder := tmp/'peft_lora').mkdir()
+    (half_lora := tmp/'half_lora').mkdir()
+    torch.save(align, half_lora/'adapter_model.bin')
     theirs = LlavaConfig(vision_config=clip.config, text_config=llm.config)
     LlavaForConditionalGeneration(theirs).save_pretrained(tmp/'llava_hf')
 

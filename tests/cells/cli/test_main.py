@@ -9,7 +9,7 @@ from aligngpt import __version__
 from aligngpt.core.errors import AlignGPTError, local_path, of_the_system
 from aligngpt.core.markup import echo, printable_logs
 from aligngpt.core.shards import process_rank
-from aligngpt.core.stores import check_stores
+from aligngpt.core.stores import check_outbox, check_stores
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
@@ -65,7 +65,8 @@ quickstart --out {out}
 chat {model}
 serve {model}""".splitlines()
     addresses = dict(s3='s3://b/a', http='http://127.0.0.1:9/a', hf='hf://datasets/o/n', gs='gs://b/a')
-    if importlib.util.find_spec('aiohttp'): del addresses['http'] # its driver is installed, and inputs may come from there
+    if importlib.util.find_spec('aiohttp'):
+        del addresses['http'] # its driver is installed, and inputs may come from there
     def refusal(line, slot, address):
         "The first line of the error."
         words = re.sub(r'{(\w+)}', lambda m: address if m[1] == slot else 'x', line).split()

@@ -315,9 +315,9 @@ def test_is_gguf():
     test_fail(lambda: pretrained(AutoConfig, evil), contains='evil: a JSON file there is nested too deeply')
 
     # nbs/core/02_files.ipynb #f0a1c026
-    write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')
-    test_fail(lambda: pretrained(AutoConfig, evil),
-              contains="evil: its config.json names the number format 'torch.float32'")
+    for odd in ('int8', 16, '', {'text_config':'float32'}, 'torch.float32'):
+        write_json({'model_type': 'clip', 'text_config': {'torch_dtype': odd}}, evil/'config.json')
+        test_fail(lambda: pretrained(AutoConfig, evil), contains=f"evil: its config.json names the number format {odd!r}")
     told(pretrained, AutoConfig, evil)
 
     # nbs/core/02_files.ipynb #ca4d2002
@@ -376,7 +376,9 @@ def test_must_be():
     (evil/'config.json').write_text('{"model_type": "clip", "x": ' + '['*100_000)
 
     # nbs/core/02_files.ipynb #f0a1c026
-    write_json({'model_type': 'clip', 'torch_dtype': 'torch.float32'}, evil/'config.json')
+    for odd in ('int8', 16, '', {'text_config':'float32'}, 'torch.float32'):
+        write_json({'model_type': 'clip', 'text_config': {'torch_dtype': odd}}, evil/'config.json')
+        test_fail(lambda: pretrained(AutoConfig, evil), contains=f"evil: its config.json names the number format {odd!r}")
     told(pretrained, AutoConfig, evil)
 
     # nbs/core/02_files.ipynb #f0a1c845

@@ -67,3 +67,6 @@ print(sum(progress(range(10), 'adding', bar_format='{desc}: {n_fmt} of {total_fm
 
     # nbs/core/04_steps.ipynb #b76a391b
     test_eq(piped.stdout, '45\n')
+    kernel = "import sys; sys.modules.update(ipykernel=sys, ipywidgets=None)" + code
+    plain_notebook = subprocess.run([sys.executable, '-c', kernel], capture_output=True, text=True)
+    test_eq((plain_notebook.stdout, plain_notebook.stderr), (piped.stdout, piped.stderr))

@@ -79,6 +79,7 @@ def test_object_records():
     test_eq(wrapped('{"1.png": "a", "2.jpg": "b"}'), [dict(image='1.png', caption='a'), dict(image='2.jpg', caption='b')])
     for text, why in (('{"data": [{}', 'after 1 records: the file ends in the middle'),
                       ('{"data": [{}, {}], 5}', 'after 2 records: expected a key and a colon'),
+                      ('{"train": [{}], "test": [{}]}', "several lists of records, one of them under 'test'"),
                       ('{"data"', 'expected a key and a colon'), ('{"a": 1} x', "expected {, got 'x'")):
         test_fail(lambda: wrapped(text), contains=why)
 
@@ -284,7 +285,12 @@ def test_csv_records():
     test_eq(list(csv_records(put('empty.csv', ''))), [])
     flickr = put('flickr.csv', 'image_name| comment_number| comment\n1.jpg| 0| " A cat" .\n2.jpg| 1| A dog .\n')
     test_eq([f.record['comment'] for f in csv_records(flickr)], ['" A cat" .', 'A dog .'])
-    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))), contains='its first line names no columns')
+    test_fail(lambda: list(csv_records(put('cc3m.tsv', 'a cat\thttp://x.org/1\n'))),
+              contains='its first line names no columns')
+    test_fail(lambda: list(csv_records(put('open.csv', 'image,text\n1.png,"a\n2.png,b\n'))),
+              contains='open.csv: row 2 is no row')
+    test_fail(lambda: list(csv_records(put('twice.csv', 'image,text,text\n1.png,a,b\n'))), contains="'text' occurs twice")
+    test_eq(next(csv_records(put('nan.csv', 'image,text\n1.png,nan\n'))).record, dict(image='1.png', text=None))
 
 
 def test_sample_names():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError, local_path, os_errors
+from aligngpt.core.errors import AlignGPTError, BadRecord, local_path, os_errors
 from aligngpt.core.files import read_json, write_json
 from aligngpt.core.steps import progress
 from fastcore.test import *
@@ -75,6 +75,14 @@ def test_FeatureStore_get():
         test_eq(len(FeatureStore(tmp, model, names).missing()), 40)
     whole = FeatureStore(tmp, model, names).fill(model, pixels, quiet=True)
     len(whole.missing())
+    def torn(ns):
+        if {'3.png', '7.png'} & {*ns}: raise BadRecord('damaged', 'cut off')
+        return pixels(ns)
+    with tempfile.TemporaryDirectory() as d:
+        with expect_fail(BadRecord, 'cut off'): FeatureStore(d, model, names).fill(model, torn, quiet=True)
+        rest = FeatureStore(d, model, names).fill(model, torn, batch_size=8, quiet=True, skip=True)
+        test_eq((rest.missing(), '3.png' in rest, '4.png' in rest), (['3.png', '7.png'], False, True))
+        test_close(rest.get(['4.png', '39.png']), whole.get(['4.png', '39.png']))
 
     # nbs/data/07_features.ipynb #9a8f9b1a
     few = FeatureStore(tmp/'small', model, names, max_bytes=10*4*32*4)

@@ -84,7 +84,9 @@ def test_as_llava():
          ('1.png', ['<image>\na', 'b', 'c', 'd'])),
         (dict(instruction='Add', input='1 2', output=3),                             (None, ['Add\n1 2', '3'])),
         (dict(texts=[dict(user='a', assistant='b'), dict(user='c', assistant='d')], images=[dict(path='1.png')]),
-                                                                                     ('1.png', ['<image>\na', 'b', 'c', 'd'])),
+         ('1.png', ['<image>\na', 'b', 'c', 'd'])),
+        (chat([dict(type='image', source=dict(type='base64', data=dot)), dict(type='text', text='What?')], 'A cat.'),
+                                                                                     ('x.json/7', what)),
         (dict(image='', caption='b'),                                                (None, ['', 'b'])),
         (dict(url='x.html', path='p/1.webp', text='b'),                              ('p/1.webp', ['<image>', 'b']))):
         test_eq(turned(record)[:2], expected)
@@ -108,7 +110,14 @@ def test_as_llava():
         'a caption without a picture':              dict(url='https://example.com', text='a'),
         'a question without an answer':             dict(question_id=1, image='1.png', text='What?'),
         '2 pictures in the turns, and 1 beside':    chat([part('1.png'), part('2.png')], 'b', images=['1.png']),
-        'choices, so that the answer may be':       dict(question='a', choices=['b', 'c'], answer=1)}
+        'choices, so that the answer may be':       dict(question='a', choices=['b', 'c'], answer=1),
+        "the record has 'A': choices":              dict(image='1.png', question='a', A='b', B='c', answer='B'),
+        "'answer' is True, expected text":          dict(image='1.png', question='a', answer=True),
+        "'image_id': 5":                            dict(id=5, qas=[dict(image_id=5, question='a', answer='b')]),
+        "turn 1 is not to be trained ('weight': 0)": dict(messages=[*say[:1], dict(say[1], weight=0)]),
+        "turn 1 is not to be trained ('loss': False)":
+            {'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', 'loss': False}]},
+        'a mark of good and bad answers':           dict(messages=say, kto_tag=True)}
     for why,record in refused.items(): test_fail(lambda: turned(record), contains=why)
 
 
@@ -199,3 +208,7 @@ BIRDS = Format('birds', 'our own data', {'nr': 1, 'bird': {'name': 'a robin', 'p
     test_eq(got[3][0].doubts[0][0], 'unknown format')
     forced = list(Reader('x.json', birds)(mixed[3:]))
     test_eq(forced[0].doubts, [('shape', "birds: KeyError: 'bird'")])
+    boxed = [found(dict(row_idx=0, row=dict(image='1.png', caption='a'), truncated_cells=cut))
+             for cut in ([], ['caption'])]
+    whole, short = Reader('x.json')(boxed)
+    test_eq((whole.record['image'], short.doubts[0][1]), ('1.png', "the viewer of the hub cut ['caption'] short"))

@@ -8,12 +8,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, Callable
+import numpy as np
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import inside
 from aligngpt.core.pictures import AS_STORED, ImageRules, open_picture
 from aligngpt.evaluation import vqa
 from aligngpt.evaluation.report import markdown_table
-from aligngpt.evaluation.rows import ID_NAMES, QUESTION_NAMES, Rows
+from aligngpt.evaluation.rows import ID_NAMES, QUESTION_NAMES, Rows, named
 from aligngpt.evaluation.text import ID, check_rows, read_answers, read_jsonl
 import json, tempfile
 import matplotlib.pyplot as plt
@@ -42,10 +43,16 @@ def test_question_rows():
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
     # nbs/evaluation/08_questions.ipynb #dc6b821d
-    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
 
     # nbs/evaluation/08_questions.ipynb #524a386d
     test_eq(read_questions(question_file.parent/'questions.csv')[1].where[-21:], 'questions.csv, line 3')
+    def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
+    test_fail(lambda: read_questions(rows_of(dict(id=1, question='a', image=['1.png', '2.png']))),
+              contains="line 1: image is ['1.png', '2.png']")
 
 
 def test_load_image():
@@ -59,8 +66,14 @@ def test_load_image():
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
     # nbs/evaluation/08_questions.ipynb #dc6b821d
-    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
-    [(q.id, q.image, q.text) for q in read_questions(question_file.parent/'questions.csv')]
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
+    [(q.id, q.image, q.text, q.category) for q in read_questions(question_file.parent/'questions.csv')]
+
+    # nbs/evaluation/08_questions.ipynb #524a386d
+    def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
 
     # nbs/evaluation/08_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
@@ -87,8 +100,14 @@ def test_broken_images():
     question_file.write_text(json.dumps(dict(question_id=5, image='ball.png', text=f'Is it round?\n{short}')) + '\n')
 
     # nbs/evaluation/08_questions.ipynb #dc6b821d
-    (question_file.parent/'questions.csv').write_text('id,image,question\n5,ball.png,Is it round?\n6,,Why?\n')
-    [(q.id, q.image, q.text) for q in read_questions(question_file.parent/'questions.csv')]
+    (question_file.parent/'questions.csv').write_text(
+        'id,image_path,question,category\n5,ball.png,Is it round?,1\n6,,Why?,2\n')
+    [(q.id, q.image, q.text, q.category) for q in read_questions(question_file.parent/'questions.csv')]
+
+    # nbs/evaluation/08_questions.ipynb #524a386d
+    def rows_of(*rows): question_file.write_text('\n'.join(map(json.dumps, rows))); return question_file
+    test_eq([q.image for q in read_questions(rows_of(dict(id=1, question='a', images=['1.png']),
+                                                     dict(id=2, question='b')))], ['1.png', None])
 
     # nbs/evaluation/08_questions.ipynb #602eeb27
     png = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=='
@@ -180,6 +199,17 @@ def test_Files():
     with expect_fail(KeyError): graded.task.score(graded, Answers(), Options()) # of a file it would be a sentence
     with expect_fail(AlignGPTError, "mine: grade gives 'yes' for question 5"):
         _graded(Files(Task('mine', grade=lambda text, row: 'yes'), root), Answers(), Options())
+    thirds = Files(Task('mine', grade=lambda text, row: np.float64(.25)), root)
+    test_eq(thirds.task.headline(thirds.task.score(thirds, Answers(), Options())), 25)
+    def asked_of(*rows, **task):
+        (root/'own').mkdir(exist_ok=True)
+        (root/'own'/'questions.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+        return Files(Task('own', **task), root).questions
+    why = dict(id=1, question='Why?', answer='so')
+    with expect_fail(AlignGPTError, 'line 2: question_id 1 stands in line 1 already'): asked_of(why, why)
+    with expect_fail(AlignGPTError, "line 2: no 'answer'"): asked_of(why, dict(id=2, question='How?'))
+    with expect_fail(AlignGPTError, 'is no Question'): asked_of(questions=lambda files: [why])
+    with expect_fail(AlignGPTError, 'own: no questions'): asked_of(questions=lambda files: [])
 
     # nbs/evaluation/08_questions.ipynb #220ecb64
     asked = birds.questions(files)

@@ -146,6 +146,9 @@ def test_invalid():
            told(messages=[dict(role='tool', content='x')]),
            told(ResponseRequest, input='Hi', previous_response_id='resp_1'),
            told(ResponseRequest, input=[dict(type='function_call_output', call_id='1', output='2')]),
+           told(ResponseRequest, input=[dict(type='item_reference', id='msg_1')]),
+           told(ResponseRequest, input=[dict(type='input_text', text='Hi')]),
+           told(ResponseRequest, input='Hi', max_tokens=5), told(ResponseRequest, messages=hello),
            told_part(dict(type='input_image', file_id='file-1'))]
     pd.options.display.max_colwidth = 130
     pd.DataFrame([(e.param, str(e)) for e in bad], columns=['param', 'message'])
@@ -157,7 +160,8 @@ def test_invalid():
     test_eq(str(told_part(dict(type='text'))), 'messages.0: content is a list, its part 0 needs text')
     assert 'a text or a list of parts, got 5' in str(told(messages=[dict(role='user', content=5)]))
     test_eq(str(told(messages=hello, options={})), 'None')
-    test_eq([e.param for e in bad[-2:]], ['input.0.type', 'messages.0.content.0.file_id'])
+    test_eq([e.param for e in bad[-6:]], [*['input.0.type']*3, 'max_tokens', 'messages', 'messages.0.content.0.file_id'])
+    test_eq(str(bad[-3]), 'max_tokens: not possible here: it is called max_output_tokens here')
     assert "'text'" in str(bad[7]) and "'input_audio'" in str(bad[7])
 
 

@@ -133,6 +133,16 @@ def test_finetune():
     test_eq(begun['command'], 'finetune')
     assert begun['begins']['model']['weights'] and begun['sources'][0]['sha256'] and begun['environment']
     test_eq((begun['begins']['model']['name'][:3], begun['sources'][0]['path'][:3]), ('../', '../'))
+    (world/'torn.png').write_bytes(b'cut off')
+    rows = read_json(world/'pairs.json')
+    (world/'torn.json').write_text(json.dumps([*rows, rows[0] | dict(id='torn', image='torn.png')]))
+    torn = dataclasses.replace(captions, data=world/'torn.json', policy='skip', cap=.05, features=world/'with_torn')
+    whole_epoch = pretrain(torn, world/'torn', Start(llm=world/'llm', tower=world/'tower'), max_steps=7, **small)
+    test_eq((whole_epoch['steps'], len(list((world/'torn'/'skipped'/'train').iterdir()))), (7, 1))
+    with expect_fail(AlignGPTError, 'torn.png'):
+        pretrain(dataclasses.replace(torn, policy='error', features=world/'other'), world/'strict',
+                 Start(llm=world/'llm', tower=world/'tower'),
+                 max_steps=7, **small)
 
     # nbs/training/06_recipes.ipynb #f804eea2
     def half_of(run, folder):
