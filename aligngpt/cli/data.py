@@ -26,37 +26,70 @@ _Format = Annotated[Optional[str], typer.Option('--format', show_default=False, 
     'What the records are: llava, messages, cauldron, questions, captions, or a file of Python that defines a format. '
     'Left out: told by their shape.')]
 
+_Similarity = Annotated[Optional[str], typer.Option(show_default=False, help=
+    "What `similarity` is in the records: level or score. Left out: told by the values.")]
+
 def levels_command(
     data:Annotated[list[str], typer.Argument(help=_Data)],
-    clip:Annotated[str, typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')],
     out:Annotated[Path, typer.Option(
         help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
     images:Annotated[Optional[list[str]], typer.Option(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs. '
              'Left out: the pictures inside of the data.')]=None,
-    format:_Format=None,
+    clip:Annotated[Optional[str], typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')]=None,
+    from_column:Annotated[Optional[list[str]], typer.Option(show_default=False, help=
+        'Instead of a CLIP: the column with scores that the data have already, as in `similarity`; several as in '
+        '`clip=0.7`, with weights.')]=None,
+    scores:Annotated[Optional[list[str]], typer.Option(show_default=False, help=
+        'Files with the column, beside the data: Parquet, JSON Lines, CSV, shards.')]=None,
+    key:Annotated[Optional[str], typer.Option(show_default=False, help=
+        'The key that joins scores and data: NAME, or NAME=OTHER. Left out: uid, key, id, image, url.')]=None,
+    kind:Annotated[Optional[str], typer.Option(show_default=False, help=
+        'What the column is: level, rating, percentile, cosine, logit. Left out: told by values and name.')]=None,
+    format:_Format=None, similarity:_Similarity=None,
     n:Annotated[int, typer.Option('--levels', min=2, help='Number of levels.')]=8,
-    method:Annotated[str, typer.Option(
-        help='quantile, uniform, edges separated by commas, '
-             'or the .parquet of an earlier run, whose edges are used.')]='quantile',
+    method:Annotated[Optional[str], typer.Option(show_default=False, help=
+        'quantile, uniform, edges separated by commas, or the .parquet of an earlier run, whose edges are used. '
+        'Left out: quantile, and uniform for ratings and percentiles.')]=None,
+    edges:Annotated[Optional[str], typer.Option(show_default=False, help=
+        'Your own thresholds, the lowest first, as in 0.26,0.3: three levels.')]=None,
     batch_size:Annotated[int, typer.Option(min=1, help='Pairs at a time.')]=64,
     workers:Annotated[int, typer.Option(min=0, help='Processes that decode pictures, for each device.')]=1,
     policy:_Policy='error', cap:_Cap=0.01, device:Device='auto', dtype:DType='auto',
 ):
     """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.
-    Under torchrun on all devices; goes on where it was killed."""
+    With --clip under torchrun on all devices, and goes on where it was killed; with --from-column no CLIP is needed."""
+    if bool(clip) == bool(from_column): raise typer.BadParameter('give --clip, or --from-column')
+    if method and edges: raise typer.BadParameter('give --method, or --edges')
+    files, images = dict(policy=policy, cap=cap, format=format, similarity=similarity), _one_or_all(images)
+    if from_column: done = _from_column(data, files, column=from_column, scores=scores, key=key, kind=kind, out=out,
+                                        n=n,
+                                        method=method or edges)
+    else: done = _from_clip(data, dict(files, images=images), (clip, device, dtype), out=out, n=n,
+                            method=method or edges or 'quantile', batch_size=batch_size, workers=workers)
+    if done: _tell_levels(done) # or another process speaks
+
+def _from_clip(data, files, encoder, **how):
+    "Levels by a dual encoder."
     from aligngpt.core.devices import quiet_libraries
     from aligngpt.core.stores import outbox
     from aligngpt.data.images import Sources
     from aligngpt.levels.alignment import DualEncoder
     from aligngpt.levels.scoring import levels
     quiet_libraries()
-    sources = Sources(data, _one_or_all(images), policy=policy, cap=cap, format=format)
-    outbox(out) # an address that cannot be written, or a bad record, is found before the encoder is loaded
+    sources = Sources(data, **files)
+    outbox(how['out']) # an address that cannot be written, or a bad record, is found before the encoder is loaded
     sources.open(n_levels=2**31)
-    done = levels(sources, clip=DualEncoder.from_pretrained(clip, device, dtype), out=out, n=n, method=method,
-                  batch_size=batch_size, workers=workers)
-    if done: _tell_levels(done) # or another process speaks
+    return levels(sources, clip=DualEncoder.from_pretrained(*encoder), **how)
+
+def _from_column(data, files, **how):
+    "Levels of scores that are there already."
+    from aligngpt.data.images import Sources
+    from aligngpt.levels.columns import levels_of_column
+    done = levels_of_column(Sources(data, **files), **how)
+    for line in done['why']: echo(line)
+    if done['tally']: echo(str(done['tally']), err=True)
+    return dict(done, cut=0, skipped=0)
 
 def _one_or_all(images):
     "One folder stands for all files."
@@ -76,7 +109,7 @@ def audit_command(
     images:Annotated[Optional[list[str]], typer.Option(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. '
              'Left out: only pictures inside of the data are looked at.')]=None,
-    format:_Format=None,
+    format:_Format=None, similarity:_Similarity=None,
     out:Annotated[Path, typer.Option(
         help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
     processor:Annotated[Optional[str], typer.Option(
@@ -93,7 +126,8 @@ def audit_command(
     from aligngpt.data.audit import audit
     from aligngpt.data.images import Sources
     if processor: quiet_libraries()
-    sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format)
+    sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format,
+                      similarity=similarity)
     report = audit(sources, None, out, processor, max_length, levels, workers)
     echo(f"{report}\n{store_address(out) or out}/report.html")
     raise typer.Exit(report.exit_code)
@@ -103,7 +137,7 @@ def show_command(
     data:Annotated[str, typer.Argument(help=_Data)],
     processor:Annotated[str, typer.Option(help='Folder of a model, or of its processor.')],
     images:Annotated[Optional[str], typer.Option(help='Folder, tar shards or table of the pictures.')]=None,
-    format:_Format=None,
+    format:_Format=None, similarity:_Similarity=None,
     row:Annotated[list[int], typer.Option(help='Which record, from 0; may be given several times.')]=[0],
     template:Annotated[Optional[str], typer.Option(
         help="Conversation template: 'plain' for pre-training; that of the model by default.")]=None,
@@ -120,7 +154,8 @@ def show_command(
     quiet_libraries()
     must_be('processor', processor)
     sources = Sources(data, images)
-    records, p = Records(sources.data, format=format), pretrained(AlignGPTProcessor, checkpoint_folder(processor))
+    records, p = Records(sources.data, format=format, similarity=similarity), pretrained(AlignGPTProcessor,
+        checkpoint_folder(processor))
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))

@@ -24,6 +24,7 @@ OWN = dict(
     format=(str,
             'What the records are: llava, messages, cauldron, questions, captions, or a file that defines a format; '
                  'left out: told by their shape.'),
+    similarity=(str, "What `similarity` is in the records: 'level' or 'score'; left out: told by the values."),
     out=(str, 'Run folder. The same folder continues an interrupted run.'),
     preset=(str, 'A model of the zoo: base models and recipe. `aligngpt zoo` shows them.'),
     model=(str, 'A checkpoint to begin with, in any layout, or the run folder of the stage before.'),

@@ -194,10 +194,10 @@ def levels_from_scores(
 
 def _equal_parts(s, ok, n):
     "Levels of as many pairs each; equals keep the order of the data."
-    order, ranks = ok[np.argsort(s[ok], kind='stable')], np.arange(len(ok), dtype=np.int64)
-    levels = np.full(len(s), -1, np.int16)
-    levels[order] = ranks*n//len(order)
-    return Levels(levels, s[order[-(-np.arange(1, n)*len(order)//n)]].astype(np.float64))
+    order, levels = ok[np.argsort(s[ok], kind='stable')], np.full(len(s), -1, np.int16)
+    starts = -(-np.arange(n+1)*len(order)//n)
+    for k,(a,b) in enumerate(zip(starts, starts[1:])): levels[order[a:b]] = k
+    return Levels(levels, s[order[starts[1:-1]]].astype(np.float64))
 
 def _equal_steps(s, n, method):
     "Edges at equal steps of score."

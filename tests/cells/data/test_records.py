@@ -35,6 +35,7 @@ def test_RecordFacts():
     facts = check_record(record)
     test_eq(facts, RecordFacts('"000"', ['0.png'], 35, 2, 7))
     test_eq(check_record(text_only).images, [])
+    test_eq([check_record({**record, 'similarity': v})[-2:] for v in (0, .3349)], [(0, None), (None, .3349)])
     test_eq(check_record(said('a tag <image> in it', 'b')).turns, 2)
     for wrong, why in (({**record, 'similarity': '7'},  "row 3: the level 'similarity' is '7'"),
                        ({**record, 'similarity': True}, 'whole number'),
@@ -147,6 +148,37 @@ def test_Source__build():
     test_eq(json.loads(src.raw(1)), text_only)
     test_eq(src.column('level', -1), [7, -1])
     test_eq(src.problems(), {})
+
+
+def test_Source__tell_similarity():
+    # nbs/data/03_records.ipynb #81beea66
+    record = {'id': '000', 'image': '0.png', 'similarity': 7,
+              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
+                                {'from': 'gpt', 'value': 'a red triangle'}]}
+    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'},
+                                                {'from': 'gpt', 'value': 'Hello!'}]}
+    tmp = Path(tempfile.mkdtemp())
+    def put(name, data):
+        "Write a file and return its path."
+        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return tmp/name
+    small = put('small.json', json.dumps([record, text_only]))
+
+    # nbs/data/03_records.ipynb #reclvl03
+    def with_similarity(*values, name='crawl.jsonl', **more):
+        "A file of captions with these values of `similarity`."
+        rows = [dict(image=f'{i}.png', caption='a shape', similarity=v, **more) for i,v in enumerate(values)]
+        return put(name, '\n'.join(map(json.dumps, rows)))
+    crawl = Source(with_similarity(.3349, .2871, 1, 0), quiet=True)
+
+    # nbs/data/03_records.ipynb #reclvl04
+    test_eq((crawl.similarity, crawl.column('level', -1).tolist()), ('score', [-1]*4))
+    told = dict(levels=(0, 1, 7), scores=(.1, 1, .2), whole=(1, 1, 1))
+    test_eq({k:Source(with_similarity(*v, name=f'{k}.jsonl'), quiet=True).similarity for k,v in told.items()},
+            dict(levels='level', scores='score', whole=''))
+    test_eq(Source(with_similarity(1, 1, 1, name='laion.jsonl', status='success'), quiet=True).similarity, 'score')
+    test_eq(Source(tmp/'whole.jsonl', quiet=True, similarity='level').column('level'), [1, 1, 1])
+    test_fail(lambda: Source(small, quiet=True, similarity='cosine'), contains='Valid: level, score')
 
 
 def test_Records_row():
