@@ -340,6 +340,7 @@ class Sources:
     cap:float=0.01 # share that may be skipped
     format:Any=None # what the records are, see `get_format`; None: by their shape
     similarity:str|None=None # what `similarity` is in them: 'level' or 'score'; None: told by the values
+    select:Any=None # a `Selection`; None: all records
 
     def __post_init__(self):
         several = isinstance(self.images, (list, tuple))
@@ -358,7 +359,8 @@ class Sources:
     )->tuple[Records,list]: # the records, and an image source (or None) for each file
         "Open the records and their pictures."
         records = Records(self.files, self.weights, self.policy, self.cap, n_levels, quiet, self.format,
-                          self.similarity)
+                          self.similarity, self.select)
+        if self.select and not quiet: echo(f'{len(records):,} records chosen: {self.select}', err=True)
         for s in records.sources:
             if s.similarity == 'score' and not quiet: echo(f'{s.path}: has scores, no levels: {s.why}', err=True)
         return records, image_sources(self.images, records.sources)

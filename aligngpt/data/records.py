@@ -24,6 +24,7 @@ from ..core.stores import cache_home, here
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
 from .containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from .formats import FORMATS, Format, Reader, format_key, get_format
+from .selection import Selection
 
 # %% ../../nbs/data/03_records.ipynb #fa1a51f9
 class RecordFacts(NamedTuple):
@@ -313,26 +314,28 @@ class Records:
         quiet:bool=False, # no progress bar while an index is built
         format:str|Path|Format|None=None, # what the records are, see `get_format`; None: by their shape
         similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values of each source
+        select:Selection|None=None, # a part of the good records; None: all
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
         self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
-        self.format, self.similarity = format, similarity
+        self.format, self.similarity, self.select = format, similarity, select
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         self.weights = _weights(weights, len(paths))
         self.sources = [Source(p, quiet, format, similarity) for p in paths]
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
+        if select: self.rows = self._chosen()
 
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
     def __repr__(self):
         skipped = f'; {len(self.problems):,} skipped' if self.problems else ''
-        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{skipped})"
+        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{skipped}{f'; {self.select}' if self.select else ''})"
 
     def __reduce__(self):
         paths = [s.path for s in self.sources]
         return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet, self.format,
-                         self.similarity)
+                         self.similarity, self.select)
 
     def level(self,
         i:int, # position in the list
@@ -395,6 +398,15 @@ def _select(self:Records):
         raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
                         other or 'repair the data, or raise the cap')
     return np.delete(np.arange(total), list(bad))
+
+@patch
+def _chosen(self:Records):
+    "The rows of the records that a selection means."
+    kept = np.flatnonzero(self.select.of(self))
+    if len(kept): return kept if self.rows is None else self.rows[kept]
+    raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no record is chosen by {self.select}",
+                        f'{len(self):,} are there: choose more')
+
 
 # %% ../../nbs/data/03_records.ipynb #34fc3199
 @patch
@@ -485,6 +497,7 @@ def image_names(self:Records,
 def fingerprint(self:Records)->str: # 16 hex digits
     "The identity of the data: content of all sources, weights, and what was left out."
     said = [self.similarity] if self.similarity else []
+    if self.select: said.append(hashlib.sha256(self.rows.tobytes()).hexdigest())
     parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems), *said]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

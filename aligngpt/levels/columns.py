@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'KEYS', 'Kind', 'kind_table', 'find_kind', 'Tally', 'numbers', 'column_blocks', 'first_columns', 'key_hashes',
            'join', 'weigh', 'Scored', 'score_columns', 'cut_columns', 'record_scores', 'levels_of_table',
-           'levels_of_column']
+           'levels_of_column', 'select_ids', 'export_part']
 
 # %% ../../nbs/levels/04_columns.ipynb #colabc03
 import hashlib, json, math, re
@@ -22,7 +22,8 @@ from ..core.stores import deliver, outbox, store_address
 from ..data.containers import read_records, source_files, table_batches
 from ..data.images import Sources, as_sources
 from ..data.records import Records
-from .alignment import Levels, levels_from_scores, write_levels, write_scores
+from ..data.selection import Selection, level_numbers, uid_pairs, write_ids
+from .alignment import Levels, levels_from_scores, write_levels, write_records, write_scores
 from .scoring import edges_of
 
 # %% ../../nbs/levels/04_columns.ipynb #colabc07
@@ -444,3 +445,38 @@ def _levels_of_records(sources, column, out, beside, key, kind, n, method, quiet
     about = dict(scorer=scored.about, method=method, odd={k:c for k,(c,_) in scored.tally.items()})
     write_levels(records, scored.scores, lv, out, about)
     return scored, lv, about
+
+# %% ../../nbs/levels/04_columns.ipynb #colsel02
+def select_ids(
+    files:list, # tables, or other data with the column `uid`
+    select:Selection, # which
+    out:str|Path, # .npy file
+)->dict: # how many, of how many
+    "Write the ids of a part of the data, as DataComp has them."
+    own = select.by if select.by in select.columns else 'similarity'
+    names, parts = dict.fromkeys(['uid', *['similarity']*bool(select.levels), *[own]*(own in select.columns)]), []
+    for at,block in column_blocks(files, [*names]):
+        uids = block['uid'] if isinstance(block['uid'], list) else block['uid'].to_pylist()
+        parts.append((uid_pairs([None if u is _NONE else u for u in uids]),
+                      *(numbers(block[n], Tally(), at) for n in names if n != 'uid')))
+    ids, *columns = (np.concatenate(p) for p in zip(*parts))
+    values = dict(zip([n for n in names if n != 'uid'], columns))
+    levels = _level_column(values.get('similarity'), ids, select)
+    kept = select.choose(levels, values.get(own), ids) & (ids != np.zeros(1, ids.dtype))
+    write_ids(ids[kept], out)
+    return dict(ids=str(out), chosen=int(kept.sum()), of=len(ids))
+
+def _level_column(values, ids, select):
+    "Levels, if they are needed: scores are none."
+    if not select.levels: return np.full(len(ids), -1)
+    find_kind(values, 'similarity', max(8, *level_numbers(select.levels)) + 1, 'level')
+    return np.nan_to_num(values, nan=-1)
+
+# %% ../../nbs/levels/04_columns.ipynb #colsel06
+def export_part(
+    records:Records, # with a selection
+    out:str|Path, # JSON file, an array, or lines if its name ends in .jsonl
+)->dict: # how many, of how many
+    "Write a part of the data."
+    write_records(records, out)
+    return dict(ids=str(out), chosen=len(records), of=sum(len(s) for s in records.sources))

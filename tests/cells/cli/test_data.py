@@ -113,6 +113,51 @@ def test_audit_command():
     test_eq(ran(here, *'audit chats.jsonl --images images --workers 0'.split()).splitlines()[0], 'read as: messages')
 
 
+def test_select_command():
+    # nbs/cli/02_data.ipynb #a7d5f398
+    def pairs(n, **last):
+        "Captions of `n` pictures, the last of them changed."
+        turns = [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]
+        rows = [dict(id=i, image=f'{i}.png', conversations=turns) for i in range(n)]
+        return [*rows[:-1], rows[-1] | last]
+    def world(n, **last):
+        "A folder with `pairs.json` and `images`."
+        folder = Path(tempfile.mkdtemp())
+        (folder/'images').mkdir()
+        for i in range(n): shutil.copy(easy_vqa.get_train_image_paths()[i], folder/'images'/f'{i}.png')
+        (folder/'pairs.json').write_text(json.dumps(pairs(n, **last)))
+        return folder
+    def ran(folder, *words):
+        "What a command says that is given in this folder."
+        before = os.getcwd()
+        os.chdir(folder)
+        try: return run.invoke(app, words, color=True).stdout
+        finally: os.chdir(before)
+    run, app = CliRunner(), typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    register_data(app)
+
+    # nbs/cli/02_data.ipynb #f1f4713a
+    here = world(24)
+    tiny_clip(here/'clip', 'a shape')
+
+    # nbs/cli/02_data.ipynb #clicol02
+    def scored_pairs(folder):
+        "Scores of the pairs, but of the last, in a table beside them."
+        (folder/'scores.csv').write_text('\n'.join(['id,clip', *(f'{i},{.2 + i/100:.2f}' for i in range(23))]))
+        return folder
+    column = 'levels pairs.json --from-column clip --scores scores.csv --out levels.json --levels 4'
+
+    # nbs/cli/02_data.ipynb #clisel04
+    def selected(*words):
+        "What the command says about the pairs with their levels."
+        ran(scored_pairs(here), *column.split())
+        return ran(here, 'select', 'levels.json', *words)
+    assert '11 of 24 chosen, levels 2-3: best.jsonl' in selected('--levels', '2-3', '--out', 'best.jsonl')
+    test_eq({r['similarity'] for r in map(json.loads, (here/'best.jsonl').read_text().splitlines())}, {2, 3})
+    assert '11 records' in ran(here, *'audit levels.json --levels 2-3 --workers 0'.split())
+    assert 'say which' in run.invoke(app, ['select', str(here/'levels.json'), '--out', str(here/'x.npy')]).output
+
+
 def test_unpack_command():
     # nbs/cli/02_data.ipynb #a7d5f398
     def pairs(n, **last):

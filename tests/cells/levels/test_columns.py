@@ -12,7 +12,8 @@ from aligngpt.core.stores import deliver, outbox, store_address
 from aligngpt.data.containers import read_records, source_files, table_batches
 from aligngpt.data.images import Sources, as_sources
 from aligngpt.data.records import Records
-from aligngpt.levels.alignment import Levels, levels_from_scores, write_levels, write_scores
+from aligngpt.data.selection import Selection, level_numbers, uid_pairs, write_ids
+from aligngpt.levels.alignment import Levels, levels_from_scores, write_levels, write_records, write_scores
 from aligngpt.levels.scoring import edges_of
 from fastcore.test import *
 import csv, io, subprocess, sys, tarfile, tempfile
@@ -21,7 +22,7 @@ from aligngpt.levels.alignment import read_scores
 from aligngpt.levels.columns import levels_of_column
 from aligngpt.testing.fixtures import small_pictures
 import pytest
-from aligngpt.levels.columns import KINDS, Tally, _NONE, _Rows, _parsed, _ranks, column_blocks, cut_columns, find_kind, first_columns, join, key_hashes, numbers, score_columns, weigh
+from aligngpt.levels.columns import KINDS, Tally, _NONE, _Rows, _parsed, _ranks, column_blocks, cut_columns, export_part, find_kind, first_columns, join, key_hashes, numbers, score_columns, select_ids, weigh
 
 
 def test_find_kind():
@@ -272,6 +273,188 @@ def test_levels_of_column():
     test_eq([r['similarity'] for r in Records(tmp/'x.json', quiet=True)], want)
     test_fail(lambda: levels_of_column(pairs, column='s', scores=tables[0], out=tmp/'x.json'),
               contains='no key that the records have too: it has uid, score, the records id, image, conversations')
+
+
+def test_select_ids():
+    # nbs/levels/04_columns.ipynb #colabc05
+    tmp = Path(tempfile.mkdtemp())
+    def shard(path, samples):
+        "A tar as img2dataset makes it: a picture and a JSON for each sample."
+        with tarfile.open(path, 'w') as t:
+            for i,s in enumerate(samples):
+                for name, data in ((f'{i:05}.jpg', b'a picture'), (f'{i:05}.json', json.dumps(s).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    t.addfile(info, io.BytesIO(data))
+        return path
+    COSINES = .3349, .2871, .3102, 1, .2455, .3026, .2790, .3577
+    laion_tar = shard(tmp/'laion.tar', [dict(caption=f'shape {i}', url=f'https://x.org/{i}', key=f'{i:05}',
+                                             status='success', similarity=s) for i,s in enumerate(COSINES)])
+    def laion_levels():
+        "(id, score, level) of the samples."
+        levels_of_column(laion_tar, column='similarity', out=tmp/'laion.json', n=4)
+        return [(r['id'], s, r['similarity']) for r,s in zip(json.loads((tmp/'laion.json').read_text()), COSINES)]
+    Table(laion_levels(), ('id', 'score', 'level'))
+
+    # nbs/levels/04_columns.ipynb #colabc19
+    def parquet(name, rows):
+        "A table."
+        pq.write_table(pa.Table.from_pylist(rows), tmp/name)
+        return tmp/name
+    def jsonl(name, rows):
+        "JSON Lines; one array if the name ends in .json."
+        text = json.dumps(rows) if name.endswith('.json') else '\n'.join(map(json.dumps, rows))
+        (tmp/name).write_text(text)
+        return tmp/name
+
+    # nbs/levels/04_columns.ipynb #colsel03
+    def pool(n=1000):
+        "Metadata as DataComp has them, in two files; scores of 32 bits, some of them equal."
+        rng = np.random.default_rng(0)
+        rows = [dict(uid=f'{int(a):016x}{int(b):016x}', text='a shape', clip_l14_similarity_score=np.float32(round(s, 2)))
+                for a,b,s in zip(rng.integers(0, 2**63, n), rng.integers(0, 2**63, n), rng.normal(.25, .05, n))]
+        return [parquet('pool-0.parquet', rows[:400]), parquet('pool-1.parquet', rows[400:])]
+    def as_published(files, share=None, least=None, key='clip_l14_similarity_score'):
+        "The ids that score at least as much as the one after a share of the best, or as a threshold."
+        table = pa.concat_tables([pq.read_table(f) for f in files])
+        score = table[key].to_numpy()
+        cut = least if share is None else sorted(score.tolist(), reverse=True)[int(len(score)*share)]
+        kept = [uid for uid,s in zip(table['uid'].to_pylist(), score.tolist()) if s >= cut]
+        return np.sort(np.array([divmod(int(uid, 16), 2**64) for uid in kept], np.dtype('u8,u8')))
+    files, by = pool(), 'clip_l14_similarity_score'
+    done = {s:select_ids(files, s, tmp/'ids.npy') | dict(array=np.load(tmp/'ids.npy'))
+            for s in (Selection(top=.3, by=by), Selection(top=.05, by=by), Selection(least=.3, by=by))}
+    Table([(str(s), d['chosen'], d['of']) for s,d in done.items()], ('selection', 'chosen', 'of'))
+
+    # nbs/levels/04_columns.ipynb #colsel04
+    for s,d in done.items():
+        published = as_published(files, s.top or None, s.least)
+        np.save(tmp/'published.npy', published)
+        select_ids(files, s, tmp/'ids.npy')
+        test_eq((tmp/'ids.npy').read_bytes(), (tmp/'published.npy').read_bytes())
+    again = select_ids(files, Selection(ids=str(tmp/'ids.npy')), tmp/'again.npy')
+    test_eq((tmp/'again.npy').read_bytes(), (tmp/'ids.npy').read_bytes())
+    leveled = jsonl('leveled.jsonl', [dict(uid=f'{i:032x}', similarity=i % 8) for i in range(16)])
+    test_eq(select_ids([leveled], Selection(levels='6-7'), tmp/'ids.npy')['chosen'], 4)
+    test_fail(lambda: select_ids([laion_tar], Selection(levels='7'), tmp/'ids.npy'), contains='is no level')
+
+
+def test_export_part():
+    # nbs/levels/04_columns.ipynb #colabc05
+    tmp = Path(tempfile.mkdtemp())
+    def shard(path, samples):
+        "A tar as img2dataset makes it: a picture and a JSON for each sample."
+        with tarfile.open(path, 'w') as t:
+            for i,s in enumerate(samples):
+                for name, data in ((f'{i:05}.jpg', b'a picture'), (f'{i:05}.json', json.dumps(s).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    t.addfile(info, io.BytesIO(data))
+        return path
+    COSINES = .3349, .2871, .3102, 1, .2455, .3026, .2790, .3577
+    laion_tar = shard(tmp/'laion.tar', [dict(caption=f'shape {i}', url=f'https://x.org/{i}', key=f'{i:05}',
+                                             status='success', similarity=s) for i,s in enumerate(COSINES)])
+    def laion_levels():
+        "(id, score, level) of the samples."
+        levels_of_column(laion_tar, column='similarity', out=tmp/'laion.json', n=4)
+        return [(r['id'], s, r['similarity']) for r,s in zip(json.loads((tmp/'laion.json').read_text()), COSINES)]
+    Table(laion_levels(), ('id', 'score', 'level'))
+
+    # nbs/levels/04_columns.ipynb #colabc19
+    def write_csv(path, rows):
+        "A table as text."
+        with open(path, 'w', newline='') as f:
+            out = csv.DictWriter(f, rows[0].keys())
+            out.writeheader()
+            out.writerows(rows)
+        return path
+    def parquet(name, rows):
+        "A table."
+        pq.write_table(pa.Table.from_pylist(rows), tmp/name)
+        return tmp/name
+    def jsonl(name, rows):
+        "JSON Lines; one array if the name ends in .json."
+        text = json.dumps(rows) if name.endswith('.json') else '\n'.join(map(json.dumps, rows))
+        (tmp/name).write_text(text)
+        return tmp/name
+
+    # nbs/levels/04_columns.ipynb #colabc45
+    def imagefolder(rows):
+        "A folder with metadata.csv."
+        (tmp/'folder').mkdir(exist_ok=True)
+        write_csv(tmp/'folder'/'metadata.csv', rows)
+        return tmp/'folder'
+    N = list(enumerate(COSINES))
+    turns = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a shape'}]
+    llava = [dict(id=i, image=f'{i}.png', conversations=turns) for i,_ in N]
+    uids = [dict(caption='a shape', key=f'{i:05}', uid=f'{i:032x}', status='success') for i,_ in N]
+    pairs = jsonl('pairs.json', llava)
+    layouts = {
+        'LAION, Parquet': (parquet('laion.parquet',
+                                   [dict(URL=f'https://x.org/{i}', TEXT='a shape', similarity=s, NSFW='UNLIKELY')
+                                                     for i,s in N]), dict(column='similarity'), '.parquet'),
+        'COYO, Parquet': (parquet('coyo.parquet',
+                                  [dict(id=i, url=f'https://x.org/{i}', text='a', clip_similarity_vitb32=s)
+                                                   for i,s in N]), dict(column='clip_similarity_vitb32'), '.parquet'),
+        'img2dataset, tar': (laion_tar, dict(column='similarity'), '.json'),
+        'DataComp, shards and metadata': (shard(tmp/'00000.tar', uids), dict(
+            column='clip_l14_similarity_score', scores=parquet('metadata.parquet', [
+                dict(uid=f'{i:032x}', clip_l14_similarity_score=s) for i,s in reversed(N)])), '.json'),
+        'FineVision, rows': (parquet('finevision.parquet', [
+            dict(images=[dict(bytes=b'a picture', path=f'{i}.png')], texts=[dict(user='What?', assistant='a shape')],
+                 relevance_ratings=[1 + i % 5], relevance_min=1 + i % 5) for i,_ in N]), dict(column='relevance_min'),
+                 '.json'),
+        'CSV beside JSON': (pairs, dict(column='clip', scores=write_csv(
+            tmp/'clip.csv', [dict(id=i, clip=s) for i,s in N])), '.json'),
+        'JSON Lines': (jsonl('rows.jsonl', [dict(image=f'{i}.png', caption='a', clip_score=100*s) for i,s in N]),
+                       dict(column='clip_score'), '.json'),
+        'imagefolder': (imagefolder([dict(file_name=f'{i}.png', text='a', similarity=s) for i,s in N]),
+                        dict(column='similarity'), '.json')}
+    def derive(name):
+        "The levels of a layout."
+        data, how, suffix = layouts[name]
+        done = levels_of_column(data, out=tmp/'out'/f'{[*layouts].index(name)}{suffix}', n=4, **how)
+        return done, read_scores(done['table'])[0]['level'].to_pylist()
+    made = {name:derive(name) for name in layouts}
+    Table([(name, done['scorer'], ' '.join(map(str, levels))) for name,(done,levels) in made.items()],
+          ('layout', 'scorer', 'levels'))
+
+    # nbs/levels/04_columns.ipynb #colabc49
+    coyo = layouts['COYO, Parquet'][0]
+
+    # nbs/levels/04_columns.ipynb #colsel03
+    def pool(n=1000):
+        "Metadata as DataComp has them, in two files; scores of 32 bits, some of them equal."
+        rng = np.random.default_rng(0)
+        rows = [dict(uid=f'{int(a):016x}{int(b):016x}', text='a shape', clip_l14_similarity_score=np.float32(round(s, 2)))
+                for a,b,s in zip(rng.integers(0, 2**63, n), rng.integers(0, 2**63, n), rng.normal(.25, .05, n))]
+        return [parquet('pool-0.parquet', rows[:400]), parquet('pool-1.parquet', rows[400:])]
+    def as_published(files, share=None, least=None, key='clip_l14_similarity_score'):
+        "The ids that score at least as much as the one after a share of the best, or as a threshold."
+        table = pa.concat_tables([pq.read_table(f) for f in files])
+        score = table[key].to_numpy()
+        cut = least if share is None else sorted(score.tolist(), reverse=True)[int(len(score)*share)]
+        kept = [uid for uid,s in zip(table['uid'].to_pylist(), score.tolist()) if s >= cut]
+        return np.sort(np.array([divmod(int(uid, 16), 2**64) for uid in kept], np.dtype('u8,u8')))
+    files, by = pool(), 'clip_l14_similarity_score'
+    done = {s:select_ids(files, s, tmp/'ids.npy') | dict(array=np.load(tmp/'ids.npy'))
+            for s in (Selection(top=.3, by=by), Selection(top=.05, by=by), Selection(least=.3, by=by))}
+    Table([(str(s), d['chosen'], d['of']) for s,d in done.items()], ('selection', 'chosen', 'of'))
+
+    # nbs/levels/04_columns.ipynb #colsel04
+    for s,d in done.items():
+        published = as_published(files, s.top or None, s.least)
+        np.save(tmp/'published.npy', published)
+        select_ids(files, s, tmp/'ids.npy')
+        test_eq((tmp/'ids.npy').read_bytes(), (tmp/'published.npy').read_bytes())
+
+    # nbs/levels/04_columns.ipynb #colsel07
+    best = Records(made['img2dataset, tar'][0]['json'], select=Selection(levels='3'), quiet=True)
+    told_part = export_part(best, tmp/'best.jsonl')
+
+    # nbs/levels/04_columns.ipynb #colsel08
+    test_eq(Records(tmp/'best.jsonl', quiet=True)[:], best[:])
+    test_eq((told_part['chosen'], told_part['of']), (2, 8))
 
     # nbs/levels/04_columns.ipynb #colabc51
     code = 'import sys; from aligngpt.levels.columns import levels_of_column as f; ' \
