@@ -139,6 +139,7 @@ def audit_command(
     from aligngpt.data.selection import Selection
     if processor: quiet_libraries()
     n, part = (int(levels), '') if levels.isdigit() else (8, levels)
+    if n < 2: raise typer.BadParameter('there are 2 levels at least; a single one is written as in 1-1')
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format,
                       similarity=similarity, select=Selection(part, top, least, by, ids))
     report = audit(sources, None, out, processor, max_length, n, workers)
@@ -160,6 +161,8 @@ def select_command(
     from aligngpt.levels.columns import export_part, select_ids
     select = Selection(levels, top, least, by, ids)
     if not select: raise typer.BadParameter('say which: --levels, --top, --least or --ids')
+    if out.suffix not in ('.npy', '.json', '.jsonl'):
+        raise typer.BadParameter(f'{out}: expected .npy, .json or .jsonl')
     sources = Sources(data, format=format, similarity=similarity, policy=policy, cap=cap, select=select)
     done = (select_ids(sources.files, select, out) if out.suffix == '.npy'
             else export_part(sources.open(n_levels=2**31, quiet=True)[0], out))

@@ -329,8 +329,9 @@ class Records:
 
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
     def __repr__(self):
-        skipped = f'; {len(self.problems):,} skipped' if self.problems else ''
-        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{skipped}{f'; {self.select}' if self.select else ''})"
+        more = f'; {len(self.problems):,} skipped' if self.problems else ''
+        if self.select: more += f'; {self.select}'
+        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{more})"
 
     def __reduce__(self):
         paths = [s.path for s in self.sources]
@@ -404,8 +405,10 @@ def _chosen(self:Records):
     "The rows of the records that a selection means."
     kept = np.flatnonzero(self.select.of(self))
     if len(kept): return kept if self.rows is None else self.rows[kept]
+    scores = self.select.levels and any(s.similarity == 'score' for s in self.sources)
     raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no record is chosen by {self.select}",
-                        f'{len(self):,} are there: choose more')
+                        'make levels of the scores first: aligngpt levels DATA --from-column similarity --out FILE'
+                        if scores else f'{len(self):,} are there: choose more')
 
 
 # %% ../../nbs/data/03_records.ipynb #34fc3199
@@ -498,7 +501,8 @@ def fingerprint(self:Records)->str: # 16 hex digits
     "The identity of the data: content of all sources, weights, and what was left out."
     said = [self.similarity] if self.similarity else []
     if self.select: said.append(hashlib.sha256(self.rows.tobytes()).hexdigest())
-    parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems), *said]
+    parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems),
+             *said]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 @patch

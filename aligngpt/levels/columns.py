@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'KEYS', 'Kind', 'kind_table', 'find_kind', 'Tally', 'numbers
 
 # %% ../../nbs/levels/04_columns.ipynb #colabc03
 import hashlib, json, math, re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
@@ -439,7 +439,8 @@ def levels_of_column(
 
 def _levels_of_records(sources, column, out, beside, key, kind, n, method, quiet):
     "Write records with their levels."
-    records = sources.open(n_levels=2**31, quiet=True)[0]
+    said = sources.similarity or 'score' # what it is, is told by the column; old levels are written over
+    records = replace(sources, similarity=said).open(n_levels=2**31, quiet=True)[0]
     scored = record_scores(records, column, beside, key, kind, n)
     lv, method = cut_columns(scored, n, method)
     about = dict(scorer=scored.about, method=method, odd={k:c for k,(c,_) in scored.tally.items()})

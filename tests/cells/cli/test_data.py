@@ -152,9 +152,12 @@ def test_select_command():
         "What the command says about the pairs with their levels."
         ran(scored_pairs(here), *column.split())
         return ran(here, 'select', 'levels.json', *words)
+    def selected_wrongly(*words): return run.invoke(app, ['select', str(here/'levels.json'), *words]).output
     assert '11 of 24 chosen, levels 2-3: best.jsonl' in selected('--levels', '2-3', '--out', 'best.jsonl')
     test_eq({r['similarity'] for r in map(json.loads, (here/'best.jsonl').read_text().splitlines())}, {2, 3})
     assert '11 records' in ran(here, *'audit levels.json --levels 2-3 --workers 0'.split())
+    assert 'expected .npy' in selected_wrongly('--levels', '2-3', '--out', 'x.parquet')
+    assert 'there are 2' in run.invoke(app, ['audit', str(here/'levels.json'), '--levels', '1']).output
     assert 'say which' in run.invoke(app, ['select', str(here/'levels.json'), '--out', str(here/'x.npy')]).output
 
 

@@ -127,7 +127,7 @@ def test_ensure_index():
     test_eq((len(built), (folder/'x').read_text()), (4, 'hi'))
 
 
-def test_Source__build():
+def test_Source__tell_similarity():
     # nbs/data/03_records.ipynb #81beea66
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
@@ -149,21 +149,6 @@ def test_Source__build():
     test_eq(json.loads(src.raw(1)), text_only)
     test_eq(src.column('level', -1), [7, -1])
     test_eq(src.problems(), {})
-
-
-def test_Source__tell_similarity():
-    # nbs/data/03_records.ipynb #81beea66
-    record = {'id': '000', 'image': '0.png', 'similarity': 7,
-              'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
-                                {'from': 'gpt', 'value': 'a red triangle'}]}
-    text_only = {'id': '001', 'conversations': [{'from': 'human', 'value': 'Say hello.'},
-                                                {'from': 'gpt', 'value': 'Hello!'}]}
-    tmp = Path(tempfile.mkdtemp())
-    def put(name, data):
-        "Write a file and return its path."
-        (tmp/name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        return tmp/name
-    small = put('small.json', json.dumps([record, text_only]))
 
     # nbs/data/03_records.ipynb #reclvl03
     def with_similarity(*values, name='crawl.jsonl', **more):

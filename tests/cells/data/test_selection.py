@@ -95,6 +95,9 @@ def test_Selection():
     test_eq(len(Records(data(), select=Selection(least=.3, by='clip'), quiet=True)), 10)
     test_fail(lambda: Records(data(), select=Selection(levels='9'), quiet=True),
               contains='no record is chosen by levels 9')
+    crawl = data('crawl.json', [dict(image='1.png', caption='a', similarity=s) for s in (.3349, 1)])
+    test_fail(lambda: Records(crawl, select=Selection(levels='1'), quiet=True),
+              contains='make levels of the scores first')
     test_eq(str(Selection('4-7', .3, by='clip')), 'levels 4-7, top 0.3 by clip')
     bad_too = Records(data('bad.json', [dict(id='bad'), *rows]), policy='skip', cap=.1, select=Selection(levels='7'),
                       quiet=True)
