@@ -2286,6 +2286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'aligngpt/levels/alignment.py')},
             'aligngpt.levels.columns': { 'aligngpt.levels.columns.Kind': ('levels/columns.html#kind', 'aligngpt/levels/columns.py'),
                                          'aligngpt.levels.columns.Scored': ('levels/columns.html#scored', 'aligngpt/levels/columns.py'),
+                                         'aligngpt.levels.columns.Scored.why': ( 'levels/columns.html#scored.why',
+                                                                                 'aligngpt/levels/columns.py'),
                                          'aligngpt.levels.columns.Tally': ('levels/columns.html#tally', 'aligngpt/levels/columns.py'),
                                          'aligngpt.levels.columns.Tally.__str__': ( 'levels/columns.html#tally.__str__',
                                                                                     'aligngpt/levels/columns.py'),

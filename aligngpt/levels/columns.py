@@ -18,11 +18,11 @@ import numpy as np
 
 from ..core.errors import AlignGPTError
 from ..core.markup import Table
-from ..core.stores import deliver, outbox, store_address
+from ..core.stores import deliver, here, outbox, store_address
 from ..data.containers import read_records, source_files, table_batches
 from ..data.images import Sources, as_sources
 from ..data.records import Records
-from ..data.selection import Selection, level_numbers, uid_pairs, write_ids
+from ..data.selection import Selection, uid_pairs, write_ids
 from .alignment import Levels, levels_from_scores, write_levels, write_records, write_scores
 from .scoring import edges_of
 
@@ -267,8 +267,13 @@ class Scored:
     scores:np.ndarray # [n] float32, NaN for none
     kind:Kind|None # what they are; None for the mean of ranks
     about:str # which columns, of which kinds: the scorer of these scores
-    why:list[str] # a line for each column: what it was taken for, and why
+    found:dict[str,tuple[Kind,str]] # of each column: what it was taken for, and why
     tally:Tally # what was odd
+
+    @property
+    def why(self)->list[str]: # a line for each column
+        "What the columns were taken for."
+        return [f"'{c}' is a {k.name}: {reason}" for c,(k,reason) in self.found.items()]
 
 def score_columns(
     blocks:Iterator, # (first row, {name: values}), from `column_blocks`
@@ -283,20 +288,19 @@ def score_columns(
         parts.append(np.stack([numbers(block[c], tally, at) for c in weights], 1))
         if key: keys.append(key_hashes(block[key]))
     values = np.concatenate(parts) if parts else np.zeros((0, len(weights)))
-    return _scored(values, weights, tally, n, kind), values, np.concatenate(keys) if keys else None
+    found = {c:find_kind(v, c, n, kind) for c,v in zip(weights, values.T)}
+    return _scored(values, weights, tally, found), values, np.concatenate(keys) if keys else None
 
-def _scored(values, weights, tally, n, kind):
+def _scored(values, weights, tally, found):
     "Numbers as scores of some kind."
-    found = [find_kind(v, c, n, kind) for c,v in zip(weights, values.T)]
-    kinds = [k for k,_ in found]
-    if len(kinds) > 1 and any(k.name == 'level' for k in kinds):
+    kinds = [k for k,_ in found.values()]
+    several, mixed = len(kinds) > 1, len({k.name for k in kinds}) > 1
+    if several and any(k.name == 'level' for k in kinds):
         raise AlignGPTError(f'{", ".join(weights)}: a level cannot be averaged', 'name scores')
-    about = ', '.join(f'{c} ({k.name}' + f', weight {w:g}'*(len(kinds) > 1) + ')'
-                      for (c,w),k in zip(weights.items(), kinds))
-    why = [f"'{c}' is a {k.name}: {reason}" for c,(k,reason) in zip(weights, found)]
-    mixed = len({k.name for k in kinds}) > 1
+    about = [f'{c} ({k.name}' + f', weight {w:g}'*several + ')' for (c,w),k in zip(weights.items(), kinds)]
     return Scored(weigh(values, kinds, [*weights.values()]).astype(np.float32), None if mixed else kinds[0],
-                  f'column {about}' + ', by rank'*mixed, why, tally)
+                  f"column {', '.join(about)}" + ', by rank'*mixed, found, tally)
+
 
 # %% ../../nbs/levels/04_columns.ipynb #colabc32
 def cut_columns(
@@ -350,8 +354,10 @@ def _joined(records, column, beside, key, kind, n):
     mine, theirs = _join_keys(records, files, key)
     scored, values, have = score_columns(column_blocks(files, [*names, theirs]), column, n, kind, theirs)
     want = np.concatenate([key_hashes(b[mine]) for _,b in _own_blocks(records, [mine])])
-    return _scored(join(have, values, want, scored.tally), _parsed(column), scored.tally, n,
-                   kind or (scored.kind.name if scored.kind else None))
+    values = join(have, values, want, scored.tally)
+    if not np.isnan(values).all(): return _scored(values, _parsed(column), scored.tally, scored.found)
+    raise AlignGPTError(f'{files[0]}: no {theirs!r} with a score is a {mine!r} of the records',
+                        'name the keys: --key NAME=OTHER')
 
 def _join_keys(records, files, key):
     "(the records' key, that of the files)"
@@ -424,7 +430,7 @@ def levels_of_column(
     quiet:bool=False, # no progress bars
 )->dict: # what was done: file names, counts, edges, why, what was odd
     "Levels of scores that are there already: no encoder, and no pictures."
-    where, place = out, outbox(out)
+    where, place, scores = out, outbox(out), here(scores)
     if method and method not in ('quantile', 'uniform') and not method.endswith('.parquet'): n = method.count(',') + 2
     if place.suffix == '.parquet':
         if scores is not None: raise AlignGPTError(f'{out}: a table of levels is made of one table',
@@ -470,7 +476,7 @@ def select_ids(
 def _level_column(values, ids, select):
     "Levels, if they are needed: scores are none."
     if not select.levels: return np.full(len(ids), -1)
-    find_kind(values, 'similarity', max(8, *level_numbers(select.levels)) + 1, 'level')
+    find_kind(values, 'similarity', 2**31, 'level')
     return np.nan_to_num(values, nan=-1)
 
 # %% ../../nbs/levels/04_columns.ipynb #colsel06

@@ -8,11 +8,11 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import Table
-from aligngpt.core.stores import deliver, outbox, store_address
+from aligngpt.core.stores import deliver, here, outbox, store_address
 from aligngpt.data.containers import read_records, source_files, table_batches
 from aligngpt.data.images import Sources, as_sources
 from aligngpt.data.records import Records
-from aligngpt.data.selection import Selection, level_numbers, uid_pairs, write_ids
+from aligngpt.data.selection import Selection, uid_pairs, write_ids
 from aligngpt.levels.alignment import Levels, levels_from_scores, write_levels, write_records, write_scores
 from aligngpt.levels.scoring import edges_of
 from fastcore.test import *
@@ -274,6 +274,9 @@ def test_levels_of_column():
               contains='may be level or cosine')
     levels_of_column(ones, column='similarity', kind='cosine', out=tmp/'x.json', n=2)
     test_eq([r['similarity'] for r in Records(tmp/'x.json', quiet=True)], [0, 0, 1, 1])
+    strange = jsonl('strange.jsonl', [dict(id='x', clip=.1)])
+    test_fail(lambda: levels_of_column(pairs, column='clip', scores=strange, out=tmp/'x.json'),
+              contains="strange.jsonl: no 'id' with a score is a 'id' of the records")
     again = levels_of_column(pairs, column='level', scores=made['COYO, Parquet'][0]['table'], out=tmp/'x.json', n=4)
     test_eq([r['similarity'] for r in Records(tmp/'x.json', quiet=True)], want)
     test_fail(lambda: levels_of_column(pairs, column='s', scores=tables[0], out=tmp/'x.json'),

@@ -133,10 +133,11 @@ def test_finetune():
         "Pre-train on the pairs of some levels."
         return pretrain(dataclasses.replace(captions, select=Selection(levels)), world/'part',
                         Start(llm=world/'llm', tower=world/'tower'), max_steps=1, **small)
+    on_half = on_part('4-7')
 
     # nbs/training/06_recipes.ipynb #recsel03
     half = Records(world/'pairs.json', select=Selection('4-7'), quiet=True)
-    test_eq(read_json(world/'part'/'stage.json')['samples'], len(half))
+    test_eq((on_half['steps'], read_json(world/'part'/'stage.json')['samples']), (1, len(half)))
     test_eq({r['similarity'] for r in half}, {4, 5, 6, 7})
     test_fail(lambda: on_part('0-3'), contains='part')
 
