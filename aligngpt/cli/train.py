@@ -24,6 +24,12 @@ OWN = dict(
     format=(str,
             'What the records are: llava, messages, cauldron, questions, captions, or a file that defines a format; '
                  'left out: told by their shape.'),
+    similarity=(str, "What `similarity` is in the records: 'level' or 'score'; left out: told by the values."),
+    levels=(str, 'Only the records of these levels, as in `4-7`.'),
+    top=(float, 'Only the best by the column `--by`, as a share: `0.3`.'),
+    least=(float, 'Only records with at least this value of the column `--by`.'),
+    by=(str, 'Column of numbers for `--top` and `--least`. Default: similarity.'),
+    ids=(str, "Only the records whose `uid` is in this file of DataComp's (.npy)."),
     out=(str, 'Run folder. The same folder continues an interrupted run.'),
     preset=(str, 'A model of the zoo: base models and recipe. `aligngpt zoo` shows them.'),
     model=(str, 'A checkpoint to begin with, in any layout, or the run folder of the stage before.'),
@@ -108,12 +114,15 @@ def training_command(
 def _train(name, args):
     "Run a stage and say how it went."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.data.selection import Selection
     from aligngpt.training import recipes
     from aligngpt.training.runs import Interrupted
     for k in ('data', 'out'):
         if k not in args: raise typer.BadParameter(f'--{k} is needed')
     quiet_libraries()
+    select = _take(args, Selection)
     sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
+    if select: sources.select = select
     try: done = getattr(recipes, name)(sources, start=start, **args)
     except Interrupted as e:
         echo(f'{e.message}\n  hint: {e.hint}', err=True)

@@ -12,6 +12,7 @@ from ..core.lazy import lazy_names
 __getattr__, __dir__ = lazy_names('aligngpt.data',
     formats='Format',
     records='Records',
+    selection='Selection',
     images='Sources image_sources load_image',
     batches='Collator SampleDataset',
     packing='pack',

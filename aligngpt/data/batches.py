@@ -72,7 +72,7 @@ def encode(self:SampleDataset,
     keys = [self.image_key(n, source) for n in names]
     pictures = self._pictures(names, keys, source, where)
     sample = self.processor.encode(record, images=pictures, max_length=self.max_length, where=where)
-    if self.levels and names: sample['alignment'] = _level(record, self.levels, where)
+    if self.levels and names: sample['alignment'] = self._level(i, record, where)
     return {**sample, 'images': keys}
 
 @patch
@@ -90,12 +90,17 @@ def _pictures(self:SampleDataset, names, keys, source, where):
     if self.features is not None and all(k in self.features for k in keys): return None
     return [load_image(self.images[source], n, where, self.rules) for n in names]
 
-def _level(record, wanted, where):
+@patch
+def _level(self:SampleDataset, i, record, where):
     "The alignment level of a record with a picture."
-    if record.get('similarity') is not None: return record['similarity']
-    if wanted == 'some': return GATE
-    raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels',
-                    where)
+    if (level := self.records.level(i, record)) is not None: return level
+    if self.levels == 'some': return GATE
+    if (score := record.get('similarity')) is None:
+        raise BadRecord('level', 'a picture without an alignment level', 'derive the levels first: aligngpt levels',
+                        where)
+    raise BadRecord('level', f"a picture without an alignment level; its 'similarity', {score}, is a score",
+                    'make levels of the scores: aligngpt levels DATA --from-column similarity --out FILE', where)
+
 
 # %% ../../nbs/data/05_batches.ipynb #3a398837
 @patch

@@ -298,10 +298,15 @@ def _is_name(image):
     if isinstance(image, str): return len(image) < 1000 and '://' not in image and not image.startswith('data:')
     return isinstance(image, list) and all(isinstance(o, str) and o and _is_name(o) for o in image)
 
-def _level(v):
-    "A level as a whole number, if it is one."
-    try: return int(float(v)) if isinstance(v, (str, float)) and float(v) == int(float(v)) else v
+_CRAWLED = {'status', 'error_message', 'original_width', 'sha256', 'punsafe', 'pwatermark', 'NSFW'} # with scores
+
+def _similarity(v, f, record):
+    "A level as a whole number, a score as a float: in what img2dataset and LAION wrote it is one, whole or not."
+    try: x = float(v) if isinstance(v, (str, int, float)) and not isinstance(v, bool) else v
     except (ValueError, OverflowError): return v
+    if not isinstance(x, float) or math.isinf(x): return v
+    if math.isnan(x): return None
+    return x if x != int(x) or x < 0 or f.name == 'captions' and not _CRAWLED.isdisjoint(record) else int(x)
 
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat24
@@ -334,13 +339,13 @@ def _needs_picture(record, f):
         _bad('no picture', f"a caption without a picture: no key such as {', '.join(_IMAGE[:4])}, file_name")
 
 def _rest(record, f, keys):
-    "What else a record holds, its level as a number."
+    "What else a record holds, its level or score as a number."
     used = {*keys, 'history', 'system', *(k for t in f.turns for k in t.split('+') if find_turns({t:record.get(t)}, f)
                                           or '+' in t)}
     if not f.turns: used |= {_first(record, f.ask), _first(record, f.answer), 'input'}
     out = {k:v for k,v in record.items() if k not in used and v is not None}
-    if 'similarity' in out: out['similarity'] = _level(out['similarity'])
-    return {k:v for k,v in out.items() if k != 'similarity' or v != ''}
+    if 'similarity' in out: out['similarity'] = _similarity(out['similarity'], f, record)
+    return {k:v for k,v in out.items() if k != 'similarity' or v not in ('', None)}
 
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat25

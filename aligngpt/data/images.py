@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from ..core.files import inside, name_parts
+from ..core.markup import echo
 from ..core.pictures import ImageRules, decode_image
 from ..core.stores import here, open_store, reaching, store_address
 from .containers import (PICTURES, picture_column, picture_names, plain_suffix, read_records,
@@ -338,6 +339,8 @@ class Sources:
     policy:str='error' # what to do about bad records and pictures: 'error' or 'skip'
     cap:float=0.01 # share that may be skipped
     format:Any=None # what the records are, see `get_format`; None: by their shape
+    similarity:str|None=None # what `similarity` is in them: 'level' or 'score'; None: told by the values
+    select:Any=None # a `Selection`; None: all records
 
     def __post_init__(self):
         several = isinstance(self.images, (list, tuple))
@@ -355,7 +358,11 @@ class Sources:
         quiet:bool=False, # no progress bar while an index is built
     )->tuple[Records,list]: # the records, and an image source (or None) for each file
         "Open the records and their pictures."
-        records = Records(self.files, self.weights, self.policy, self.cap, n_levels, quiet, self.format)
+        records = Records(self.files, self.weights, self.policy, self.cap, n_levels, quiet, self.format,
+                          self.similarity, self.select)
+        if self.select and not quiet: echo(f'{len(records):,} records chosen: {self.select}', err=True)
+        for s in records.sources:
+            if s.similarity == 'score' and not quiet: echo(f'{s.path}: has scores, no levels: {s.why}', err=True)
         return records, image_sources(self.images, records.sources)
 
 def as_sources(

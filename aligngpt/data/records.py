@@ -24,6 +24,7 @@ from ..core.stores import cache_home, here
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
 from .containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from .formats import FORMATS, Format, Reader, format_key, get_format
+from .selection import Selection
 
 # %% ../../nbs/data/03_records.ipynb #fa1a51f9
 class RecordFacts(NamedTuple):
@@ -32,7 +33,8 @@ class RecordFacts(NamedTuple):
     images:list[str] # the pictures that it names
     chars:int # UTF-8 bytes in all turns, a measure of length
     turns:int # number of turns
-    level:int|None # its alignment level
+    level:int|None # its `similarity` if that may be a level
+    score:float|None=None # or if it cannot be one
 
 MAX_TEXT = 1 << 24 # bytes of text in a record: some millions of tokens
 
@@ -50,16 +52,18 @@ def check_record(
         raise BadRecord('shape', f'a turn is not {{"from": ..., "value": ...}}: {e}', '', where) from e
     if len(messages) < 3 and messages[-1]['role'] != 'assistant': # a system message and a question, at most
         raise BadRecord('nothing to learn', 'there is no answer in it', 'drop the record', where)
-    _check_level(level, where)
+    level, score = _as_number(level, where)
     turns, images = record['conversations'], record_images(record)
     if not images: _check_marks(turns, where)
     chars = _count_text([t['value'] for t in turns], images, where)
-    return RecordFacts(json.dumps(record['id']) if 'id' in record else '', images, chars, len(turns), level)
+    return RecordFacts(json.dumps(record['id']) if 'id' in record else '', images, chars, len(turns), level,
+                       score)
 
-def _check_level(level, where):
-    "A level is a whole number from 0 on, or missing."
-    if level is None or type(level) is int and 0 <= level < 2**31: return
-    raise BadRecord('level', f"the level 'similarity' is {level!r}, expected a whole number",
+def _as_number(v, where):
+    "(level, score) of what stands under `similarity`, whichever it may be."
+    if v is None or type(v) is int and 0 <= v < 2**31: return v, None
+    if type(v) is float: return None, v
+    raise BadRecord('level', f"the level 'similarity' is {v!r}, expected a whole number",
                     'count the levels from 0', where)
 
 _SHOWN = {IMAGE: 'a picture', '<video>': 'a film', '<audio>': 'sound'}
@@ -100,13 +104,13 @@ def check_caption(
 
 
 # %% ../../nbs/data/03_records.ipynb #8b3120f6
-VERSION = 5
+VERSION = 6
 
 def _schema():
     import pyarrow as pa
     return pa.schema([('raw', pa.binary()), ('id', pa.string()), ('images', pa.list_(pa.string())),
                       ('chars', pa.int32()), ('turns', pa.int32()),
-                      ('level', pa.int64()), ('problem', pa.string())])
+                      ('level', pa.int64()), ('score', pa.float64()), ('problem', pa.string())])
 
 def _row(found):
     "The index row of a record."
@@ -205,14 +209,17 @@ class Source:
         path:str|Path, # a file or folder that `read_records` reads, or an address in a store
         quiet:bool=False, # no progress bar while the index is built
         format:str|Path|Format|None=None, # what its records are, see `get_format`; None: by their shape
+        similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values
     ):
         self.path, self.quiet, self.said, self.format = Path(here(path)), quiet, format, get_format(format)
         folder, self.meta = ensure_index(self.path, self._build, format_key(self.format))
         self._map(folder)
+        self.stated = similarity
+        self.similarity, self.why = self._tell_similarity()
 
     def __len__(self): return self.meta['records']
     def __repr__(self): return f'Source({str(self.path)!r}, {len(self):,} records)'
-    def __reduce__(self): return Source, (self.path, self.quiet, self.said)
+    def __reduce__(self): return Source, (self.path, self.quiet, self.said, self.stated)
 
     def raw(self,
         i:int, # row
@@ -227,7 +234,8 @@ class Source:
         name:str, # 'chars', 'turns', 'level'
         missing:int=0, # stands for null
     )->np.ndarray: # [n]
-        "A column of numbers."
+        "A column of numbers; scores are no levels."
+        if name == 'level' and self.similarity != 'level': return np.full(len(self), missing)
         col = self.table[name]
         return col.to_numpy() if not col.null_count else np.nan_to_num(col.to_numpy(), nan=missing).astype(np.int64)
 
@@ -273,6 +281,27 @@ def _map(self:Source, folder):
     self._chunks = [(np.frombuffer(offsets, np.int32), text.address - base) for _, offsets, text in buffers]
     self._starts = np.cumsum([0, *map(len, chunks)])[:-1].tolist()
 
+# %% ../../nbs/data/03_records.ipynb #reclvl02
+_KINDS = 'level', 'score'
+
+@patch
+def _tell_similarity(self:Source):
+    "(what `similarity` is, why); '' where one has to say it."
+    import pyarrow.compute as pc
+    if self.stated not in (None, *_KINDS):
+        raise AlignGPTError(f"Unknown similarity {self.stated!r}. Valid: {', '.join(_KINDS)}")
+    levels, scores = self.table['level'], self.table['score']
+    whole, other = (len(c) - c.null_count for c in (levels, scores))
+    if self.stated: return self.stated, 'as was said'
+    small = whole and pc.max(levels).as_py() < 2 # a cosine may be 0 or 1 by chance
+    if other and (other >= whole or small):
+        first = next(v for v in pc.drop_null(scores).slice(0, 1).to_pylist())
+        return 'score', f"{other:,} of {other + whole:,} values of 'similarity' cannot be levels, such as {first}"
+    if small and set(self.meta['formats']) - {'llava'}:
+        return '', f"'similarity' is 0 or 1 in all {whole:,} records that have it: levels, or scores?"
+    return 'level', f"{whole:,} of {other + whole:,} values of 'similarity' are whole numbers"
+
+
 # %% ../../nbs/data/03_records.ipynb #29a0926c
 class Records:
     "Records of one or several sources as one list, checked, memory-mapped."
@@ -284,24 +313,38 @@ class Records:
         n_levels:int=8, # N; a level outside 0..N-1 makes a record bad
         quiet:bool=False, # no progress bar while an index is built
         format:str|Path|Format|None=None, # what the records are, see `get_format`; None: by their shape
+        similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values of each source
+        select:Selection|None=None, # a part of the good records; None: all
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
-        self.policy, self.cap, self.n_levels, self.quiet, self.format = policy, cap, n_levels, quiet, format
+        self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
+        self.format, self.similarity, self.select = format, similarity, select
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         self.weights = _weights(weights, len(paths))
-        self.sources = [Source(p, quiet, format) for p in paths]
+        self.sources = [Source(p, quiet, format, similarity) for p in paths]
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
+        if select: self.rows = self._chosen()
 
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
     def __repr__(self):
-        skipped = f'; {len(self.problems):,} skipped' if self.problems else ''
-        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{skipped})"
+        more = f'; {len(self.problems):,} skipped' if self.problems else ''
+        if self.select: more += f'; {self.select}'
+        return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{more})"
 
     def __reduce__(self):
         paths = [s.path for s in self.sources]
-        return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet, self.format)
+        return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet, self.format,
+                         self.similarity, self.select)
+
+    def level(self,
+        i:int, # position in the list
+        record:dict, # that stands there
+    )->int|None: # None: it has none, and a score is none
+        "The alignment level of a record that was read."
+        source = self.sources[self.find(self.row(i))[0]]
+        return record.get('similarity') if source.similarity == 'level' else None
 
     @property
     def formats(self)->Counter: # name -> records
@@ -320,14 +363,25 @@ def _find_problems(self:Records):
     "Rows that the index marks, and those with a level that this N does not have."
     bad, start = {}, 0
     for s in self.sources:
-        bad.update({start+i:p for i,p in s.problems().items()})
-        level = s.column('level', -1)
-        bad.update({start+i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}')
-                    for i in np.flatnonzero(level >= self.n_levels).tolist()})
+        bad.update({start+i:p for i,p in {**s.problems(), **self._wrong_levels(s)}.items()})
         start += len(s)
     return dict(sorted(bad.items()))
 
+@patch
+def _wrong_levels(self:Records, s):
+    "Of a source, what `similarity` cannot be a level of this N; row -> (reason, message)."
+    if s.similarity == 'score': return {}
+    level = s.table['level'].combine_chunks().fill_null(-1).to_numpy()
+    if not s.similarity: return {i:('level', s.why) for i in np.flatnonzero(level >= 0).tolist()}
+    odd = np.flatnonzero(s.table['score'].combine_chunks().is_valid().to_numpy(zero_copy_only=False)).tolist()
+    return {**{i:('level', f'Invalid level {level[i]}. Valid range: 0-{self.n_levels-1}')
+               for i in np.flatnonzero(level >= self.n_levels).tolist()},
+            **{i:('level', f"the level 'similarity' is {s.table['score'][i].as_py()!r}, expected a whole number")
+               for i in odd}}
+
 _OTHER = f"known are {', '.join(f.name for f in FORMATS)}; --format takes one of them, or a file that defines your own"
+
+_SAY = 'say it: --similarity level, or --similarity score'
 
 @patch
 def _select(self:Records):
@@ -338,13 +392,24 @@ def _select(self:Records):
     if not bad: return None
     row, (reason, message) = next(iter(bad.items()))
     text = f'{len(bad):,} of {total:,} records cannot be used. The first, {self.place(row)}: {message}'
-    other = _OTHER if reason == 'unknown format' else ''
+    other = _OTHER if reason == 'unknown format' else _SAY if message.endswith('scores?') else ''
     if self.policy == 'error':
         raise BadRecord(reason, text, other or "repair them, or leave them out with policy 'skip'")
     if len(bad) > self.cap*total:
         raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
                         other or 'repair the data, or raise the cap')
     return np.delete(np.arange(total), list(bad))
+
+@patch
+def _chosen(self:Records):
+    "The rows of the records that a selection means."
+    kept = np.flatnonzero(self.select.of(self))
+    if len(kept): return kept if self.rows is None else self.rows[kept]
+    scores = self.select.levels and any(s.similarity == 'score' for s in self.sources)
+    raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no record is chosen by {self.select}",
+                        'make levels of the scores first: aligngpt levels DATA --from-column similarity --out FILE'
+                        if scores else f'{len(self):,} are there: choose more')
+
 
 # %% ../../nbs/data/03_records.ipynb #34fc3199
 @patch
@@ -434,7 +499,10 @@ def image_names(self:Records,
 @patch(as_prop=True)
 def fingerprint(self:Records)->str: # 16 hex digits
     "The identity of the data: content of all sources, weights, and what was left out."
-    parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems)]
+    said = [self.similarity] if self.similarity else []
+    if self.select: said.append(hashlib.sha256(self.rows.tobytes()).hexdigest())
+    parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems),
+             *said]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 @patch

@@ -88,7 +88,7 @@ def view_sample(
     pictures = [load_image(source, name, where) for name in record_images(record)]
     sample = processor.encode(record, pictures or None, max_length=max_length, where=where)
     seen = [_picture(x, processor.image_processor) for x in sample.get('pixel_values', ())]
-    return SampleView(where, record.get('similarity'), seen, processor.show_tokens(sample))
+    return SampleView(where, records.level(i, record), seen, processor.show_tokens(sample))
 
 def _picture(x, image_processor):
     "Undo normalisation."

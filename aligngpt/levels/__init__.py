@@ -12,4 +12,5 @@ from ..core.lazy import lazy_names
 __getattr__, __dir__ = lazy_names('aligngpt.levels',
     alignment='DualEncoder levels_from_scores',
     scoring='levels score_pairs',
-    plots='agreement drift plot_scores show_pairs')
+    plots='agreement drift plot_scores show_pairs',
+    columns='levels_of_column')

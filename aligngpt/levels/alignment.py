@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pair_of', 'DualEncoder', 'FunctionScorer', 'as_scorer', 'pair_scores', 'Levels', 'place', 'levels_from_scores',
-           'with_level', 'write_levels', 'write_scores', 'read_scores']
+           'with_level', 'write_records', 'write_levels', 'write_scores', 'read_scores']
 
 # %% ../../nbs/levels/01_alignment.ipynb #c5ba8825
 import hashlib, json
@@ -194,10 +194,10 @@ def levels_from_scores(
 
 def _equal_parts(s, ok, n):
     "Levels of as many pairs each; equals keep the order of the data."
-    order, ranks = ok[np.argsort(s[ok], kind='stable')], np.arange(len(ok), dtype=np.int64)
-    levels = np.full(len(s), -1, np.int16)
-    levels[order] = ranks*n//len(order)
-    return Levels(levels, s[order[-(-np.arange(1, n)*len(order)//n)]].astype(np.float64))
+    order, levels = ok[np.argsort(s[ok], kind='stable')], np.full(len(s), -1, np.int16)
+    starts = -(-np.arange(n+1)*len(order)//n)
+    for k,(a,b) in enumerate(zip(starts, starts[1:])): levels[order[a:b]] = k
+    return Levels(levels, s[order[starts[1:-1]]].astype(np.float64))
 
 def _equal_steps(s, n, method):
     "Edges at equal steps of score."
@@ -215,6 +215,21 @@ def with_level(
     record = {k:v for k,v in json.loads(raw).items() if k != 'similarity'}
     return json_line(record if level < 0 else {**record, 'similarity':level}).encode()
 
+def write_records(
+    records:Records, # any
+    out:str|Path, # JSON file to write, an array, or lines if its name ends in .jsonl
+    levels:list[int]|None=None, # of each record, -1 for none; None: as the records have it
+)->Path: # `out`
+    "Write records in LLaVA's format."
+    lines = str(out).endswith('l')
+    before, between, after = (b'', b'\n', b'\n') if lines else (b'[\n', b',\n', b'\n]\n')
+    with atomic_path(out) as tmp, open(tmp, 'wb') as f:
+        for i in range(len(records)):
+            raw = records.raw(i) if levels is None else with_level(records.raw(i), levels[i])
+            f.write((between if i else before) + (raw.replace(b'\n', b' ') if lines else raw))
+        f.write(after)
+    return Path(out)
+
 def write_levels(
     records:Records, # the pairs, and perhaps other records among them
     scores:np.ndarray, # [n_records], NaN for a record that is no pair or could not be scored
@@ -223,15 +238,9 @@ def write_levels(
     about:dict|None=None, # what else the table's metadata is to say, such as the scorer
 )->Path: # `out`
     "Write the records with their levels, and the table of scores."
-    out, lines = Path(out), str(out).endswith('l')
-    before, between, after = (b'', b'\n', b'\n') if lines else (b'[\n', b',\n', b'\n]\n')
-    with atomic_path(out) as tmp, open(tmp, 'wb') as f:
-        for i,level in enumerate(levels.levels.tolist()):
-            raw = with_level(records.raw(i), level)
-            f.write((between if i else before) + (raw.replace(b'\n', b' ') if lines else raw))
-        f.write(after)
-    write_scores(records, scores, levels, out.with_suffix('.parquet'), about)
-    return out
+    write_records(records, out, levels.levels.tolist())
+    write_scores(records, scores, levels, Path(out).with_suffix('.parquet'), about)
+    return Path(out)
 
 # %% ../../nbs/levels/01_alignment.ipynb #899541b1
 def write_scores(
@@ -274,7 +283,7 @@ def _sum_of(sums, about):
     said = json.dumps([about, {name:h.hexdigest() for name,h in sums.items()}])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
-def _spans(records, scores, levels, size=1 << 20):
+def _spans(records, scores, levels, size=1 << 18):
     "What the table holds, of the records with a score, span by span: a hundred million names take no memory."
     import pyarrow.compute as pc
     for at in range(0, len(scores), size):

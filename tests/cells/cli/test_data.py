@@ -13,6 +13,56 @@ from aligngpt.testing.fixtures import letter_processor, tiny_clip
 import pytest
 
 
+def test_levels_command():
+    # nbs/cli/02_data.ipynb #a7d5f398
+    def pairs(n, **last):
+        "Captions of `n` pictures, the last of them changed."
+        turns = [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]
+        rows = [dict(id=i, image=f'{i}.png', conversations=turns) for i in range(n)]
+        return [*rows[:-1], rows[-1] | last]
+    def world(n, **last):
+        "A folder with `pairs.json` and `images`."
+        folder = Path(tempfile.mkdtemp())
+        (folder/'images').mkdir()
+        for i in range(n): shutil.copy(easy_vqa.get_train_image_paths()[i], folder/'images'/f'{i}.png')
+        (folder/'pairs.json').write_text(json.dumps(pairs(n, **last)))
+        return folder
+    def ran(folder, *words):
+        "What a command says that is given in this folder."
+        before = os.getcwd()
+        os.chdir(folder)
+        try: return run.invoke(app, words, color=True).stdout
+        finally: os.chdir(before)
+    run, app = CliRunner(), typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    register_data(app)
+
+    # nbs/cli/02_data.ipynb #f1f4713a
+    here = world(24)
+    tiny_clip(here/'clip', 'a shape')
+
+    # nbs/cli/02_data.ipynb #clicol02
+    def scored_pairs(folder):
+        "Scores of the pairs, but of the last, in a table beside them."
+        (folder/'scores.csv').write_text('\n'.join(['id,clip', *(f'{i},{.2 + i/100:.2f}' for i in range(23))]))
+        return folder
+    column = 'levels pairs.json --from-column clip --scores scores.csv --out levels.json --levels 4'
+
+    # nbs/cli/02_data.ipynb #clicol03
+    def by_column(*more):
+        "What the command says and writes."
+        said = ran(scored_pairs(here), *column.split(), *more)
+        return said, [r.get('similarity') for r in json.loads((here/'levels.json').read_text())]
+    def refused(*more):
+        "What is wrong with the command."
+        wrong = run.invoke(app, [w if '.' not in w or w[0] == '0' else str(here/w) for w in [*column.split(), *more]])
+        return wrong.output + str(wrong.exception)
+    test_eq(by_column()[1], [i*4//23 for i in range(23)] + [None])
+    for words, why in ((['--clip', 'clip'], 'give --clip, or --from-column'), (['--kind', 'level'], "'clip' is no level"),
+                       (['--edges', '0.3', '--method', 'uniform'], 'give --method, or --edges')):
+        assert why in refused(*words), refused(*words)
+    assert '23 pairs in 3 levels, edges 0.3000 0.4000' in by_column('--edges', '0.3,0.4')[0]
+
+
 def test_audit_command():
     # nbs/cli/02_data.ipynb #a7d5f398
     def pairs(n, **last):
@@ -63,6 +113,54 @@ def test_audit_command():
     test_eq(ran(here, *'audit chats.jsonl --images images --workers 0'.split()).splitlines()[0], 'read as: messages')
 
 
+def test_select_command():
+    # nbs/cli/02_data.ipynb #a7d5f398
+    def pairs(n, **last):
+        "Captions of `n` pictures, the last of them changed."
+        turns = [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a shape'}]
+        rows = [dict(id=i, image=f'{i}.png', conversations=turns) for i in range(n)]
+        return [*rows[:-1], rows[-1] | last]
+    def world(n, **last):
+        "A folder with `pairs.json` and `images`."
+        folder = Path(tempfile.mkdtemp())
+        (folder/'images').mkdir()
+        for i in range(n): shutil.copy(easy_vqa.get_train_image_paths()[i], folder/'images'/f'{i}.png')
+        (folder/'pairs.json').write_text(json.dumps(pairs(n, **last)))
+        return folder
+    def ran(folder, *words):
+        "What a command says that is given in this folder."
+        before = os.getcwd()
+        os.chdir(folder)
+        try: return run.invoke(app, words, color=True).stdout
+        finally: os.chdir(before)
+    run, app = CliRunner(), typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    register_data(app)
+
+    # nbs/cli/02_data.ipynb #f1f4713a
+    here = world(24)
+    tiny_clip(here/'clip', 'a shape')
+
+    # nbs/cli/02_data.ipynb #clicol02
+    def scored_pairs(folder):
+        "Scores of the pairs, but of the last, in a table beside them."
+        (folder/'scores.csv').write_text('\n'.join(['id,clip', *(f'{i},{.2 + i/100:.2f}' for i in range(23))]))
+        return folder
+    column = 'levels pairs.json --from-column clip --scores scores.csv --out levels.json --levels 4'
+
+    # nbs/cli/02_data.ipynb #clisel04
+    def selected(*words):
+        "What the command says about the pairs with their levels."
+        ran(scored_pairs(here), *column.split())
+        return ran(here, 'select', 'levels.json', *words)
+    def selected_wrongly(*words): return run.invoke(app, ['select', str(here/'levels.json'), *words]).output
+    assert '11 of 24 chosen, levels 2-3: best.jsonl' in selected('--levels', '2-3', '--out', 'best.jsonl')
+    test_eq({r['similarity'] for r in map(json.loads, (here/'best.jsonl').read_text().splitlines())}, {2, 3})
+    assert '11 records' in ran(here, *'audit levels.json --levels 2-3 --workers 0'.split())
+    assert 'expected .npy' in selected_wrongly('--levels', '2-3', '--out', 'x.parquet')
+    assert 'there are 2' in run.invoke(app, ['audit', str(here/'levels.json'), '--levels', '1']).output
+    assert 'say which' in run.invoke(app, ['select', str(here/'levels.json'), '--out', str(here/'x.npy')]).output
+
+
 def test_unpack_command():
     # nbs/cli/02_data.ipynb #a7d5f398
     def pairs(n, **last):
@@ -74,7 +172,7 @@ def test_unpack_command():
     register_data(app)
 
     # nbs/cli/02_data.ipynb #bd8925f4
-    for name, flags in dict(levels=('--clip', '--levels', '--method', '--format'),
+    for name, flags in dict(levels=('--clip', '--levels', '--method', '--format', '--from-column', '--scores', '--kind'),
                             audit=('--processor', '--cap', '--format'),
                             show=('--row', '--format'), unpack=('--md5', '--extract-to')).items():
         text = run.invoke(app, [name, '--help'], terminal_width=200).output

@@ -91,8 +91,10 @@ def test_as_llava():
         (dict(url='x.html', path='p/1.webp', text='b'),                              ('p/1.webp', ['<image>', 'b']))):
         test_eq(turned(record)[:2], expected)
     test_eq(turned(dict(image='1.png', caption='b', id=3, similarity='3', note=None))[2], dict(id=3, similarity=3))
-    test_eq([turned(dict(image='1.png', caption='b', similarity=v))[2] for v in (3.0, '3.0', '', 'x', 2.5)],
-            [dict(similarity=3), dict(similarity=3), {}, dict(similarity='x'), dict(similarity=2.5)])
+    test_eq([turned(dict(image='1.png', caption='b', similarity=v))[2] for v in (3.0, '3.0', '', 'x', '2.5', 'nan')],
+            [dict(similarity=3), dict(similarity=3), {}, dict(similarity='x'), dict(similarity=2.5), {}])
+    crawled = dict(image='1.png', caption='b', similarity=1, status='success')
+    test_eq(type(turned(crawled)[2]['similarity']), float)
     test_eq(is_llava({'conversations': [{'from': 'user', 'value': '<img>a.png</img>'}]}), False)
     test_eq([is_llava(r) for r in (ours['llava'], {**ours['llava'], 'similarity': '3'}, {**ours['llava'], 'image': None},
                                    5,

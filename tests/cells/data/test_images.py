@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors, BadRecord
 from aligngpt.core.files import inside, name_parts
+from aligngpt.core.markup import echo
 from aligngpt.core.pictures import ImageRules, decode_image
 from aligngpt.core.stores import here, open_store, reaching, store_address
 from aligngpt.data.containers import PICTURES, picture_column, picture_names, plain_suffix, read_records, source_files, table_batches, tar_members

@@ -14,6 +14,7 @@ from aligngpt.core.stores import cache_home, here
 from aligngpt.text.conversation import IMAGE, get_template, record_images, to_messages
 from aligngpt.data.containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from aligngpt.data.formats import FORMATS, Format, Reader, format_key, get_format
+from aligngpt.data.selection import Selection
 from fastcore.test import *
 import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time
 from aligngpt.data.records import Records
@@ -35,6 +36,7 @@ def test_RecordFacts():
     facts = check_record(record)
     test_eq(facts, RecordFacts('"000"', ['0.png'], 35, 2, 7))
     test_eq(check_record(text_only).images, [])
+    test_eq([check_record({**record, 'similarity': v})[-2:] for v in (0, .3349)], [(0, None), (None, .3349)])
     test_eq(check_record(said('a tag <image> in it', 'b')).turns, 2)
     for wrong, why in (({**record, 'similarity': '7'},  "row 3: the level 'similarity' is '7'"),
                        ({**record, 'similarity': True}, 'whole number'),
@@ -125,7 +127,7 @@ def test_ensure_index():
     test_eq((len(built), (folder/'x').read_text()), (4, 'hi'))
 
 
-def test_Source__build():
+def test_Source__tell_similarity():
     # nbs/data/03_records.ipynb #81beea66
     record = {'id': '000', 'image': '0.png', 'similarity': 7,
               'conversations': [{'from': 'human', 'value': '<image>\nWhat is this?'},
@@ -147,6 +149,22 @@ def test_Source__build():
     test_eq(json.loads(src.raw(1)), text_only)
     test_eq(src.column('level', -1), [7, -1])
     test_eq(src.problems(), {})
+
+    # nbs/data/03_records.ipynb #reclvl03
+    def with_similarity(*values, name='crawl.jsonl', **more):
+        "A file of captions with these values of `similarity`."
+        rows = [dict(image=f'{i}.png', caption='a shape', similarity=v, **more) for i,v in enumerate(values)]
+        return put(name, '\n'.join(map(json.dumps, rows)))
+    crawl = Source(with_similarity(.3349, .2871, 1, 0), quiet=True)
+
+    # nbs/data/03_records.ipynb #reclvl04
+    test_eq((crawl.similarity, crawl.column('level', -1).tolist()), ('score', [-1]*4))
+    told = dict(levels=(0, 1, 7), scores=(.1, 1, .2), whole=(1, 1, 1))
+    test_eq({k:Source(with_similarity(*v, name=f'{k}.jsonl'), quiet=True).similarity for k,v in told.items()},
+            dict(levels='level', scores='score', whole=''))
+    test_eq(Source(with_similarity(1, 1, 1, name='laion.jsonl', status='success'), quiet=True).similarity, 'score')
+    test_eq(Source(tmp/'whole.jsonl', quiet=True, similarity='level').column('level'), [1, 1, 1])
+    test_fail(lambda: Source(small, quiet=True, similarity='cosine'), contains='Valid: level, score')
 
 
 def test_Records_row():

@@ -105,7 +105,7 @@ def test_collect_scores():
     left_out['problems']
 
 
-def test_bucket():
+def test_edges_of():
     # nbs/levels/02_scoring.ipynb #0bd9ec55
     def make_world(n=200, **vision):
         "A folder with `pairs.json` and a random CLIP in `clip`."

@@ -30,6 +30,8 @@ import json, random, shutil, tempfile
 from transformers.utils import logging
 from aligngpt.core.files import read_json
 from aligngpt.core.markup import Table
+from aligngpt.data.records import Records
+from aligngpt.data.selection import Selection
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_model, toy_processor
 from aligngpt.checkpoints.adapters import has_adapter
 from aligngpt.checkpoints.zoo import PRESETS
@@ -125,6 +127,19 @@ def test_finetune():
     test_eq((first['steps'], second['steps'], len(first['eval_losses'])), (6, 12, 2))
     assert second['losses'][-1] < second['losses'][0] - .3, second['losses']
     plot_losses({'pre-training':first['losses'], 'tuning':second['losses']});
+
+    # nbs/training/06_recipes.ipynb #recsel02
+    def on_part(levels):
+        "Pre-train on the pairs of some levels."
+        return pretrain(dataclasses.replace(captions, select=Selection(levels)), world/'part',
+                        Start(llm=world/'llm', tower=world/'tower'), max_steps=1, **small)
+    on_half = on_part('4-7')
+
+    # nbs/training/06_recipes.ipynb #recsel03
+    half = Records(world/'pairs.json', select=Selection('4-7'), quiet=True)
+    test_eq((on_half['steps'], read_json(world/'part'/'stage.json')['samples']), (1, len(half)))
+    test_eq({r['similarity'] for r in half}, {4, 5, 6, 7})
+    test_fail(lambda: on_part('0-3'), contains='part')
 
     # nbs/training/06_recipes.ipynb #6ec10006
     begun = read_json(world/'stage2'/'stage.json')
