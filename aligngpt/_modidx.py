@@ -596,6 +596,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors._no_device': ('core/errors.html#_no_device', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors._of_file': ('core/errors.html#_of_file', 'aligngpt/core/errors.py'),
+                                      'aligngpt.core.errors.errno_of': ('core/errors.html#errno_of', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.local_path': ('core/errors.html#local_path', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.of_the_system': ('core/errors.html#of_the_system', 'aligngpt/core/errors.py'),
                                       'aligngpt.core.errors.os_errors': ('core/errors.html#os_errors', 'aligngpt/core/errors.py')},

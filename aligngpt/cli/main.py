@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer, typer.core
 
 from .. import __version__
-from ..core.errors import AlignGPTError, local_path, of_the_system
+from ..core.errors import AlignGPTError, errno_of, local_path, of_the_system
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
 from ..core.stores import check_outbox, check_stores
@@ -78,7 +78,7 @@ def _explain(e):
     if isinstance(e, _Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
     if isinstance(e, AlignGPTError): return e.message, e.hint, getattr(e, 'code', 1)
     if isinstance(e, MemoryError): return 'not enough memory', 'is a file much larger than it looks?', 1
-    if isinstance(e, OSError) and e.errno: return _explain(of_the_system(e))
+    if errno_of(e): return _explain(of_the_system(e))
     return f'{type(e).__name__}: {e}', 'this should not happen; `--debug` shows the traceback', 1
 
 # %% ../../nbs/cli/01_main.ipynb #826d6e76

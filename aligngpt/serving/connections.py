@@ -30,6 +30,10 @@ def patient_protocol(
             if self.cycle and self.cycle.response_complete: self.asked = self.loop.time()
             super().data_received(data)
             self._watch()
+        def send_400_response(self, msg):
+            if self.cycle: self.cycle.disconnected = True # what is said to it now would be no HTTP any more
+            if self.cycle: self.cycle.message_event.set()
+            super().send_400_response(msg)
         def pause_writing(self):
             super().pause_writing()
             self.reader_clock = self._clock()

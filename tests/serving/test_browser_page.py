@@ -120,5 +120,6 @@ def test_examples(tmp_path):
         web.say('What colour is it?')
         web.hear(0, 'blue')
         page.reload()
+        page.locator('#example-0').wait_for()
         assert page.locator('#examples button').count() == 1
         assert (page.errors, page.abroad) == ([], [])

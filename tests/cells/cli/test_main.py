@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import typer, typer.core
 from aligngpt import __version__
-from aligngpt.core.errors import AlignGPTError, local_path, of_the_system
+from aligngpt.core.errors import AlignGPTError, errno_of, local_path, of_the_system
 from aligngpt.core.markup import echo, printable_logs
 from aligngpt.core.shards import process_rank
 from aligngpt.core.stores import check_outbox, check_stores

@@ -62,6 +62,9 @@ def test_os_errors():
     def full_disk():
         with os_errors('run/model.safetensors'): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     test_fail(full_disk, contains='run/model.safetensors: no space left')
+    def full_disk_in_rust():
+        with os_errors('tokenizer.json'): raise Exception('No space left on device (os error 28)')
+    test_fail(full_disk_in_rust, contains='tokenizer.json: no space left')
     def no_file():
         with os_errors('nowhere.json'): open('nowhere.json')
     test_fail(no_file, contains='no such file')
