@@ -14,7 +14,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
-from .errors import AlignGPTError, BadRecord, local_path, os_errors
+from .errors import AlignGPTError, BadRecord, local_path, os_errors, utf8_path
 from .markup import json_line
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c802
@@ -201,7 +201,7 @@ def own_folder(
 )->Iterator[Path]: # the folder
     "Hold `path` for this process alone; a second owner gets an `AlignGPTError` at once."
     from filelock import FileLock, Timeout
-    path = Path(local_path(path))
+    path = utf8_path(local_path(path))
     with os_errors(path): path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path/'.lock')
     try:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastcore.basics import patch
 
-from ..core.errors import AlignGPTError, os_errors, BadRecord
+from ..core.errors import AlignGPTError, os_errors, BadRecord, utf8_path
 from ..core.files import atomic_path, damage, file_sums, read_json, write_json
 from ..core.markup import echo
 from ..core.steps import progress
@@ -186,7 +186,7 @@ def ensure_index(
     "Find the index of `source`, or build it if there is none or the source has changed since."
     source = Path(source)
     with os_errors(source): state = _state(source.resolve(strict=True))
-    folder = index_folder(source)
+    folder = index_folder(utf8_path(source))
     if kind: folder = folder.with_name(f'{folder.name[:-6]}.{kind}.index')
     if not _is_fresh(folder, state):
         with _lock(folder):

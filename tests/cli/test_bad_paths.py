@@ -14,7 +14,8 @@ OTHER = set('''recipe ablate seed rehearse question level temperature max_tokens
 queue max_seconds max_request_mb max_images max_image_mb max_megapixels max_text_kb max_connections remote_images page
 grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet gate_text
 lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
-judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule'''.split()) # name no place
+judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
+from_column key kind edges'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -36,12 +37,16 @@ def place(tmp_path_factory):
 def good(d, out):
     "For each command, values with which it would begin."
     images, stage = dict(images=d/'images'), dict(data=d/'pairs.json', images=d/'images', model=d/'toy', out=out/'run')
-    more = dict(llm=d/'toy', tower=d/'clip', valid=d/'pairs.json', features=out/'f', config=d/'settings.yaml', format='llava')
+    more = dict(llm=d/'toy', tower=d/'clip', valid=d/'pairs.json', features=out/'f', config=d/'settings.yaml',
+                format='llava', ids=d/'some.npy')
     return dict(
-        quickstart=dict(out=out/'quick', drawings=d/'images'), chat=dict(run=d/'toy', image=d/'images'/'0.png', question='Hm?'),
+        quickstart=dict(out=out/'quick', drawings=d/'images'),
+        chat=dict(run=d/'toy', image=d/'images'/'0.png', question='Hm?'),
         serve=dict(run=d/'toy', api_key_file=d/'pairs.json'), zoo={}, plan={},
-        levels=dict(data=d/'pairs.json', clip=d/'clip', out=out/'l.json', format='llava', method='quantile', **images),
-        audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', **images),
+        levels=dict(data=d/'pairs.json', clip=d/'clip', out=out/'l.json', format='llava', method='quantile',
+                    scores=d/'pairs.json', **images),
+        select=dict(data=d/'pairs.json', out=out/'some.json', ids=d/'some.npy', format='llava'),
+        audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', ids=d/'some.npy', **images),
         show=dict(data=d/'pairs.json', processor=d/'toy', format='llava', **images),
         unpack=dict(files=d/'film.mp4', out=out/'u', md5=d/'md5.json', extract_to=out/'x'),
         convert=dict(src=d/'toy', dst=out/'c', llm=d/'toy', tower=d/'clip'), pretrain={**stage, **more},
@@ -81,8 +86,8 @@ def cases(place, out):
     "(command line, the odd place) of each option with each odd thing."
     for name, params in commands().items():
         values = good(place, out)[name]
-        needed = {p.name for p in params if p.required} | {'question'} & set(values) | ({'data', 'images', 'out', 'model'} & set(values)
-                                                           if name in ('pretrain', 'finetune') else set())
+        needed = {p.name for p in params if p.required} | {'question'} & set(values)
+        if name in ('pretrain', 'finetune'): needed |= {'data', 'images', 'out', 'model'}
         for k in set(values) - {'format', 'method', 'task', 'question'} if name not in ('serve', 'quickstart') else {}:
             for what in ('folder', 'file', 'pipe', 'circle', 'nothing', 'x'*300, '\udcff\x1b[31m\n'):
                 odd = Path('/dev/zero') if what == 'nothing' and k in ('data', 'predictions') else place/'odd'/what

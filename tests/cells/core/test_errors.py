@@ -10,7 +10,7 @@ from collections import Counter
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import read_json
 import pytest
-from aligngpt.core.errors import BadRecord, local_path, os_errors
+from aligngpt.core.errors import BadRecord, local_path, os_errors, utf8_path
 
 
 def test_AlignGPTError():
@@ -39,6 +39,8 @@ def test_local_path():
     test_eq(local_path(['a.json', Path('b'), None, 'file:///x', 'C:/x', 'with: /colon']),
             ['a.json', Path('b'), None, '/x', 'C:/x', 'with: /colon'])
     test_eq(local_path(Path('file:///x/y')), Path('/x/y'))
+    test_eq(utf8_path('größe'), Path('größe'))
+    test_fail(lambda: utf8_path(os.fsdecode(b'gr\xf6\xdfe')), contains='the name is not UTF-8')
     test_fail(lambda: local_path(['/dev/zero']), contains='/dev/zero: a pipe or a device')
     test_fail(lambda: read_json('/dev/zero'), contains='/dev/zero: a pipe or a device')
     for a in addresses[1:]: test_fail(lambda: local_path(a), contains='://')

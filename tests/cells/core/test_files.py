@@ -4,7 +4,7 @@ import contextlib, hashlib, io, json, os, platform, re, shutil, time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
-from aligngpt.core.errors import AlignGPTError, BadRecord, local_path, os_errors
+from aligngpt.core.errors import AlignGPTError, BadRecord, local_path, os_errors, utf8_path
 from aligngpt.core.markup import json_line
 from fastcore.test import *
 import pandas as pd, signal, subprocess, sys, tempfile

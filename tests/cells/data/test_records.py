@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord
+from aligngpt.core.errors import AlignGPTError, os_errors, BadRecord, utf8_path
 from aligngpt.core.files import atomic_path, damage, file_sums, read_json, write_json
 from aligngpt.core.markup import echo
 from aligngpt.core.steps import progress
