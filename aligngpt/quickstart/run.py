@@ -30,7 +30,7 @@ from ..data.records import Records
 from ..levels.alignment import DualEncoder, levels_from_scores, pair_of, pair_scores, read_scores, write_levels
 from ..levels.plots import spearman
 from ..checkpoints.layouts import from_base, load
-from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_losses, run_stage
+from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses, run_stage
 from ..evaluation.run import evaluate
 from ..evaluation.tasks import easy_vqa_rows
 from .easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions
@@ -280,9 +280,10 @@ def plot_said(
 def gate_by_kind(
     run:Path, # with finetune/model
     n:int=200, # test pictures
+    loaded:tuple|None=None, # (model, processor), where they are others
 )->dict: # {kind: mean α, [N-1]}
     "Mean gate weights for questions about colour, shape and presence."
-    model, processor = load(run/'finetune'/'model', dtype='float32', device='cpu')
+    model, processor = loaded or load(run/'finetune'/'model', dtype='float32', device='cpu')
     def mean(asks):
         names = list(dict.fromkeys(a.image for a in asks))
         index, V = image_features(model, processor, names, lambda n: folder('test')/n, 250)
@@ -458,5 +459,6 @@ def _finish(run, done):
                                 'The knob': plot_knob(done['knob']),
                                 'The knob after tuning': plot_tuned(done['tuned']),
                                 'What it says': plot_said(done['tuned']), 'The gate': plot_gate(done['gate']),
+                                'The gate over the steps': plot_alpha(run/'finetune'),
                                 'Losses': plot_losses(losses, 5)})
     return metrics

@@ -20,7 +20,7 @@ from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, levels_from_scores, pair_of, pair_scores, read_scores, write_levels
 from aligngpt.levels.plots import spearman
 from aligngpt.checkpoints.layouts import from_base, load
-from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_losses, run_stage
+from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses, run_stage
 from aligngpt.evaluation.run import evaluate
 from aligngpt.evaluation.tasks import easy_vqa_rows
 from aligngpt.quickstart.easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions

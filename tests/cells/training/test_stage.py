@@ -178,64 +178,15 @@ def test_first_turn():
 
 
 def test_plot_alpha():
-    # nbs/training/05_stage.ipynb #57a90001
-    class Toy(torch.utils.data.Dataset):
-        "Pictures with one bright quarter; the answer is token 10 plus its number."
-        fingerprint = 'toy'
-        def __init__(self, n=64, stage='pretrain'): self.n, self.stage = n, stage
-        def __len__(self): return self.n
-        def __getitem__(self, i):
-            v, g = i % 4, torch.Generator().manual_seed(i)
-            prompt = [1, 60, 61, 61, 61, 61] if self.stage == 'pretrain' else [1, 60, 5, 61, 61, 61, 61, 6]
-            pixels = torch.randn(1, 3, 16, 16, generator=g)*0.1
-            pixels[0, :, v//2*8:v//2*8+8, v%2*8:v%2*8+8] += 2
-            sample = dict(input_ids=torch.tensor(prompt + [10+v, 2]), labels=torch.tensor([-100]*len(prompt) + [10+v, 2]),
-                          pixel_values=pixels)
-            return {**sample, 'alignment':i % 8} if self.stage == 'pretrain' else sample
-
     # nbs/training/05_stage.ipynb #a3af1a8d
     torch.set_num_threads(1); logging.set_verbosity_error()
 
-    # nbs/training/05_stage.ipynb #f7b143db
-    tmp = Path(tempfile.mkdtemp())
-
-    # nbs/training/05_stage.ipynb #fefe1e31
-    toy_tune = override(FINETUNE, batch_size=16, epochs=25, learning_rate=5e-3, precision='fp32', log_every=1,
-                        save_every=20)
-
-    # nbs/training/05_stage.ipynb #3fc16507
-    tuned_config = AlignGPTForConditionalGeneration.from_pretrained(tmp/'tune'/'model').config
-
-    # nbs/training/05_stage.ipynb #1a5f7200
-    class Press(TrainerCallback):
-        "Send a signal at step 33."
-        def __init__(self, number): self.number = number
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 33: signal.raise_signal(self.number)
-    def tuned(folder, **kw):
-        "Losses and weights of a tuning in a folder."
-        m = add_gate(tiny_model(use_gate=False))
-        data = StageData(Toy(stage='finetune'), Collator(0))
-        return run_stage(m, data, toy_tune, tmp/folder, device='cpu', quiet=True, **kw), m.state_dict()
-
-    # nbs/training/05_stage.ipynb #dd4a3b06
-    try: tuned('term', callbacks=[Press(signal.SIGTERM)])
-    except Interrupted as e: stopped = e
-
-    # nbs/training/05_stage.ipynb #c89d32d6
-    def poison(rows):
-        "A batch whose pictures are not numbers."
-        batch = Collator(0)(rows); batch['pixel_values'] *= float('nan'); return batch
-    def poisoned(): return run_stage(tiny_model(), StageData(Toy(stage='finetune'), poison), toy_tune, tmp/'nan',
-                                     device='cpu', quiet=True)
-    try: poisoned()
-    except AlignGPTError as e: said = e
-
-    # nbs/training/05_stage.ipynb #51216775
-    plot_alpha(tmp/'tune');
-
     # nbs/training/05_stage.ipynb #ee1d5d1d
-    test_eq(plot_alpha(tmp/'pre'), None)
-    rows = [json.loads(l) for l in (tmp/'tune'/'log.jsonl').read_text().splitlines()]
-    test_close(sum(rows[-1][f'alpha_{k}'] for k in range(tuned_config.num_levels - 1)), 1, eps=1e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder)/'log.jsonl'
+        log.write_text('{"step": 1, "loss": 2.5}\n')
+        test_eq(plot_alpha(folder), None)
+        log.write_text(''.join(json.dumps(dict(step=s, gate_entropy=.5, alpha_0=.8, alpha_1=.2)) + '\n' for s in (10, 20)))
+        left, right = plot_alpha(folder).axes
+    test_eq((left.get_xlim(), len(left.collections)), ((10, 20), 2))
     plt.close('all')
