@@ -82,7 +82,7 @@ class ImageFolder:
         tails = ['/'.join(parts[k:]) for k in range(len(parts))]
         endings = [''] if '.' in (parts or ['.'])[-1] else ['.jpg', '.png', '.jpeg', '.webp']
         forms = (f(t) + e for t in tails for e in endings for f in (str, _nfc, _nfd, str.lower, str.upper))
-        found = next((t for t in forms if t != name and (self.root/t).is_file()), None)
+        found = next((t for t in forms if t != name and os.path.isfile(self.root/t)), None)
         return f'; there is {found!r}' if found else ''
 
 def _nfc(text): return unicodedata.normalize('NFC', text)
