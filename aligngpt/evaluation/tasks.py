@@ -211,9 +211,24 @@ def given_answers(
     if predictions is None: raise AlignGPTError(f'{task.name} needs no judge', 'name the file with the answers')
     if not isinstance(predictions, Answers): _check_file(files, predictions)
     answers, asked = task.read(files, predictions), _asked(files)
+    _check_prompts(files, answers)
     if not tidy: return _met(task, answers, asked)
     answers, notes = answered_only(match_ids(answers, {k[0] if isinstance(k, tuple) else k for k in asked}))
     return replace(_in_order(_met(task, answers, asked)), notes=notes)
+
+def _check_prompts(files, answers):
+    "Answers that say what was asked were asked these questions; ids alone may be those of another benchmark."
+    if files.task.needs and not files.get('questions') or not any(r.get('prompt') for r in answers): return
+    heads = {}
+    for q in files.questions: heads.setdefault(q.id, set()).add(_head(q.prompt))
+    asked = [(heads[r['question_id']], r['prompt']) for r in answers if r.get('prompt') and r['question_id'] in heads]
+    if len(asked) < 10 or any(h in str(said).casefold() for some_heads,said in asked for h in some_heads): return
+    said, wanted = str(asked[0][1])[:60], min(asked[0][0])[:60]
+    raise AlignGPTError(f'{answers.path}: the ids are those of {files.task.title}, but not one of {len(asked)} prompts '
+                        f'holds its question: {said!r} where {wanted!r} was to be asked',
+                        'is it of another benchmark? If the answers are right all the same, leave their `prompt` out')
+
+def _head(text): return text.replace('<image>', '').strip().split('\n')[0].casefold()
 
 def _in_order(given):
     "The answers in the order of the questions, equal repeats once."

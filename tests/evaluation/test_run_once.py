@@ -32,8 +32,8 @@ def place(tmp_path):
     swatch('red').save(images/'1.jpg')
     (images/'1.txt').write_text('Is it red? Please answer yes or no.\tYes\nIs it blue? Please answer yes or no.\tNo\n')
     for name, where in (('own.jsonl', 'MME/MME_Benchmark_release_version/'), ('MME/llava_mme.jsonl', '')):
-        rows = [dict(question_id='color/1.jpg', image=f'{where}color/1.jpg', answer=a, category='color',
-                     text=f'Is it {c}?\nAnswer the question using a single word or phrase.')
+        rows = [dict(question_id='color/1.jpg' if 'mme' in name else c, image=f'{where}color/1.jpg', answer=a,
+                     category='color', text=f'Is it {c}?\nAnswer the question using a single word or phrase.')
                 for c,a in (('red', 'yes'), ('blue', 'no'))]
         (tmp_path/name).write_text('\n'.join(map(json.dumps, rows)) + '\n')
     return tmp_path

@@ -118,6 +118,17 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
+    # nbs/evaluation/10_tasks.ipynb #f2c07d0a
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder)/'own.jsonl'
+        rows = [dict(question_id=i, text=f'What is {i} + {i}?\nShort!', answer=str(2*i)) for i in range(12)]
+        own.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        def answered(question):
+            return Answers([dict(question_id=i, prompt=question.format(i=i), text=str(2*i)) for i in range(12)])
+        files = Files(get_task(own), folder)
+        test_eq(len(given_answers(files, answered('<image>\nWhat is {i} + {i}?')).keys), 12)
+        test_fail(lambda: given_answers(files, answered('Wieviel ist {i}?')), contains='is it of another benchmark?')
+
     # nbs/evaluation/10_tasks.ipynb #0fb6f75f
     table = work/'said.csv'
     table.write_text('id,answer\n2.0,a swan\n0.0,Robin.\n0.0,Robin.\n')
