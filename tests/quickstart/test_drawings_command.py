@@ -6,6 +6,7 @@ import pytest
 
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.quickstart.drawings import Ingredients
+from aligngpt.core.files import read_json
 
 root = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, PYTHONPATH=os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')]), HF_HUB_OFFLINE='1')
@@ -42,7 +43,7 @@ def test_rehearsal(tmp_path):
     run = tmp_path/'run'
     done = command('quickstart', '--recipe', 'drawings', '--drawings', PLACE, '--rehearse', '--out', run)
     assert done.returncode == 0, done.stderr[-3000:]
-    m = json.loads((run/'metrics.json').read_text())
+    m = read_json(run/'metrics.json')
     assert m['pictures'] == 8121 and len(m['left_out']) == 16
     assert m['talk']['pretrained'] == 1 # the bare model's words
     card = (run/'model'/'README.md').read_text()

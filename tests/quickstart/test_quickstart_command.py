@@ -4,6 +4,7 @@ import dataclasses, json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+from aligngpt.core.files import read_json
 
 root = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, PYTHONPATH=str(root), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
@@ -17,7 +18,7 @@ def command(*args, patience=PATIENCE):
 
 def metrics(run):
     "What was measured, without the times."
-    return {k: v for k, v in json.loads((run/'metrics.json').read_text()).items() if 'seconds' not in k}
+    return {k: v for k, v in read_json(run/'metrics.json').items() if 'seconds' not in k}
 
 
 def test_whole(rehearsal, tmp_path):
