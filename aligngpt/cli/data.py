@@ -71,9 +71,9 @@ def levels_command(
     if bool(clip) == bool(from_column): raise typer.BadParameter('give --clip, or --from-column')
     if method and edges: raise typer.BadParameter('give --method, or --edges')
     files, images = dict(policy=policy, cap=cap, format=format, similarity=similarity), _one_or_all(images)
-    if from_column: done = _from_column(data, files, column=from_column, scores=scores, key=key, kind=kind, out=out,
-                                        n=n,
-                                        method=method or edges)
+    if from_column:
+        done = _from_column(data, files, column=from_column, scores=scores, key=key, kind=kind, out=out, n=n,
+                            method=method or edges)
     else: done = _from_clip(data, dict(files, images=images), (clip, device, dtype), out=out, n=n,
                             method=method or edges or 'quantile', batch_size=batch_size, workers=workers)
     if done: _tell_levels(done) # or another process speaks
@@ -191,8 +191,8 @@ def show_command(
     quiet_libraries()
     must_be('processor', processor)
     sources = Sources(data, images)
-    records, p = Records(sources.data, format=format, similarity=similarity), pretrained(AlignGPTProcessor,
-        checkpoint_folder(processor))
+    records = Records(sources.data, format=format, similarity=similarity)
+    p = pretrained(AlignGPTProcessor, checkpoint_folder(processor))
     if template: p = p.with_settings(template=template)
     for i in row:
         _check_row(data, i, len(records))

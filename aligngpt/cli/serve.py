@@ -224,7 +224,8 @@ IN_VLLM = dict(
 _PROXY = 'leave it out: a proxy in front of vLLM can limit that'
 NOT_IN_VLLM = dict(
     queue='leave it out: vLLM lets questions wait', max_seconds=_PROXY, max_request_mb=_PROXY, max_image_mb=_PROXY,
-    max_megapixels=_PROXY, max_text_kb=_PROXY, max_connections=_PROXY, page='leave it out: the page is of our own engine', drain=_PROXY,
+    max_megapixels=_PROXY, max_text_kb=_PROXY, max_connections=_PROXY,
+    page='leave it out: the page is of our own engine', drain=_PROXY,
     grace='leave it out, or give vLLM what its release has for that, after --',
     device='leave it out: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names') # and those that it has not
 _SAME = dict(page=False, device='auto') # values of these that say what vLLM does anyway

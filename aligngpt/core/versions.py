@@ -224,17 +224,15 @@ _OTHERS = [
          'FSDP runs would not notice a broken weight',
          _has('torch.distributed.tensor:DTensor', 'to_local')),
 ]
-_H = 'uvicorn.protocols.http.'
+_H, _CYCLE = 'uvicorn.protocols.http.h11_impl', ('response_complete', 'more_body', 'disconnected', 'message_event')
 _PAGE = 'queue/join', 'queue/data', '/run/{api_name}', '/upload', '/heartbeat/{session_hash}', 'stop_event'
 _SERVING = [
-    *(Lean('uvicorn', f'{protocol}.cycle.response_complete, .connections, .transport, .loop', 'serving.connections',
-           why, 'connections would stay open for ever',
-           _extra(library, _attribute(f'{_H}{file}:{protocol}', 'self.cycle', 'self.connections', 'self.transport',
-                                      'self.loop'),
-                  _attribute(f'{_H}{file}:RequestResponseCycle', 'self.response_complete')))
-      for library, file, protocol, why in (
-          ('uvicorn', 'h11_impl', 'H11Protocol', 'to hang up on clients that are silent or deaf, and on too many'),
-          ('httptools', 'httptools_impl', 'HttpToolsProtocol', 'for the same, where httptools is installed'))),
+    Lean('uvicorn', 'H11Protocol.cycle, .connections, .transport, .loop, .send_400_response',
+         'serving.connections', 'to hang up on clients that are silent or deaf, and to end the answer to broken HTTP',
+         'connections would stay open for ever',
+         _extra('uvicorn', _attribute(f'{_H}:H11Protocol', 'self.cycle', 'self.connections', 'self.transport',
+                                      'self.loop', 'self.send_400_response'),
+                _attribute(f'{_H}:RequestResponseCycle', *(f'self.{k}' for k in _CYCLE)))),
     Lean('starlette', 'Starlette.user_middleware',
          'serving.page', 'to put the door of the page inside of the ring that measures bodies',
          'the page cannot be served',
@@ -243,5 +241,9 @@ _SERVING = [
          'serving.page', 'to let nothing in but what the page asks for, and to end open pages',
          'the page would not load',
          _extra('gradio', _attribute('gradio.routes', *_PAGE))),
+    Lean('gradio', 'Blocks.has_launched',
+         'serving.page', 'to keep Gradio from copying any file of the machine that a question names',
+         'a question could read files, were it not looked at before',
+         _extra('gradio', _attribute('gradio.blocks:Blocks', 'self.has_launched'))),
 ]
 LEANS = [*_MODEL, *_TRAINER, *_SERVING, *_OTHERS]

@@ -6,7 +6,7 @@
 __all__ = ['tower_hash', 'FeatureStore']
 
 # %% ../../nbs/data/07_features.ipynb #251551c5
-import hashlib, json, os, zlib
+import errno, hashlib, json, os, zlib
 from pathlib import Path
 from typing import Callable
 
@@ -36,7 +36,9 @@ def _reserve(file, size):
     "A file of zeros that has its place on the disk: a mapped one without kills the process that writes into it."
     with os_errors(file), open(file, 'wb') as f:
         try: os.posix_fallocate(f.fileno(), 0, max(1, size))
-        except AttributeError: f.truncate(size) # not on this system
+        except AttributeError: pass # not on this system
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS): raise # not on this disk
         f.truncate(size)
 
 class FeatureStore:

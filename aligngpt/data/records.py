@@ -466,6 +466,14 @@ def column(self:Records,
     return all_ if self.rows is None else all_[self.rows]
 
 @patch
+def similarities(self:Records)->np.ndarray: # [n_records] float64, NaN for none
+    "What stands under `similarity` in every record, be it a level or a score."
+    import pyarrow as pa, pyarrow.compute as pc
+    all_ = np.concatenate([pc.coalesce(s.table['level'].cast(pa.float64()), s.table['score']).to_numpy()
+                           for s in self.sources])
+    return all_ if self.rows is None else all_[self.rows]
+
+@patch
 def table(self:Records,
     columns:list[str], # among 'id', 'images', 'chars', 'turns', 'level'
     start:int=0, # position of the first record

@@ -120,9 +120,11 @@ class Selection:
         records:Any, # a `Records`
     )->np.ndarray: # [n_records] bool
         "The chosen of records."
-        told = [[r.get(c) for c in self.columns] for r in records] if self.columns else []
-        values = {c:[t[k] for t in told] for k,c in enumerate(self.columns)}
+        read = [c for c in self.columns if c != 'similarity'] # which the index knows
+        told = [[r.get(c) for c in read] for r in records] if read else []
+        values = {c:[t[k] for t in told] for k,c in enumerate(read)}
         scores = np.array([as_score(v) for v in values[self.by]], np.float64) if self.by in values else None
+        if 'similarity' in self.columns: scores = records.similarities()
         uids = uid_pairs(values['uid']) if self.ids else None
         return self.choose(records.column('level'), scores, uids)
 

@@ -220,8 +220,9 @@ def _check_prompts(files, answers):
     "Answers that say what was asked were asked these questions; ids alone may be those of another benchmark."
     if files.task.needs and not files.get('questions') or not any(r.get('prompt') for r in answers): return
     heads = {}
-    for q in files.questions: heads.setdefault(q.id, set()).add(_head(q.prompt))
-    asked = [(heads[r['question_id']], r['prompt']) for r in answers if r.get('prompt') and r['question_id'] in heads]
+    for q in files.questions: heads.setdefault(str(q.id), set()).add(_head(q.prompt))
+    told = ((str(r['question_id']), r.get('prompt')) for r in answers)
+    asked = [(heads[i], prompt) for i,prompt in told if prompt and i in heads]
     if len(asked) < 10 or any(h in str(said).casefold() for some_heads,said in asked for h in some_heads): return
     said, wanted = str(asked[0][1])[:60], min(asked[0][0])[:60]
     raise AlignGPTError(f'{answers.path}: the ids are those of {files.task.title}, but not one of {len(asked)} prompts '

@@ -411,8 +411,7 @@ def levels_of_table(
     key = key or next((k for k in KEYS if k in first_columns(files[0])), '')
     scored = score_columns(column_blocks(files, [*_parsed(column)]), column, n, kind)[0]
     lv, method = cut_columns(scored, n, method)
-    digest = hashlib.sha256(scored.scores.tobytes()).hexdigest()[:16]
-    about = dict(scorer=scored.about, method=method, odd={k:c for k,(c,_) in scored.tally.items()})
+    digest, about = hashlib.sha256(scored.scores.tobytes()).hexdigest()[:16], _about(scored, method)
     write_scores(_Rows(files, key, len(scored.scores), digest), scored.scores, lv, out, about)
     return scored, lv, about
 
@@ -443,13 +442,17 @@ def levels_of_column(
                 pairs=int((lv.levels >= 0).sum()), counts=lv.counts().tolist(), edges=lv.edges.tolist(),
                 why=scored.why, **about, tally=scored.tally)
 
+def _about(scored, method):
+    "What a table of levels says about itself."
+    return dict(scorer=scored.about, method=method, odd={k:c for k,(c,_) in scored.tally.items()})
+
 def _levels_of_records(sources, column, out, beside, key, kind, n, method, quiet):
     "Write records with their levels."
     said = sources.similarity or 'score' # what it is, is told by the column; old levels are written over
     records = replace(sources, similarity=said).open(n_levels=2**31, quiet=True)[0]
     scored = record_scores(records, column, beside, key, kind, n)
     lv, method = cut_columns(scored, n, method)
-    about = dict(scorer=scored.about, method=method, odd={k:c for k,(c,_) in scored.tally.items()})
+    about = _about(scored, method)
     write_levels(records, scored.scores, lv, out, about)
     return scored, lv, about
 
@@ -486,4 +489,4 @@ def export_part(
 )->dict: # how many, of how many
     "Write a part of the data."
     write_records(records, out)
-    return dict(ids=str(out), chosen=len(records), of=sum(len(s) for s in records.sources))
+    return dict(records=str(out), chosen=len(records), of=sum(len(s) for s in records.sources))

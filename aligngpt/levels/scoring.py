@@ -252,7 +252,8 @@ def levels(
     if not (records.column('n_images') == 1).any():
         why = next((f'. The first, {records.place(row)}: {message}' for row,(_,message) in records.problems.items()),
                    '')
-        raise AlignGPTError(f'{", ".join(str(s.path) for s in records.sources)}: no record has exactly one picture{why}',
+        names = ', '.join(str(s.path) for s in records.sources)
+        raise AlignGPTError(f'{names}: no record has exactly one picture{why}',
                             'levels are of pairs, a picture and what is said about it')
     if (job := folder/'job.json').exists() and read_json(job)['data'] != records.fingerprint:
         folder = Path(f'{folder}-{records.fingerprint}')

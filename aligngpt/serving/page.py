@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
 from starlette.middleware import Middleware
 
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, os_errors
 from ..core.markup import escape_tags
 from ..chat.reader import Answer, Turn
 from ..chat.widget import CSS, thumb_url, weights_html
@@ -118,7 +118,7 @@ class Page:
         examples:Sequence[tuple[Path,str]]=(), # pictures to begin with, and a question about each
     ):
         self.api, self.folder, self.uploads = api, Path(folder).resolve(), Uploads(api.limits)
-        self.examples = [(Path(p).read_bytes(), question) for p,question in examples]
+        self.examples = [(_example(p, api.limits), question) for p,question in examples]
         self.calls = {} # of Gradio's functions: how many values each takes
 
     def holds(self,
@@ -159,6 +159,12 @@ class Page:
 
 
 # %% ../../nbs/serving/07_page.ipynb #3172a402
+def _example(path, limits):
+    "The bytes of a picture to begin with; one that cannot be shown is named before anything is served."
+    with os_errors(path): data = Path(path).read_bytes()
+    safe_picture(data, str(path), limits)
+    return data
+
 def _content(message):
     "A question as the messages before it look."
     shown = [dict(path=f) if isinstance(f, str) else f for f in message.get('files', ())]
@@ -284,13 +290,13 @@ def _examples(page, side, box):
     with row:
         for k,(data, question) in enumerate(page.examples):
             def fill(request:gr.Request, data=data, question=question):
-                return dict(text=question, files=[str(keep_upload(data, page, request.client.host))])
+                return dict(text=question, files=[str(keep_upload(data, page, visitor(dict(client=request.client))))])
             button = gr.Button(question, elem_id=f'example-{k}', min_width=0)
             button.click(fill, None, box, api_visibility='private') # through the queue, which knows the page's address
 
 def _thumbs(page):
     "The style of their buttons: the pictures themselves."
-    urls = [thumb_url(safe_picture(data, 'the example', page.api.limits), 128) for data,_ in page.examples]
+    urls = [thumb_url(safe_picture(data, 'an example', page.api.limits), 128) for data,_ in page.examples]
     return ''.join(f'#example-{k} {{ background-image: url({url}) }}\n' for k,url in enumerate(urls))
 
 def _parts():

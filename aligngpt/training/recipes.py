@@ -149,6 +149,9 @@ class _Skips(TrainerCallback):
 
 def _run(model, processor, sources, stage, out, device, quiet, about):
     "Train a stage on files."
+    if stage.gate_norm and not (model.gate and model.config.gate_norm):
+        raise AlignGPTError('gate_norm is about a gate that this stage adds, and it adds none',
+                            'leave it out, or tune what pre-training left')
     processor = processor.with_settings(template=stage.template, image_aspect_ratio=stage.image_aspect_ratio,
                                         gate_text=model.config.gate_text)
     whole, train, held = _split(model, processor, sources, stage, quiet)

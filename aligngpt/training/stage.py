@@ -94,7 +94,8 @@ def _begin(folder, now, args):
     problem = None
     try:
         _check_same(folder, now)
-        if args.process_index == 0 and not (folder/'done.json').exists(): write_json(now, folder/'stage.json', sealed=True)
+        if args.process_index == 0 and not (folder/'done.json').exists():
+            write_json(now, folder/'stage.json', sealed=True)
     except AlignGPTError as e: problem = e
     for e in filter(None, gather_object([problem])): raise e
     if args.world_size > 1: _same_folder(folder)

@@ -28,7 +28,8 @@ from aligngpt.quickstart.easyvqa import tuning_records
 from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer, zero_shot
 from fastcore.test import *
 from IPython.display import display
-import pandas as pd, tempfile
+import matplotlib.pyplot as plt, pandas as pd, tempfile
+from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import count_parameters, get_preset
 from aligngpt.chat.session import open_session
 from aligngpt.quickstart.run import GATE_DECIDES, quickstart

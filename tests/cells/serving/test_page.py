@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
 from starlette.middleware import Middleware
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.markup import escape_tags
 from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.widget import CSS, thumb_url, weights_html
@@ -90,6 +90,9 @@ def test_Page():
     for path in ('/etc/passwd', str(tmp/'..'/'x.png'), 'a.png'):
         test_fail(lambda: page.picture(path), contains='not an uploaded picture')
     test_fail(lambda: page.picture(tmp/'gone.png'), contains='not kept any more')
+    (tmp/'torn.png').write_bytes(blue.read_bytes()[:60])
+    for name in ('torn.png', 'gone.png'):
+        test_fail(lambda: Page(page.api, tmp, [(tmp/name, 'What is it?')]), contains=name)
     again = page.turns(dict(text='What colour is it?', files=[dict(path=str(blue))]), []) # as `Retry` sends it
     test_eq(len(again[0].images), 1)
     turns

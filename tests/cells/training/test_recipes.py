@@ -154,6 +154,8 @@ def test_finetune():
     torn = dataclasses.replace(captions, data=world/'torn.json', policy='skip', cap=.05, features=world/'with_torn')
     whole_epoch = pretrain(torn, world/'torn', Start(llm=world/'llm', tower=world/'tower'), max_steps=7, **small)
     test_eq((whole_epoch['steps'], len(list((world/'torn'/'skipped'/'train').iterdir()))), (7, 1))
+    test_fail(lambda: pretrain(torn, world/'gateless', Start(llm=world/'llm', tower=world/'tower'), gate_norm=True, **small),
+              contains='gate_norm is about a gate that this stage adds')
     with expect_fail(AlignGPTError, 'torn.png'):
         pretrain(dataclasses.replace(torn, policy='error', features=world/'other'), world/'strict',
                  Start(llm=world/'llm', tower=world/'tower'),
