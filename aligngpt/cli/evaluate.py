@@ -306,6 +306,9 @@ def score_command(
     from aligngpt.evaluation.tasks import get_task, score_answers, write_upload
     if predictions is None and not replies:
         raise typer.BadParameter('name the file with the answers', param_hint='--predictions')
+    if replies and (rounds > 1 or judge != 'none'):
+        raise typer.BadParameter('what a judge said is given: several files are rounds, and nobody is asked',
+                                 param_hint='--rounds' if rounds > 1 else '--judge')
     if rule != 'published' and not task.startswith('mmbench'):
         raise typer.BadParameter('only MMBench has a choice of rules', param_hint='--rule')
     boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,

@@ -9,7 +9,7 @@ __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 
            'read_grades', 'over_rounds', 'JudgeSettings', 'Judge', 'Estimate', 'estimate_rounds']
 
 # %% ../../nbs/evaluation/06_judge.ipynb #2a26d00c
-import hashlib, json, os, random, re, threading, urllib.error, urllib.parse, urllib.request
+import hashlib, json, math, os, random, re, threading, urllib.error, urllib.parse, urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -52,12 +52,14 @@ class Replies:
     concurrency = 1
     def __init__(self,
         replies:dict, # question id -> list of replies, in the order of the calls
+        path:str|Path='', # where they were read, for messages
     ):
+        self.where = f'{path}: ' if path else ''
         self.replies = {str(k): list(map(_reply, v if isinstance(v, list) else [v])) for k,v in replies.items()}
         self.log, self.asked = [], Counter()
         for k,v in self.replies.items():
             if not all(isinstance(r, str) for r in v):
-                raise AlignGPTError(f'the recorded replies to question {k!r} are {v!r}',
+                raise AlignGPTError(f'{self.where}the recorded replies to question {k!r} are {v!r}',
                                     'a list of strings was expected')
 
     def __call__(self, call:Call)->str:
@@ -66,7 +68,9 @@ class Replies:
         self.log.append(call); self.asked[call.id] += 1
         mine = self.replies.get(call.id, [])
         if n >= len(mine):
-            raise AlignGPTError(f'question {call.id!r}: call {n+1}, and {len(mine)} replies are recorded',
+            so_far = f', of which none is a score: {some(mine, 6)}' if mine else ''
+            raise AlignGPTError(f'{self.where}question {call.id!r}: call {n+1}, and {len(mine)} replies are '
+                                f'recorded{so_far}',
                                 'record more replies, or ask a judge')
         return mine[n]
 
@@ -82,7 +86,7 @@ class Replies:
                 raise AlignGPTError(f'{rows.where(i)}: no reply of a judge; the file was taken for {rows.layout}',
                                     'each row needs question_id and reply, or an object has replies by id')
             out.setdefault(r[key], []).extend(r[said] if isinstance(r[said], list) else [r[said]])
-        return cls(out)
+        return cls(out, path)
 
 # %% ../../nbs/evaluation/06_judge.ipynb #5195af98
 def ask_all(
@@ -161,8 +165,9 @@ def parse_review(
 )->list[float]: # [reference's points, model's points], or [-1, -1]
     "The two scores in a LLaVA-Bench review."
     parts = reply.split('\n')[0].replace(',', ' ').split(' ')
-    try: return [float(p) for p in parts] if len(parts) == 2 else [-1, -1]
+    try: pair = [float(p) for p in parts]
     except ValueError: return [-1, -1]
+    return pair if len(pair) == 2 and all(map(math.isfinite, pair)) else [-1, -1]
 
 # %% ../../nbs/evaluation/06_judge.ipynb #4487838c
 def relative_scores(
@@ -171,8 +176,8 @@ def relative_scores(
     "LLaVA-Bench's summary of some reviews."
     import numpy as np
     ref, model = (round(x, 3) for x in np.asarray(tuples, dtype=float).mean(0).tolist())
-    if not ref:
-        raise AlignGPTError('the reference answers have 0 points on average: a relative score is undefined',
+    if ref <= 0:
+        raise AlignGPTError(f'the reference answers have {ref} points on average: a relative score is undefined',
                             'look at the replies: can the judge be understood?')
     return dict(relative_score=round(model/ref*100, 1), reference_score=round(ref*10, 1),
                 model_score=round(model*10, 1))
@@ -354,6 +359,14 @@ def _middle(xs):
     if all(isinstance(x, list) for x in xs) and len({len(x) for x in xs}) == 1: return [_middle(c) for c in zip(*xs)]
     return round(sum(xs)/len(xs), 4) if all(type(x) in (int, float) for x in xs) else xs[0]
 
+def _same_questions(results):
+    "Every round is about the questions of the first."
+    of = [r.get('tuples', r.get('grades', {})).keys() for r in results]
+    for n,ids in enumerate(of[1:], 2):
+        if odd := ids ^ of[0]:
+            raise AlignGPTError(f'round {n} of the judge is about {len(ids)} questions, the first about {len(of[0])}: '
+                                f'{some(sorted(odd, key=str))} are in one of them only', 'let every round finish')
+
 def over_rounds(
     results:list[dict], # one for each round of a judge
     headline:Callable, # (results) -> the published number
@@ -362,6 +375,7 @@ def over_rounds(
     from statistics import fmean, pstdev
     if len(results) == 1: return results[0]
     heads = [headline(r) for r in results]
+    _same_questions(results)
     spread = dict(rounds=len(heads), headlines=heads, mean=round(fmean(heads), 1), std=round(pstdev(heads), 2),
                   min=min(heads), max=max(heads))
     return _middle(results) | dict(spread=spread)

@@ -9,14 +9,14 @@ from aligngpt.evaluation import choice, judge as judges, vqa, yesno
 from aligngpt.evaluation.questions import Question, Task, need, question_rows, read_questions
 from aligngpt.evaluation.rows import ID_NAMES
 from aligngpt.evaluation.text import ID, Answers, check_rows, plain_id, read_answers, read_jsonl, some
-import json, tempfile
+import json, shutil, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from aligngpt.evaluation.questions import Files, Options
 from aligngpt.evaluation.tasks import TASKS
 from aligngpt.testing.synthetic import write_benchmark
 import pytest
-from aligngpt.evaluation.benchmarks import GQA, SHORT, published
+from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MME, MM_VET, POPE, SHORT, published
 
 
 def test_published():
@@ -25,7 +25,106 @@ def test_published():
     published(79.1, 80., 78.5, 80.)
 
 
+def test_POPE():
+    # nbs/evaluation/09_benchmarks.ipynb #cc97ef20
+    folder = Path(tempfile.mkdtemp())
+    def invented(task):
+        "A task's files, and the answers of a model."
+        said = write_benchmark(task.name, folder/task.name, 60)
+        return Files(task, folder/task.name), said
+
+    # nbs/evaluation/09_benchmarks.ipynb #68d34154
+    files, said = invented(POPE)
+
+    # nbs/evaluation/09_benchmarks.ipynb #bf618c3a
+    def lacking(files, unwanted, score):
+        "Score copies of a task's files, some labels of which are gone."
+        with tempfile.TemporaryDirectory() as d:
+            shutil.copytree(files['annotations'], Path(d)/'annotations')
+            for gone in Path(d).glob(unwanted): gone.unlink()
+            for p in files.folder.glob('*.json*'): shutil.copy(p, d)
+            return score(Files(files.task, d))
+    with expect_fail(AlignGPTError, "no labels for 'popular', and the score of POPE is mean F1"):
+        lacking(files, 'annotations/*popular*', lambda f: POPE.score(f, said, Options()))
+
+
+def test_MME():
+    # nbs/evaluation/09_benchmarks.ipynb #cc97ef20
+    folder = Path(tempfile.mkdtemp())
+    def invented(task):
+        "A task's files, and the answers of a model."
+        said = write_benchmark(task.name, folder/task.name, 60)
+        return Files(task, folder/task.name), said
+
+    # nbs/evaluation/09_benchmarks.ipynb #bf618c3a
+    def lacking(files, unwanted, score):
+        "Score copies of a task's files, some labels of which are gone."
+        with tempfile.TemporaryDirectory() as d:
+            shutil.copytree(files['annotations'], Path(d)/'annotations')
+            for gone in Path(d).glob(unwanted): gone.unlink()
+            for p in files.folder.glob('*.json*'): shutil.copy(p, d)
+            return score(Files(files.task, d))
+
+    # nbs/evaluation/09_benchmarks.ipynb #de61fff0
+    files, said = invented(MME)
+
+    # nbs/evaluation/09_benchmarks.ipynb #6640801d
+    with expect_fail(AlignGPTError, "no labels for 'OCR', and the score of MME is perception"):
+        lacking(files, 'annotations/OCR/*.txt', lambda f: MME.score(f, said, Options()))
+
+
+def test_LLAVA_BENCH():
+    # nbs/evaluation/09_benchmarks.ipynb #cc97ef20
+    folder = Path(tempfile.mkdtemp())
+    def invented(task):
+        "A task's files, and the answers of a model."
+        said = write_benchmark(task.name, folder/task.name, 60)
+        return Files(task, folder/task.name), said
+
+    # nbs/evaluation/09_benchmarks.ipynb #b2942f39
+    files, said = invented(LLAVA_BENCH)
+
+    # nbs/evaluation/09_benchmarks.ipynb #4f2067a1
+    reviews = [json.loads(line) for line in files['replies'].read_text().splitlines()]
+    (folder/'odd.jsonl').write_text('\n'.join(map(json.dumps, [reviews[0] | dict(reply='85 nan'),
+                                                              reviews[1] | dict(reply='85 70'), *reviews[2:]])))
+    odd = LLAVA_BENCH.score(files, said, Options(judge=folder/'odd.jsonl'))['notes']
+    test_eq([n.split(',')[0] for n in odd[-2:]], ['1 reviews have no two scores and count as -1 -1',
+                                                  '1 reviews have scores outside of 0 to 10'])
+
+
 def test_MM_VET():
+    # nbs/evaluation/09_benchmarks.ipynb #cc97ef20
+    folder = Path(tempfile.mkdtemp())
+    def invented(task):
+        "A task's files, and the answers of a model."
+        said = write_benchmark(task.name, folder/task.name, 60)
+        return Files(task, folder/task.name), said
+
+    # nbs/evaluation/09_benchmarks.ipynb #b2942f39
+    files, said = invented(LLAVA_BENCH)
+
+    # nbs/evaluation/09_benchmarks.ipynb #4f2067a1
+    reviews = [json.loads(line) for line in files['replies'].read_text().splitlines()]
+    (folder/'odd.jsonl').write_text('\n'.join(map(json.dumps, [reviews[0] | dict(reply='85 nan'),
+                                                              reviews[1] | dict(reply='85 70'), *reviews[2:]])))
+
+    # nbs/evaluation/09_benchmarks.ipynb #02f91670
+    files, said = invented(MM_VET)
+
+    # nbs/evaluation/09_benchmarks.ipynb #1a65894f
+    replies = json.loads(files['replies'].read_text())
+    first = next(iter(replies))
+    def replied(*said):
+        (folder/'odd.json').write_text(json.dumps(replies | {first: list(said)}))
+        return MM_VET.score(files, None, Options(judge=folder/'odd.json'))
+    test_eq(replied('0.5', '0.6')['notes'][0].split(':')[:2],
+            ['odd.json', ' of 1 questions more replies are recorded than '
+                                                               'were needed for a grade'])
+    with expect_fail(AlignGPTError,
+                     "odd.json: question 'v1_0': call 2, and 1 replies are recorded, of which none is a score: 'fine'"):
+        replied('fine')
+
     # nbs/evaluation/09_benchmarks.ipynb #6a49ccb4
     tmp = Path(tempfile.mkdtemp())
     verify = dict(question='Is it red?', imageId='n1', isBalanced=True, types=dict(structural='verify', semantic='attr'),

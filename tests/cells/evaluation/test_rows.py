@@ -94,8 +94,10 @@ def test_read_rows():
         return out.getvalue()
     laugh = b'<!DOCTYPE x [<!ENTITY a "ha">' + b''.join(b'<!ENTITY a%d "%s">' % (i, b'&a%d;' % (i-1)*10 if i else b'&a;')
                                                         for i in range(9)) + b']><worksheet>&a8;</worksheet>'
-    bad = {'cut.xlsx':sheet(sheet1=b'<worksheet><she'), 'none.xlsx':sheet(workbook=b'<a/>'), 'laugh.xlsx':sheet(sheet1=laugh),
-           'bomb.xlsx':sheet(styles=bytes(300 << 20)), 'half.xlsx':sheet()[:900], 'bomb.json.gz':gzip.compress(bytes(300 << 20)),
+    bad = {'cut.xlsx':sheet(sheet1=b'<worksheet><she'), 'none.xlsx':sheet(workbook=b'<a/>'),
+           'laugh.xlsx':sheet(sheet1=laugh),
+           'bomb.xlsx':sheet(styles=bytes(300 << 20)), 'half.xlsx':sheet()[:900],
+           'bomb.json.gz':gzip.compress(bytes(300 << 20)),
            'half.json.gz':gzip.compress(b'[]'*99)[:-9]}
     said = {name:refused(name, data) for name,data in bad.items()}
     test_eq([n for n,m in said.items() if not (m or '').startswith(n)], [])

@@ -22,6 +22,7 @@ from aligngpt.evaluation.benchmarks import SHORT
 from aligngpt.evaluation.judge import Judge, JudgeSettings
 from aligngpt.evaluation.questions import load_image
 from aligngpt.evaluation.report import markdown_table
+from aligngpt.evaluation.yesno import PERCEPTION
 from aligngpt.evaluation.tasks import EASY_VQA, image_folder, questions
 import pytest
 from aligngpt.evaluation.tasks import TASKS, check_release, get_task, given_answers, judge_calls, list_tasks, load_task, score, submit
@@ -220,11 +221,12 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
     ask = 'Please answer yes or no.'
-    (play/'MME'/'MME_Benchmark_release_version'/'color').mkdir(parents=True)
-    (play/'MME'/'MME_Benchmark_release_version'/'color'/'0001.txt').write_text(
-        f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
-    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color')
-                for c in ('red', 'blue')]
+    for sub in PERCEPTION:
+        (play/'MME'/'MME_Benchmark_release_version'/sub).mkdir(parents=True)
+        (play/'MME'/'MME_Benchmark_release_version'/sub/'0001.txt').write_text(
+            f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
+    mme_rows = [dict(question_id=f'{sub}/0001.jpg', image=f'{sub}/0001.jpg', text=f'Is it {c}?\n{SHORT}', category=sub)
+                for sub in PERCEPTION for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
     png = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ'
            'AAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==')
@@ -256,17 +258,19 @@ TASK = Task('wings', grade=grade)
     test_eq([load_image(q).size for q in qs], [(1, 1)]*2)
 
     # nbs/evaluation/10_tasks.ipynb #d4c0393d
-    answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes'))])
+    answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes')*len(PERCEPTION))])
     report = score('mme', play, answers)
 
     # nbs/evaluation/10_tasks.ipynb #a0f4d608
-    test_eq((report.headline, report.results['categories']['color']['accuracy']), (50, 50))
+    test_eq((report.headline, report.results['categories']['color']['accuracy']), (500, 50))
 
     # nbs/evaluation/10_tasks.ipynb #8559beca
     points = TASKS['mme'].points(report.results)
 
     # nbs/evaluation/10_tasks.ipynb #312240dc
-    test_eq(points, {f'color/0001.jpg | Is it red?\n{SHORT}': 1, f'color/0001.jpg | Is it blue?\n{SHORT}': 0})
+    test_eq((len(points), points[f'color/0001.jpg | Is it red?\n{SHORT}'],
+             points[f'color/0001.jpg | Is it blue?\n{SHORT}']),
+            (20, 1, 0))
 
 
 def test_check_release():
@@ -301,11 +305,12 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
     ask = 'Please answer yes or no.'
-    (play/'MME'/'MME_Benchmark_release_version'/'color').mkdir(parents=True)
-    (play/'MME'/'MME_Benchmark_release_version'/'color'/'0001.txt').write_text(
-        f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
-    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color')
-                for c in ('red', 'blue')]
+    for sub in PERCEPTION:
+        (play/'MME'/'MME_Benchmark_release_version'/sub).mkdir(parents=True)
+        (play/'MME'/'MME_Benchmark_release_version'/sub/'0001.txt').write_text(
+            f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
+    mme_rows = [dict(question_id=f'{sub}/0001.jpg', image=f'{sub}/0001.jpg', text=f'Is it {c}?\n{SHORT}', category=sub)
+                for sub in PERCEPTION for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
     png = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ'
            'AAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==')
@@ -327,8 +332,8 @@ TASK = Task('wings', grade=grade)
         return check_release(files, files.task.questions(files))
     test_eq(checked('mmbench'), None) # questions and answers are in one table
     right = checked('mme')
-    test_eq(right.headline, 200)
-    right.results['categories']
+    test_eq(right.headline, 2000)
+    right.results['categories']['color']
 
     # nbs/evaluation/10_tasks.ipynb #b3e9000f
     val = [dict(image='val.jpg', answer_type='other', answers=[dict(answer='cat')]*10)]
@@ -353,7 +358,7 @@ TASK = Task('wings', grade=grade)
     why
 
     # nbs/evaluation/10_tasks.ipynb #ddabbb57
-    odd = mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
+    odd = mme_rows[0] | {'question_id':'OCR/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
     broken = write_lines('broken.jsonl', [odd])
     with expect_fail(AlignGPTError, 'broken.jsonl: not one of 1 answers is to a question of MME'):
         score('mme', play, broken)
@@ -396,11 +401,12 @@ TASK = Task('wings', grade=grade)
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
     ask = 'Please answer yes or no.'
-    (play/'MME'/'MME_Benchmark_release_version'/'color').mkdir(parents=True)
-    (play/'MME'/'MME_Benchmark_release_version'/'color'/'0001.txt').write_text(
-        f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
-    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color')
-                for c in ('red', 'blue')]
+    for sub in PERCEPTION:
+        (play/'MME'/'MME_Benchmark_release_version'/sub).mkdir(parents=True)
+        (play/'MME'/'MME_Benchmark_release_version'/sub/'0001.txt').write_text(
+            f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
+    mme_rows = [dict(question_id=f'{sub}/0001.jpg', image=f'{sub}/0001.jpg', text=f'Is it {c}?\n{SHORT}', category=sub)
+                for sub in PERCEPTION for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
     png = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ'
            'AAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==')
@@ -423,7 +429,7 @@ TASK = Task('wings', grade=grade)
     qs[1].row('A')
 
     # nbs/evaluation/10_tasks.ipynb #d4c0393d
-    answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes'))])
+    answers = write_lines('mme.jsonl', [q.row(t) for q,t in zip(questions('mme', play), ('Yes', 'yes')*len(PERCEPTION))])
 
     # nbs/evaluation/10_tasks.ipynb #b3e9000f
     val = [dict(image='val.jpg', answer_type='other', answers=[dict(answer='cat')]*10)]
@@ -436,7 +442,7 @@ TASK = Task('wings', grade=grade)
     (play/'gqa').mkdir(); write_json({'1': facts, '2': facts}, play/'gqa'/'annotations.json')
 
     # nbs/evaluation/10_tasks.ipynb #ddabbb57
-    odd = mme_rows[0] | {'question_id':'color/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
+    odd = mme_rows[0] | {'question_id':'OCR/0002.jpg', 'text':'Yes', 'prompt':'Is it red?'}
     broken = write_lines('broken.jsonl', [odd])
     try: score('mme', play, broken)
     except AlignGPTError as e: shown = str(e).replace(str(work), '...')
@@ -496,8 +502,13 @@ TASK = Task('wings', grade=grade)
 
     # nbs/evaluation/10_tasks.ipynb #af6abd91
     play = work/'eval'
-    mme_rows = [dict(question_id='color/0001.jpg', image='color/0001.jpg', text=f'Is it {c}?\n{SHORT}', category='color')
-                for c in ('red', 'blue')]
+    ask = 'Please answer yes or no.'
+    for sub in PERCEPTION:
+        (play/'MME'/'MME_Benchmark_release_version'/sub).mkdir(parents=True)
+        (play/'MME'/'MME_Benchmark_release_version'/sub/'0001.txt').write_text(
+            f'Is it red? {ask}\tYes\nIs it blue? {ask}\tNo\n')
+    mme_rows = [dict(question_id=f'{sub}/0001.jpg', image=f'{sub}/0001.jpg', text=f'Is it {c}?\n{SHORT}', category=sub)
+                for sub in PERCEPTION for c in ('red', 'blue')]
     write_lines('eval/MME/llava_mme.jsonl', mme_rows)
 
     # nbs/evaluation/10_tasks.ipynb #b3e9000f
