@@ -33,7 +33,7 @@ def partial_folder(
     dst = Path(dst)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise AlignGPTError(f'{dst}: exists already', 'name another folder, or remove this one')
-    part = dst.with_name(f'.{dst.name}.partial')
+    part = dst.absolute().with_name(f'.{dst.absolute().name}.partial')
     with own_folder(part):
         _go_on(part, plan)
         yield part

@@ -90,6 +90,7 @@ def main(
     _prepare(args)
     line = dict(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False)
     try:
+        _no_empty(args)
         with _notes('--debug' in args): code = app(**line) or 0
     except BrokenPipeError: code = _reader_left()
     except Exception as e:
@@ -98,6 +99,13 @@ def main(
         else: echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
     if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
+
+def _no_empty(args):
+    "A value that says nothing is a variable that was never set, and `''` as a path would be this folder."
+    for before, arg in zip(['', *args], args):
+        if arg == '' or arg.startswith('--') and arg.endswith('='):
+            raise AlignGPTError(f'{arg.rstrip("=") or before or "the first value"}: an empty value',
+                                'is a variable of the shell not set? Leave out what has no value')
 
 def _at_home(arg):
     "`~/` as the user's folder where no shell has put it: in quotes, or in --out=~/runs."

@@ -118,7 +118,7 @@ def serve_command(
     queue:Annotated[int, typer.Option(min=0, help='Questions that may wait; beyond, clients get 429.')]=64,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer that may be asked for.')]=1024,
     max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
-    max_request_mb:Annotated[float, typer.Option(min=0, help='Size of a request with all its pictures.')]=50.,
+    max_request_mb:Annotated[float, typer.Option(min=0, help='Size of a request with all its pictures.')]=32.,
     max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
     max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
     max_megapixels:Annotated[float, typer.Option(min=0,

@@ -74,6 +74,7 @@ def atomic_path(
 )->Iterator[Path]: # a temporary path beside it; write a file or make a folder there
     "Write to a temporary neighbour; it replaces `path` only when the block ends without an error."
     path = Path(local_path(path))
+    if path.name in ('', '..'): raise AlignGPTError(f'{path}: no name of a file or folder', 'name one inside of it')
     with os_errors(path), _neighbour(path) as tmp:
         yield tmp
         flush_to_disk(tmp)

@@ -293,6 +293,7 @@ def _sums(listed):
 
 def _unpack_one(path, out, md5, quiet):
     "-> (the archive behind a file, was its MD5 known?)"
+    if path.is_dir(): raise AlignGPTError(f'{path}: is a folder, and a file was expected', 'name the archive in it')
     listed = Path(md5) if md5 else path.with_name('md5.json')
     known = _sums(listed) if md5 or listed.exists() else None
     name = raw_name(path, known) if path.exists() or known else path.stem

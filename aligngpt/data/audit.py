@@ -23,7 +23,7 @@ from ..core.markup import escape, Table, html_page, picture_tag
 from ..core.pictures import ImageRules, open_image, to_rgb
 from ..core.shards import Shards
 from ..core.steps import progress
-from ..core.stores import deliver, outbox
+from ..core.stores import deliver, outbox, store_address
 from ..text.conversation import IMAGE
 from .images import Sources, as_sources, image_sources, load_image
 from .records import Records, Source, check_caption
@@ -360,7 +360,9 @@ def _unreadable(sources, cap, quiet):
     for p in paths:
         try:
             if not len(Source(p, quiet, sources.format)): raise AlignGPTError(f'{p}: no records')
-        except AlignGPTError as e: bad.append(dict(where=str(p), message=e.message))
+        except AlignGPTError as e:
+            if not (store_address(p) or Path(p).exists()): raise # nothing was written about: the name is wrong
+            bad.append(dict(where=str(p), message=e.message.removeprefix(f'{p}: ')))
     found = [Finding('unreadable file', True, len(bad), bad)]
     return Report([*map(str, paths)], 0, 0, 0, cap, found) if bad else None
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PICTURES', 'WRAPPERS', 'guess_encoding', 'encoding_note', 'Found', 'found', 'array_records', 'object_records',
            'line_records', 'open_text', 'damage', 'json_records', 'plain_suffix', 'source_files', 'table_batches',
-           'picture_names', 'picture_column', 'table_records', 'csv_records', 'tar_members', 'sample_names',
-           'tar_records', 'read_records']
+           'table_errors', 'open_table', 'picture_names', 'picture_column', 'table_records', 'csv_records',
+           'tar_members', 'sample_names', 'tar_records', 'read_records']
 
 # %% ../../nbs/data/01_containers.ipynb #882d64f0
 import bz2, codecs, contextlib, gzip, io, json, lzma, math, os, re, tarfile, zlib
@@ -485,20 +485,42 @@ def table_batches(
             yield name, at, t
             at += len(t)
 
+@contextlib.contextmanager
+def table_errors(
+    path:str|Path, # the table that the block reads
+):
+    "Turn what Arrow says about a file that is no table, or a damaged one, into `AlignGPTError`."
+    import pyarrow as pa
+    try:
+        with os_errors(path): yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as e:
+        why = (str(e) or 'no memory').splitlines()[0]
+        raise AlignGPTError(f'{path}: not a Parquet file, or a damaged one: {why}',
+                            'a truncated download is the usual cause') from e
+
 def _saved_tables(path, columns):
     "The tables of a folder that `datasets` saved."
     from datasets import load_from_disk
-    data = load_from_disk(str(path)).with_format('arrow')
-    return (data if columns is None else data.select_columns(columns)).iter(256)
+    with table_errors(path):
+        data = load_from_disk(str(path)).with_format('arrow')
+        for t in (data if columns is None else data.select_columns(columns)).iter(256):
+            t.validate(full=True)
+            yield t
+
+def open_table(
+    path:str|Path, # a Parquet file
+)->Any: # pyarrow's `ParquetFile`; whoever reads from it does so under `table_errors`
+    "Open a Parquet file, whose pages are checked where they have sums."
+    import pyarrow.parquet as pq
+    with table_errors(path): return pq.ParquetFile(path, page_checksum_verification=True)
 
 def _parquet_tables(path, columns):
-    "The tables of a Parquet file."
-    import pyarrow as pa, pyarrow.parquet as pq
-    try:
-        for b in pq.ParquetFile(path).iter_batches(256, columns=columns): yield pa.table(b)
-    except pa.ArrowInvalid as e:
-        raise AlignGPTError(f'{path}: not a Parquet file, or a damaged one: {e}',
-                            'a truncated download is the usual cause') from e
+    "The tables of a Parquet file; every text and length in them is looked at, since Arrow itself believes a file."
+    import pyarrow as pa
+    with table_errors(path):
+        for b in open_table(path).iter_batches(256, columns=columns):
+            b.validate(full=True)
+            yield pa.table(b)
 
 # %% ../../nbs/data/01_containers.ipynb #35a1fcb4
 def picture_names(

@@ -20,9 +20,8 @@ from ..core.files import inside, name_parts
 from ..core.markup import echo
 from ..core.pictures import ImageRules, decode_image
 from ..core.stores import here, open_store, reaching, store_address
-from .containers import (PICTURES, picture_column, picture_names, plain_suffix, read_records,
-                                      source_files,
-                                      table_batches, tar_members)
+from .containers import (PICTURES, open_table, picture_column, picture_names, plain_suffix, read_records,
+                                      source_files, table_batches, table_errors, tar_members)
 from .formats import Format, Reader, format_key, get_format
 from .records import Records, Source, ensure_index
 
@@ -201,14 +200,14 @@ def _saved_row(self:TableImages, k, row):
 @patch
 def _row(self:TableImages, k, row):
     "The image column of a row of the `k`th Parquet file."
-    import numpy as np, pyarrow.parquet as pq
+    import numpy as np
     column = _image_column(self.path)
-    f = self.groups[k] = self.groups.get(k) or pq.ParquetFile(self.files[k])
+    f = self.groups[k] = self.groups.get(k) or open_table(self.files[k])
     ends = np.cumsum([f.metadata.row_group(g).num_rows for g in range(f.num_row_groups)])
     g = int(np.searchsorted(ends, row, 'right'))
     if (k, g) not in self.groups:
         for old in [o for o in self.groups if isinstance(o, tuple)][:-1]: del self.groups[old]
-        self.groups[k, g] = f.read_row_group(g, columns=[column])[column]
+        with table_errors(self.files[k]): self.groups[k, g] = f.read_row_group(g, columns=[column])[column]
     return self.groups[k, g][row - (int(ends[g-1]) if g else 0)].as_py()
 
 # %% ../../nbs/data/04_images.ipynb #1mgtxt01

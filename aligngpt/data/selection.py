@@ -7,6 +7,7 @@ __all__ = ['level_numbers', 'top_threshold', 'uid_pairs', 'read_ids', 'write_ids
 
 # %% ../../nbs/data/11_selection.ipynb #selabc03
 import math, re
+from tokenize import TokenError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def read_ids(
     "Read a file of ids."
     with os_errors(path):
         try: ids = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as e: raise AlignGPTError(f'{path}: not a NumPy array: {e}') from e
+        except (ValueError, EOFError, SyntaxError, TokenError, MemoryError) as e:
+            raise AlignGPTError(f'{path}: not a NumPy array: {e}', 'a truncated download is the usual cause') from e
     if ids.dtype.fields and [t for t,*_ in ids.dtype.fields.values()] == [np.dtype('u8')]*2 and ids.ndim == 1:
         return np.unique(ids.astype(_ID))
     raise AlignGPTError(f'{path}: an array of {ids.dtype} {list(ids.shape)}, expected pairs of 64-bit numbers',

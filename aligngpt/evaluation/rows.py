@@ -13,6 +13,7 @@ from typing import Iterable
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import check_fetched, no_bomb
+from ..data.containers import open_table, table_errors
 
 # %% ../../nbs/evaluation/01_rows.ipynb #1bedb565
 _MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
@@ -219,10 +220,7 @@ def _cells(path):
 
 def _parquet_rows(path):
     "Rows of a Parquet file."
-    import pyarrow.parquet as pq
-    from pyarrow.lib import ArrowInvalid
-    try: return Rows(pq.read_table(path).to_pylist(), path, 'Parquet')
-    except ArrowInvalid as e: raise AlignGPTError(f'{path}: not Parquet: {e}', 'is this the right file?') from e
+    with table_errors(path): return Rows(open_table(path).read().to_pylist(), path, 'Parquet')
 
 # %% ../../nbs/evaluation/01_rows.ipynb #a3ec7059
 def read_rows(

@@ -43,6 +43,9 @@ def test_zoo():
     bad = run('quikstart')
     test_eq((bad.returncode, 'No such command' in bad.stderr), (2, True))
     test_eq(run('quickstart', '--seed', 'x').returncode, 2)
+    for line in (['unpack', ''], ['audit', 'x.json', '--images='], ['chat', 'x', '--image', '']):
+        unset = run(*line)
+        test_eq((unset.returncode, 'an empty value' in unset.stderr), (1, True))
     gone = run('chat', 'no/such/folder/here')
     test_eq(gone.returncode, 1)
     said = [l for l in gone.stderr.splitlines() if not l.startswith('note:')] # about releases that were not tried

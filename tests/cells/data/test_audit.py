@@ -12,7 +12,7 @@ from aligngpt.core.markup import escape, Table, html_page, picture_tag
 from aligngpt.core.pictures import ImageRules, open_image, to_rgb
 from aligngpt.core.shards import Shards
 from aligngpt.core.steps import progress
-from aligngpt.core.stores import deliver, outbox
+from aligngpt.core.stores import deliver, outbox, store_address
 from aligngpt.text.conversation import IMAGE
 from aligngpt.data.images import Sources, as_sources, image_sources, load_image
 from aligngpt.data.records import Records, Source, check_caption
@@ -185,7 +185,9 @@ def test_thumbnail():
     cut_off = tmp/'cut.json'
     _ = cut_off.write_text((tmp/'data.json').read_text()[:500])
     gone = audit(cut_off, tmp/'images', tmp/'audit2', quiet=True)
-    test_eq((gone.exit_code, gone.findings[0].reason), (1, 'unreadable file'))
+    test_eq((gone.exit_code, gone.findings[0].reason, 'cut.json: ' in gone.findings[0].examples[0]['message']),
+            (1, 'unreadable file', False))
+    with expect_fail(AlignGPTError, 'nope.json: no such file'): audit(tmp/'nope.json', out=tmp/'audit3', quiet=True)
     print(accepted.verdict())
     gone
 

@@ -8,7 +8,8 @@ from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched, inside, no_bomb, read_json
 from fastcore.test import *
-import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, shutil, tempfile, tracemalloc
+import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, random, shutil, tempfile
+import tracemalloc
 from aligngpt.data.containers import array_records
 import pytest
 from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
@@ -255,6 +256,21 @@ def test_table_records():
     test_eq(missing.record, dict(text='a'))
     test_fail(lambda: list(table_records(put('d.parquet', b'PAR1...'))), contains='d.parquet: not a Parquet file')
     next(table_records(pictured)).record
+
+    # nbs/data/01_containers.ipynb #db926398
+    captions = as_parquet([dict(caption=f'a circle {i}', similarity=i/9) for i in range(9)], 'e.parquet').read_bytes()
+    def damaged(seed):
+        "The rows of a file in which three bytes were changed, or why there are none."
+        draw, data = random.Random(seed), bytearray(captions)
+        for at in draw.sample(range(len(data)), 3): data[at] = draw.randrange(256)
+        try: return len(list(table_records(put('f.parquet', bytes(data)))))
+        except AlignGPTError as e: return e.message.removeprefix(f"{put('f.parquet', b'')}: ")[:70]
+    told = Counter(map(damaged, range(60)))
+    told.most_common(4)
+
+    # nbs/data/01_containers.ipynb #acad7358
+    test_eq({type(k) for k in told} <= {int, str}, True)
+    test_eq(all(k.startswith('not a Parquet file, or a damaged one') for k in told if isinstance(k, str)), True)
 
 
 def test_csv_records():

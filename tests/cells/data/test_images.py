@@ -11,7 +11,7 @@ from aligngpt.core.files import inside, name_parts
 from aligngpt.core.markup import echo
 from aligngpt.core.pictures import ImageRules, decode_image
 from aligngpt.core.stores import here, open_store, reaching, store_address
-from aligngpt.data.containers import PICTURES, picture_column, picture_names, plain_suffix, read_records, source_files, table_batches, tar_members
+from aligngpt.data.containers import PICTURES, open_table, picture_column, picture_names, plain_suffix, read_records, source_files, table_batches, table_errors, tar_members
 from aligngpt.data.formats import Format, Reader, format_key, get_format
 from aligngpt.data.records import Records, Source, ensure_index
 from fastcore.test import *

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Iterable
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched, no_bomb
+from aligngpt.data.containers import open_table, table_errors
 import tempfile, zipfile
 from fastcore.test import *
 import pandas as pd
