@@ -19,6 +19,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from ..core.errors import AlignGPTError, os_errors
@@ -338,14 +339,18 @@ class Door:
             self._check(scope)
             app, receive = self.app, await self._own_pictures(scope, receive)
         except Exception as e: app = as_api_error(e).response
-        await app(scope, receive, strict)
+        try: await app(scope, receive, strict)
+        except RuntimeError as e: # where nobody asked a question Gradio refuses to stream, when it has begun to
+            if not isinstance(e.__cause__, HTTPException): raise
+            await send(dict(type='http.response.body'))
 
     def _check(self, scope):
         "May they come in?"
         within = scope['path'].removeprefix(self.path)
         if not self._knows(scope): raise _NO_KEY
         if within.startswith('/gradio_api/') and foreign(scope): raise FOREIGN
-        if len(within) > 1000 or not ROUTES.fullmatch(within): raise ApiError(404, 'there is nothing here', 'not_found')
+        odd = len(within) > 1000 or not within.isprintable()
+        if odd or not ROUTES.fullmatch(within): raise ApiError(404, 'there is nothing here', 'not_found')
 
     def _knows(self, scope):
         "Is the key in the request?"

@@ -11,6 +11,7 @@ import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastcore.basics import patch
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.markup import escape_tags
@@ -265,6 +266,9 @@ def test_mount_page():
                       ('{"data":' + '['*100_000, 'no JSON'), ('', 'no JSON')):
         got = http.post('/page/gradio_api/queue/join', content=sent, headers={'Content-Type': 'application/json'})
         test_eq((got.status_code, why in got.text), (400, True))
+    nobody = http.get('/page/gradio_api/queue/data?session_hash=nobody') # an end, and no traceback in the log
+    test_eq((nobody.status_code, nobody.text), (200, ''))
+    test_eq(http.get('/page/gradio_api/heartbeat/%00').status_code, 404)
 
     # nbs/serving/07_page.ipynb #354c99a1
     page.api.key = 's3cret'
