@@ -15,8 +15,8 @@ def port():
 
 def launch(out, *fields, processes=2):
     "Run `launched.py` in this many processes."
-    run = [sys.executable] if processes == 1 else [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node',
-                                                   str(processes), '--master_port', str(port())]
+    run = [sys.executable] if processes == 1 else [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                                                   '--nproc_per_node', str(processes)]
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(HERE.parent), os.environ.get('PYTHONPATH', '')]),
            'OMP_NUM_THREADS': '1'}
     return subprocess.run([*run, str(HERE/'launched.py'), str(out), *fields], env=env, capture_output=True, text=True,

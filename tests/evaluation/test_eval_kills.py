@@ -71,8 +71,7 @@ def test_two_kills_and_two_processes(place, tmp_path):
     assert all(h is not None and a <= h < 240 for h,a in zip(had, (40, 140))), had
     assert whole(place, 'few', tmp_path/'killed') == want
     both = whole(place, 'few', tmp_path/'two',
-                 (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
-                  str(random.randint(20000, 50000))))
+                 (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'))
     assert both == want
     assert len(json.loads(want[0].split(b'\n')[0])['text']) > 0 and len(want[0].splitlines()) == 240
 
@@ -91,7 +90,7 @@ def test_ten_kills(place, tmp_path):
 def test_kills_in_two_processes(place, tmp_path):
     "Both of two processes, killed three times; then one process does what is left."
     want, launch = whole(place, 'many', tmp_path/'whole'), [sys.executable, '-m', 'torch.distributed.run',
-        '--nproc_per_node', '2', '--master_port', str(random.randint(20000, 50000))]
+        '--standalone', '--nproc_per_node', '2']
     for at in (200, 600, 1000):
         run = start(place, 'many', tmp_path/'two', at//2 + 40, launch)
         while run.poll() is None and answered(tmp_path/'two', 'many') < at: time.sleep(.002)

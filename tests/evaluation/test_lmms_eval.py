@@ -111,6 +111,6 @@ def test_the_harness_logs_our_answers(place, tmp_path):
 
 def test_two_processes_answer_the_same(place, tmp_path):
     at, rows = place
-    launcher = '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29613'
+    launcher = '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'
     samples, _ = harness(at, 'colours_speak', tmp_path/'out', *launcher, ACCELERATE_USE_CPU='true')
     assert [r['filtered_resps'] for r in samples['colours_speak']] == our_answers(rows)

@@ -68,7 +68,7 @@ def same(found, alone): assert found == pytest.approx(alone, abs=1e-5)
 
 
 LAUNCHERS = dict(
-    torchrun=lambda: ['torchrun', '--nproc_per_node', '2', '--master_port', port(), '-m', 'aligngpt.cli'],
+    torchrun=lambda: ['torchrun', '--standalone', '--nproc_per_node', '2', '-m', 'aligngpt.cli'],
     accelerate=lambda: ['accelerate', 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
                         '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', port(), '-m',
                         'aligngpt.cli'],
