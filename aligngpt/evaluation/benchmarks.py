@@ -7,13 +7,14 @@ __all__ = ['SHORT', 'LETTER', 'LETTER_CN', 'MODELS', 'VQAV2', 'VIZWIZ', 'GQA', '
            'MME', 'MMBENCH', 'MMBENCH_CN', 'SEED_BENCH', 'LLAVA_BENCH', 'MM_VET', 'published']
 
 # %% ../../nbs/evaluation/09_benchmarks.ipynb #052e2bb3
-import re
+import math, re
 from collections import Counter
 from pathlib import Path
 
 from ..core.errors import AlignGPTError
 from ..core.files import read_json
 from . import choice, judge as judges, vqa, yesno
+from .intervals import f1_of, relative_of, subtasks_of
 from .questions import Question, Task, need, question_rows, read_questions
 from .rows import ID_NAMES
 from .text import ID, Answers, check_rows, plain_id, read_answers, read_jsonl, some
@@ -431,6 +432,15 @@ def _pope_scores(labels, questions, answers, o):
     return yesno.score_pope({c: [r for _,r in pp] for c,pp in given.items() if pp},
                             [q for pp in given.values() for q,_ in pp], answers, o.lenient)
 
+def _pope_terms(files, results):
+    "Right yes, wrong yes and wrong no of each question, in its category's place."
+    hits, said = results['correct'], results['mapped']
+    def row(q):
+        hit, yes = hits[str(q.id)], said[str(q.id)] == 'yes'
+        mine = (hit and yes, not hit and yes, not hit and not yes)
+        return [x for c in results['categories'] for x in (mine if c == q.category else (0, 0, 0))]
+    return [(q.picture, row(q)) for q in files.questions if str(q.id) in hits]
+
 def _pope_truth(files):
     labels, questions = _pope_files(files)
     return {q['question_id']: r['label'] for c,rows in yesno.fitting_labels(labels, questions).items()
@@ -452,6 +462,8 @@ POPE = Task(
     points=_hits('correct'),
     truth=_truth(_pope_truth),
     asked=_asked_ids,
+    terms=_pope_terms,
+    of=f1_of,
     published_as='labels of August 2023',
     published=published(86.0, 86.2, 85.9, 85.9),
 )
@@ -466,6 +478,16 @@ def _mme_asked(files):
     "All questions; the headline is of perception."
     labels = yesno.read_mme_labels(files['annotations'])
     return {yesno.mme_key(f'{sub}/{file}', q): sub in yesno.PERCEPTION for sub,file,q in labels}
+
+def _mme_terms(files, results):
+    "Right answers, questions, both right, pictures, of each picture in its subtask's place."
+    hits, pictures = results['correct'], {}
+    for q in files.questions:
+        if (name := f'{q.id} | {q.prompt}') in hits: pictures.setdefault(q.id, []).append(hits[name])
+    def row(id_, own):
+        mine = sum(own), len(own), all(own), 1
+        return [x for s in yesno.PERCEPTION for x in (mine if s == id_.split('/')[0] else (0, 0, 0, 0))]
+    return [(i, row(i, own)) for i,own in pictures.items()]
 
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
@@ -491,6 +513,9 @@ MME = Task(
     asked=_mme_asked,
     row_key=lambda r: yesno.mme_key(r['question_id'], r.get('prompt', '')),
     read=lambda files, path: yesno.read_mme_answers(path),
+    terms=_mme_terms,
+    of=subtasks_of,
+    most=2000.,
     published_as='perception',
     published=published(1527.4, 1572.0, 1510.7, 1531.3),
 )
@@ -705,6 +730,10 @@ def _relative(results): return results['summary']['all']['relative_score'] if 's
 def _llava_bench_asked(files):
     return _asked_ids(files) if files.get('questions') else {}
 
+def _llava_bench_terms(files, results):
+    "Points of reference and model."
+    return [(q.picture, results['tuples'][str(q.id)]) for q in files.questions if str(q.id) in results['tuples']]
+
 def _llava_bench_truth(files):
     rows = read_jsonl(files['references'], dict(question_id=ID, text=str)) if files.get('references') else []
     known = {r['question_id']: r['text'] for r in rows}
@@ -734,6 +763,9 @@ LLAVA_BENCH = Task(
     judge_model='gpt-4-0314',
     truth=_llava_bench_truth,
     asked=_llava_bench_asked,
+    terms=_llava_bench_terms,
+    of=relative_of,
+    most=math.inf,
     published_as='judge gpt-4-0314',
     published=published(68.4, 75.2, 65.4, 72.5),
 )

@@ -13,10 +13,12 @@ from pathlib import Path
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from ..core.markup import escape, escape_markdown, html_page
+from .intervals import difference, verdict
 from .pages import CSS, figure, html_table, outcomes
 from .questions import Question
-from .report import breakdowns, markdown_table, standing
+from .report import breakdowns, markdown_table, results_of, standing
 from .run import Run
+from .tasks import sums_of
 
 # %% ../../nbs/evaluation/13_compare.ipynb #4d37198a
 @dataclass
@@ -113,13 +115,22 @@ class Comparison:
         "Answers that became worse."
         return sum(c.gain < 0 for c in self.changed)
 
+    @property
+    def doubt(self)->str: # '' where it is not known
+        "Is the difference more than noise? In words."
+        sums = [sums_of(r.files, results_of(r.score), r.score.get('headline')) for r in (self.a, self.b)]
+        if None in sums or {*sums[0].pictures} != {*sums[1].pictures}: return ''
+        return verdict(difference(*sums))
+
     def __str__(self):
         "For the terminal."
         head = markdown_table({self.a.task.title: self.headline}, ' -> '.join(self.names))
         tables = [markdown_table(rows, name) for name,rows in self.groups.items() if name != 'counts']
         say = (f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse '
                f'(sign test: p = {sign_test(self.gains, self.losses):.2g})')
-        return '\n\n'.join([*(f'not comparable? {escape_markdown(c)}' for c in self.caveats), head, *tables, say])
+        doubt = [self.doubt]*bool(self.doubt)
+        return '\n\n'.join([*(f'not comparable? {escape_markdown(c)}' for c in self.caveats), head, *doubt, *tables,
+                            say])
 
     _repr_markdown_ = __str__
 
@@ -165,6 +176,7 @@ def _section(c, n):
     parts = [f'<h2>{escape(c.a.task.title)}</h2>']
     parts += [f'<p class=error>not comparable? {escape(x)}</p>' for x in c.caveats]
     parts.append(html_table(_signed({c.a.score.get('metric', ''): c.headline})))
+    parts += [f'<p>{escape(c.doubt)}</p>']*bool(c.doubt)
     parts += [f'<h3>{escape(name)}</h3>{html_table(_signed(rows))}' for name,rows in c.groups.items()
               if name != 'counts']
     kinds = {'worse': [x for x in c.changed if x.gain < 0],

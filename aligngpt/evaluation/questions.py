@@ -22,6 +22,7 @@ from ..core.errors import AlignGPTError
 from ..core.files import inside
 from ..core.pictures import AS_STORED, ImageRules, open_picture
 from . import vqa
+from .intervals import mean_of
 from .report import markdown_table
 from .rows import ID_NAMES, QUESTION_NAMES, Rows, named
 from .text import ID, check_rows, read_answers, read_jsonl
@@ -294,6 +295,9 @@ class Task:
     file:str = ''       # that it was made from, if it is not one of the package
     grouped:bool = False # `points` are of groups of questions
     together:int = 1    # consecutive questions that are scored together, so that a limit does not divide them
+    terms:Callable|None = None # (files, results) -> [(picture, numbers), ...] that add up to a score; default: `points`
+    of:Callable = mean_of # (sums of these numbers) -> the headline
+    most:float = 100.   # that a headline can be
 
     def __post_init__(self):
         for k,default in _defaults(self).items():

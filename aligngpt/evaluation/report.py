@@ -55,7 +55,13 @@ class ScoreReport:
         spread = self.details.get('spread')
         of = f' (mean of {spread["rounds"]} rounds, standard deviation {spread["std"]})' if spread else ''
         return f'{self.title}: ' + (standing(self.to_dict()) if self.headline is None else
-                                    f'{self.metric} {self.headline}{of}')
+                                    f'{self.metric} {self.headline}{of}{self.doubt}')
+
+    @property
+    def doubt(self)->str: # '' where it is not known
+        "The interval of the score, in words."
+        if not (i := self.details.get('interval')): return ''
+        return f", 95% interval {i['low']:.1f} to {i['high']:.1f} ({i['pictures']:,} pictures)"
 
 def standing(
     saved:dict, # from a score.json without a headline
@@ -72,8 +78,7 @@ def results_of(
 
 # %% ../../nbs/evaluation/07_report.ipynb #60e16c44
 NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples',
-             'grades',
-             'calls', 'submission', 'partial_results')
+             'grades', 'calls', 'submission', 'partial_results', 'interval')
 
 def _num(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
@@ -131,7 +136,8 @@ def _repr_markdown_(self:ScoreReport)->str:
     head = {m: {self.metric: x} for m,x in ({'this run': ours} | self.published).items()}
     tables = [f'{escape_markdown(name)}\n\n{markdown_table(rows)}' for name,rows in breakdowns(self.results).items()]
     notes = [f'- {escape_markdown(n)}' for n in self.notes]
-    return '\n\n'.join([f'**{escape_markdown(self.title)}**', markdown_table(head), *tables, *notes])
+    doubt = [f'{self.headline}{self.doubt}, if the pictures were drawn again']*bool(self.doubt)
+    return '\n\n'.join([f'**{escape_markdown(self.title)}**', markdown_table(head), *doubt, *tables, *notes])
 
 @patch
 def plot(self:ScoreReport,

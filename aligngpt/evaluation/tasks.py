@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUESTION_FILES', 'EASY_VQA', 'TASKS', 'question_file_task', 'easy_vqa_rows', 'get_task', 'load_task', 'questions',
-           'images_of', 'image_folder', 'Given', 'given_answers', 'score_answers', 'score', 'list_tasks',
-           'check_release', 'write_upload', 'submit', 'judge_calls']
+           'images_of', 'image_folder', 'Given', 'given_answers', 'sums_of', 'doubts', 'score_answers', 'score',
+           'list_tasks', 'check_release', 'write_upload', 'submit', 'judge_calls']
 
 # %% ../../nbs/evaluation/10_tasks.ipynb #a2163f79
 import functools, json, math, re, runpy, sys
@@ -21,6 +21,7 @@ from ..core.files import atomic_path
 from . import choice, judge as judges
 from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA,
                                             SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
+from .intervals import Sums, interval
 from .questions import Files, Need, Options, Question, Task, need, score_plain, task_errors
 from .report import ScoreReport
 from .text import Answers, answered_only, match_ids, once, read_answers, some
@@ -254,6 +255,53 @@ def _strangers(task, answers, asked):
                          f'their ids are {ids}; those of the questions are {some(asked)}',
                          f'the file was taken for {answers.layout}; is it of another benchmark?')
 
+# %% ../../nbs/evaluation/10_tasks.ipynb #91192493
+def sums_of(
+    files:Files, # a task's files
+    results:dict, # what its scorer found
+    headline:float|None, # the number that they should give
+)->Sums|None: # None where they do not, or where it is not known what was asked
+    "What each picture gives to a score."
+    task = files.task
+    if headline is None or not results.keys() - {'notes'}: return None
+    try: rows = (task.terms or _mean_terms)(files, results)
+    except (AlignGPTError, KeyError): return None
+    if not rows: return None
+    sums = Sums.of_rows(*zip(*rows), task.of, high=task.most)
+    with np.errstate(all='ignore'): near = abs(sums.value - headline) <= .1 + .002*abs(headline)
+    return sums if near else None
+
+def _counted(files):
+    "The name in `points` of each question that the headline counts -> the question."
+    asked, task = _asked(files), files.task
+    return {task.called(q): q for q in files.questions if asked.get(_row_name(task, q), True)}
+
+def _row_name(task, q):
+    try: return task.row_key(q.row(''))
+    except AlignGPTError: return None
+
+def _mean_terms(files, results):
+    "Points, and one question, for each that counts."
+    known, points = _counted(files), files.task.points(results)
+    return [(known[n].picture or n, (p, 1)) for n,p in points.items() if n in known]
+
+def doubts(
+    files:Files, # a task's files
+    results:dict, # what its scorer found
+    headline:float|None, # the score
+)->dict: # 'interval' of the score, 'category_intervals'; {} where it cannot be said
+    "In which interval a score would lie with other pictures, 95 times of a hundred."
+    if (sums := sums_of(files, results, headline)) is None or len(sums.pictures) < 3: return {}
+    out = dict(interval=_ends(interval(sums)) | dict(pictures=len(sums.pictures)))
+    if files.task.terms: return out
+    by, points = {}, files.task.points(results)
+    for n,q in _counted(files).items():
+        if n in points: by.setdefault(q.category, []).append((q.picture or n, (points[n], 1)))
+    if not 1 < len(by) <= 70: return out
+    return out | dict(category_intervals={str(c): _ends(interval(Sums.of_rows(*zip(*rows)))) for c,rows in by.items()})
+
+def _ends(i): return dict(value=round(i.value, 2), low=round(i.low, 2), high=round(i.high, 2))
+
 # %% ../../nbs/evaluation/10_tasks.ipynb #d1a6de41
 def score_answers(
     files:Files, # a task's files
@@ -270,7 +318,7 @@ def score_answers(
     except AlignGPTError as e:
         if predictions is None or str(predictions) in e.message or str(files.folder) in e.message: raise
         raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
-    return _report(task, given, results, str(getattr(given.answers, 'path', predictions or '')))
+    return _report(files, given, results, str(getattr(given.answers, 'path', predictions or '')))
 
 def _with_judge(options, path):
     "What a judge said is in a file."
@@ -312,15 +360,18 @@ def _headline(task, results):
 
 _ABOUT = 'rules', 'judge', 'spread'
 
-def _report(task, given, results, path):
+def _report(files, given, results, path):
     "A report of results; of a part of the answers there is no headline."
+    task = files.task
     notes, unlike = given.notes + results.get('notes', []), results.get('unlike')
     if given.partial: notes.insert(0, _part_note(task, given, results))
     if unlike: notes.append(f'not to be compared: {unlike}')
+    headline = None if given.partial else _headline(task, results)
     details = {k: results[k] for k in _ABOUT if k in results} | dict(published_as=task.published_as)
-    return ScoreReport(task.name, task.title, task.metric, None if given.partial else _headline(task, results),
+    return ScoreReport(task.name, task.title, task.metric, headline,
                        {k:v for k,v in results.items() if k not in ('notes', 'unlike', *_ABOUT)}, notes,
-                       {} if unlike else task.published, path, *_counts(given), details)
+                       {} if unlike else task.published, path, *_counts(given),
+                       details | doubts(files, results, headline))
 
 def _counts(given): return (given.answered, given.questions) if given.asked else (None, None)
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import escape, escape_markdown, html_page
+from aligngpt.evaluation.intervals import difference, verdict
 from aligngpt.evaluation.pages import CSS, figure, html_table, outcomes
 from aligngpt.evaluation.questions import Question
-from aligngpt.evaluation.report import breakdowns, markdown_table, standing
+from aligngpt.evaluation.report import breakdowns, markdown_table, results_of, standing
 from aligngpt.evaluation.run import Run
+from aligngpt.evaluation.tasks import sums_of
 from fastcore.test import *
 import json, matplotlib.pyplot as plt, shutil, tempfile
 from IPython.display import HTML
@@ -19,7 +21,7 @@ from aligngpt.evaluation.compare import compare
 from aligngpt.evaluation.run import evaluate, score_run
 from aligngpt.evaluation.tasks import questions
 import pytest
-from aligngpt.evaluation.compare import comparison_page, sign_test
+from aligngpt.evaluation.compare import caveats, comparison_page, sign_test
 
 
 def test_sign_test():
@@ -29,6 +31,20 @@ def test_sign_test():
 
 
 def test_compare():
+    # nbs/evaluation/13_compare.ipynb #b3ec0001
+    place = Path(tempfile.mkdtemp())
+    shades = [(c, dark) for c in COLOURS for dark in (0, 40)]
+    for c, dark in shades: swatch(c, shade=-dark).save(place/f'{c}{dark}.png')
+    rows = [dict(question_id=f'{c}{dark}-{q}', image=f'{c}{dark}.png', text=q, answer=toy_answer(q, c), category=q)
+            for c, dark in shades for q in QUESTIONS[:3]]
+    (place/'colours.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    for steps in (110, 150):
+        evaluate(*toy(steps), place/'colours.jsonl', place, place/f'{steps} steps', model_id=f'{steps} steps', quiet=True)
+    [look] = compare(place/'110 steps', place/'150 steps')
+
+    # nbs/evaluation/13_compare.ipynb #b3ec0005
+    caveats(look.a, look.b)
+
     # nbs/evaluation/13_compare.ipynb #06576c3f
     tmp = Path(tempfile.mkdtemp())
     data = tmp/'shapes'; data.mkdir()
@@ -58,6 +74,10 @@ def test_compare():
     answer(tmp/'three', ['x']*6, 'three'); (tmp/'three'/'q').rename(tmp/'three'/'other')
     with expect_fail(AlignGPTError, 'have no task in common (q; other)'): compare(tmp/'one', tmp/'three')
     [x.headline for x in compare(tmp/'one'/'q', tmp/'two'/'q')] # the folder of a task will do, too
+
+    # nbs/evaluation/13_compare.ipynb #c3be21f1
+    test_eq([look.doubt.split(':')[0], c.doubt.split(' ')[0]], ['more than noise', 'within'])
+    test_eq('pictures again' in str(look), True)
 
 
 def test_comparison_page():

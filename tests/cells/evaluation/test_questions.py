@@ -13,6 +13,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import inside
 from aligngpt.core.pictures import AS_STORED, ImageRules, open_picture
 from aligngpt.evaluation import vqa
+from aligngpt.evaluation.intervals import mean_of
 from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.rows import ID_NAMES, QUESTION_NAMES, Rows, named
 from aligngpt.evaluation.text import ID, check_rows, read_answers, read_jsonl

@@ -10,6 +10,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path
 from aligngpt.evaluation import choice, judge as judges
 from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA, SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2
+from aligngpt.evaluation.intervals import Sums, interval
 from aligngpt.evaluation.questions import Files, Need, Options, Question, Task, need, score_plain, task_errors
 from aligngpt.evaluation.report import ScoreReport
 from aligngpt.evaluation.text import Answers, answered_only, match_ids, once, read_answers, some
@@ -25,7 +26,7 @@ from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.yesno import PERCEPTION
 from aligngpt.evaluation.tasks import EASY_VQA, image_folder, questions
 import pytest
-from aligngpt.evaluation.tasks import TASKS, check_release, get_task, given_answers, judge_calls, list_tasks, load_task, score, submit
+from aligngpt.evaluation.tasks import TASKS, check_release, doubts, get_task, given_answers, judge_calls, list_tasks, load_task, score, submit
 
 
 def test_get_task():
@@ -142,6 +143,19 @@ TASK = Task('wings', grade=grade)
         given_answers(Files(get_task(mine), work), table)
     with expect_fail(AlignGPTError, 'birds.jsonl: these are the questions of birds'):
         given_answers(Files(get_task(mine), work), mine)
+
+
+def test_sums_of():
+    # nbs/evaluation/10_tasks.ipynb #906f0230
+    shapes = Files(EASY_VQA, '.')
+    half_right = {q.id: int(k % 3 > 0) for k,q in enumerate(shapes.questions)} # invented: two of three
+    two_thirds = dict(correct={str(i): c for i,c in half_right.items()})
+    doubted = doubts(shapes, two_thirds, 100*sum(half_right.values())/len(half_right))
+
+    # nbs/evaluation/10_tasks.ipynb #6fa4b2e6
+    test_eq((doubted['interval']['pictures'], {*doubted['category_intervals']}), (1000, {'color', 'shape', 'yes/no'}))
+    test_eq(doubts(shapes, two_thirds, 12.5), {}) # not what the sums give
+    test_eq((doubts(shapes, dict(notes=[]), None), doubts(shapes, dict(correct={}), 50.)), ({}, {}))
 
 
 def test_score_answers():
