@@ -318,6 +318,7 @@ class Said(NamedTuple):
     images:list # names of pictures
     question:str # what was asked
     answer:str # what the model said
+    row:int # the picture's number
 
 class Answered:
     "All answers to some questions, in order."
@@ -329,18 +330,19 @@ class Answered:
         for e in shards.read(): self.entries.setdefault(e['batch'], e) # two processes may have asked the same
         self.cut = sum(e['cut'] for e in self.entries.values())
 
-    def __len__(self): return self.work.n - len(self.problems)
+    def __len__(self): return self.work.n - sum(len(e['problems']) for e in self.entries.values())
     def __iter__(self)->Iterator[Said]:
         for j,text in enumerate(t for k in range(len(self.work)) for t in self.entries[k]['answers']):
             if text is None: continue
             shown = self.work.pictures[j//self.work.each]
-            yield Said(shown.id, shown.images, self.work.question(j, shown), text)
+            yield Said(shown.id, shown.images, self.work.question(j, shown), text, j//self.work.each)
 
     @cached_property
-    def problems(self)->list[dict]: # number, reason and message of each
-        "The questions that could not be asked."
-        return [dict(question=self.work.span(k)[int(at)], reason=reason, message=message)
-                for k in range(len(self.work)) for at,(reason,message) in self.entries[k]['problems'].items()]
+    def problems(self)->list[dict]: # row (the picture's number), reason and message of each
+        "What could not be asked about: a line for a picture, or for a question that was too long."
+        rows = ((self.work.span(k)[int(at)]//self.work.each, *why) for k in range(len(self.work))
+                for at,why in self.entries[k]['problems'].items())
+        return [dict(row=row, reason=reason, message=message) for row,reason,message in dict.fromkeys(rows)]
 
 # %% ../../nbs/serving/10_folders.ipynb #fold0035
 def _row_of(s):
