@@ -18,10 +18,14 @@ from aligngpt.levels.alignment import DualEncoder, Levels, as_scorer, pair_of, p
 from aligngpt.levels.scoring import collect_scores, identity, score_pairs
 from aligngpt.serving.folders import DESCRIBE, Asking, Shown, collect_answers
 from fastcore.test import *
-import json, tempfile
+import copy, json, random, tempfile, torch
+from PIL import Image
 from aligngpt.core.pictures import open_picture
 from aligngpt.levels.scoring import levels
+from aligngpt.model.decoding import Ask, answers
 from aligngpt.model.toy import COLOURS, swatch, toy
+from aligngpt.checkpoints.layouts import load
+from aligngpt.training.recipes import StageSources, Start, finetune, pretrain
 from aligngpt.serving.recaption import recaption
 import pytest
 from aligngpt.serving.recaption import ChosenPictures, choose_rows, open_levelled
@@ -141,3 +145,113 @@ def test_recaption():
     test_fail(lambda: recaption(model, processor, Sources(data/'levels.json', data/'images'), data/'x.json',
                                 other_scorer),
               contains="of the scorer 'names_colour', and this is 'other_scorer'")
+
+
+@pytest.mark.slow
+def test_recaption_slow():
+    # nbs/serving/11_recaption.ipynb #recap004
+    model, processor = toy()
+    def names_colour(im, text):
+        "A scorer that knows: does the caption name the colour, and how clearly?"
+        near = min(COLOURS, key=lambda c: sum(abs(a - b) for a,b in zip(COLOURS[c], im.getpixel((0, 0)))))
+        return (near in text) - .5*any(c in text for c in COLOURS if c != near) - len(text)/1000
+    def noisy(folder, n=40):
+        "Swatches, of which every second has the caption of another."
+        (folder/'images').mkdir(parents=True)
+        names = [*COLOURS]
+        for i in range(n): swatch(names[i % 4], shade=-i).save(folder/'images'/f'{i}.png')
+        def said(i): return f'a {names[(i + i % 2) % 4]} page' + '!'*(i//8)
+        talk = lambda i: [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':said(i)}]
+        (folder/'pairs.json').write_text(json.dumps([dict(id=i, image=f'{i}.png', conversations=talk(i))
+                                                     for i in range(n)]))
+        levels(folder/'pairs.json', folder/'images', clip=names_colour, out=folder/'levels.json', workers=0, quiet=True)
+        return folder
+    data = noisy(Path(tempfile.mkdtemp())/'noisy')
+
+    # nbs/serving/11_recaption.ipynb #recap023
+    def once_more(): return recaption(model, processor, Sources(data/'levels.json', data/'images'), data/'better.json',
+                                      names_colour,
+                                      how=Asking(('What colour is it?',), quiet=True))
+    once_more()
+
+    # nbs/serving/11_recaption.ipynb #recexp02
+    def grainy(rng):
+        "A swatch with noise, and its colour."
+        colour, grain = rng.choice([*COLOURS]), np.random.default_rng(rng.getrandbits(32))
+        a = np.asarray(swatch(colour), np.int16) + grain.integers(-60, 61, (32, 32, 3))
+        return Image.fromarray(a.clip(0, 255).astype(np.uint8)), colour
+    def unsure(im, text):
+        "A scorer that knows the colour, and errs like one that does not know it well."
+        mean = np.asarray(im, float).mean((0, 1))
+        near = min(COLOURS, key=lambda c: abs(mean - COLOURS[c]).sum())
+        seed = int.from_bytes(hashlib.sha256(im.tobytes() + text.encode()).digest()[:4], 'little')
+        return float((near in text) + np.random.default_rng(seed).normal(0, .4))
+    def talk(question, colour):
+        return [{'from':'human', 'value':question}, {'from':'gpt', 'value':f'It is **{colour}**.'}]
+    ASK = 'What colour is it?'
+    def half_wrong(folder, seed, n=320, tuned=48):
+        "Pairs of which half are wrong, with levels, and some conversations."
+        rng = random.Random(seed)
+        (folder/'images').mkdir(parents=True)
+        rows = []
+        for i in range(n + tuned):
+            im, c = grainy(rng)
+            im.save(folder/'images'/f'{i}.png')
+            told = rng.choice([o for o in COLOURS if o != c]) if rng.random() < .5 else c
+            says = talk('<image>', told) if i < n else talk(f'<image>\n{ASK}', c)
+            rows.append(dict(id=i, image=f'{i}.png', conversations=says))
+        for name, part in (('pairs', rows[:n]), ('talks', rows[n:])): (folder/f'{name}.json').write_text(json.dumps(part))
+        levels(folder/'pairs.json', folder/'images', clip=unsure, out=folder/'levels.json', workers=0, quiet=True)
+        return folder
+
+    # nbs/serving/11_recaption.ipynb #recexp03
+    def blank(folder):
+        "The toy with a new projector and new levels."
+        made = copy.deepcopy(model)
+        torch.manual_seed(1)
+        for name, q in made.named_parameters():
+            if 'projector' in name or 'level' in name: torch.nn.init.normal_(q, std=.02)
+        for part in (made, processor): part.save_pretrained(folder)
+        return folder
+    def trained(folder, data, begin, seed):
+        "Both stages on some pairs: model and processor."
+        how = dict(device='cpu', quiet=True, trackers=(), batch_size=8, accumulate=1, save_every=0, seed=seed)
+        out = folder/Path(data).stem
+        pretrain(StageSources(folder/data, folder/'images'), start=Start(model=begin), out=out/'pre', max_steps=60,
+                 learning_rate=5e-3, **how)
+        finetune(StageSources(folder/'talks.json', folder/'images'), start=Start(model=out/'pre'/'model'), out=out/'fine',
+                 max_steps=20, learning_rate=1e-3, **how)
+        return load(out/'fine'/'model', dtype='float32', device='cpu')
+    def right(model, processor, n=200):
+        "The share of new pictures whose colour is named."
+        rng = random.Random(99)
+        seen = [grainy(rng) for _ in range(n)]
+        parts = answers(model, processor, [Ask(i, ASK, i) for i in range(n)], lambda i: seen[i][0], 12, 64)
+        return sum(seen[i][1] in t for part in parts for i,t in part)/n
+    def compared(folder, begin, seed):
+        "Accuracy of the three ways."
+        d = half_wrong(folder/str(seed), seed)
+        first = trained(d, 'levels.json', begin, seed)
+        done = recaption(*first, Sources(d/'levels.json', d/'images'), d/'better.json', unsure,
+                         how=Asking((ASK,), quiet=True))
+        left = [r for r in json.loads((d/'levels.json').read_text()) if r['similarity'] > 2]
+        (d/'part.json').write_text(json.dumps(left))
+        ways = dict(levels=first, rewritten=trained(d, 'better.json', begin, seed),
+                    left_out=trained(d, 'part.json', begin, seed))
+        return {k:right(*v) for k,v in ways.items()} | dict(kept=len(done.better)/len(done.rows))
+    def interval(x):
+        "Mean and half of the 95% interval of Student's t."
+        t = {3:4.303, 4:3.182, 5:2.776}[len(x)]
+        return np.mean(x), t*np.std(x, ddof=1)/len(x)**.5
+
+    # nbs/serving/11_recaption.ipynb #recexp04
+    tmp = Path(tempfile.mkdtemp())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = [compared(tmp, blank(tmp/'blank'), seed) for seed in range(4)]
+    torch.set_num_threads(threads)
+    columns = {k:np.array([f[k] for f in found]) for k in found[0]}
+    columns |= {f'{k} - levels':columns[k] - columns['levels'] for k in ('rewritten', 'left_out')}
+    assert interval(columns['rewritten - levels'])[0] > 0
+    Table([(k, ' '.join(f'{v:.3f}' for v in x), '{:.3f} ± {:.3f}'.format(*interval(x))) for k,x in columns.items()],
+          ('way', 'seeds', 'mean and 95% interval'))
