@@ -3487,6 +3487,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'aligngpt/serving/folders.py'),
                                           'aligngpt.serving.folders._job_of': ( 'serving/folders.html#_job_of',
                                                                                 'aligngpt/serving/folders.py'),
+                                          'aligngpt.serving.folders._of_memory': ( 'serving/folders.html#_of_memory',
+                                                                                   'aligngpt/serving/folders.py'),
                                           'aligngpt.serving.folders._places': ( 'serving/folders.html#_places',
                                                                                 'aligngpt/serving/folders.py'),
                                           'aligngpt.serving.folders._row_of': ( 'serving/folders.html#_row_of',

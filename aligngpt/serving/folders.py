@@ -250,7 +250,8 @@ class Asker:
         "Ask a piece, and wait for its answers."
         self.engine.sights.known.clear() # a picture is seen among the same ones each time
         if good := [j for j in jobs if isinstance(j, Job)]: self.engine.submit(*good)
-        said = [j.result() if isinstance(j, Job) else None for j in jobs]
+        try: said = [j.result() if isinstance(j, Job) else None for j in jobs]
+        except RuntimeError as e: raise _of_memory(e) from e
         bad = {str(at):(e.reason, e.message) for at,e in enumerate(jobs) if isinstance(e, BadRecord)}
         return dict(batch=k, answers=[a and a.text.strip() for a in said],
                     cut=sum(a.finish in ('length', 'context') for a in said if a), problems=bad)
@@ -272,6 +273,12 @@ def _job(self:Asker, j, loaded):
     shown, pictures = loaded
     try: return self.engine.prepare([Turn(self.work.question(j, shown), pictures)], seed=self.work.how.seed + j)
     except TooLong as e: return BadRecord('too long', e.message, e.hint, shown.where)
+
+def _of_memory(e):
+    "An error of the model, as something to act on if that is known."
+    if 'out of memory' not in str(e).lower(): return e
+    return AlignGPTError(f'out of memory: {str(e).splitlines()[0]}',
+                         'begin anew, without the folder of answers, with a smaller --batch-size or --dtype bfloat16')
 
 # %% ../../nbs/serving/10_folders.ipynb #fold0027
 def collect_answers(

@@ -28,7 +28,7 @@ from ..levels.scoring import collect_scores, identity, score_pairs
 from .folders import DESCRIBE, Asking, Shown, collect_answers
 
 # %% ../../nbs/serving/11_recaption.ipynb #recap006
-@dataclass
+@dataclass(repr=False)
 class Levelled:
     "Records with levels, and the scores that these were made of."
     records:Records # with levels

@@ -18,12 +18,15 @@ import pytest
 
 def test_said_of():
     # nbs/cli/06_folders.ipynb #clifo004
-    tmp = Path(tempfile.mkdtemp())
-    for part in toy(): part.save_pretrained(tmp/'toy')
-    (tmp/'pictures').mkdir()
-    for c in COLOURS: swatch(c).save(tmp/'pictures'/f'{c}.png')
-    (tmp/'pictures'/'broken.jpg').write_bytes(b'<html>')
-    (tmp/'pictures'/'notes.txt').write_text('Mine.')
+    def world(folder):
+        "A model, and pictures among other files."
+        for part in toy(): part.save_pretrained(folder/'toy')
+        (folder/'pictures').mkdir()
+        for c in COLOURS: swatch(c).save(folder/'pictures'/f'{c}.png')
+        (folder/'pictures'/'broken.jpg').write_bytes(b'<html>')
+        (folder/'pictures'/'notes.txt').write_text('Mine.')
+        return folder
+    tmp = world(Path(tempfile.mkdtemp()))
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     commands.register_folders(app)
     def ran(line):
@@ -33,13 +36,18 @@ def test_said_of():
         try: done = CliRunner().invoke(app, line)
         finally: os.chdir(before)
         return done.output + (f'{done.exception}\n' if isinstance(done.exception, AlignGPTError) else '')
+    def lines(name, *words):
+        "What a command writes."
+        said = ran([*words, '--out', name])
+        return (tmp/name).read_text().splitlines() if (tmp/name).exists() else [said]
     ask = ['answer', 'pictures', '--model', 'toy', '--device', 'cpu', '--ask']
 
     # nbs/cli/06_folders.ipynb #clifo010
-    lines = (tmp/'colours.csv').read_text().splitlines()
-    test_eq(lines[:2], ['id,image,question,answer', 'blue.png,blue.png,What colour is it?,It is **blue**.'])
-    test_eq((len(lines), [json.loads(l)['reason'] for l in (tmp/'colours.errors.jsonl').open()]), (5, ['not an image']))
-    test_eq(sorted(r['image'] for r in json.loads((tmp/'pairs.json').read_text())), sorted(f'{c}.png' for c in COLOURS))
+    colours = lines('colours.csv', *ask, 'What colour is it?')
+    test_eq(colours[:2], ['id,image,question,answer', 'blue.png,blue.png,What colour is it?,It is **blue**.'])
+    test_eq((len(colours), [json.loads(l)['reason'] for l in (tmp/'colours.errors.jsonl').open()]), (5, ['not an image']))
+    pairs = lines('pairs.json', *ask[:-1], '--ask', 'Describe it.')
+    test_eq(sorted(r['image'] for r in json.loads(''.join(pairs))), sorted(f'{c}.png' for c in COLOURS))
     again = ran([*ask, 'What colour is it?', '--out', 'colours.jsonl'])
     assert '4 answers: colours.jsonl' in again and '1 skipped, 1 .txt left aside' in again, again
     assert 'questions: ' in ran([*ask, 'Is it warm or cool?', '--out', 'colours.jsonl'])
@@ -56,12 +64,15 @@ def test_said_of():
 
 def test_recaption_command():
     # nbs/cli/06_folders.ipynb #clifo004
-    tmp = Path(tempfile.mkdtemp())
-    for part in toy(): part.save_pretrained(tmp/'toy')
-    (tmp/'pictures').mkdir()
-    for c in COLOURS: swatch(c).save(tmp/'pictures'/f'{c}.png')
-    (tmp/'pictures'/'broken.jpg').write_bytes(b'<html>')
-    (tmp/'pictures'/'notes.txt').write_text('Mine.')
+    def world(folder):
+        "A model, and pictures among other files."
+        for part in toy(): part.save_pretrained(folder/'toy')
+        (folder/'pictures').mkdir()
+        for c in COLOURS: swatch(c).save(folder/'pictures'/f'{c}.png')
+        (folder/'pictures'/'broken.jpg').write_bytes(b'<html>')
+        (folder/'pictures'/'notes.txt').write_text('Mine.')
+        return folder
+    tmp = world(Path(tempfile.mkdtemp()))
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     commands.register_folders(app)
     def ran(line):
@@ -77,7 +88,7 @@ def test_recaption_command():
 
     # nbs/cli/06_folders.ipynb #clirecap3
     KNOWN = 'a shape red green blue yellow It is **'
-    def pairs(n=24):
+    def levelled(n=24):
         "Pairs with levels, by a CLIP that knows little."
         rows = [dict(id=i, image=f'{[*COLOURS][i % 4]}.png', conversations=[
             {'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':f'a {[*COLOURS][i % 3]} shape'}])
@@ -85,14 +96,16 @@ def test_recaption_command():
         (tmp/'pairs.json').write_text(json.dumps(rows))
         levels(tmp/'pairs.json', tmp/'pictures', clip=tiny_clip(tmp/'clip', KNOWN), out=tmp/'levels.json', workers=0,
                quiet=True)
-    pairs()
-    anew = ['recaption', 'levels.json', '--images', 'pictures', '--model', 'toy', '--clip', 'clip', '--device', 'cpu']
-    next(r for r in json.loads((tmp/'better.json').read_text()) if 'recaption' in r)
+        return 'levels.json'
+    anew = ['recaption', levelled(), '--images', 'pictures', '--model', 'toy', '--clip', 'clip', '--device', 'cpu']
+    better = ran([*anew, '--out', 'better.json'])
+    def rewritten(): return [r for r in json.loads((tmp/'better.json').read_text()) if 'recaption' in r]
 
     # nbs/cli/06_folders.ipynb #clirecap4
-    notes = [r.get('recaption') for r in json.loads((tmp/'better.json').read_text())]
-    test_eq({n['model'] for n in notes if n}, {'toy'})
-    assert all(n['score'] > n['before']['score'] and n['before']['level'] < 3 for n in notes if n)
+    assert '9 pairs chosen, 9 described' in better
+    notes = [r['recaption'] for r in rewritten()]
+    test_eq({n['model'] for n in notes}, {'toy'})
+    assert all(n['score'] > n['before']['score'] and n['before']['level'] < 3 for n in notes)
     test_eq(sorted(p.name for p in tmp.glob('better.*') if p.is_file()), ['better.html', 'better.json', 'better.parquet'])
     for more, why in ((['--levels', '9'], 'no pair has one of the levels 9'), (['--scores', 'x.parquet'], 'x.parquet'),
                       (['--model', 'none'], 'none: no such folder')):
@@ -102,32 +115,34 @@ def test_recaption_command():
 
 def test_register_folders():
     # nbs/cli/06_folders.ipynb #clifo004
-    tmp = Path(tempfile.mkdtemp())
-    for part in toy(): part.save_pretrained(tmp/'toy')
-    (tmp/'pictures').mkdir()
-    for c in COLOURS: swatch(c).save(tmp/'pictures'/f'{c}.png')
-    (tmp/'pictures'/'broken.jpg').write_bytes(b'<html>')
-    (tmp/'pictures'/'notes.txt').write_text('Mine.')
+    def world(folder):
+        "A model, and pictures among other files."
+        for part in toy(): part.save_pretrained(folder/'toy')
+        (folder/'pictures').mkdir()
+        for c in COLOURS: swatch(c).save(folder/'pictures'/f'{c}.png')
+        (folder/'pictures'/'broken.jpg').write_bytes(b'<html>')
+        (folder/'pictures'/'notes.txt').write_text('Mine.')
+        return folder
+    tmp = world(Path(tempfile.mkdtemp()))
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     commands.register_folders(app)
+    def ran(line):
+        "What a command says that is given in the folder, and its exit code."
+        before = os.getcwd()
+        os.chdir(tmp)
+        try: done = CliRunner().invoke(app, line)
+        finally: os.chdir(before)
+        return done.output + (f'{done.exception}\n' if isinstance(done.exception, AlignGPTError) else '')
+    ask = ['answer', 'pictures', '--model', 'toy', '--device', 'cpu', '--ask']
 
     # nbs/cli/06_folders.ipynb #clifo010
     (tmp/'own.jsonl').write_text('{"img": "pictures/red.png", "q": "What colour is it?"}\n')
 
-    # nbs/cli/06_folders.ipynb #clirecap3
-    KNOWN = 'a shape red green blue yellow It is **'
-    def pairs(n=24):
-        "Pairs with levels, by a CLIP that knows little."
-        rows = [dict(id=i, image=f'{[*COLOURS][i % 4]}.png', conversations=[
-            {'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':f'a {[*COLOURS][i % 3]} shape'}])
-            for i in range(n)]
-        (tmp/'pairs.json').write_text(json.dumps(rows))
-        levels(tmp/'pairs.json', tmp/'pictures', clip=tiny_clip(tmp/'clip', KNOWN), out=tmp/'levels.json', workers=0,
-               quiet=True)
-    pairs()
-    next(r for r in json.loads((tmp/'better.json').read_text()) if 'recaption' in r)
+    # nbs/cli/06_folders.ipynb #clifo012
+    texts = ran([*ask, 'What colour is it?', '--ask', 'Is it warm or cool?', '--out', 'texts'])
 
     # nbs/cli/06_folders.ipynb #clifo014
+    assert '8 answers: texts' in texts
     test_eq((tmp/'texts'/'blue.txt').read_text(),
             'What colour is it?\nIt is **blue**.\n\nIs it warm or cool?\nCool, since it is **blue**.\n')
     help_ = CliRunner().invoke(app, ['answer', '--help'], terminal_width=100, prog_name='aligngpt').output

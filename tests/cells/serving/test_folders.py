@@ -26,7 +26,7 @@ from aligngpt.evaluation.run import weights_hash
 from aligngpt.chat.reader import Turn
 from aligngpt.serving.engine import Engine, Job, TooLong, tower_picture
 from fastcore.test import *
-import matplotlib.pyplot as plt, torch
+import pyarrow.parquet as pq, torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig
 from aligngpt.model.layers import AlignGPTConfig
@@ -35,17 +35,27 @@ from aligngpt.model.toy import COLOURS, swatch, toy, toy_answer
 from aligngpt.chat.session import ChatSession
 from aligngpt.data.records import Records
 import aligngpt.serving.folders as folders
-import pyarrow.parquet as pq
 import pytest
-from aligngpt.serving.folders import Asker, Asking, DESCRIBE, FolderPictures, Work, _write_texts, answer_folder, collect_answers, open_pictures, text_names, writer_of
+from aligngpt.serving.folders import Asker, Asking, DESCRIBE, FolderPictures, Work, answer_folder, collect_answers, open_pictures, text_names, writer_of
 
 
 def test_FolderPictures__names():
     # nbs/serving/10_folders.ipynb #fold0004
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0008
-    mine = FolderPictures(tmp/'swatches')
+    mine = FolderPictures(place)
 
     # nbs/serving/10_folders.ipynb #fold0009
     test_eq(mine.names, sorted(mine.names))
@@ -61,6 +71,17 @@ def test_FolderPictures__names():
 def test_RecordPictures():
     # nbs/serving/10_folders.ipynb #fold0004
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0009
     (tmp/'none').mkdir(exist_ok=True)
@@ -71,19 +92,19 @@ def test_RecordPictures():
         "A file of records."
         (tmp/name).write_text(text)
         return tmp/name
-    own = open_pictures(table('own.csv', 'nr,img,question\n7,warm/0.png,What colour is it?\n8,cool/1.png,Count to ten.'),
-                        tmp/'swatches', 'question', quiet=True)
+    own_file = table('own.csv', 'nr,img,question\n7,warm/0.png,What colour is it?\n8,cool/1.png,Count to ten.')
+    own = open_pictures(own_file, place, 'question', quiet=True)
 
     # nbs/serving/10_folders.ipynb #fold0013
     test_eq((own[1].question, own[1].images, len(own)), ('Count to ten.', ['cool/1.png'], 2))
     test_eq(own.read('warm/0.png').size, (32, 32))
-    half = open_pictures(table('half.jsonl', '{"id": 1}\n{"id": 2, "image": "warm/0.png"}\n{'), tmp/'swatches',
+    half = open_pictures(table('half.jsonl', '{"id": 1}\n{"id": 2, "image": "warm/0.png"}\n{'), place,
                          quiet=True)
     test_eq(half[1].id, 2)
     for i,why in ((0, 'row 0: it shows no picture'), (2, 'not valid JSON')): test_fail(lambda: half[i], contains=why)
-    test_is(type(open_pictures(tmp/'swatches')), FolderPictures)
-    test_fail(lambda: open_pictures(tmp/'swatches', column='question'), contains='a folder without .parquet')
-    test_fail(lambda: open_pictures(tmp/'swatches'/'warm'/'0.png'), contains='a single picture')
+    test_is(type(open_pictures(place)), FolderPictures)
+    test_fail(lambda: open_pictures(place, column='question'), contains='a folder without .parquet')
+    test_fail(lambda: open_pictures(place/'warm'/'0.png'), contains='a single picture')
 
 
 def test_Asking():
@@ -96,9 +117,20 @@ def test_Asking():
 def test_Work():
     # nbs/serving/10_folders.ipynb #fold0004
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0008
-    mine = FolderPictures(tmp/'swatches')
+    mine = FolderPictures(place)
 
     # nbs/serving/10_folders.ipynb #fold0009
     (tmp/'none').mkdir(exist_ok=True)
@@ -109,8 +141,8 @@ def test_Work():
         "A file of records."
         (tmp/name).write_text(text)
         return tmp/name
-    own = open_pictures(table('own.csv', 'nr,img,question\n7,warm/0.png,What colour is it?\n8,cool/1.png,Count to ten.'),
-                        tmp/'swatches', 'question', quiet=True)
+    own_file = table('own.csv', 'nr,img,question\n7,warm/0.png,What colour is it?\n8,cool/1.png,Count to ten.')
+    own = open_pictures(own_file, place, 'question', quiet=True)
 
     # nbs/serving/10_folders.ipynb #fold0019
     work = Work(mine, Asking((DESCRIBE, 'What colour is it?'), batch_size=1))
@@ -125,9 +157,20 @@ def test_Asker__load():
     # nbs/serving/10_folders.ipynb #fold0004
     model, processor = toy()
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0008
-    mine = FolderPictures(tmp/'swatches')
+    mine = FolderPictures(place)
 
     # nbs/serving/10_folders.ipynb #fold0019
     work = Work(mine, Asking((DESCRIBE, 'What colour is it?'), batch_size=1))
@@ -156,6 +199,10 @@ def test_Asker__load():
     long = Work(mine, Asking(('red '*600,), limit=1))
     with Asker(model, processor, long) as a: refused = a.answer(*a.prepare(0))
     test_eq(refused['problems']['0'][0], 'too long')
+    def full(*_): raise RuntimeError('CUDA out of memory. Tried')
+    hook = model.language_model.register_forward_pre_hook(full)
+    test_fail(lambda: pieces(Asking(('Hm?',))), contains='smaller --batch-size')
+    hook.remove()
     warm[:3]
 
 
@@ -163,9 +210,20 @@ def test_Said():
     # nbs/serving/10_folders.ipynb #fold0004
     model, processor = toy()
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0008
-    mine = FolderPictures(tmp/'swatches')
+    mine = FolderPictures(place)
 
     # nbs/serving/10_folders.ipynb #fold0009
     (tmp/'none').mkdir(exist_ok=True)
@@ -236,13 +294,31 @@ def test_writer_of():
     # nbs/serving/10_folders.ipynb #fold0004
     model, processor = toy()
     tmp = Path(tempfile.mkdtemp())
+    def swatches(folder, n=12):
+        "Pictures in sub-folders, and other files among them."
+        for i in range(n):
+            at = folder/('warm', 'cool')[i % 2]
+            at.mkdir(parents=True, exist_ok=True)
+            swatch([*COLOURS][i % 4], shade=-5*(i//4)).save(at/f'{i}.png')
+        (folder/'notes.md').write_text('Mine.')
+        (folder/'.hidden').write_text('')
+        (folder/'warm'/'torn.png').write_bytes((folder/'warm'/'0.png').read_bytes()[:-20])
+        return folder
+    place = swatches(tmp/'swatches')
 
     # nbs/serving/10_folders.ipynb #fold0008
-    mine = FolderPictures(tmp/'swatches')
+    mine = FolderPictures(place)
 
     # nbs/serving/10_folders.ipynb #fold0009
     (tmp/'none').mkdir(exist_ok=True)
     (tmp/'none'/'a.heic').touch()
+
+    # nbs/serving/10_folders.ipynb #fold0012
+    def table(name, text):
+        "A file of records."
+        (tmp/name).write_text(text)
+        return tmp/name
+    own_file = table('own.csv', 'nr,img,question\n7,warm/0.png,What colour is it?\n8,cool/1.png,Count to ten.')
 
     # nbs/serving/10_folders.ipynb #fold0019
     work = Work(mine, Asking((DESCRIBE, 'What colour is it?'), batch_size=1))
@@ -260,7 +336,7 @@ def test_writer_of():
     with Asker(model, processor, long) as a: refused = a.answer(*a.prepare(0))
 
     # nbs/serving/10_folders.ipynb #fold0046
-    def written(name, how=Asking((DESCRIBE, 'What colour is it?'), batch_size=4, quiet=True), data=tmp/'swatches', **kw):
+    def written(name, how=Asking((DESCRIBE, 'What colour is it?'), batch_size=4, quiet=True), data=place, **kw):
         "Ask, and return the output."
         answer_folder(model, processor, data, tmp/name, how, **kw)
         return tmp/name
@@ -281,23 +357,23 @@ def test_writer_of():
             [r for r in rows if r['image'] == 'warm/0.png'][1]['answer'] + '\n')
     test_eq([p['reason'] for p in map(json.loads, (tmp/'texts'/'errors.jsonl').read_text().splitlines())],
             ['corrupt image'])
-    (tmp/'swatches'/'cool'/'1.txt').write_text('my own')
-    test_fail(lambda: written('swatches', one), contains='there is a text already')
-    test_eq((tmp/'swatches'/'cool'/'1.txt').read_text(), 'my own')
-    (tmp/'swatches'/'cool'/'1.txt').unlink()
+    (place/'cool'/'1.txt').write_text('my own')
+    test_fail(lambda: written(place.name, one), contains='there is a text already')
+    test_eq((place/'cool'/'1.txt').read_text(), 'my own')
+    (place/'cool'/'1.txt').unlink()
     test_eq([str(tmp) in p.read_text(errors='ignore') for p in (tmp/'out.jsonl', tmp/'out.errors.jsonl', tmp/'out.json')],
             [False]*3)
     for name, why in (('out.xlsx', "unknown ending '.xlsx'"), ('%q.tar', 'name shards as in')):
         test_fail(lambda: writer_of(tmp/name), contains=why)
-    test_is(writer_of(Path('runs/v1.5')), _write_texts)
+    test_is(writer_of(Path('runs/v1.5')), writer_of(Path('texts')))
 
     # nbs/serving/10_folders.ipynb #fold0049
     test_eq([r['answer'] for r in map(json.loads,
-                                      written('asked.jsonl', Asking(column='question', quiet=True), tmp/'own.csv',
-                                                    images=tmp/'swatches').read_text().splitlines())],
+                                      written('asked.jsonl', Asking(column='question', quiet=True), own_file,
+                                                    images=place).read_text().splitlines())],
             [toy_answer('What colour is it?', 'red'), toy_answer('Count to ten.', 'green')])
-    more = written('more.jsonl', one, tmp/'shots.tar')
+    more = written('more.jsonl', one, written('shots.tar', one))
     test_eq(len(more.read_text().splitlines()), 12)
-    test_eq(len(written('again.jsonl', Asking(column='question', quiet=True), tmp/'out.jsonl',
-                        images=tmp/'swatches').read_text().splitlines()), 24)
+    test_eq(len(written('again.jsonl', Asking(column='question', quiet=True), written('out.jsonl'),
+                        images=place).read_text().splitlines()), 24)
     more.read_text().splitlines()[0]
