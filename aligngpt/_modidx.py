@@ -3616,6 +3616,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'aligngpt/serving/recaption.py'),
                                             'aligngpt.serving.recaption._drawn': ( 'serving/recaption.html#_drawn',
                                                                                    'aligngpt/serving/recaption.py'),
+                                            'aligngpt.serving.recaption._json_file': ( 'serving/recaption.html#_json_file',
+                                                                                       'aligngpt/serving/recaption.py'),
                                             'aligngpt.serving.recaption.check_scorer': ( 'serving/recaption.html#check_scorer',
                                                                                          'aligngpt/serving/recaption.py'),
                                             'aligngpt.serving.recaption.choose_rows': ( 'serving/recaption.html#choose_rows',

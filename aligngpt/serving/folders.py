@@ -156,8 +156,9 @@ def open_pictures(
     if not path.is_dir(): return RecordPictures(path, images, column, quiet)
     try: source_files(path)
     except AlignGPTError:
-        if not column: return FolderPictures(path)
-        raise
+        if column: raise
+        if images is None: return FolderPictures(path)
+        raise AlignGPTError(f'{path}: a folder of pictures, which needs no other ones', 'leave --images out')
     return RecordPictures(path, images, column, quiet)
 
 # %% ../../nbs/serving/10_folders.ipynb #fold0015

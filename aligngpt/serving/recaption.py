@@ -253,7 +253,7 @@ def recaption(
     name:str='', # of the model, for the notes
 )->Recaptioned|None: # what was done; None in all processes but the first
     "Describe the pairs of the lowest levels anew, and keep what the scorer likes better."
-    out, have = Path(local_path(out)), open_levelled(sources, table)
+    out, have = _json_file(out), open_levelled(sources, table)
     scorer = DualEncoder.from_pretrained(clip) if isinstance(clip, (str, Path)) else as_scorer(clip)
     check_scorer(scorer, have)
     rows, folder = choose_rows(have, levels), out.with_suffix('.recaption')
@@ -265,3 +265,9 @@ def recaption(
     done.write(out, dict(model=name, question=how.questions[0]))
     done.page(out.with_suffix('.html'))
     return done
+
+def _json_file(out):
+    "The output, if it can be one."
+    out = Path(local_path(out))
+    if out.suffix in ('.json', '.jsonl') and not out.is_dir(): return out
+    raise AlignGPTError(f'{out}: expected a name that ends in .json or .jsonl', 'as in --out better.json')

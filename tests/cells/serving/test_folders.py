@@ -104,6 +104,7 @@ def test_RecordPictures():
     for i,why in ((0, 'row 0: it shows no picture'), (2, 'not valid JSON')): test_fail(lambda: half[i], contains=why)
     test_is(type(open_pictures(place)), FolderPictures)
     test_fail(lambda: open_pictures(place, column='question'), contains='a folder without .parquet')
+    test_fail(lambda: open_pictures(place, place), contains='leave --images out')
     test_fail(lambda: open_pictures(place/'warm'/'0.png'), contains='a single picture')
 
 

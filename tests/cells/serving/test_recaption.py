@@ -145,6 +145,8 @@ def test_recaption():
     test_fail(lambda: recaption(model, processor, Sources(data/'levels.json', data/'images'), data/'x.json',
                                 other_scorer),
               contains='name the dual encoder that made the levels')
+    test_fail(lambda: recaption(model, processor, Sources(data/'levels.json', data/'images'), data/'x', names_colour),
+              contains='expected a name that ends in .json')
 
 
 @pytest.mark.slow
