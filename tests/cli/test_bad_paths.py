@@ -15,7 +15,8 @@ queue max_seconds max_request_mb max_images max_image_mb max_megapixels max_text
 grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet gate_text
 lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
 judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
-from_column key kind edges ask ask_column max_new_tokens'''.split()) # name no place
+from_column key kind edges
+ask ask_column max_new_tokens'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +26,8 @@ def place(tmp_path_factory):
     (d/'film.mp4').write_bytes(HEAD + bytes(64))
     (d/'settings.yaml').write_text('epochs: 1\n')
     (d/'answers.jsonl').write_text('{"question_id": 0, "text": "red"}\n')
-    command('levels', d/'pairs.json', '--images', d/'images', '--clip', d/'clip', '--levels', 2, '--workers', 0, '--out',
-            d/'levels.json')
+    command('levels', d/'pairs.json', '--images', d/'images', '--clip', d/'clip', '--levels', 2, '--workers', 0,
+            '--out', d/'levels.json')
     odd = d/'odd'
     (odd/'folder').mkdir(parents=True)
     (odd/'folder'/'kept').write_text('kept')
@@ -56,7 +57,8 @@ def good(d, out):
         score=dict(task=d/'asked.jsonl', data=d, predictions=d/'answers.jsonl', json=out/'s.json', upload=out/'up',
                    replies=d/'answers.jsonl'),
         answer=dict(data=d/'pairs.json', model=d/'toy', ask='Hm?', out=out/'said.csv', images=d/'images'),
-        caption=dict(data=d/'pairs.json', model=d/'toy', out=out/'said.csv', images=d/'images', limit=1, max_new_tokens=1),
+        caption=dict(data=d/'pairs.json', model=d/'toy', out=out/'said.csv', images=d/'images', limit=1,
+                     max_new_tokens=1),
         recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
                        scores=d/'levels.parquet', **images))
 
