@@ -20,11 +20,13 @@ from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
+from .folders import register_folders
 from .serve import register_serve
 from .train import register
 
 # %% ../../nbs/cli/01_main.ipynb #af8fdba5
-_FREE = dict(chat=('image', 'question'), eval=('judge',), score=('judge',)) # options that take addresses, or words
+_FREE = dict(chat=('image', 'question'), eval=('judge',), score=('judge',), answer=('ask',),
+             caption=('ask',), recaption=('ask',)) # options that take addresses, or words
 _STORED = dict(levels=('data', 'images', 'out'), audit=('data', 'images', 'out'), show=('data', 'images'),
                pretrain=('data', 'images', 'valid'), finetune=('data', 'images', 'valid')) # those that take stores
 
@@ -272,3 +274,6 @@ register(app)
 
 # %% ../../nbs/cli/01_main.ipynb #4cd43fec
 register_eval(app)
+
+# %% ../../nbs/cli/01_main.ipynb #clifmain2
+register_folders(app)

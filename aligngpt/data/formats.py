@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPEAKERS', 'Format', 'format_table', 'find_turns', 'find_format', 'Inside', 'picture_of', 'is_llava',
-           'as_llava', 'show_record', 'unknown_format', 'get_format', 'format_key', 'Reader']
+           'as_llava', 'show_record', 'unknown_format', 'get_format', 'format_key', 'picture_format', 'Reader']
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat02
 import hashlib, json, math, marshal, re, runpy
@@ -316,8 +316,8 @@ def as_llava(
     place:str='', # what to call pictures without a name
 )->tuple[dict,list[Inside]]: # (the record in LLaVA's format, the pictures that stood in it), or `BadRecord`
     "Translate a record."
-    _refuse(record, f)
     if f.convert: record, f = f.convert(record), FORMATS[0]
+    _refuse(record, f)
     (listed, keys), (turns, carried) = _pictures(record), _all_turns(record, f)
     if not listed and not carried: turns, carried = _pictures_in_text(turns)
     if not listed and not keys and not carried: _needs_picture(record, f)
@@ -451,6 +451,35 @@ def format_key(
     code = marshal.dumps(f.convert.__code__) if f.convert and not f.source else b''
     return f'{f.name}-{hashlib.sha256(repr(f._replace(convert=None)).encode() + code).hexdigest()[:8]}'
 
+
+# %% ../../nbs/data/02_formats.ipynb #f0rmat51
+_NAMES = 'id', 'uid', 'key', 'question_id'
+
+def picture_format(
+    column:str='', # with the question; '': there is none
+)->Format: # for `Source`
+    "A format of whatever shows pictures; its records have the question and no answer."
+    def convert(record):
+        listed = _pictures(record)[0] or _pictures_of_turns(record)
+        if not listed: _bad('no picture', f'it shows no picture: {show_record(record)}')
+        turns = ('human', '\n'.join([IMAGE]*len(listed) + _asked(record, column))), ('gpt', '?')
+        name = next(({'id':record[k]} for k in _NAMES if record.get(k) is not None), {})
+        return {**name, 'image':listed, 'conversations':[{'from':who, 'value':text} for who,text in turns]}
+    return Format('pictures', 'aligngpt answer', {'image': '1.jpg', column or 'id': '...'}, convert=convert,
+                  source=f'1 {column}')
+
+def _pictures_of_turns(record):
+    "What the turns of a record show."
+    f = find_format(record)
+    turns, carried = _all_turns(record, f) if f else ((), ())
+    return carried or _pictures_in_text(turns)[1]
+
+def _asked(record, column):
+    "The question of a record, without places of pictures."
+    if not column: return []
+    if column not in record: _bad('no question', f"no column {column!r}; it has {', '.join(map(str, record)):.200}")
+    text = _MARKS.sub('', _text(record[column], f'{column!r}')).strip()
+    return [text] if text else _bad('no question', f'{column!r} is empty')
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat43
 class Reader:

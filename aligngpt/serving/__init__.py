@@ -12,4 +12,5 @@ from ..core.lazy import lazy_names
 __getattr__, __dir__ = lazy_names('aligngpt.serving',
     remote='Limits fetch safe_picture',
     engine='Engine',
+    folders='Asking answer_folder',
     api='create_app')

@@ -15,7 +15,8 @@ queue max_seconds max_request_mb max_images max_image_mb max_megapixels max_text
 grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet gate_text
 lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
 judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
-from_column key kind edges'''.split()) # name no place
+from_column key kind edges
+ask ask_column max_new_tokens'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -25,6 +26,8 @@ def place(tmp_path_factory):
     (d/'film.mp4').write_bytes(HEAD + bytes(64))
     (d/'settings.yaml').write_text('epochs: 1\n')
     (d/'answers.jsonl').write_text('{"question_id": 0, "text": "red"}\n')
+    command('levels', d/'pairs.json', '--images', d/'images', '--clip', d/'clip', '--levels', 2, '--workers', 0,
+            '--out', d/'levels.json')
     odd = d/'odd'
     (odd/'folder').mkdir(parents=True)
     (odd/'folder'/'kept').write_text('kept')
@@ -52,7 +55,12 @@ def good(d, out):
         convert=dict(src=d/'toy', dst=out/'c', llm=d/'toy', tower=d/'clip'), pretrain={**stage, **more},
         finetune={**stage, **more}, eval=dict(run=d/'toy', data=d, out=out/'e', compare=d/'toy'),
         score=dict(task=d/'asked.jsonl', data=d, predictions=d/'answers.jsonl', json=out/'s.json', upload=out/'up',
-                   replies=d/'answers.jsonl'))
+                   replies=d/'answers.jsonl'),
+        answer=dict(data=d/'pairs.json', model=d/'toy', ask='Hm?', out=out/'said.csv', images=d/'images'),
+        caption=dict(data=d/'pairs.json', model=d/'toy', out=out/'said.csv', images=d/'images', limit=1,
+                     max_new_tokens=1),
+        recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
+                       scores=d/'levels.parquet', **images))
 
 ARGUMENTS = dict(run=0, data=0, files=0, src=0, dst=1, task=0)
 FOLDERS = 'out', 'features', 'extract_to', 'images', 'drawings' # which may be there, or are made
@@ -86,9 +94,9 @@ def cases(place, out):
     "(command line, the odd place) of each option with each odd thing."
     for name, params in commands().items():
         values = good(place, out)[name]
-        needed = {p.name for p in params if p.required} | {'question'} & set(values)
+        needed = {p.name for p in params if p.required} | {'question', 'ask', 'limit', 'max_new_tokens'} & set(values)
         if name in ('pretrain', 'finetune'): needed |= {'data', 'images', 'out', 'model'}
-        for k in set(values) - {'format', 'method', 'task', 'question'} if name not in ('serve', 'quickstart') else {}:
+        for k in set(values) - {'format', 'method', 'task', *OTHER} if name not in ('serve', 'quickstart') else {}:
             for what in ('folder', 'file', 'pipe', 'circle', 'nothing', 'x'*300, '\udcff\x1b[31m\n'):
                 odd = Path('/dev/zero') if what == 'nothing' and k in ('data', 'predictions') else place/'odd'/what
                 yield line(name, params, {x:values[x] for x in values if x in needed} | {k:odd}), k, what

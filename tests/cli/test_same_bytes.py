@@ -17,6 +17,9 @@ def work(d):
     yield 'audit', d/'bad.json', '--images', d/'images', '--out', d/'audit', '--workers', 0
     yield 'eval', d/'fine', '--tasks', d/'asked.jsonl', '--data', d, '--out', d/'eval', '--device', 'cpu'
     yield 'convert', d/'fine'/'model', d/'converted'
+    yield 'caption', d/'images', '--model', d/'fine', '--out', d/'said'/'said.jsonl', '--device', 'cpu'
+    yield ('recaption', d/'levels'/'out.json', '--images', d/'images', '--model', d/'fine', '--clip', d/'clip', '--out',
+           d/'said'/'better.json', '--device', 'cpu')
 
 def test_two_folders(tmp_path):
     one, two = tmp_path/'one', tmp_path/'a folder of another name'
@@ -30,7 +33,7 @@ def test_two_folders(tmp_path):
     made = files(one)
     assert {'pre/done.json', 'fine/checkpoint-4/optimizer.pt', 'lora/model/adapter_config.json',
             'levels/out.parquet', 'audit/report.html', 'eval/asked/score.json', 'eval/asked/report.html',
-            'converted/config.json'} <= made.keys()
+            'converted/config.json', 'said/said.jsonl', 'said/better.json', 'said/better.html'} <= made.keys()
     assert differing(one, two) == []
     assert [k for k,v in made.items() if str(tmp_path).encode() in v] == []
     assert sorted(p.parent.name for p in one.rglob('timing.jsonl')) == ['fine', 'lora', 'pre']

@@ -13,7 +13,7 @@ import base64, tempfile
 from aligngpt.data import formats
 from aligngpt.data.formats import FORMATS, format_table
 import pytest
-from aligngpt.data.formats import Format, Inside, Reader, as_llava, find_format, format_key, get_format, is_llava, picture_of, show_record, unknown_format
+from aligngpt.data.formats import Format, Inside, Reader, as_llava, find_format, format_key, get_format, is_llava, picture_format, picture_of, show_record, unknown_format
 
 
 def test_find_turns():
@@ -171,6 +171,32 @@ BIRDS = Format('birds', 'our own data', {'nr': 1, 'bird': {'name': 'a robin', 'p
             [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}])
     test_ne(format_key(birds), format_key(birds._replace(source='other')))
     format_key(names_only), format_key(None)
+
+
+def test_picture_format():
+    # nbs/data/02_formats.ipynb #f0rmat27
+    def turned(record, place='x.json/7'):
+        "(image, turns, what else) of a record in LLaVA's format."
+        out, _ = as_llava(record, find_format(record), place)
+        said = [t['value'] for t in out['conversations']]
+        return out.get('image'), said, {k:v for k,v in out.items() if k not in ('image', 'conversations')}
+    def chat(*said, **more):
+        return dict(messages=[dict(role=('user', 'assistant')[i%2], content=c) for i,c in enumerate(said)], **more)
+
+    # nbs/data/02_formats.ipynb #f0rmat52
+    asks = picture_format('question')
+
+    # nbs/data/02_formats.ipynb #f0rmat53
+    def shown(record, column=''): return turned(as_llava(record, picture_format(column))[0])
+    test_eq(shown({'img': '7.png', 'label': 3}), ('7.png', ['<image>', '?'], {}))
+    test_eq(shown({'id': 0, 'images': ['1.png', '2.png'], 'q': 'Same?'}, 'q')[1], ['<image>\n<image>\nSame?', '?'])
+    test_eq([shown(f.example)[0] for f in FORMATS], ['1.jpg']*5)
+    parts = [dict(type='image', image='1.png'), dict(type='text', text='a')]
+    test_eq(shown(chat(parts, 'b'))[0], '1.png')
+    for record, why in (({'id': 1}, 'it shows no picture'), ({'img': '1.png'}, "no column 'q'; it has img"),
+                        ({'img': '1.png', 'q': ' <image> '}, "'q' is empty"), ({'img': '1.png', 'q': None}, 'missing or null')):
+        test_fail(lambda: shown(record, 'q'), contains=why)
+    test_ne(format_key(asks), format_key(picture_format()))
 
 
 def test_Reader():

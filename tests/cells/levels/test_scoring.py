@@ -2,7 +2,7 @@
 "Tests of `aligngpt.levels.scoring`: the asserting cells of its notebook, made by aligngpt_export."
 import copy, hashlib, json, shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable
 import numpy as np
 from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import own_folder, read_json, write_once
@@ -51,7 +51,7 @@ def test_PairBatches():
     batch['texts']['input_ids'][:3]
 
 
-def test_collect_scores():
+def test_begun_with():
     # nbs/levels/02_scoring.ipynb #0bd9ec55
     def make_world(n=200, **vision):
         "A folder with `pairs.json` and a random CLIP in `clip`."
