@@ -111,6 +111,14 @@ def _tell_levels(done):
     if done['cut'] or done['skipped']:
         echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)
+    _tell_worth(done['json'])
+
+def _tell_worth(data):
+    "What people said of such pairs, where they have labelled some."
+    from aligngpt.levels.labels import label_report, labels_folder
+    from aligngpt.data.records import Records
+    if labels_folder(data).is_dir():
+        echo(str(label_report(Records(data, policy='skip', cap=1, n_levels=2**31, quiet=True))))
 
 # %% ../../nbs/cli/02_data.ipynb #2c046002
 def audit_command(

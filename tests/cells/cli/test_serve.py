@@ -15,6 +15,7 @@ from fastcore.test import *
 from fastcore.xtras import modified_env
 from typer.testing import CliRunner
 from aligngpt.model.toy import toy
+from aligngpt.levels.labels import LabelFile, labels_folder, pair_key
 import pytest
 from aligngpt.cli.serve import IN_VLLM, NOT_IN_VLLM, listen, need, own_names, read_key, register_serve, serve_command, vllm_line
 
@@ -72,6 +73,30 @@ def test_vllm_line():
     ' '.join(line[5:])
 
 
+def test_label_command():
+    # nbs/cli/05_serve.ipynb #955b8a91
+    tmp = Path(tempfile.mkdtemp())
+    for part in toy(): part.save_pretrained(tmp/'run'/'model')
+
+    # nbs/cli/05_serve.ipynb #e48f53a1
+    (tmp/'key').write_text('s3cret\n')
+    (tmp/'none').write_text('\n')
+
+    # nbs/cli/05_serve.ipynb #clilab03
+    pair = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a colour'}]
+    (tmp/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair) for i in range(8)]))
+    def labelled(*more):
+        "What the command says."
+        from aligngpt.cli.main import app
+        return CliRunner().invoke(app, ['label', str(tmp/'levels.json'), *more]).output
+
+    # nbs/cli/05_serve.ipynb #clilab04
+    for i in range(8): LabelFile(labels_folder(tmp/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)), 'names' if i % 2 else 'no')
+    said = labelled('--report')
+    assert '--levels 1-1 keeps 50% of the data at a precision of 100%' in said and 'report.html' in said
+    test_eq((tmp/'levels.labels'/'report.html').exists(), True)
+
+
 def test_register_serve():
     # nbs/cli/05_serve.ipynb #955b8a91
     tmp = Path(tempfile.mkdtemp())
@@ -91,6 +116,13 @@ def test_register_serve():
     # nbs/cli/05_serve.ipynb #e48f53a1
     (tmp/'key').write_text('s3cret\n')
     (tmp/'none').write_text('\n')
+
+    # nbs/cli/05_serve.ipynb #clilab03
+    pair = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a colour'}]
+    (tmp/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair) for i in range(8)]))
+
+    # nbs/cli/05_serve.ipynb #clilab04
+    for i in range(8): LabelFile(labels_folder(tmp/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)), 'names' if i % 2 else 'no')
 
     # nbs/cli/05_serve.ipynb #4e4134a9
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
