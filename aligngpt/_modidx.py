@@ -2523,6 +2523,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'aligngpt.levels.labels.Labelling.state': ( 'levels/labels.html#labelling.state',
                                                                                     'aligngpt/levels/labels.py'),
                                         'aligngpt.levels.labels.Say': ('levels/labels.html#say', 'aligngpt/levels/labels.py'),
+                                        'aligngpt.levels.labels._png_of': ('levels/labels.html#_png_of', 'aligngpt/levels/labels.py'),
                                         'aligngpt.levels.labels._rows_of': ('levels/labels.html#_rows_of', 'aligngpt/levels/labels.py'),
                                         'aligngpt.levels.labels.cohen_kappa': ( 'levels/labels.html#cohen_kappa',
                                                                                 'aligngpt/levels/labels.py'),

@@ -30,9 +30,11 @@ OWN = dict(
     least=(float, 'Only records with at least this value of the column `--by`.'),
     by=(str, 'Column of numbers for `--top` and `--least`. Default: similarity.'),
     ids=(str, "Only the records whose `uid` is in this file of DataComp's (.npy)."),
-    ratings=(str, 'Column with ratings of turns, or several with weights, as in `relevance_ratings=2,formatting_ratings`.'),
+    ratings=(str,
+             'Column with ratings of turns, or several with weights, as in `relevance_ratings=2,formatting_ratings`.'),
     rating_as=(str, "What ratings do: 'level' (forced alignment), 'weight' (of the loss) or 'filter'."),
-    rating_of=(str, "As level: a conversation has that of its worst turn ('min'), the 'mean', or 'each' run of equal turns "
+    rating_of=(str,
+               "As level: a conversation has that of its worst turn ('min'), the 'mean', or 'each' run of equal turns "
                     'becomes a sample. Default: min.'),
     rating_least=(float, 'As filter: the lowest rating that stays.'),
     rating_scale=(str, 'Lowest and highest rating. Default: 1-5.'),

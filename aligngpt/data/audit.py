@@ -445,7 +445,8 @@ def write_html(
     "Write the report as a page."
     body = [_section(f, chunks) for f in report.findings]
     if report.lengths: body += ['<h2>Length in tokens</h2>', _bars(report.lengths), f'<p>{report.losses()}</p>']
-    page = html_page(f"Audit of {', '.join(report.data)}", '. '.join(filter(None, [report.read_as(), report.verdict(), report.rated])), ''.join(body),
+    page = html_page(f"Audit of {', '.join(report.data)}",
+                     '. '.join(filter(None, [report.read_as(), report.verdict(), report.rated])), ''.join(body),
                      report.safe)
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
     return Path(path)

@@ -114,7 +114,8 @@ def weigh_answers(
     said = sample['labels'] != -100
     before = torch.cat([said.new_zeros(1), said[:-1]])
     number = (said & ~before).cumsum(0) - 1
-    if int(number.max()) >= len(weights): raise AlignGPTError(f'{int(number.max()) + 1} answers, and {len(weights)} weights')
+    if int(number.max()) >= len(weights):
+        raise AlignGPTError(f'{int(number.max()) + 1} answers, and {len(weights)} weights')
     return torch.where(said, torch.tensor(weights)[number.clamp(min=0)], torch.tensor(0.))
 
 @patch
@@ -129,7 +130,8 @@ def count_answers(self:SampleDataset,
     w = weigh_answers(sample, weights)
     if self.records.ratings.rating_as == 'weight': return {**sample, 'label_weights':w}
     if w.any(): return {**sample, 'labels':sample['labels'].masked_fill(w == 0, -100)}
-    raise BadRecord('nothing to learn', f"no answer that is learnt in the first {len(w)} tokens", 'allow a greater max_length', where)
+    raise BadRecord('nothing to learn', f"no answer that is learnt in the first {len(w)} tokens",
+                    'allow a greater max_length', where)
 
 # %% ../../nbs/data/05_batches.ipynb #3a398837
 @patch

@@ -200,7 +200,8 @@ def _turn_pairs(t, i, f):
     if not f.speaker:
         ask, answer = _first(t, f.ask), _first(t, f.answer)
         if f.ask and ask is None or answer is None: _bad('shape', f'turn {i} is {t!r:.60}, expected {_shown_turn(f)}')
-        return [('human', _question(t, ask), {}), ('gpt', _text(t[answer], f'{answer!r}'), _numbers(t) if f.turns else {})]
+        return [('human', _question(t, ask), {}),
+                ('gpt', _text(t[answer], f'{answer!r}'), _numbers(t) if f.turns else {})]
     speaker, said = _first(t, f.speaker), _first(t, f.text)
     if None in (speaker, said): _bad('shape', f'turn {i} is {t!r:.60}, expected {_shown_turn(f)}')
     name = SPEAKERS.get(str(t[speaker]).lower())

@@ -212,7 +212,8 @@ class PackedCollator(Collator):
 def _join(pack, first):
     "The samples of a row, numbered from `first` on."
     sizes = [len(s['input_ids']) for s in pack]
-    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack]) for k in ('input_ids', 'labels', 'gate_mask', 'label_weights')
+    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack])
+           for k in ('input_ids', 'labels', 'gate_mask', 'label_weights')
            if k in pack[0]}
     row['position_ids'] = torch.cat([torch.arange(n) for n in sizes])
     row['sample_ids'] = torch.repeat_interleave(torch.arange(first, first+len(pack)), torch.tensor(sizes))

@@ -38,7 +38,8 @@ class Ratings:
 
     def __post_init__(self):
         given = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
-        if not self.ratings and given: raise AlignGPTError(f'{given[0]} without ratings', 'name the column: ratings=NAME')
+        if not self.ratings and given:
+            raise AlignGPTError(f'{given[0]} without ratings', 'name the column: ratings=NAME')
         if self.ratings: self._check([k for k in given if k not in ('rating_as', 'unrated')])
 
     def _check(self, given):
@@ -58,7 +59,8 @@ class Ratings:
 
     def __bool__(self): return bool(self.ratings)
     def __str__(self):
-        more = dict(level=f'of the {self.of}', weight='', filter=f'from {self.rating_least} on')[self.rating_as or 'weight']
+        more = dict(level=f'of the {self.of}', weight='',
+                    filter=f'from {self.rating_least} on')[self.rating_as or 'weight']
         return f'{self.ratings} as {self.rating_as} {more}'.strip()*bool(self)
 
     @property
@@ -72,7 +74,8 @@ class Ratings:
         parts = [p.strip().rpartition('=') if '=' in p else (p.strip(), '', '1') for p in self.ratings.split(',')]
         try: found = {name:float(w) for name,_,w in parts}
         except ValueError: found = {}
-        if found and all(found) and len(found) == len(parts) and all(0 < w < math.inf for w in found.values()): return found
+        if found and all(found) and len(found) == len(parts) and all(0 < w < math.inf for w in found.values()):
+            return found
         raise AlignGPTError(f'ratings {self.ratings!r}: expected names of columns, perhaps with weights',
                             'as in relevance_ratings, or in relevance_ratings=2,formatting_ratings')
 
@@ -83,7 +86,8 @@ class Ratings:
         try: ends = float(low), float(high)
         except ValueError: ends = 0., 0.
         if ends[0] < ends[1]: return ends
-        raise AlignGPTError(f'rating_scale {self.rating_scale!r}: expected the lowest and the highest rating', 'as in 1-5')
+        raise AlignGPTError(f'rating_scale {self.rating_scale!r}: expected the lowest and the highest rating',
+                            'as in 1-5')
 
 # %% ../../nbs/data/12_ratings.ipynb #ratabc11
 _ASKS, _ANSWERS = ('human', 'user'), ('gpt', 'assistant')
@@ -121,7 +125,8 @@ def _as_rating(v, what, where):
     try: x = math.nan if v is None else math.inf if isinstance(v, bool) else float(v)
     except (TypeError, ValueError, OverflowError): x = math.inf
     if not math.isinf(x): return x
-    raise BadRecord('ratings', f'{what} is {v!r:.40}, expected a number', 'write null where nobody rated the turn', where)
+    raise BadRecord('ratings', f'{what} is {v!r:.40}, expected a number', 'write null where nobody rated the turn',
+                    where)
 
 # %% ../../nbs/data/12_ratings.ipynb #ratabc15
 def keep_turns(
@@ -190,7 +195,8 @@ def _read(records, columns, quiet):
                 chars += [len(record['conversations'][k]['value']) for k in at]
             if i % 1024 == 1023: bar.update(1024)
     return dict(values=np.array(values, np.float64).reshape(-1, len(columns)), counts=counts,
-                chars=np.array(chars, np.int32), where=np.array([*wrong], np.int64), wrong=np.array([*wrong.values()], str))
+                chars=np.array(chars, np.int32), where=np.array([*wrong], np.int64),
+                wrong=np.array([*wrong.values()], str))
 
 # %% ../../nbs/data/12_ratings.ipynb #ratabc22
 def rating_problems(
@@ -199,19 +205,20 @@ def rating_problems(
     shown:np.ndarray, # [n_records] does it show a picture?
 )->dict[int,tuple[str,str]]: # position -> (reason, message)
     "The records whose ratings cannot be used."
-    names, owner = [*ratings.columns], np.repeat(np.arange(len(found['counts'])), found['counts'])
-    needed = shown[owner] | (ratings.rating_as != 'level')
-    (low, high), v = ratings.scale, found['values']
-    beyond = ((v < low) | (v > high)) & needed[:,None] & (ratings.rating_as != 'filter')
-    nobody = np.isnan(v) & needed[:,None] & (ratings.unrated == 'error')
+    names, v, owner = [*ratings.columns], found['values'], np.repeat(np.arange(len(found['counts'])), found['counts'])
     if len(v) and (none := [c for c,gone in zip(names, np.isnan(v).all(0)) if gone]):
-        raise AlignGPTError(f'no turn has a number under {none[0]!r}', 'ratings stand in a list beside the turns, or in '
+        raise AlignGPTError(f'no turn has a number under {none[0]!r}',
+                            'ratings stand in a list beside the turns, or in '
                             'them; the name is said as it is in the data: ratings=NAME')
-    starts = np.cumsum(found['counts']) - found['counts']
-    def first(k, c): return f'{names[c]!r} of turn {k - starts[owner[k]]}'
-    out = {int(owner[k]):('ratings', f'{first(k, c)} is {v[k, c]:g}, beyond the scale from {low:g} to {high:g}')
-           for k,c in reversed(np.argwhere(beyond).tolist())}
-    out |= {int(owner[k]):('unrated', f'{first(k, c)} is not there') for k,c in reversed(np.argwhere(nobody).tolist())}
+    low, high = ratings.scale
+    asked = (shown[owner] | (ratings.rating_as != 'level'))[:, None]
+    odd = dict(unrated=asked & np.isnan(v) & (ratings.unrated == 'error'),
+               ratings=asked & ((v < low) | (v > high)) & (ratings.rating_as != 'filter'))
+    says = dict(unrated='is not there', ratings='is {:g}, beyond the scale from {:g} to {:g}')
+    out, starts = {}, np.cumsum(found['counts']) - found['counts']
+    for reason,k,c in ((reason, *at) for reason,where in odd.items() for at in np.argwhere(where).tolist()):
+        text = f'{names[c]!r} of turn {k - starts[owner[k]]} {says[reason].format(v[k, c], low, high)}'
+        out.setdefault(int(owner[k]), (reason, text))
     return out | {i:('ratings', message) for i,message in found['wrong'].items()}
 
 # %% ../../nbs/data/12_ratings.ipynb #ratabc26
@@ -257,7 +264,8 @@ class Rated:
         of = self._alive(~(w <= 0))
         own = np.isin(self.owner, of) & ~np.isnan(w)
         total = (w*self.chars)[own].sum()
-        if not total and len(of): raise AlignGPTError('every turn has the lowest rating, and would weigh nothing', 'use another column')
+        if not total and len(of):
+            raise AlignGPTError('every turn has the lowest rating, and would weigh nothing', 'use another column')
         w = np.where(np.isnan(w), 1, w*self.chars[own].sum()/(total or 1))
         return of, self.starts[of], self.starts[of] + self.counts[of], w
 

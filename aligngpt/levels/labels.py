@@ -7,7 +7,7 @@ __all__ = ['SAYS', 'JUDGED', 'LABELS_JS', 'draw_pairs', 'Say', 'labels_folder', 
            'cohen_kappa', 'LabelReport', 'label_report', 'plot_precision', 'write_label_report', 'LabelWidget']
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc03
-import getpass, hashlib, json, math, os, re, time
+import base64, getpass, hashlib, io, json, math, os, re, time
 from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
@@ -37,13 +37,12 @@ def draw_pairs(
     if (level < 0).all():
         raise AlignGPTError(f"{', '.join(str(s.path) for s in records.sources)}: no pair has a level",
                             'derive the levels first: aligngpt levels')
-    rank = np.full(len(level), len(level))
+    rank = np.full(len(level), len(level)) # in turn: the first of each level, the second of each
     for k in np.unique(level[level >= 0]):
-        own = np.flatnonzero(level == k)
-        rank[rng.permutation(own)] = np.arange(len(own))
-    tie = rng.permutation(len(level))
-    order = np.lexsort((tie, rank))[:min(n, int((level >= 0).sum()))]
-    return rng.permutation(order).tolist()
+        own = rng.permutation(np.flatnonzero(level == k))
+        rank[own] = np.arange(len(own))
+    order = np.lexsort((rng.permutation(len(level)), rank))
+    return rng.permutation(order[:min(n, int((level >= 0).sum()))]).tolist()
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc12
 class Say(NamedTuple):
@@ -134,7 +133,8 @@ class Labelling:
         if key not in (None, self.key): return
         about = self.key if says != 'undo' else self.past.pop() if self.past else None
         if about is None: return
-        self.file.say(about, says, row=self.records.row(self.todo[about]), seconds=round(time.monotonic() - self.since, 1))
+        self.file.say(about, says, row=self.records.row(self.todo[about]),
+                      seconds=round(time.monotonic() - self.since, 1))
         if says != 'undo': self.past.append(about)
         self.since = time.monotonic()
 
@@ -150,7 +150,8 @@ class Labelling:
         "Picture and caption of a pair."
         (name, caption), row = pair_of(self.records[i]), self.records.row(i)
         try: im = load_image(self.images[self.records.find(row)[0]], name)
-        except BadRecord as e: return dict(caption=caption, picture='', note=f'no picture to see ({e.reason}): skip it')
+        except BadRecord as e:
+            return dict(caption=caption, picture='', note=f'no picture to see ({e.reason}): skip it')
         return dict(caption=caption, picture=picture_tag(im, self.side).split('"')[1])
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc20
@@ -284,18 +285,22 @@ def write_label_report(
     folder:str|Path, # from `labels_folder`
 )->Path: # the page
     "Write report.json and report.html beside the labels."
-    import base64, io
-    import matplotlib.pyplot as plt
-    fig, out, folder = plot_precision(report), io.BytesIO(), Path(folder)
-    fig.savefig(out, format='png', dpi=120); plt.close(fig)
+    folder, said = Path(folder), report.sentences()
     with os_errors(folder): folder.mkdir(exist_ok=True)
-    write_json(dict(counts=report.counts.tolist(), size=report.size.tolist(), precision=np.nan_to_num(report.precision).tolist(),
-                    thresholds=report.thresholds(), said=report.sentences()), folder/'report.json')
-    body = (f'<img alt="precision of each level" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
-            f'<pre>{escape(report)}</pre>')
+    write_json(dict(counts=report.counts.tolist(), size=report.size.tolist(), thresholds=report.thresholds(),
+                    said=said,
+                    precision=np.nan_to_num(report.precision).tolist()), folder/'report.json')
+    body = f'{_png_of(plot_precision(report))}<pre>{escape(report)}</pre>'
     with atomic_path(folder/'report.html') as tmp:
-        tmp.write_text(html_page('What the levels are worth', '. '.join(report.sentences()), body), encoding='utf-8')
+        tmp.write_text(html_page('What the levels are worth', '. '.join(said), body), encoding='utf-8')
     return folder/'report.html'
+
+def _png_of(fig):
+    "A figure as HTML."
+    out = io.BytesIO()
+    fig.savefig(out, format='png', dpi=120)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f'<img alt="precision of each level" src="data:image/png;base64,{data}">'
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc35
 LABELS_JS = Path(files('aligngpt.levels'))/'labels.js' # the front end of widget and page

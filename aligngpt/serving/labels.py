@@ -27,22 +27,25 @@ const model = {
   get: () => state,
   on: (_, f) => { draw = f; },
   send: async (said) => {
-    const r = await fetch('say', { method: 'POST', body: JSON.stringify(said), headers: { 'Content-Type': 'application/json' } })
-      .catch(() => null);
-    state = r && r.ok ? await r.json() : { ...state, note: r ? (await r.json()).error.message : 'the server is gone: start it again' };
+    const headers = { 'Content-Type': 'application/json' };
+    const r = await fetch('say', { method: 'POST', body: JSON.stringify(said), headers }).catch(() => null);
+    const note = async () => r ? (await r.json()).error.message : 'the server is gone: start it again';
+    state = r && r.ok ? await r.json() : { ...state, note: await note() };
     draw();
   },
 };
 widget.render({ model, el: document.getElementById('pair') });
 """
 _HEADERS = {'Content-Security-Policy': "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
-                                       "style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+                                       "style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; "
+                                       "form-action 'none'",
             'X-Content-Type-Options':'nosniff', 'Referrer-Policy':'no-referrer', 'Cache-Control':'no-store'}
 
 def label_page(
 )->str: # HTML
     "The page, without pairs."
-    return html_page('Label pairs', 'Does the text name what is in the picture? 1 names it, 2 partly, 3 no; s skips, u takes '
+    return html_page('Label pairs',
+                     'Does the text name what is in the picture? 1 names it, 2 partly, 3 no; s skips, u takes '
                      'the last answer back.', '<main id=pair></main><script type=module src=page.js></script>')
 
 # %% ../../nbs/serving/11_labels.ipynb #lblpag09
@@ -59,7 +62,8 @@ class Guard:
         if refusal := self.refuse(scope): return await refusal.response(scope, receive, send)
         async def named(m):
             if m['type'] == 'http.response.start':
-                m['headers'] = [*m.get('headers', ()), *((k.lower().encode(), v.encode()) for k,v in _HEADERS.items())]
+                m['headers'] = [*m.get('headers', ()), *((k.lower().encode(), v.encode())
+                                                         for k,v in _HEADERS.items())]
             await send(m)
         await self.app(scope, receive, named)
 
@@ -73,7 +77,8 @@ class Guard:
         if scope['method'] in ('GET', 'HEAD'): return None
         n = head.get('content-length', '')
         if foreign(scope): return FOREIGN
-        if not n.isdecimal() or len(n) > 9 or int(n) > self.most: return ApiError(413, 'a request is one answer', 'too_large')
+        if not n.isdecimal() or len(n) > 9 or int(n) > self.most:
+            return ApiError(413, 'a request is one answer', 'too_large')
 
 def label_app(
     labelling:Labelling, # whose answers are taken
@@ -94,4 +99,5 @@ def label_app(
         except AlignGPTError as e: return ApiError(400, str(e), 'invalid_value').response
         return await shown()
     gets = {'/':page, '/page.js':script, '/labels.js':front, '/state':state}
-    return Guard(Starlette(routes=[*(Route(at, f) for at,f in gets.items()), Route('/say', say, methods=['POST'])]), hosts)
+    return Guard(Starlette(routes=[*(Route(at, f) for at,f in gets.items()), Route('/say', say, methods=['POST'])]),
+                 hosts)

@@ -177,7 +177,8 @@ def _split(model, processor, sources, stage, quiet):
         return SampleDataset(records, images, processor, stage.max_length, stage.levels, some.policy, some.cap)
     whole, valid = samples(sources), sources.valid
     if isinstance(valid, (str, Path)):
-        return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None, select=None, ratings=None))
+        return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None, select=None,
+                                                         ratings=None))
     if valid and sources.weights:
         raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch',
                             'name a file of validation records instead: valid=FILE')

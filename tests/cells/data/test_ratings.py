@@ -12,11 +12,16 @@ from aligngpt.core.files import atomic_path
 from aligngpt.core.steps import progress
 from aligngpt.text.conversation import IMAGE, record_images
 from fastcore.test import *
-import pickle, pyarrow as pa, pyarrow.parquet as pq, tempfile
+import pickle, pyarrow as pa, pyarrow.parquet as pq, random, tempfile, torch
+from aligngpt.core.files import read_json, write_json
+from aligngpt.core.markup import Table
+from aligngpt.checkpoints.layouts import load
 from aligngpt.data.batches import Collator, SampleDataset
 from aligngpt.data.records import Records
 from aligngpt.data.ratings import Ratings
-from aligngpt.model.toy import swatch
+from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_batch, toy_model, toy_processor
+from aligngpt.quickstart.variants import interval
+from aligngpt.training.recipes import Start, StageSources, finetune
 from aligngpt.testing.fixtures import letter_processor
 import pytest
 from aligngpt.data.ratings import answer_places, keep_turns, turn_ratings, until_turn
@@ -29,11 +34,14 @@ def test_Ratings():
     test_fail(lambda: Ratings(rating_as='level'), contains='rating_as without ratings')
     test_fail(lambda: Ratings('a'), contains="rating_as is ''. Valid: level, weight, filter")
     test_fail(lambda: Ratings('a', 'filter'), contains='the lowest that stays')
-    test_fail(lambda: Ratings('a', 'weight', rating_least=3), contains='rating_least says nothing about ratings as weight')
+    test_fail(lambda: Ratings('a', 'weight', rating_least=3),
+              contains='rating_least says nothing about ratings as weight')
     test_fail(lambda: Ratings('a', 'level', rating_of='max'), contains='Valid: min, mean, each')
     test_fail(lambda: Ratings('a', 'weight', unrated='skip'), contains='Valid: error, keep')
-    for bad in ('5-1', '5', 'a-b', '1-nan'): test_fail(lambda: Ratings('a', 'level', rating_scale=bad), contains='the lowest and the highest')
-    for bad in (',', 'a=', 'a=0', 'a=-1', 'a,a', 'a=inf'): test_fail(lambda: Ratings(bad, 'weight'), contains='expected names of columns')
+    for bad in ('5-1', '5', 'a-b', '1-nan'):
+        test_fail(lambda: Ratings('a', 'level', rating_scale=bad), contains='the lowest and the highest')
+    for bad in (',', 'a=', 'a=0', 'a=-1', 'a,a', 'a=inf'):
+        test_fail(lambda: Ratings(bad, 'weight'), contains='expected names of columns')
 
 
 def test_answer_places():
@@ -48,9 +56,11 @@ def test_answer_places():
     inside['conversations'][1]['stars'], inside['conversations'][2]['stars'] = 5, 1 # in the answer, or in its question
     test_eq(turn_ratings(inside, 'stars'), [5, 1])
     odd = talk(r=[1, 2])
-    odd['conversations'] = [{'from': 'system', 'value': 'S'}, {'from': 'gpt', 'value': 'Hi.'}, *odd['conversations'], {'from': 'human', 'value': 'Q'}]
+    odd['conversations'] = [{'from': 'system', 'value': 'S'}, {'from': 'gpt', 'value': 'Hi.'}, *odd['conversations'],
+                            {'from': 'human', 'value': 'Q'}]
     test_eq((answer_places(odd), turn_ratings(odd, 'r')), ([3, 5], [1, 2]))
-    for bad in ([1], [1, 2, 3], [], [1]*4): test_fail(lambda: turn_ratings(talk(r=bad), 'r'), contains='ratings, and the conversation has 2 turns')
+    for bad in ([1], [1, 2, 3], [], [1]*4):
+        test_fail(lambda: turn_ratings(talk(r=bad), 'r'), contains='ratings, and the conversation has 2 turns')
     for bad in ('good', True, [5], {}, math.inf, '1e999'):
         test_fail(lambda: turn_ratings(talk(r=[1, bad]), 'r', 'row 7'), contains="row 7: 'r' of turn 1 is")
 
@@ -62,7 +72,8 @@ def test_keep_turns():
         pair = [{'from': 'human', 'value': 'Q'}, {'from': 'gpt', 'value': 'A'}]
         return dict(conversations=[dict(t) for _ in range(n) for t in pair], **more)
     odd = talk(r=[1, 2])
-    odd['conversations'] = [{'from': 'system', 'value': 'S'}, {'from': 'gpt', 'value': 'Hi.'}, *odd['conversations'], {'from': 'human', 'value': 'Q'}]
+    odd['conversations'] = [{'from': 'system', 'value': 'S'}, {'from': 'gpt', 'value': 'Hi.'}, *odd['conversations'],
+                            {'from': 'human', 'value': 'Q'}]
 
     # nbs/data/12_ratings.ipynb #ratabc16
     two = dict(image=['a.png', 'b.png', 'c.png'], conversations=[
@@ -72,16 +83,16 @@ def test_keep_turns():
     keep_turns(two, [False, True, False])
 
     # nbs/data/12_ratings.ipynb #ratabc17
-    def shown(r): return [r.get('image'), *(t['value'] for t in r['conversations'][::2])]
-    test_eq(shown(keep_turns(two, [False, True, False])), [['a.png', 'b.png'], '<image>\n<image>\nSecond?'])
-    test_eq(shown(keep_turns(two, [True, False, False])), ['a.png', '<image>\nFirst?'])
-    test_eq(shown(keep_turns(two, [False, False, True]))[0], ['a.png', 'b.png', 'c.png'])
+    def seen(r): return [r.get('image'), *(t['value'] for t in r['conversations'][::2])]
+    test_eq(seen(keep_turns(two, [False, True, False])), [['a.png', 'b.png'], '<image>\n<image>\nSecond?'])
+    test_eq(seen(keep_turns(two, [True, False, False])), ['a.png', '<image>\nFirst?'])
+    test_eq(seen(keep_turns(two, [False, False, True]))[0], ['a.png', 'b.png', 'c.png'])
     test_is(keep_turns(two, [True]*3), two)
-    test_eq([shown(until_turn(two, k))[0] for k in (0, 1)], ['a.png', ['a.png', 'b.png']])
+    test_eq([seen(until_turn(two, k))[0] for k in (0, 1)], ['a.png', ['a.png', 'b.png']])
     test_is(until_turn(two, 2), two)
     late = talk(2, image='a.png')
     late['conversations'][2]['value'] = '<image>\nQ'
-    test_eq(shown(keep_turns(late, [True, False])), [None, 'Q'])
+    test_eq(seen(keep_turns(late, [True, False])), [None, 'Q'])
     test_eq(keep_turns(odd, [False, True])['conversations'], [*odd['conversations'][:2], *odd['conversations'][4:]])
 
 
@@ -90,7 +101,8 @@ def test_rating_problems():
     tmp = Path(tempfile.mkdtemp())
     swatch('red').save(tmp/'red.png'); swatch('blue').save(tmp/'blue.png')
     def turn(q, a, **more): return dict(user=q, assistant=a, **more)
-    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'), turn('Warm?', 'Yes.')],
+    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'),
+                                            turn('Warm?', 'Yes.')],
                  relevance_ratings=[5, 1, 4], relevance_min=1),
             dict(images=['blue.png'], texts=[turn('Colour?', 'Blue.')], relevance_ratings=[5], relevance_min=5),
             dict(images=['blue.png'], texts=[turn('Warm?', 'Very.')], relevance_ratings=[2], relevance_min=2)]
@@ -104,24 +116,28 @@ def test_rating_problems():
 
     # nbs/data/12_ratings.ipynb #ratabc23
     bad = [*rows, dict(rows[0], relevance_ratings=[5, 'bad', 4]), dict(rows[1], relevance_ratings=[5, 4]),
-           dict(rows[1], relevance_ratings=[None]), dict(rows[1], relevance_ratings=[math.nan]), dict(rows[1], relevance_ratings=[7]),
+           dict(rows[1], relevance_ratings=[None]), dict(rows[1], relevance_ratings=[math.nan]),
+           dict(rows[1], relevance_ratings=[7]),
            {k:v for k,v in rows[1].items() if k != 'relevance_ratings'}, dict(rows[1], relevance_ratings=None)]
     some = Records(data(rows=bad), policy='skip', cap=1, ratings=Ratings('relevance_ratings', 'weight'), quiet=True)
 
     # nbs/data/12_ratings.ipynb #ratabc24
     test_eq(([*some.problems], len(some)), ([*range(3, 10)], 3))
-    test_eq([*Records(data(rows=bad), policy='skip', cap=1, ratings=Ratings('relevance_ratings', 'weight', unrated='keep'),
+    test_eq([*Records(data(rows=bad), policy='skip', cap=1,
+                      ratings=Ratings('relevance_ratings', 'weight', unrated='keep'),
                       quiet=True).problems], [3, 4, 6, 7]) # NaN is no JSON
     test_fail(lambda: rated('weight', bad[:6]), contains="row 3: 'relevance_ratings' of turn 1 is 'bad'")
     test_fail(lambda: rated('weight', bad[5:6] + rows), contains='--unrated keep')
     test_fail(lambda: rated('weight', [*rows, bad[7]]), contains='is 7, beyond the scale from 1 to 5')
     test_eq(len(rated('filter', [*rows, bad[7]], rating_least=3)), 3) # a filter has no scale
-    test_fail(lambda: Records(data(), ratings=Ratings('relevance', 'weight'), quiet=True), contains="no turn has a number under 'relevance'")
+    test_fail(lambda: Records(data(), ratings=Ratings('relevance', 'weight'), quiet=True),
+              contains="no turn has a number under 'relevance'")
     words = dict(texts=[turn('Q', 'A')])
     test_eq(len(rated('level', [*rows, words])), 4)
     test_fail(lambda: rated('weight', [*rows, words]), contains='row 3')
     nobody = [dict(r, relevance_ratings=[*r['relevance_ratings'][:-1], math.nan]) for r in rows] # as pandas writes it
-    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]), tmp/'turns.parquet')
+    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]),
+                   tmp/'turns.parquet')
     told_so = Records(tmp/'turns.parquet', ratings=Ratings('relevance_min', 'weight'), quiet=True)
     test_eq(len(told_so), 2) # the first has a turn of the lowest rating, and weighs nothing
     test_fail(lambda: Records(tmp/'turns.parquet', ratings=Ratings('relevance_ratings', 'weight'), quiet=True),
@@ -133,7 +149,8 @@ def test_Rated_record():
     tmp = Path(tempfile.mkdtemp())
     swatch('red').save(tmp/'red.png'); swatch('blue').save(tmp/'blue.png')
     def turn(q, a, **more): return dict(user=q, assistant=a, **more)
-    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'), turn('Warm?', 'Yes.')],
+    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'),
+                                            turn('Warm?', 'Yes.')],
                  relevance_ratings=[5, 1, 4], relevance_min=1),
             dict(images=['blue.png'], texts=[turn('Colour?', 'Blue.')], relevance_ratings=[5], relevance_min=5),
             dict(images=['blue.png'], texts=[turn('Warm?', 'Very.')], relevance_ratings=[2], relevance_min=2)]
@@ -147,10 +164,13 @@ def test_Rated_record():
 
     # nbs/data/12_ratings.ipynb #ratabc24
     nobody = [dict(r, relevance_ratings=[*r['relevance_ratings'][:-1], math.nan]) for r in rows] # as pandas writes it
-    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]), tmp/'turns.parquet')
+    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]),
+                   tmp/'turns.parquet')
 
     # nbs/data/12_ratings.ipynb #ratabc30
-    def told(r): return [(i, [t['value'] for t in r[i]['conversations'][1::2]], r.rated.level(i), r.rated.weights(i)) for i in range(len(r))]
+    def told(r):
+        return [(i, [t['value'] for t in r[i]['conversations'][1::2]], r.rated.level(i), r.rated.weights(i))
+                for i in range(len(r))]
     runs = rated('level', rating_of='each')
     told(runs)
 
@@ -187,7 +207,8 @@ def test_Rated_numbers():
     tmp = Path(tempfile.mkdtemp())
     swatch('red').save(tmp/'red.png'); swatch('blue').save(tmp/'blue.png')
     def turn(q, a, **more): return dict(user=q, assistant=a, **more)
-    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'), turn('Warm?', 'Yes.')],
+    rows = [dict(images=['red.png'], texts=[turn('Colour?', 'Red.'), turn('Shape?', 'I am a bot.'),
+                                            turn('Warm?', 'Yes.')],
                  relevance_ratings=[5, 1, 4], relevance_min=1),
             dict(images=['blue.png'], texts=[turn('Colour?', 'Blue.')], relevance_ratings=[5], relevance_min=5),
             dict(images=['blue.png'], texts=[turn('Warm?', 'Very.')], relevance_ratings=[2], relevance_min=2)]
@@ -201,10 +222,13 @@ def test_Rated_numbers():
 
     # nbs/data/12_ratings.ipynb #ratabc24
     nobody = [dict(r, relevance_ratings=[*r['relevance_ratings'][:-1], math.nan]) for r in rows] # as pandas writes it
-    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]), tmp/'turns.parquet')
+    pq.write_table(pa.Table.from_pylist([{k:v for k,v in r.items() if k != 'images'} for r in nobody]),
+                   tmp/'turns.parquet')
 
     # nbs/data/12_ratings.ipynb #ratabc30
-    def told(r): return [(i, [t['value'] for t in r[i]['conversations'][1::2]], r.rated.level(i), r.rated.weights(i)) for i in range(len(r))]
+    def told(r):
+        return [(i, [t['value'] for t in r[i]['conversations'][1::2]], r.rated.level(i), r.rated.weights(i))
+                for i in range(len(r))]
     runs = rated('level', rating_of='each')
     told(runs)
 
@@ -213,7 +237,8 @@ def test_Rated_numbers():
 
     # nbs/data/12_ratings.ipynb #ratabc35
     test_eq(rated('filter', rating_least=3).rated.numbers(),
-            dict(turns=5, rated=5, samples=2, left_out=1, turns_left_out=2, share=13/29, ratings={'1':1, '2':1, '4':1, '5':2}))
+            dict(turns=5, rated=5, samples=2, left_out=1, turns_left_out=2, share=13/29,
+                 ratings={'1':1, '2':1, '4':1, '5':2}))
     test_eq(runs.rated.numbers()['levels'], {'0':1, '2':1, '6':1, '7':2})
 
     # nbs/data/12_ratings.ipynb #ratabc37
@@ -222,7 +247,8 @@ def test_Rated_numbers():
     b = batch(weights)
 
     # nbs/data/12_ratings.ipynb #ratabc38
-    def same(a, b): return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and bool((a[k] == b[k]).all()) for k in a)
+    def same(a, b):
+        return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and bool((a[k] == b[k]).all()) for k in a)
     plain = Records(data(), quiet=True)
     assert same(batch(plain), batch(Records(data(), ratings=Ratings(), quiet=True)))
     assert same(batch(plain), batch(rated('filter', rating_least=1)))

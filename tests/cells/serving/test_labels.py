@@ -28,7 +28,8 @@ def test_Guard():
     for c in COLOURS: swatch(c).save(tmp/f'{c}.png')
     def pair(i, c):
         "A pair of level `i % 4`."
-        talk = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': f'number {i} is {c} <b onclick="alert()">'}]
+        talk = [{'from': 'human', 'value': '<image>'},
+                {'from': 'gpt', 'value': f'number {i} is {c} <b onclick="alert()">'}]
         return dict(id=i, image=f'{c}.png', similarity=i % 4, conversations=talk)
     (tmp/'levels.json').write_text(json.dumps([pair(i, c) for i,c in enumerate([*COLOURS]*3)]))
     labelling = Labelling(Records(tmp/'levels.json', quiet=True), tmp, 'anna', n=4)
