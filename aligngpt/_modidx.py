@@ -558,6 +558,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'aligngpt.cli.serve.need': ('cli/serve.html#need', 'aligngpt/cli/serve.py'),
                                     'aligngpt.cli.serve.own_names': ('cli/serve.html#own_names', 'aligngpt/cli/serve.py'),
                                     'aligngpt.cli.serve.read_key': ('cli/serve.html#read_key', 'aligngpt/cli/serve.py'),
+                                    'aligngpt.cli.serve.register_label': ('cli/serve.html#register_label', 'aligngpt/cli/serve.py'),
                                     'aligngpt.cli.serve.register_serve': ('cli/serve.html#register_serve', 'aligngpt/cli/serve.py'),
                                     'aligngpt.cli.serve.serve_command': ('cli/serve.html#serve_command', 'aligngpt/cli/serve.py'),
                                     'aligngpt.cli.serve.vllm_line': ('cli/serve.html#vllm_line', 'aligngpt/cli/serve.py')},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_VLLM', 'NOT_IN_VLLM', 'NEEDS', 'need', 'read_key', 'own_names', 'listen', 'serve_command', 'build_app',
-           'vllm_line', 'label_command', 'register_serve']
+           'vllm_line', 'label_command', 'register_label', 'register_serve']
 
 # %% ../../nbs/cli/05_serve.ipynb #7153c6d5
 import importlib.util, os, socket, sys
@@ -287,6 +287,12 @@ def _tell_labels(records):
     echo(str(found))
     if found.counts.sum(): echo(write_label_report(found, labels_folder(records.sources[0].path)))
 
+def register_label(
+    app:typer.Typer, # to add the command to
+)->None:
+    "Add `label`."
+    app.command('label')(label_command)
+
 # %% ../../nbs/cli/05_serve.ipynb #66864a56
 NEEDS = f"""Serve a model: an OpenAI-compatible API, and a web page.
 
@@ -296,6 +302,5 @@ below, however many come; what is beyond them is refused. At its start the serve
 def register_serve(
     app:typer.Typer, # to add the command to
 )->None:
-    "Add `serve` and `label`."
+    "Add `serve`."
     app.command('serve', help=NEEDS, context_settings=dict(allow_extra_args=True))(serve_command)
-    app.command('label')(label_command)

@@ -74,30 +74,23 @@ def test_vllm_line():
 
 
 def test_label_command():
-    # nbs/cli/05_serve.ipynb #955b8a91
-    tmp = Path(tempfile.mkdtemp())
-    for part in toy(): part.save_pretrained(tmp/'run'/'model')
-
-    # nbs/cli/05_serve.ipynb #e48f53a1
-    (tmp/'key').write_text('s3cret\n')
-    (tmp/'none').write_text('\n')
-
     # nbs/cli/05_serve.ipynb #clilab03
+    pairs = Path(tempfile.mkdtemp())
     pair = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a colour'}]
-    (tmp/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair)
+    (pairs/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair)
                                                for i in range(8)]))
     def labelled(*more):
         "What the command says."
         from aligngpt.cli.main import app
-        return CliRunner().invoke(app, ['label', str(tmp/'levels.json'), *more]).output
+        return CliRunner().invoke(app, ['label', str(pairs/'levels.json'), *more]).output
 
     # nbs/cli/05_serve.ipynb #clilab04
     for i in range(8):
-        LabelFile(labels_folder(tmp/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)),
+        LabelFile(labels_folder(pairs/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)),
                                                                 'names' if i % 2 else 'no')
     said = labelled('--report')
     assert '--levels 1-1 keeps 50% of the data at a precision of 100%' in said and 'report.html' in said
-    test_eq((tmp/'levels.labels'/'report.html').exists(), True)
+    test_eq((pairs/'levels.labels'/'report.html').exists(), True)
 
 
 def test_register_serve():
@@ -119,16 +112,6 @@ def test_register_serve():
     # nbs/cli/05_serve.ipynb #e48f53a1
     (tmp/'key').write_text('s3cret\n')
     (tmp/'none').write_text('\n')
-
-    # nbs/cli/05_serve.ipynb #clilab03
-    pair = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a colour'}]
-    (tmp/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair)
-                                               for i in range(8)]))
-
-    # nbs/cli/05_serve.ipynb #clilab04
-    for i in range(8):
-        LabelFile(labels_folder(tmp/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)),
-                                                                'names' if i % 2 else 'no')
 
     # nbs/cli/05_serve.ipynb #4e4134a9
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
