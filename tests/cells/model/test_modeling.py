@@ -192,11 +192,10 @@ def test_AlignGPTForConditionalGeneration_forward():
     test_close(model(**right, pixel_values=pixels, return_logits=False).loss, out.loss, 1e-5)
     test_is(alone(0, return_logits=False).logits, None)
     half = (batch['labels'] % 2 == 0).float() # weights do what they say, with logits and without
-    fewer = model(input_ids=batch['input_ids'], labels=batch['labels'].masked_fill(half == 0, -100), pixel_values=pixels,
-                  num_items_in_batch=n).loss
+    given = dict(pixel_values=pixels, alignment=3, num_items_in_batch=n)
+    fewer = model(input_ids=batch['input_ids'], labels=batch['labels'].masked_fill(half == 0, -100), **given).loss
     for way in (True, False):
-        test_close(model(**batch, pixel_values=pixels, label_weights=half, num_items_in_batch=n, return_logits=way).loss,
-                   fewer, 1e-5)
+        test_close(model(**batch, **given, label_weights=half, return_logits=way).loss, fewer, 1e-5)
     loss
 
     # nbs/model/02_modeling.ipynb #b1acee41
