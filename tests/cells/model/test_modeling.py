@@ -193,7 +193,7 @@ def test_AlignGPTForConditionalGeneration_forward():
     test_is(alone(0, return_logits=False).logits, None)
     half = (batch['labels'] % 2 == 0).float() # weights do what they say, with logits and without
     given = dict(pixel_values=pixels, alignment=3, num_items_in_batch=n)
-    fewer = model(input_ids=batch['input_ids'], labels=batch['labels'].masked_fill(half == 0, -100), **given).loss
+    fewer = model(**{**batch, 'labels':batch['labels'].masked_fill(half == 0, -100)}, **given).loss
     for way in (True, False):
         test_close(model(**batch, **given, label_weights=half, return_logits=way).loss, fewer, 1e-5)
     loss
