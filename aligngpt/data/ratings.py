@@ -10,7 +10,6 @@ __all__ = ['WAYS', 'Ratings', 'answer_places', 'turn_ratings', 'keep_turns', 'un
 import hashlib, json, math
 from collections import Counter
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -8,7 +8,6 @@ __all__ = ['SAYS', 'JUDGED', 'LABELS_JS', 'draw_pairs', 'Say', 'labels_folder', 
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc03
 import base64, getpass, hashlib, io, json, math, os, re, time
-from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
@@ -23,7 +22,7 @@ from ..core.markup import Table, escape, html_page, json_line, picture_tag
 from ..core.shards import Tail
 from ..data.images import image_sources, load_image
 from ..data.records import Records
-from .alignment import Levels, pair_of
+from .alignment import pair_of
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc08
 def draw_pairs(

@@ -3,7 +3,6 @@
 import hashlib, json, math
 from collections import Counter
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 import numpy as np
 from fastcore.basics import patch
@@ -23,6 +22,7 @@ from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_batch
 from aligngpt.quickstart.variants import interval
 from aligngpt.training.recipes import Start, StageSources, finetune
 from aligngpt.testing.fixtures import letter_processor
+from pathlib import Path
 import pytest
 from aligngpt.data.ratings import answer_places, keep_turns, turn_ratings, until_turn
 
