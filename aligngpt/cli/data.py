@@ -111,6 +111,14 @@ def _tell_levels(done):
     if done['cut'] or done['skipped']:
         echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)
+    _tell_worth(done['json'])
+
+def _tell_worth(data):
+    "What people said of such pairs, where they have labelled some."
+    from aligngpt.levels.labels import label_report, labels_folder
+    from aligngpt.data.records import Records
+    if labels_folder(data).is_dir():
+        echo(str(label_report(Records(data, policy='skip', cap=1, n_levels=2**31, quiet=True))))
 
 # %% ../../nbs/cli/02_data.ipynb #2c046002
 def audit_command(
@@ -129,6 +137,14 @@ def audit_command(
     levels:Annotated[str, typer.Option(help=
         'Number of levels, to check `similarity`; or which of them, as in 4-7.')]='8',
     top:_Top=0., least:_Least=None, by:_By='similarity', ids:_Ids='',
+    ratings:Annotated[str, typer.Option(show_default=False, help=
+        'Column with ratings of turns, to see what they would do in tuning; with --rating-as and its relatives.')]='',
+    rating_as:Annotated[str, typer.Option(show_default=False, help='level, weight or filter.')]='',
+    rating_of:Annotated[str, typer.Option(show_default=False, help='As level: min, mean or each.')]='',
+    rating_least:Annotated[Optional[float], typer.Option(show_default=False, help=
+        'As filter: the lowest rating that stays.')]=None,
+    rating_scale:Annotated[str, typer.Option(show_default=False, help='Lowest and highest rating: 1-5.')]='',
+    unrated:Annotated[str, typer.Option(help='Turns that nobody rated: error or keep.')]='error',
     workers:Annotated[Optional[int], typer.Option(min=0, help='Processes; by default all cores.')]=None,
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
@@ -136,12 +152,14 @@ def audit_command(
     from aligngpt.core.stores import store_address
     from aligngpt.data.audit import audit
     from aligngpt.data.images import Sources
+    from aligngpt.data.ratings import Ratings
     from aligngpt.data.selection import Selection
     if processor: quiet_libraries()
     n, part = (int(levels), '') if levels.isdigit() else (8, levels)
     if n < 2: raise typer.BadParameter('there are 2 levels at least; a single one is written as in 1-1')
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format,
-                      similarity=similarity, select=Selection(part, top, least, by, ids))
+                      similarity=similarity, select=Selection(part, top, least, by, ids),
+                      ratings=Ratings(ratings, rating_as, rating_of, rating_least, rating_scale, unrated))
     report = audit(sources, None, out, processor, max_length, n, workers)
     echo(f"{report}\n{store_address(out) or out}/report.html")
     raise typer.Exit(report.exit_code)

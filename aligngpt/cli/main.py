@@ -21,7 +21,7 @@ from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .folders import register_folders
-from .serve import register_serve
+from .serve import register_label, register_serve
 from .train import register
 
 # %% ../../nbs/cli/01_main.ipynb #af8fdba5
@@ -227,6 +227,7 @@ def chat(
 
 # %% ../../nbs/cli/01_main.ipynb #f7574604
 register_serve(app)
+register_label(app)
 
 # %% ../../nbs/cli/01_main.ipynb #8cf8bae7
 register_data(app)

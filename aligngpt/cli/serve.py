@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_VLLM', 'NOT_IN_VLLM', 'NEEDS', 'need', 'read_key', 'own_names', 'listen', 'serve_command', 'build_app',
-           'vllm_line', 'register_serve']
+           'vllm_line', 'label_command', 'register_label', 'register_serve']
 
 # %% ../../nbs/cli/05_serve.ipynb #7153c6d5
 import importlib.util, os, socket, sys
@@ -242,6 +242,56 @@ def vllm_line(
                                                     'nowhere.invalid'] # no picture is there
     return [sys.executable, '-m', 'vllm.entrypoints.openai.api_server', '--model', str(checkpoint_folder(run)),
             *said, *shut, *more]
+
+# %% ../../nbs/cli/05_serve.ipynb #clilab02
+def label_command(
+    data:Annotated[str, typer.Argument(help='Pairs with levels, as `aligngpt levels` writes them.')],
+    images:Annotated[Optional[str], typer.Option(help='Folder, tar shards or table of the pictures.')]=None,
+    who:Annotated[str, typer.Option(show_default=False, help=
+        "Your name: each person has a file. Default: the name of the user.")]='',
+    pairs:Annotated[int, typer.Option(min=1, help='How many to look at, from every level as many.')]=100,
+    seed:Annotated[int, typer.Option(min=0, help='Same seed, same pairs, for whoever labels.')]=0,
+    report:Annotated[bool, typer.Option('--report', help='Say what the labels that are there say, and end.')]=False,
+    host:Annotated[str, typer.Option(help='Where to listen. 127.0.0.1: only this machine.')]='127.0.0.1',
+    port:Annotated[int, typer.Option(min=0, max=65535, help='0 takes one that is free.')]=8010,
+):
+    """Show pairs blind, on a page with three keys (names it, partly, no), and say what the levels are worth.
+    Each key is on the disk before the next pair comes; the same command goes on where it was stopped."""
+    from aligngpt.data.images import Sources
+    records, sources = Sources(data, images, policy='skip', cap=1.).open(n_levels=2**31)
+    if report: return _tell_labels(records)
+    need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'], 'serve')
+    from aligngpt.levels.labels import Labelling
+    labelling = Labelling(records, sources, who, pairs, seed)
+    with listen(host, port) as sock:
+        if own_names(host) is None:
+            echo('warning: everybody who reaches this port may see the pairs, and label in your name', err=True)
+        at = f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"
+        echo(f"{labelling.file.path}: {labelling.state['done']} of {len(labelling.todo)} pairs labelled; page {at}")
+        _run_labels(labelling, sock, own_names(host))
+    _tell_labels(records)
+
+def _run_labels(labelling, sock, hosts):
+    "Serve the page until Ctrl-C."
+    import contextlib, uvicorn
+    from aligngpt.serving.connections import patient_protocol
+    from aligngpt.serving.labels import label_app
+    config = uvicorn.Config(label_app(labelling, hosts), http=patient_protocol(Limits()), log_level='warning',
+                            server_header=False, ws='none', timeout_graceful_shutdown=2)
+    with contextlib.suppress(KeyboardInterrupt): uvicorn.Server(config).run(sockets=[sock])
+
+def _tell_labels(records):
+    "What the labels say, here and as a page."
+    from aligngpt.levels.labels import label_report, labels_folder, write_label_report
+    found = label_report(records)
+    echo(str(found))
+    if found.counts.sum(): echo(write_label_report(found, labels_folder(records.sources[0].path)))
+
+def register_label(
+    app:typer.Typer, # to add the command to
+)->None:
+    "Add `label`."
+    app.command('label')(label_command)
 
 # %% ../../nbs/cli/05_serve.ipynb #66864a56
 NEEDS = f"""Serve a model: an OpenAI-compatible API, and a web page.

@@ -30,6 +30,15 @@ OWN = dict(
     least=(float, 'Only records with at least this value of the column `--by`.'),
     by=(str, 'Column of numbers for `--top` and `--least`. Default: similarity.'),
     ids=(str, "Only the records whose `uid` is in this file of DataComp's (.npy)."),
+    ratings=(str,
+             'Column with ratings of turns, or several with weights, as in `relevance_ratings=2,formatting_ratings`.'),
+    rating_as=(str, "What ratings do: 'level' (forced alignment), 'weight' (of the loss) or 'filter'."),
+    rating_of=(str,
+               "As level: a conversation has that of its worst turn ('min'), the 'mean', or 'each' run of equal turns "
+                    'becomes a sample. Default: min.'),
+    rating_least=(float, 'As filter: the lowest rating that stays.'),
+    rating_scale=(str, 'Lowest and highest rating. Default: 1-5.'),
+    unrated=(str, "Turns that nobody rated: 'error', or 'keep' them as if there were no ratings. Default: error."),
     out=(str, 'Run folder. The same folder continues an interrupted run.'),
     preset=(str, 'A model of the zoo: base models and recipe. `aligngpt zoo` shows them.'),
     model=(str, 'A checkpoint to begin with, in any layout, or the run folder of the stage before.'),
@@ -114,15 +123,16 @@ def training_command(
 def _train(name, args):
     "Run a stage and say how it went."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.data.ratings import Ratings
     from aligngpt.data.selection import Selection
     from aligngpt.training import recipes
     from aligngpt.training.runs import Interrupted
     for k in ('data', 'out'):
         if k not in args: raise typer.BadParameter(f'--{k} is needed')
     quiet_libraries()
-    select = _take(args, Selection)
+    select, ratings = _take(args, Selection), _take(args, Ratings)
     sources, start = _take(args, recipes.StageSources), _take(args, recipes.Start)
-    if select: sources.select = select
+    sources.select, sources.ratings = select or sources.select, ratings or sources.ratings
     try: done = getattr(recipes, name)(sources, start=start, **args)
     except Interrupted as e:
         echo(f'{e.message}\n  hint: {e.hint}', err=True)

@@ -208,6 +208,7 @@ class Report:
     cut:int=0 # samples that lose labels to `max_length`
     max_length:int|None=None # tokens kept, if tokens were counted
     formats:dict=field(default_factory=dict) # name of a format -> records that were read as it
+    rated:str='' # what ratings of turns do
 
     @property
     def safe(self)->bool: # with policy 'error' if nothing is bad, with 'skip' up to the cap
@@ -239,11 +240,11 @@ class Report:
     def _repr_markdown_(self):
         rows = [(f.kind, f.reason, f.count, f.example()) for f in self.findings]
         table = Table(rows, ('', 'what', 'how often', 'for example'))._repr_markdown_() if rows else ''
-        return '\n\n'.join(filter(None, [self.read_as(), f'**{self.verdict()}**', table, self.losses()]))
+        return '\n\n'.join(filter(None, [self.read_as(), f'**{self.verdict()}**', self.rated, table, self.losses()]))
 
     def __str__(self):
         lines = [f'{f.kind:6}{f.count:>10,}  {f.reason:18} {f.example()}' for f in self.findings]
-        return '\n'.join([self.read_as(), self.verdict(), *lines])
+        return '\n'.join([self.read_as(), self.verdict(), *[self.rated]*bool(self.rated), *lines])
     __repr__ = __str__
 
 # %% ../../nbs/data/09_audit.ipynb #efd7ae11
@@ -424,7 +425,8 @@ def _report(chunks, parts, cap):
     return Report([str(s.path) for s in records.sources], len(records) + len(records.problems), len(chunks.names),
                   len(t.bad_rows | t.users()), cap, findings,
                   [(int(a), int(b), int(n)) for a,b,n in zip(edges, edges[1:], counts)], t.cut,
-                  chunks.max_length if chunks.processor else None, dict(records.formats.most_common()))
+                  chunks.max_length if chunks.processor else None, dict(records.formats.most_common()),
+                  str(records.rated or ''))
 
 # %% ../../nbs/data/09_audit.ipynb #006fe6a1
 def thumbnail(
@@ -445,7 +447,8 @@ def write_html(
     "Write the report as a page."
     body = [_section(f, chunks) for f in report.findings]
     if report.lengths: body += ['<h2>Length in tokens</h2>', _bars(report.lengths), f'<p>{report.losses()}</p>']
-    page = html_page(f"Audit of {', '.join(report.data)}", f'{report.read_as()}. {report.verdict()}', ''.join(body),
+    page = html_page(f"Audit of {', '.join(report.data)}",
+                     '. '.join(filter(None, [report.read_as(), report.verdict(), report.rated])), ''.join(body),
                      report.safe)
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8', errors='backslashreplace')
     return Path(path)

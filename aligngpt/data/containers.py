@@ -564,8 +564,14 @@ def table_records(
             if column:
                 names = picture_names(row.pop(column), file, i)
                 row['image'] = names[0] if len(names) == 1 else names or None
-            yield found({k:v for k,v in row.items() if not (isinstance(v, float) and math.isnan(v))})
+            yield found({k:_with_nulls(v) for k,v in row.items() if not _is_nan(v)})
 
+
+def _is_nan(v): return isinstance(v, float) and math.isnan(v)
+
+def _with_nulls(v):
+    "A list with null where pandas has NaN."
+    return [None if _is_nan(x) else x for x in v] if isinstance(v, list) and any(map(_is_nan, v)) else v
 
 # %% ../../nbs/data/01_containers.ipynb #c0ntcs02
 def csv_records(

@@ -195,12 +195,13 @@ def _text(v, what):
     _bad('shape', f'{what} is {v!r:.60}, expected text')
 
 def _turn_pairs(t, i, f):
-    "(speaker, content) of an element of the list of turns: one, or a question and its answer."
+    "(speaker, content, numbers beside it) of an element of the list of turns: one, or a question and its answer."
     if not isinstance(t, dict): _bad('shape', f'turn {i} is {t!r:.60}, expected an object such as {_shown_turn(f)}')
     if not f.speaker:
         ask, answer = _first(t, f.ask), _first(t, f.answer)
         if f.ask and ask is None or answer is None: _bad('shape', f'turn {i} is {t!r:.60}, expected {_shown_turn(f)}')
-        return [('human', _question(t, ask)), ('gpt', _text(t[answer], f'{answer!r}'))]
+        return [('human', _question(t, ask), {}),
+                ('gpt', _text(t[answer], f'{answer!r}'), _numbers(t) if f.turns else {})]
     speaker, said = _first(t, f.speaker), _first(t, f.text)
     if None in (speaker, said): _bad('shape', f'turn {i} is {t!r:.60}, expected {_shown_turn(f)}')
     name = SPEAKERS.get(str(t[speaker]).lower())
@@ -208,9 +209,13 @@ def _turn_pairs(t, i, f):
     if name == 'gpt' and (k := next((k for k in _UNTRAINED if t.get(k) is not None and not t[k]), None)):
         _bad('not for us', f'turn {i} is not to be trained ({k!r}: {t[k]}), and each answer is',
              'leave the record out')
-    return [(name, t[said])]
+    return [(name, t[said], _numbers(t))]
 
 _UNTRAINED = 'loss', 'train', 'weight' # of a turn
+
+def _numbers(t):
+    "What stands beside the words of a turn, such as ratings."
+    return {k:v for k,v in t.items() if type(v) in (int, float) and k not in ('from', 'value')}
 
 def _shown_turn(f):
     "What a turn of the format looks like."
@@ -318,14 +323,14 @@ def as_llava(
     "Translate a record."
     if f.convert: record, f = f.convert(record), FORMATS[0]
     _refuse(record, f)
-    (listed, keys), (turns, carried) = _pictures(record), _all_turns(record, f)
+    (listed, keys), (turns, carried, beside) = _pictures(record), _all_turns(record, f)
     if not listed and not carried: turns, carried = _pictures_in_text(turns)
     if not listed and not keys and not carried: _needs_picture(record, f)
     values = _one_of(listed, carried)
     pictures = [picture_of(v, f'{place}-{k}' if len(values) > 1 else place) for k,v in enumerate(values)]
     names = [p if isinstance(p, str) else p.name for p in pictures]
     image = dict(image=names[0] if len(names) == 1 else names) if names else {}
-    said = [{'from':who, 'value':text} for who,text in _with_marks(turns, len(names), f)]
+    said = [{'from':who, 'value':text, **n} for (who,text),n in zip(_with_marks(turns, len(names), f), beside)]
     return ({**_rest(record, f, keys), **image, 'conversations':said},
             [p for p in pictures if isinstance(p, Inside)])
 
@@ -350,22 +355,23 @@ def _rest(record, f, keys):
 
 # %% ../../nbs/data/02_formats.ipynb #f0rmat25
 def _all_turns(record, f):
-    "(speaker, text) of all turns, and the pictures that their parts carry."
+    "(speaker, text) of all turns, the pictures that their parts carry, and the numbers beside each."
     turns = find_turns(record, f) if isinstance(record, dict) else None
     if not turns: raise unknown_format(record, f)
     pairs, carried = _before(record), []
     for i,t in enumerate(turns): pairs += _turn_pairs(t, i, f)
-    return [(who, _said(content, i, carried)) for i,(who,content) in enumerate(pairs)], carried
+    turns = [(who, _said(content, i, carried)) for i,(who,content,_) in enumerate(pairs)]
+    return turns, carried, [n for *_,n in pairs]
 
 def _before(record):
     "The system message and the history of a record."
     out, system = [], record.get('system')
-    if isinstance(system, str) and system: out.append(('system', system))
+    if isinstance(system, str) and system: out.append(('system', system, {}))
     for k,pair in enumerate(_listed(record.get('history'))):
         if not (isinstance(pair, list) and len(pair) == 2):
             _bad('shape', f"'history' holds {pair!r:.60}, expected [question, answer]")
-        out += [('human', _text(pair[0], f'question {k} of the history')),
-                ('gpt', _text(pair[1], f'answer {k} of it'))]
+        out += [('human', _text(pair[0], f'question {k} of the history'), {}),
+                ('gpt', _text(pair[1], f'answer {k} of it'), {})]
     return out
 
 def _one_of(listed, carried):

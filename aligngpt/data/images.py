@@ -340,6 +340,7 @@ class Sources:
     format:Any=None # what the records are, see `get_format`; None: by their shape
     similarity:str|None=None # what `similarity` is in them: 'level' or 'score'; None: told by the values
     select:Any=None # a `Selection`; None: all records
+    ratings:Any=None # `Ratings`: of turns, and what they do; None: nothing
 
     def __post_init__(self):
         several = isinstance(self.images, (list, tuple))
@@ -358,8 +359,9 @@ class Sources:
     )->tuple[Records,list]: # the records, and an image source (or None) for each file
         "Open the records and their pictures."
         records = Records(self.files, self.weights, self.policy, self.cap, n_levels, quiet, self.format,
-                          self.similarity, self.select)
+                          self.similarity, self.select, self.ratings)
         if self.select and not quiet: echo(f'{len(records):,} records chosen: {self.select}', err=True)
+        if records.rated and not quiet: echo(str(records.rated), err=True)
         for s in records.sources:
             if s.similarity == 'score' and not quiet: echo(f'{s.path}: has scores, no levels: {s.why}', err=True)
         return records, image_sources(self.images, records.sources)

@@ -136,7 +136,9 @@ class _Lengths:
         "Tokens of one record, 0 for a bad one."
         d = self.data
         where = d.records.place(d.records.row(i))
-        try: return len(d.processor.encode(d.records[i], max_length=d.max_length, where=where)['input_ids'])
+        try:
+            sample = d.processor.encode(d.records[i], max_length=d.max_length, where=where)
+            return len(d.count_answers(sample, i, where)['input_ids'])
         except BadRecord as e:
             if d.policy == 'error': raise for_loader(e) from e
             return 0
@@ -202,7 +204,7 @@ class PackedCollator(Collator):
         firsts = np.cumsum([0, *map(len, packs)]).tolist()
         rows = [_join(p, n) for p,n in zip(packs, firsts)]
         length = self.length if self.length and not self.flatten else max(len(r['input_ids']) for r in rows)
-        fill = dict(input_ids=self.pad_token_id, labels=-100, gate_mask=False)
+        fill = dict(input_ids=self.pad_token_id, labels=-100, gate_mask=False, label_weights=0.)
         batch = {k:torch.stack([_fill(r, k, length, fill.get(k)) for r in rows]) for k in rows[0]}
         return {**batch, **gather_images(samples, self.features, self.pixels), **gather_levels(samples)}
 
@@ -210,7 +212,8 @@ class PackedCollator(Collator):
 def _join(pack, first):
     "The samples of a row, numbered from `first` on."
     sizes = [len(s['input_ids']) for s in pack]
-    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack]) for k in ('input_ids', 'labels', 'gate_mask')
+    row = {k:torch.cat([torch.as_tensor(s[k]) for s in pack])
+           for k in ('input_ids', 'labels', 'gate_mask', 'label_weights')
            if k in pack[0]}
     row['position_ids'] = torch.cat([torch.arange(n) for n in sizes])
     row['sample_ids'] = torch.repeat_interleave(torch.arange(first, first+len(pack)), torch.tensor(sizes))

@@ -24,6 +24,7 @@ from ..core.stores import cache_home, here
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
 from .containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from .formats import FORMATS, Format, Reader, format_key, get_format
+from .ratings import Rated, Ratings, rating_problems, read_ratings
 from .selection import Selection
 
 # %% ../../nbs/data/03_records.ipynb #fa1a51f9
@@ -104,7 +105,7 @@ def check_caption(
 
 
 # %% ../../nbs/data/03_records.ipynb #8b3120f6
-VERSION = 6
+VERSION = 7
 
 def _schema():
     import pyarrow as pa
@@ -315,34 +316,38 @@ class Records:
         format:str|Path|Format|None=None, # what the records are, see `get_format`; None: by their shape
         similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values of each source
         select:Selection|None=None, # a part of the good records; None: all
+        ratings:Ratings|None=None, # ratings of turns and what they do; None: nothing
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
         self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
-        self.format, self.similarity, self.select = format, similarity, select
+        self.format, self.similarity, self.select, self.ratings = format, similarity, select, ratings
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         self.weights = _weights(weights, len(paths))
         self.sources = [Source(p, quiet, format, similarity) for p in paths]
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
+        self.rated:Rated|None = None
         if select: self.rows = self._chosen()
+        if ratings: self._rate()
 
     def __len__(self): return int(self._ends[-1]) if self.rows is None else len(self.rows)
     def __repr__(self):
         more = f'; {len(self.problems):,} skipped' if self.problems else ''
-        if self.select: more += f'; {self.select}'
+        more += ''.join(f'; {o}' for o in (self.select, self.ratings) if o)
         return f"Records({len(self):,} of {', '.join(str(s.path) for s in self.sources)}{more})"
 
     def __reduce__(self):
         paths = [s.path for s in self.sources]
         return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet, self.format,
-                         self.similarity, self.select)
+                         self.similarity, self.select, self.ratings)
 
     def level(self,
         i:int, # position in the list
         record:dict, # that stands there
     )->int|None: # None: it has none, and a score is none
         "The alignment level of a record that was read."
+        if self.rated and self.ratings.rating_as == 'level': return self.rated.level(range(len(self))[i])
         source = self.sources[self.find(self.row(i))[0]]
         return record.get('similarity') if source.similarity == 'level' else None
 
@@ -390,15 +395,22 @@ def _select(self:Records):
     if total == 0:
         raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no records", 'check the path')
     if not bad: return None
+    self._judge(bad, total)
+    return np.delete(np.arange(total), list(bad))
+
+_SAID = {'unknown format':_OTHER, 'unrated':'take such turns as they are, as if nobody rated anything: --unrated keep'}
+
+@patch
+def _judge(self:Records, bad, total):
+    "Are so many bad records of all an error?"
     row, (reason, message) = next(iter(bad.items()))
     text = f'{len(bad):,} of {total:,} records cannot be used. The first, {self.place(row)}: {message}'
-    other = _OTHER if reason == 'unknown format' else _SAY if message.endswith('scores?') else ''
+    other = _SAY if message.endswith('scores?') else _SAID.get(reason, '')
     if self.policy == 'error':
         raise BadRecord(reason, text, other or "repair them, or leave them out with policy 'skip'")
     if len(bad) > self.cap*total:
         raise BadRecord(reason, f'{text} (more than the {self.cap:.1%} that may be skipped)',
                         other or 'repair the data, or raise the cap')
-    return np.delete(np.arange(total), list(bad))
 
 @patch
 def _chosen(self:Records):
@@ -409,6 +421,20 @@ def _chosen(self:Records):
     raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no record is chosen by {self.select}",
                         'make levels of the scores first: aligngpt levels DATA --from-column similarity --out FILE'
                         if scores else f'{len(self):,} are there: choose more')
+
+@patch
+def _rate(self:Records):
+    "Let ratings decide which samples there are, and what of them is learnt."
+    found, shown = read_ratings(self, self.ratings, self.quiet), self.column('n_images') > 0
+    bad, usable = rating_problems(found, self.ratings, shown), np.ones(len(self), bool)
+    usable[list(bad)] = False
+    self.problems = dict(sorted({**self.problems, **{self.row(i):p for i,p in bad.items()}}.items()))
+    if bad: self._judge(self.problems, int(self._ends[-1]))
+    rated = Rated(self.ratings, found, shown, self.n_levels, usable)
+    if not len(rated) and usable.any():
+        raise AlignGPTError(f"{', '.join(str(s.path) for s in self.sources)}: no turn is left by {self.ratings}",
+                            'lower the least rating, or repair the ratings')
+    self.rows, self.rated = rated.of if self.rows is None else self.rows[rated.of], rated
 
 
 # %% ../../nbs/data/03_records.ipynb #34fc3199
@@ -448,7 +474,9 @@ def raw(self:Records,
 
 @patch
 def __getitem__(self:Records, i):
-    if isinstance(i, (int, np.integer)): return json.loads(self.raw(int(i)))
+    if isinstance(i, (int, np.integer)):
+        record = json.loads(self.raw(int(i)))
+        return self.rated.record(range(len(self))[int(i)], record) if self.rated else record
     if isinstance(i, slice): i = range(*i.indices(len(self)))
     return [self[int(j)] for j in i]
 
@@ -509,6 +537,7 @@ def fingerprint(self:Records)->str: # 16 hex digits
     "The identity of the data: content of all sources, weights, and what was left out."
     said = [self.similarity] if self.similarity else []
     if self.select: said.append(hashlib.sha256(self.rows.tobytes()).hexdigest())
+    if self.rated: said.append(repr(self.ratings))
     parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems),
              *said]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

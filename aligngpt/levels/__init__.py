@@ -13,4 +13,5 @@ __getattr__, __dir__ = lazy_names('aligngpt.levels',
     alignment='DualEncoder levels_from_scores',
     scoring='levels score_pairs',
     plots='agreement drift plot_scores show_pairs',
-    columns='levels_of_column')
+    columns='levels_of_column',
+    labels='LabelWidget Labelling label_report plot_precision')

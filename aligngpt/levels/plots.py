@@ -21,8 +21,9 @@ def plot_scores(
     scores:np.ndarray, # [n_pairs], NaN for none
     levels:Levels, # with the edges
     bins:int=80, # of the histogram
+    precision:np.ndarray|None=None, # what people said of each level: share and interval, [N, 3]
 )->Any: # a matplotlib figure
-    "Histogram of the scores in the colours of the levels, with the edges."
+    "Histogram of the scores in the colours of the levels, with the edges, and with labels what each level is worth."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 3))
     n, s = len(levels.edges) + 1, np.asarray(scores)[~np.isnan(scores)]
@@ -31,7 +32,14 @@ def plot_scores(
     for e in levels.edges: ax.axvline(e, color='k', lw=.8, ls='--')
     ax.set(xlabel='score', ylabel='pairs', title=f'{len(s):,} pairs, {n} levels')
     ax.legend(title='level', ncols=2, fontsize=8)
+    if precision is not None: _add_precision(ax, np.asarray(precision), [s.min(), *levels.edges, s.max()])
     return fig
+
+def _add_precision(ax, p, ends):
+    "The precision of each level in the middle of its scores."
+    at, right = (np.array(ends[1:]) + ends[:-1])/2, ax.twinx()
+    right.errorbar(at, p[:, 0], np.abs(p[:, [0]] - p[:, 1:]).T, fmt='ko', ms=4, capsize=3)
+    right.set(ylim=(0, 1), ylabel='names it')
 
 # %% ../../nbs/levels/03_plots.ipynb #595a3021
 def show_pairs(

@@ -270,16 +270,21 @@ def supervised_loss(
     max_logits:int=2**25, # numbers of logits that exist at a time
     slices:int|None=None, # how many slices, whatever `max_logits` says
     head:nn.Module|None=None, # the output layer; by default the language model's own
+    weights:Tensor|None=None, # what each label counts, [batch, length]; None: all the same
 )->Tensor: # scalar
     "Next-token cross-entropy over the labelled positions alone, in slices."
     keep, t = targets(labels.to(hidden.device))
     h = hidden if hidden.dim() == 2 else hidden[keep]
     n = max(1, slices or -(-len(h)//max(1, max_logits//lm.config.vocab_size)))
     loss = partial(checkpoint, _loss, use_reentrant=False) if n > 1 and torch.is_grad_enabled() else _loss
-    total = sum(loss(lm, head, *part) for part in zip(h.tensor_split(n), t.tensor_split(n)))
+    parts = [h, t] if weights is None else [h, t, F.pad(weights.to(h.device), (0, 1))[:, 1:][keep]]
+    total = sum(loss(lm, head, *part) for part in zip(*(p.tensor_split(n) for p in parts)))
     return total / (max(len(t), 1) if num_items is None else torch.as_tensor(num_items, device=total.device))
 
-def _loss(lm, head, h, t): return F.cross_entropy(lm_head(lm, h, head).float(), t, reduction='sum')
+def _loss(lm, head, h, t, w=None):
+    logits = lm_head(lm, h, head).float()
+    if w is None: return F.cross_entropy(logits, t, reduction='sum')
+    return (F.cross_entropy(logits, t, reduction='none')*w).sum()
 
 # %% ../../nbs/model/01_layers.ipynb #9b6d5eab
 def has_sparse_tail(

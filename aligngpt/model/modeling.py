@@ -559,6 +559,7 @@ def forward(self:AlignGPTForConditionalGeneration,
     num_items_in_batch:Tensor|int|None=None, # labels in the whole global batch, which the loss is divided by
     return_logits:bool|None=None, # with labels, compute the logits as well; None: yes, except in training mode
     cache=None, # a cache of keys and values
+    label_weights:Tensor|None=None, # what each label counts in the loss, [batch, length]; None: all the same
     loss_slices:int|None=None, # slices of `supervised_loss`, where processes must use the output layer equally often
     **kwargs, # as for `AlignGPTModel`: vision_features, image_index, and what the language model takes
 )->AlignGPTOutput: # with `weights` where there are pictures
@@ -574,9 +575,12 @@ def forward(self:AlignGPTForConditionalGeneration,
                      keep=_wanted(labels, loss_alone, logits_to_keep, ids, cache), **kwargs)
     loss, logits, lm = None, None, self.model.language_model
     if loss_alone: loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, slices=loss_slices,
-                                          head=self.lm_head)
+                                          head=self.lm_head, weights=label_weights)
     else: logits = _logits(self, out.last_hidden_state, logits_to_keep)
-    if labels is not None and logits is not None:
+    if labels is not None and logits is not None and label_weights is not None:
+        loss = supervised_loss(lm, out.last_hidden_state, labels, num_items_in_batch, head=self.lm_head,
+                               weights=label_weights)
+    elif labels is not None and logits is not None:
         loss = self.loss_function(logits, labels, lm.config.vocab_size, num_items_in_batch=num_items_in_batch)
     return AlignGPTOutput(loss, logits, getattr(out, CACHE), out.hidden_states, out.attentions,
                           out.image_hidden_states, out.weights, out.image_outputs)

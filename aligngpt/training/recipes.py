@@ -162,8 +162,10 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     collate = PackedCollator(processor.tokenizer.pad_token_id, store, whole.pixels, flatten=flatten)
     files = [dict(path=path_from(out, s.path), sha256=s.meta.get('sha256'), **card_says(s.path))
              for s in whole.records.sources]
+    rated = whole.records.rated
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files,
-                  skipped=len(whole.records.problems), selected=str(sources.select or ''))
+                  skipped=len(whole.records.problems), selected=str(sources.select or ''),
+                  rated=dict(said=str(sources.ratings), **rated.numbers()) if rated else {})
     skips = _Skips(out, {k:d for k,d in dict(train=whole, valid=held).items()
                          if isinstance(d, SampleDataset) and d.policy == 'skip'})
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, (skips,), record)
@@ -175,7 +177,8 @@ def _split(model, processor, sources, stage, quiet):
         return SampleDataset(records, images, processor, stage.max_length, stage.levels, some.policy, some.cap)
     whole, valid = samples(sources), sources.valid
     if isinstance(valid, (str, Path)):
-        return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None, select=None))
+        return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None, select=None,
+                                                         ratings=None))
     if valid and sources.weights:
         raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch',
                             'name a file of validation records instead: valid=FILE')

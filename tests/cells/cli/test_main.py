@@ -14,7 +14,7 @@ from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
 from aligngpt.cli.folders import register_folders
-from aligngpt.cli.serve import register_serve
+from aligngpt.cli.serve import register_label, register_serve
 from aligngpt.cli.train import register
 from fastcore.test import *
 import json, shlex, subprocess, tempfile, time

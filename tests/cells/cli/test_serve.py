@@ -15,6 +15,7 @@ from fastcore.test import *
 from fastcore.xtras import modified_env
 from typer.testing import CliRunner
 from aligngpt.model.toy import toy
+from aligngpt.levels.labels import LabelFile, labels_folder, pair_key
 import pytest
 from aligngpt.cli.serve import IN_VLLM, NOT_IN_VLLM, listen, need, own_names, read_key, register_serve, serve_command, vllm_line
 
@@ -70,6 +71,26 @@ def test_vllm_line():
     ours = {*inspect.signature(serve_command).parameters} - {'ctx', 'run', 'engine', 'api_key_file', 'remote_images'}
     test_eq((ours ^ {*IN_VLLM, *NOT_IN_VLLM}, IN_VLLM.keys() & NOT_IN_VLLM.keys()), (set(), set())) # each is in one table
     ' '.join(line[5:])
+
+
+def test_label_command():
+    # nbs/cli/05_serve.ipynb #clilab03
+    pairs = Path(tempfile.mkdtemp())
+    pair = [{'from': 'human', 'value': '<image>'}, {'from': 'gpt', 'value': 'a colour'}]
+    (pairs/'levels.json').write_text(json.dumps([dict(image=f'{i}.png', similarity=i % 2, conversations=pair)
+                                               for i in range(8)]))
+    def labelled(*more):
+        "What the command says."
+        from aligngpt.cli.main import app
+        return CliRunner().invoke(app, ['label', str(pairs/'levels.json'), *more]).output
+
+    # nbs/cli/05_serve.ipynb #clilab04
+    for i in range(8):
+        LabelFile(labels_folder(pairs/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)),
+                                                                'names' if i % 2 else 'no')
+    said = labelled('--report')
+    assert '--levels 1-1 keeps 50% of the data at a precision of 100%' in said and 'report.html' in said
+    test_eq((pairs/'levels.labels'/'report.html').exists(), True)
 
 
 def test_register_serve():

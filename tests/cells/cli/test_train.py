@@ -46,7 +46,8 @@ def test_plan_command():
     register(app)
     run = CliRunner()
     text = run.invoke(app, ['finetune', '--help']).output
-    for flag in ('--preset', '--lora', '--learning-rate', '--part-rates', '--pack', '--no-shuffle', '--config'):
+    for flag in ('--preset', '--lora', '--learning-rate', '--part-rates', '--pack', '--no-shuffle', '--config',
+                 '--ratings', '--rating-as'):
         assert flag in text, flag
     assert '--lora' not in run.invoke(app, ['pretrain', '--help']).output
     r = run.invoke(app, ['plan', '--preset', 'aligngpt-13b', '--gpus', '8', '--gpu-memory', '80'])
@@ -60,4 +61,6 @@ def test_plan_command():
     test_eq([m for m in ('torch', 'transformers', 'numpy') if f' {m}\n' in loaded], [])
     r = run.invoke(app, ['pretrain', '--out', str(tmp)])
     test_eq(r.exit_code, 2)
+    r = run.invoke(app, ['finetune', '--data', 'x.json', '--out', str(tmp), '--ratings', 'stars'])
+    assert "rating_as is ''. Valid: level, weight, filter" in str(r.exception)
     r.exit_code, loaded.count('aligngpt.')

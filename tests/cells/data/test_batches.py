@@ -89,7 +89,8 @@ def test_SampleDataset_n_skipped():
     test_eq(SampleDataset(nulls, tmp/'images', asked, levels='some')[0]['alignment'], GATE)
     test_fail(lambda: SampleDataset(nulls, tmp/'images', asked, levels='all'), contains="Unknown levels 'all'")
     part = Records(file_of('part.json', [{**same['llava.json'][0], 'similarity': v} for v in (.3349, 1)]), quiet=True)
-    test_fail(lambda: SampleDataset(part, tmp/'images', asked, levels=True)[1], contains="its 'similarity', 1, is a score")
+    test_fail(lambda: SampleDataset(part, tmp/'images', asked, levels=True)[1],
+              contains="its 'similarity', 1, is a score")
     test_eq(SampleDataset(part, tmp/'images', asked, levels='some')[1]['alignment'], GATE)
 
     # nbs/data/05_batches.ipynb #batcap01

@@ -62,6 +62,8 @@ def test_as_llava():
         said = [t['value'] for t in out['conversations']]
         return out.get('image'), said, {k:v for k,v in out.items() if k not in ('image', 'conversations')}
     what = ['<image>\nWhat?', 'A cat.']
+    rated = dict(texts=[dict(user='a', assistant='b', stars=4, source='us'), dict(user='c', assistant='d')])
+    test_eq([t.get('stars') for t in as_llava(rated, FORMATS[2])[0]['conversations']], [None, 4, None, None])
     test_eq([turned(f.example)[:2] for f in FORMATS],
             [('1.jpg', what), ('1.jpg', ['<image>What?', 'A cat.']), ('1.jpg', what),
                                                        ('1.jpg', what), ('1.jpg', ['<image>', 'A cat.'])])

@@ -14,6 +14,7 @@ from aligngpt.core.stores import cache_home, here
 from aligngpt.text.conversation import IMAGE, get_template, record_images, to_messages
 from aligngpt.data.containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
 from aligngpt.data.formats import FORMATS, Format, Reader, format_key, get_format
+from aligngpt.data.ratings import Rated, Ratings, rating_problems, read_ratings
 from aligngpt.data.selection import Selection
 from fastcore.test import *
 import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time

@@ -189,6 +189,10 @@ def test_supervised_loss():
     lm, hidden = states(families[0])
     whole = supervised_loss(lm, hidden, labels)
     for n in (1, 7, 40): test_close(supervised_loss(lm, hidden, labels, slices=n), whole, 1e-5)
+    some = (ids % 2).float() # where weights are 0 or 1, they choose labels
+    for n in (1, 7):
+        test_close(supervised_loss(lm, hidden, labels, 1, slices=n, weights=3*some),
+                   3*supervised_loss(lm, hidden, labels.masked_fill(some == 0, -100), 1), 1e-4)
     gaps
 
 

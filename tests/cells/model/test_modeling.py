@@ -191,6 +191,11 @@ def test_AlignGPTForConditionalGeneration_forward():
     right = {k: torch.stack([v[0], v[1].roll(-2)]) for k,v in batch.items()} # padding to the right end
     test_close(model(**right, pixel_values=pixels, return_logits=False).loss, out.loss, 1e-5)
     test_is(alone(0, return_logits=False).logits, None)
+    half = (batch['labels'] % 2 == 0).float() # weights do what they say, with logits and without
+    given = dict(pixel_values=pixels, alignment=3, num_items_in_batch=n)
+    fewer = model(**{**batch, 'labels':batch['labels'].masked_fill(half == 0, -100)}, **given).loss
+    for way in (True, False):
+        test_close(model(**batch, **given, label_weights=half, return_logits=way).loss, fewer, 1e-5)
     loss
 
     # nbs/model/02_modeling.ipynb #b1acee41

@@ -30,6 +30,7 @@ import json, random, shutil, tempfile
 from transformers.utils import logging
 from aligngpt.core.files import read_json
 from aligngpt.core.markup import Table
+from aligngpt.data.ratings import Ratings
 from aligngpt.data.records import Records
 from aligngpt.data.selection import Selection
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_model, toy_processor
@@ -141,6 +142,24 @@ def test_finetune():
     test_eq({r['similarity'] for r in half}, {4, 5, 6, 7})
     test_fail(lambda: on_part('0-3'), contains='part')
 
+    # nbs/training/06_recipes.ipynb #recrat02
+    def by_stars(name, **how):
+        "A tuning step on conversations of which every third has few stars."
+        rows = [dict(r, stars=(5, 4, 1)[i % 3]) for i,r in enumerate(Records(world/'chats.json', quiet=True))]
+        (world/'stars.json').write_text(json.dumps(rows))
+        some = StageSources(world/'stars.json', world, ratings=Ratings('stars' if how else '', **how))
+        return finetune(some, world/name, Start(world/'stage1'), max_steps=2, **small)
+    by_stars('stars-filter', rating_as='filter', rating_least=3)
+
+    # nbs/training/06_recipes.ipynb #recrat03
+    plain = by_stars('stars-plain')
+    test_eq(plain['losses'], by_stars('stars-all', rating_as='filter', rating_least=1)['losses'])
+    assert by_stars('stars-weight', rating_as='weight')['losses'] != plain['losses']
+    test_eq(by_stars('stars-level', rating_as='level')['steps'], 2)
+    test_eq(read_json(world/'stars-level'/'stage.json')['rated']['said'], 'stars as level of the min')
+    test_fail(lambda: by_stars('stars-level', rating_as='level', rating_of='mean'),
+              contains='holds a finished run with other settings: data')
+
     # nbs/training/06_recipes.ipynb #6ec10006
     begun = read_json(world/'stage2'/'stage.json')
 
@@ -154,7 +173,8 @@ def test_finetune():
     torn = dataclasses.replace(captions, data=world/'torn.json', policy='skip', cap=.05, features=world/'with_torn')
     whole_epoch = pretrain(torn, world/'torn', Start(llm=world/'llm', tower=world/'tower'), max_steps=7, **small)
     test_eq((whole_epoch['steps'], len(list((world/'torn'/'skipped'/'train').iterdir()))), (7, 1))
-    test_fail(lambda: pretrain(torn, world/'gateless', Start(llm=world/'llm', tower=world/'tower'), gate_norm=True, **small),
+    test_fail(lambda: pretrain(torn, world/'gateless', Start(llm=world/'llm', tower=world/'tower'), gate_norm=True,
+                               **small),
               contains='gate_norm is about a gate that this stage adds')
     with expect_fail(AlignGPTError, 'torn.png'):
         pretrain(dataclasses.replace(torn, policy='error', features=world/'other'), world/'strict',
