@@ -239,10 +239,11 @@ def convert(
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.values import read_value
     from aligngpt.checkpoints.convert import convert
     quiet_libraries()
     echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
-                 fresh=tuple(p for p in fresh.split(',') if p)))
+                 fresh=read_value(fresh, tuple[str,...], 'fresh')))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()
