@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAIN', 'FINETUNE', 'CHOICES', 'KINDS', 'StageConfig', 'override', 'read_setting', 'given', 'fill_in', 'origins',
-           'spread', 'read_settings']
+           'spread', 'read_yaml', 'read_settings']
 
 # %% ../../nbs/training/01_settings.ipynb #471c9e1a
 import dataclasses
@@ -140,10 +140,10 @@ def spread(
                         f'use a number of processes that divides {n}')
 
 # %% ../../nbs/training/01_settings.ipynb #eaa40d7e
-def read_settings(
-    path:str|Path, # a YAML file
+def read_yaml(
+    path:str|Path, # a file of `key: value` lines
 )->dict: # what it says
-    "Read settings."
+    "Read a YAML file."
     import yaml
     with os_errors(path): text = Path(path).read_text(encoding='utf-8')
     check_fetched(path, text.encode())
@@ -153,4 +153,10 @@ def read_settings(
                             'indent with spaces, and put a space after each colon') from e
     if not isinstance(found, dict):
         raise AlignGPTError(f'{path}: holds {type(found).__name__}, expected `key: value` lines')
-    return {str(k).replace('-', '_'):v for k,v in found.items()}
+    return {str(k):v for k,v in found.items()}
+
+def read_settings(
+    path:str|Path, # a YAML file
+)->dict: # by the names of fields
+    "Read settings."
+    return {k.replace('-', '_'):v for k,v in read_yaml(path).items()}

@@ -65,7 +65,7 @@ def test_spread():
     test_fail(lambda: spread(few, 7), contains='use a number of processes that divides 24')
 
 
-def test_read_settings():
+def test_read_yaml():
     # nbs/training/01_settings.ipynb #4bb6b15c
     tmp = Path(tempfile.mkdtemp())
     (tmp/'run.yaml').write_text("""
