@@ -69,14 +69,20 @@ def _in_words(v):
 # %% ../../nbs/cli/03_train.ipynb #b15dca7e
 _SHARDING = 'none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.' # of `plan`
 _LIST = tuple[float,...]
-_READ = str, tuple[str,...], dict[str,float], _LIST # kinds that a word of the line becomes by our reader
+_READ = {str:'text', int:'int', float:'float', tuple[str,...]:'list', _LIST:'list',
+         dict[str,float]:'table'} # kinds that a word of the line becomes by our reader, as the help has them
+
+def _typed(name, text):
+    "What a word of the line becomes; a wrong one is a mistake in the line."
+    try: return _read(name, text)
+    except AlignGPTError as e: raise typer.BadParameter(' '.join(filter(None, (e.message, e.hint)))) from e
 
 def _parameter(name, kind, text, flags=(), panel=None):
     "A keyword of a typer command that is None unless given; the one reader reads texts, lists and tables."
-    read = {} if name in OWN and kind is not _LIST or kind not in _READ else dict(
-        parser=lambda text: _read(name, text), metavar='<str>')
+    ours = kind in _READ and (name not in OWN or kind != str)
+    read = dict(parser=lambda text: _typed(name, text), metavar=f'<{_READ[kind]}>') if ours else {}
     how = typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text, rich_help_panel=panel, **read)
-    note = Annotated[Optional[str if kind in _READ else kind], how]
+    note = Annotated[Optional[str if ours else kind], how]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=note)
 
 # %% ../../nbs/cli/03_train.ipynb #135d390c

@@ -9,6 +9,7 @@ __all__ = ['Command', 'read_experiment', 'Stage', 'stages_of', 'Job', 'Experimen
 # %% ../../nbs/training/08_experiment.ipynb #exp80003
 import hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
@@ -42,9 +43,12 @@ _PART = dict(levels='levels', select='levels', audit='data', unpack='data', pret
              eval='evaluation', score='evaluation') # the last part of the package that a command is made of
 _PARTS = ('core', 'text', 'model', 'data', 'levels', 'checkpoints', 'training', 'evaluation', 'chat', 'serving',
           'quickstart')
-_FREE = ('quiet', 'workers', 'trackers', 'keep', 'save_every', 'show', 'yes', 'judge_jobs', 'judge_retries',
+_FREE = ('quiet', 'features', 'workers', 'trackers', 'keep', 'save_every', 'show', 'yes', 'judge_jobs', 'judge_retries',
          'judge_timeout') # keys that change no result
 _MUST = 'data', 'images', 'scores', 'ids', 'predictions', 'replies' # keys whose paths must be there
+_PATHS = *_MUST, 'folder', 'files', 'clip', 'llm', 'tower', 'model', 'run', 'processor', 'valid', 'src', 'drawings'
+_CACHE = 'features', # keys of folders that fill by themselves, and change no result
+_SHARED = 'pretrain', 'finetune', 'eval' # commands before which the file's own launcher stands
 _TOP = 'out', 'launcher' # keys of the file that are no stage
 _OWN_KEYS = 'command', 'launcher', 'variants', 'matrix' # keys of a stage that are no options
 
@@ -69,7 +73,7 @@ def _set(said, text):
     import yaml
     place, sign, value = text.partition('=')
     known = [k for k in (*said, *_TOP) if place == k or place.startswith(f'{k}.')]
-    if not known: check_name(place.split('.')[0], [*said, *_TOP], f'--set {text}: no stage')
+    if not known: check_name(place.split('.')[0], dict.fromkeys([*said, *_TOP]), f'--set {text}: no stage')
     name = max(known, key=len)
     *way, last = [name, *filter(None, place[len(name):].replace('-', '_').split('.'))]
     if not sign or bool(way) == (name in _TOP):
@@ -147,7 +151,7 @@ def _options(spec): return {k:v for k,v in spec.items() if k not in _OWN_KEYS}
 
 def _instances(name, spec, specs, done, command, said):
     "A stage of the file as one or more: for each of its variants, and of those that it is made after."
-    out, launcher = [], spec.get('launcher', said.get('launcher') if 'seed' in command.keys else '') or ''
+    out, launcher = [], spec.get('launcher', said.get('launcher') if command.name in _SHARED else '') or ''
     for tag, changes in _variants(spec).items():
         options = _imply(command, {**_options(spec), **changes}, specs)
         names = sorted(_refs(options))
@@ -187,7 +191,7 @@ def _package(): return Path(importlib.util.find_spec('aligngpt').origin).parent
 class Job:
     "A stage with its values, its key and its folder."
     stage:Stage # what is to be made
-    base:Path # the folder of the file, from which paths go
+    at:Any # where paths go from
     values:dict # key -> value, as the command gets it
     identity:dict # all that the result depends on
     folder:Path # of the results
@@ -203,7 +207,7 @@ class Job:
     @property
     def out(self)->Path: # file or folder that it leaves
         "What later stages take."
-        return self.base/self.values[self.stage.command.out]
+        return self.at.base/self.values[self.stage.command.out]
 
     def value(self, key:str)->Any: # of an option, for other stages
         "The value that `${stage.key}` means."
@@ -221,40 +225,43 @@ def _filled(v, jobs):
     whole = _REF.fullmatch(v.strip())
     return one(whole) if whole else _REF.sub(lambda m: str(one(m)), v)
 
-def _identified(v, jobs, base):
+def _identified(k, v, jobs, at):
     "A value as the key has it: stages by their keys, paths by their content."
-    if isinstance(v, (list, tuple)): return [_identified(x, jobs, base) for x in v]
+    if isinstance(v, (list, tuple)): return [_identified(k, x, jobs, at) for x in v]
     if not isinstance(v, str): return v
     if found := _REF.search(v):
         job = jobs[found[1]]
         if found[2] == 'out': return dict(made=f'{job.name} {job.key}', rest=_REF.sub('', v))
-        return _identified(_filled(v, jobs), jobs, base)
-    return dict(content=_print_of(p)) if (p := _at(base, v)) else v
+        return _identified(k, _filled(v, jobs), jobs, at)
+    return dict(content=at.print_of(p)) if (p := at.path(k, v)) else v
 
-def _at(base, text):
-    "The path that a word means, if there is one; a bare word is a path only with a name like one."
-    if not text or len(text) > 1000 or not re.search(r'[./\\~]', text): p = None
-    else: p = base/os.path.expanduser(text)
-    return p if p is not None and p.exists() else None
+class _At:
+    "Paths of a file, from its folder; each is looked at once."
+    def __init__(self, base): self.base, self.print_of = base, cache(_print_of)
+    def path(self, key, text):
+        "The path that a word means, if there is one; a bare word is one only where paths are expected."
+        if key not in _PATHS and not re.search(r'[./\\~]', text) or not 0 < len(text) < 1000: return None
+        p = self.base/os.path.expanduser(text)
+        return p if p.exists() else None
 
 def _holds_path(v): return isinstance(v, dict) and ('made' in v or 'content' in v) or (
     isinstance(v, list) and any(map(_holds_path, v)))
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80023
-def _job(stage, jobs, base, out, file):
+def _job(stage, jobs, at, out, file):
     "Find out what a stage depends on."
     command, given = stage.command, {k:v for k,v in stage.options.items() if k != stage.command.out}
     jobs = {name:jobs[s.name] for name,s in stage.refs.items()}
     values = {k:_filled(v, jobs) for k,v in given.items()}
-    for k in _MUST: _must_be_there(k, values.get(k), base, jobs, f'{file}: {stage.name}')
+    for k in _MUST: _must_be_there(k, values.get(k), at.base, jobs, f'{file}: {stage.name}')
     try: read = command.read({**values, command.out:'x'})
     except AlignGPTError as e: raise AlignGPTError(f'{file}: {stage.name}: {e.message}', e.hint) from e
-    marked = {k:_identified(v, jobs, base) for k,v in given.items()}
+    marked = {k:_identified(k, v, jobs, at) for k,v in given.items()}
     told = {k:v if _holds_path(v) else read.get(k, v) for k,v in marked.items() if k not in _FREE}
     identity = json.loads(json.dumps(dict(command=command.name, options=told, launcher=stage.launcher,
                                           code=_code(command.name)), default=str, sort_keys=True))
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Job(stage, base, values, identity, out/f'{stage.name}-{key}')
+    return Job(stage, at, values, identity, out/f'{stage.name}-{key}')
 
 def _must_be_there(key, v, base, jobs, where):
     "Data are missed before anything runs, except for those that are still to be made."
@@ -272,7 +279,7 @@ def _look(job, out, any_code):
     if any_code: job.folder = _same_but_code(job, out) or job.folder
     command, name = job.stage.command, job.stage.options.get(job.stage.command.out)
     inside = name or _FILES.get(command.name, '')
-    job.values[command.out] = path_from(job.base, job.folder/inside)
+    job.values[command.out] = path_from(job.at.base, job.folder/inside)
     made = read_json(job.folder/_MADE) if (job.folder/_MADE).exists() else None
     job.state = 'runs' if made is None else 'done' if made['done'] else 'goes on'
     job.why = 'unchanged' if job.state == 'done' else 'interrupted' if made else _changes(job, out)
@@ -344,12 +351,12 @@ def plan_experiment(
 )->Experiment: # nothing has run
     "Find out what would run."
     file, said, jobs = Path(file), read_experiment(file, sets), {}
-    base = file.parent
-    out = base/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
+    at = _At(file.parent)
+    out = at.base/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
     stages = stages_of(said, commands, file)
     if not stages: raise AlignGPTError(f'{file}: no stages', 'see `aligngpt run --example`')
     for s in stages:
-        jobs[s.name] = _job(s, jobs, base, out, file)
+        jobs[s.name] = _job(s, jobs, at, out, file)
         _look(jobs[s.name], out, any_code)
     return Experiment(file, out, [*(_needed(only, stages, jobs, file) if only else jobs.values())])
 
@@ -401,17 +408,18 @@ def _again(job, file):
     todo, found = [job.stage], {}
     while todo: s = todo.pop(); found[s.name] = s; todo += s.refs.values()
     said = {s.name:dict(command=s.command.name, **({'launcher':s.launcher} if s.launcher else {}),
-                        **{k:_moved(v, s, job) for k,v in s.options.items()}) for s in reversed(found.values())}
+                        **{k:_moved(k, v, s, job) for k,v in s.options.items()}) for s in reversed(found.values())}
     head = f'# Made from {file.name} by aligngpt {__version__}: `aligngpt run` finds this done, or makes it again.\n'
     with atomic_path(job.folder/_FILE) as p:
         p.write_text(head + yaml.safe_dump(dict(out='..', **said), sort_keys=False, allow_unicode=True))
 
-def _moved(v, stage, job):
+def _moved(k, v, stage, job):
     "A value as the file in a job's folder has it."
-    if isinstance(v, list): return [_moved(x, stage, job) for x in v]
+    if isinstance(v, list): return [_moved(k, x, stage, job) for x in v]
     if not isinstance(v, str): return v
     if _REF.search(v): return _REF.sub(lambda m: '${' + f'{stage.refs[m[1]].name}.{m[2]}' + '}', v)
-    return path_from(job.folder, p) if (p := _at(job.base, v)) else v
+    p = job.at.base/v if k in _CACHE else job.at.path(k, v)
+    return path_from(job.folder, p) if p else v
 
 def _run_job(job, out, file, program, tell):
     "Make one, and note that it is done."
@@ -422,7 +430,7 @@ def _run_job(job, out, file, program, tell):
     _wait_for(FileLock(job.folder/'.lock'), job, tell)
     since = time.time()
     code = run_child([*(shlex.split(job.stage.launcher) or [sys.executable]), *program, job.stage.command.name,
-                      *job.stage.command.words(job.values)], job.base)
+                      *job.stage.command.words(job.values)], job.at.base)
     if code: raise StageFailed(*_said_of(job.name, code), code)
     if not job.out.exists(): raise StageFailed(f'{job.name}: ended, and {job.out} is not there')
     files = _sizes(job.folder)
@@ -483,7 +491,7 @@ def write_experiment(
 )->Path: # report.html; report.md lies beside it
     "Write what came out."
     def own(j): return ', '.join(f'{k} {v}' for k,v in j.values.items()
-                                 if isinstance(v, (int, float, str)) and k != j.stage.command.out and not _at(j.base, str(v)))
+                                 if isinstance(v, (int, float, str)) and k != j.stage.command.out and not j.at.path(k, str(v)))
     rows = [(j.name, _outcome(j), own(j), path_from(plan.out, j.folder)) for j in plan.jobs]
     text = Table(rows, ('stage', 'what came out', 'settings', 'folder'))._repr_markdown_()
     for name, what in (('report.md', f'# {plan.file.stem}\n\n{text}\n'),

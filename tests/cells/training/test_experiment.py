@@ -2,6 +2,7 @@
 "Tests of `aligngpt.training.experiment`: the asserting cells of its notebook, made by aligngpt_export."
 import hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
