@@ -111,7 +111,8 @@ def _word(v): return ','.join(map(str, _several(v)))
 def run_command(app):
     "The command for an app; it is a stage of nothing."
     def command(
-        file:Annotated[Optional[Path], typer.Argument(help='The experiment, in YAML. Paths in it go from its folder.')]=None,
+        file:Annotated[Optional[Path],
+                       typer.Argument(help='The experiment, in YAML. Paths in it go from its folder.')]=None,
         dry_run:Annotated[bool, typer.Option('--dry-run', help='Only show what would run, and why.')]=False,
         set:Annotated[Optional[list[str]], typer.Option(
             help='Change a value, as in `finetune.learning_rate=1e-4`; may be given several times.')]=None,

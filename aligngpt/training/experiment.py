@@ -7,7 +7,7 @@ __all__ = ['Command', 'read_experiment', 'Stage', 'stages_of', 'Job', 'Experimen
            'run_experiment', 'write_experiment']
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80003
-import hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
+import contextlib, hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice, product
@@ -43,7 +43,8 @@ _PART = dict(levels='levels', select='levels', audit='data', unpack='data', pret
              eval='evaluation', score='evaluation') # the last part of the package that a command is made of
 _PARTS = ('core', 'text', 'model', 'data', 'levels', 'checkpoints', 'training', 'evaluation', 'chat', 'serving',
           'quickstart')
-_FREE = ('quiet', 'features', 'workers', 'trackers', 'keep', 'save_every', 'show', 'yes', 'judge_jobs', 'judge_retries',
+_FREE = ('quiet', 'features', 'workers', 'trackers', 'keep', 'save_every', 'show', 'yes', 'judge_jobs',
+         'judge_retries',
          'judge_timeout') # keys that change no result
 _MUST = 'data', 'images', 'scores', 'ids', 'predictions', 'replies' # keys whose paths must be there
 _PATHS = *_MUST, 'folder', 'files', 'clip', 'llm', 'tower', 'model', 'run', 'processor', 'valid', 'src', 'drawings'
@@ -104,7 +105,8 @@ def _imply(command, options, specs):
     "Options with what the stages before leave."
     out = dict(options)
     for key, sources in {**(_RUN if 'run' in command.keys else {}), **_IMPLIED.get(command.name, {})}.items():
-        here = [s for s in sources if (n := s.split('.')[0]) in specs and (s.endswith('.out') or 'images' in specs[n])]
+        here = [s for s in sources if (n := s.split('.')[0]) in specs
+                and (s.endswith('.out') or 'images' in specs[n])]
         if key not in options and here: out[key] = f'${{{here[0]}}}'
     return {k:v for k,v in out.items() if v is not None}
 
@@ -168,8 +170,9 @@ def _listing(folder, few=200, most=20_000):
     "A folder in some letters."
     def files(d):
         for e in sorted(os.scandir(d), key=lambda e: e.name):
+            if e.name.startswith('.') or e.name.endswith('.index'): continue # caches
             if e.is_dir(): yield from files(e.path)
-            elif not e.name.startswith('.') and e.name not in (CARD, TIMING): yield Path(e.path)
+            elif e.name not in (CARD, TIMING): yield Path(e.path)
     found = list(islice(files(folder), most))
     if len(found) <= few: return fingerprint(*found)
     rows = [(f.relative_to(folder).as_posix(), f.stat().st_size) for f in found]
@@ -300,7 +303,8 @@ def _others(name, out):
 def _same_but_code(job, out):
     "A finished folder that differs in the code alone."
     def but(identity): return {k:v for k,v in identity.items() if k != 'code'}
-    return next((f for f,made in _others(job.name, out) if made['done'] and but(made['identity']) == but(job.identity)),
+    return next((f for f,made in _others(job.name, out) if made['done']
+                 and but(made['identity']) == but(job.identity)),
                 None)
 
 def _changes(job, out):
@@ -309,7 +313,7 @@ def _changes(job, out):
     old, now = known[0][1]['identity'], job.identity
     keys = [k for k in {**old['options'], **now['options']} if old['options'].get(k) != now['options'].get(k)]
     told = [_change(k, old['options'].get(k), now['options'].get(k)) for k in keys]
-    return '; '.join(told + [k for k in ('command', 'launcher', 'code') if old[k] != now[k]])
+    return '; '.join(told + [k for k in ('command', 'launcher', 'code') if old[k] != now[k]]) or 'another'
 
 def _change(key, was, now):
     "A change in words."
@@ -323,24 +327,25 @@ class Experiment:
     "The jobs of a file, in order."
     file:Path # that says it
     out:Path # folder of all results
-    jobs:list[Job] # all that were asked for
+    jobs:list[Job] # those that were asked for
+    known:list[Job] # all
 
     def rows(self)->list[tuple]: # of what is shown
         "What would run, and why, how long and how large."
         past = {r['step']:r for r in noted(self.out) if 'step' in r}
-        def figures(j): return _figures(past.get(j.name)) if j.state != 'done' else ('', '')
-        return [(j.name, j.state, j.why, *figures(j), path_from(self.file.parent, j.folder)) for j in self.jobs]
+        return [(j.name, j.state, j.why, *_figures(past.get(j.name), j.state == 'done'),
+                 path_from(self.file.parent, j.folder)) for j in self.jobs]
 
     def table(self)->Table: return Table(self.rows(), ('stage', '', 'why', 'time', 'size', 'folder'))
     def _repr_markdown_(self): return self.table()._repr_markdown_()
     def __str__(self): return str(self.table())
 
-def _figures(row):
-    "About how long, and how large, as last time."
+def _figures(row, done):
+    "How long and how large it was last time, and may be again."
     if not row: return 'unknown', 'unknown'
     s, mb = row['seconds'], row['bytes']/1e6
     time_ = f'{s/3600:.1f} h' if s >= 3600 else f'{s/60:.0f} min' if s >= 120 else f'{s:.0f} s'
-    return f'about {time_}', f'{mb:,.0f} MB' if mb >= 10 else f'{mb:.1f} MB'
+    return 'about '*(not done) + time_, f'{mb:,.0f} MB' if mb >= 10 else f'{mb:.1f} MB'
 
 def plan_experiment(
     file:str|Path, # YAML
@@ -358,7 +363,8 @@ def plan_experiment(
     for s in stages:
         jobs[s.name] = _job(s, jobs, at, out, file)
         _look(jobs[s.name], out, any_code)
-    return Experiment(file, out, [*(_needed(only, stages, jobs, file) if only else jobs.values())])
+    every = [*jobs.values()]
+    return Experiment(file, out, _needed(only, stages, jobs, file) if only else every, every)
 
 def _needed(only, stages, jobs, file):
     "A stage of that name, its variants, and all that they need."
@@ -383,9 +389,10 @@ class StageFailed(AlignGPTError):
 def run_child(
     words:list[str], # a program and its arguments
     cwd:Path, # where it runs
+    keep:tuple[int,...]=(), # open files that it keeps open
 )->int: # its exit code; 128 plus the signal's number where one ended it
     "Run a process; signals are its own affair, and reach it through us."
-    child = subprocess.Popen([str(w) for w in words], cwd=cwd or '.', env=_environment())
+    child = subprocess.Popen([str(w) for w in words], cwd=cwd, env=_environment(), pass_fds=keep)
     def pass_on(number, frame):
         if number != signal.SIGINT or not sys.stdin.isatty(): child.send_signal(number) # a terminal tells both
     heard = {s:signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
@@ -423,14 +430,12 @@ def _moved(k, v, stage, job):
 
 def _run_job(job, out, file, program, tell):
     "Make one, and note that it is done."
-    from filelock import FileLock
     job.folder.mkdir(parents=True, exist_ok=True)
     _again(job, file)
     if not (job.folder/_MADE).exists(): write_json(dict(done=False, identity=job.identity), job.folder/_MADE)
-    _wait_for(FileLock(job.folder/'.lock'), job, tell)
-    since = time.time()
-    code = run_child([*(shlex.split(job.stage.launcher) or [sys.executable]), *program, job.stage.command.name,
-                      *job.stage.command.words(job.values)], job.at.base)
+    line = [*(shlex.split(job.stage.launcher) or [sys.executable]), *program, job.stage.command.name,
+            *job.stage.command.words(job.values)]
+    with _alone(job, tell) as held: since, code = time.time(), run_child(line, job.at.base, held)
     if code: raise StageFailed(*_said_of(job.name, code), code)
     if not job.out.exists(): raise StageFailed(f'{job.name}: ended, and {job.out} is not there')
     files = _sizes(job.folder)
@@ -442,14 +447,16 @@ def _said_of(name, code):
     if code > 128: return f'{name}: stopped', 'the same command goes on there'
     return f'{name}: failed with exit code {code}', 'what it said stands above; the same command goes on there'
 
-def _wait_for(lock, job, tell):
-    "Let a child end that a killed experiment left."
-    from filelock import Timeout
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        tell(f'{job.name}: a process still works in {job.folder}; waiting for it')
-        lock.acquire()
-    lock.release()
+@contextlib.contextmanager
+def _alone(job, tell):
+    "Hold a folder for us and for the child, which goes on holding it when we are killed; who comes next waits."
+    import fcntl
+    with open(job.folder/'.running', 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell(f'{job.name}: a process still works in {job.folder}; waiting for it')
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield (f.fileno(),)
 
 def _sizes(folder):
     "What a stage left, but for what may change."
@@ -470,7 +477,6 @@ def run_experiment(
     plan = plan_experiment(file, commands, **how)
     with own_folder(plan.out):
         for n, job in enumerate(plan.jobs, 1):
-            _look(job, plan.out, how.get('any_code', False)) # what was made meanwhile
             tell(f'[{n}/{len(plan.jobs)}] {job.name}: {job.why}')
             if job.state != 'done': _run_job(job, plan.out, plan.file, program, tell)
             _look(job, plan.out, how.get('any_code', False))
@@ -483,7 +489,8 @@ def _outcome(job):
     found = {p.parent.name:read_json(p).get('headline') for p in sorted(job.folder.glob('*/score.json'))}
     done = read_json(job.folder/'done.json') if (job.folder/'done.json').exists() else {}
     loss = {'last loss':done['losses'][-1]} if done.get('losses') else {}
-    return ', '.join(f'{k} {v:,.4g}' if isinstance(v, (int, float)) else f'{k} {v}' for k,v in {**loss, **found}.items())
+    return ', '.join(f'{k} {v:,.4g}' if isinstance(v, (int, float)) else f'{k} {v}'
+                     for k,v in {**loss, **found}.items())
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80035
 def write_experiment(
@@ -491,8 +498,9 @@ def write_experiment(
 )->Path: # report.html; report.md lies beside it
     "Write what came out."
     def own(j): return ', '.join(f'{k} {v}' for k,v in j.values.items()
-                                 if isinstance(v, (int, float, str)) and k != j.stage.command.out and not j.at.path(k, str(v)))
-    rows = [(j.name, _outcome(j), own(j), path_from(plan.out, j.folder)) for j in plan.jobs]
+                                 if isinstance(v, (int, float, str)) and k != j.stage.command.out
+                                 and not j.at.path(k, str(v)))
+    rows = [(j.name, _outcome(j), own(j), path_from(plan.out, j.folder)) for j in plan.known if j.state == 'done']
     text = Table(rows, ('stage', 'what came out', 'settings', 'folder'))._repr_markdown_()
     for name, what in (('report.md', f'# {plan.file.stem}\n\n{text}\n'),
                        ('report.html', html_page(plan.file.stem, f'{len(rows)} stages', markdown_html(text)))):

@@ -17,16 +17,20 @@ import pytest
 def test_commands_of():
     # nbs/cli/07_experiment.ipynb #exp70012
     commands = commands_of(app)
-    test_eq((commands['levels'].out, commands['convert'].out, commands['score'].out, commands['chat'].out), ('out', 'dst', 'json', ''))
+    test_eq((commands['levels'].out, commands['convert'].out, commands['score'].out, commands['chat'].out),
+            ('out', 'dst', 'json', ''))
     given = dict(data=['a.json', 'b.json'], part_rates=dict(projector='2e-5'), weights=[1, .5], shuffle=False, quiet=True,
                  epochs='2e0', out='x')
     test_eq(commands['finetune'].words(given), ['--data=a.json', '--data=b.json', '--part-rates=projector=2e-5',
             '--weights=1,0.5', '--no-shuffle', '--quiet', '--epochs=2e0', '--out=x'])
-    test_eq(commands['finetune'].read(given) | dict(data=0), dict(data=0, part_rates=dict(projector=2e-5), weights=(1., .5),
+    test_eq(commands['finetune'].read(given) | dict(data=0),
+            dict(data=0, part_rates=dict(projector=2e-5), weights=(1., .5),
             shuffle=False, quiet=True, epochs=2., out='x'))
-    test_eq(commands['levels'].words(dict(data='-a', from_column=dict(clip=.7, b=1))), ['--from-column=clip=0.7', '--from-column=b=1', '--', '-a'])
+    test_eq(commands['levels'].words(dict(data='-a', from_column=dict(clip=.7, b=1))),
+            ['--from-column=clip=0.7', '--from-column=b=1', '--', '-a'])
     test_eq(commands['eval'].words(dict(run='m', judge_price=[1, 2])), ['--judge-price', '1', '2', '--', 'm'])
-    for values, why in ((dict(batch_size='x'), "batch_size: got 'x', expected a whole number"), (dict(shuffle=1), 'expected true or false'),
+    for values, why in ((dict(batch_size='x'), "batch_size: got 'x', expected a whole number"),
+                        (dict(shuffle=1), 'expected true or false'),
                         (dict(precision='fp8'), 'Valid: auto, fp32'), (dict(data=None), 'data is needed'),
                         (dict(part_rates='gate'), 'a table such as')):
         test_fail(lambda: commands['finetune'].read(dict(data='a') | values), contains=why)
@@ -42,7 +46,8 @@ def test_run_command():
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)}
     def run(*args, flags=()):
         "`aligngpt run` in another process."
-        return subprocess.run([sys.executable, *flags, '-m', 'aligngpt.cli', 'run', *args], capture_output=True, text=True,
+        return subprocess.run([sys.executable, *flags, '-m', 'aligngpt.cli', 'run', *args], capture_output=True,
+                              text=True,
                               env=env, cwd=where)
     dry = run('experiment.yaml', '--dry-run', '--set', 'finetune.variants.full.gate_text=full',
               '--set', 'finetune.variants.prompt.gate_text=prompt', flags=('-X', 'importtime'))
@@ -57,7 +62,8 @@ def test_run_command():
     errors = [run('experiment.yaml', '--dry-run', '--set', w) for w in wrong]
     test_eq({e.returncode for e in errors}, {1})
     said = [[l for l in e.stderr.splitlines() if not l.startswith('note:')] for e in errors]
-    for lines, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'", "'levels'", 'a table')):
+    for lines, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'",
+                                  "'levels'", 'a table')):
         assert what in ' '.join(lines), lines
     test_eq((run('--example').stdout, run().returncode), (EXAMPLE, 2))
     print('\n'.join(l[:150] for lines in said for l in lines))
