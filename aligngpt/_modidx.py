@@ -4008,6 +4008,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._must_be_there': ( 'training/experiment.html#_must_be_there',
                                                                                                'aligngpt/training/experiment.py'),
+                                              'aligngpt.training.experiment._names_of': ( 'training/experiment.html#_names_of',
+                                                                                          'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._needed': ( 'training/experiment.html#_needed',
                                                                                         'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._options': ( 'training/experiment.html#_options',

@@ -388,7 +388,8 @@ def write_stages(
     "Write the experiment that makes levels, stages and test of a run with the ordinary commands."
     import yaml
     images = path_from(run, folder())
-    said = dict(out='stages', levels=dict(data='data/captions.json', images=images, clip='clip/model', batch_size=256),
+    said = dict(out='stages', levels=dict(data='data/captions.json', images=images, clip='clip/model',
+                                          batch_size=256),
                 pretrain=dict(llm='llm/model', tower='clip/model', **_pretraining(r)),
                 finetune=dict(data='data/tuning.json', images=images, **_tuning(r)),
                 eval=dict(tasks='easy_vqa', batch_size=128, limit=r.test_questions))

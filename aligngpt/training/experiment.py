@@ -10,6 +10,7 @@ __all__ = ['Command', 'read_experiment', 'Stage', 'stages_of', 'Job', 'Experimen
 import contextlib, hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from functools import cache
+from glob import escape as escape_glob
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
@@ -94,18 +95,28 @@ def _refs(v):
 
 def _variants(spec):
     "Name -> changes; a single one without a name where there are none."
-    named, grid = spec.get('variants') or {'':{}}, spec.get('matrix') or {}
+    named, grid = _names_of('variants', spec) or {'':{}}, _names_of('matrix', spec)
     lists = [v if isinstance(v, list) else [v] for v in grid.values()]
     def tag(name, values): return [str(name)]*bool(name) + [f'{k}-{v}' for k,v in zip(grid, values)]
     return {re.sub(r'[^\w.-]+', '-', '.'.join(tag(name, values))):
             {**_plain_keys(changes or {}), **_plain_keys(dict(zip(grid, values)))}
             for name,changes in named.items() for values in product(*lists)}
 
-def _imply(command, options, specs):
+_AS = dict(variants='as in variants: {low: {learning_rate: 1e-5}, high: {learning_rate: 1e-4}}',
+           matrix='as in matrix: {seed: [0, 1, 2]}')
+
+def _names_of(key, spec):
+    "The table of variants or of a matrix."
+    found = spec.get(key) or {}
+    inner = found.values() if isinstance(found, dict) and key == 'variants' else ()
+    if isinstance(found, dict) and all(isinstance(v or {}, dict) for v in inner): return found
+    raise AlignGPTError(f'{key}: got {found!r}', _AS[key])
+
+def _imply(name, command, options, specs):
     "Options with what the stages before leave."
     out = dict(options)
     for key, sources in {**(_RUN if 'run' in command.keys else {}), **_IMPLIED.get(command.name, {})}.items():
-        here = [s for s in sources if (n := s.split('.')[0]) in specs
+        here = [s for s in sources if (n := s.split('.')[0]) in specs and n != name
                 and (s.endswith('.out') or 'images' in specs[n])]
         if key not in options and here: out[key] = f'${{{here[0]}}}'
     return {k:v for k,v in out.items() if v is not None}
@@ -131,8 +142,9 @@ def stages_of(
     specs = {k:v or {} for k,v in said.items() if k not in _TOP}
     done, todo = {}, dict(specs)
     while todo:
-        ready = [n for n in todo if not (_speaks_of(n, specs, commands, file) & todo.keys() - {n})]
-        if not ready: raise AlignGPTError(f'{file}: {", ".join(todo)}: each waits for another', 'break the circle')
+        ready = [n for n in todo if not _speaks_of(n, specs, commands, file) & todo.keys()]
+        if not ready: raise AlignGPTError(f'{file}: {", ".join(todo)}: each waits for another, or for itself',
+                                          'break the circle; key: null takes nothing from before')
         for n in ready:
             done[n] = _instances(n, todo.pop(n), specs, done, commands[specs[n].get('command', n)], said)
     return [s for stages in done.values() for s in stages]
@@ -143,7 +155,7 @@ def _speaks_of(name, spec_of, commands, file):
     check_name(spec.get('command', name), commands, f'{file}: {name}: no command')
     command = commands[spec.get('command', name)]
     if not command.out: raise AlignGPTError(f'{file}: {name}: `{command.name}` leaves nothing, and is no stage')
-    used = [_imply(command, {**_options(spec), **changes}, spec_of) for changes in _variants(spec).values()]
+    used = [_imply(name, command, {**_options(spec), **changes}, spec_of) for changes in _variants(spec).values()]
     for options in used:
         for k in options: check_name(k, command.keys, f'{file}: {name}: unknown key')
     for other in _refs(used): check_name(other, spec_of, f'{file}: {name}: no stage')
@@ -155,7 +167,7 @@ def _instances(name, spec, specs, done, command, said):
     "A stage of the file as one or more: for each of its variants, and of those that it is made after."
     out, launcher = [], spec.get('launcher', said.get('launcher') if command.name in _SHARED else '') or ''
     for tag, changes in _variants(spec).items():
-        options = _imply(command, {**_options(spec), **changes}, specs)
+        options = _imply(name, command, {**_options(spec), **changes}, specs)
         names = sorted(_refs(options))
         for chosen in product(*(done[n] for n in names)):
             axes = [(k, v) for s in chosen for k,v in s.axes.items()]
@@ -257,6 +269,10 @@ def _job(stage, jobs, at, out, file):
     jobs = {name:jobs[s.name] for name,s in stage.refs.items()}
     values = {k:_filled(v, jobs) for k,v in given.items()}
     for k in _MUST: _must_be_there(k, values.get(k), at.base, jobs, f'{file}: {stage.name}')
+    inside = stage.options.get(command.out)
+    if inside and Path(inside).name != inside:
+        raise AlignGPTError(f'{file}: {stage.name}: {command.out}: {inside!r} is no name inside of its folder',
+                            'leave it out: the folder is made in that of the experiment')
     try: read = command.read({**values, command.out:'x'})
     except AlignGPTError as e: raise AlignGPTError(f'{file}: {stage.name}: {e.message}', e.hint) from e
     marked = {k:_identified(k, v, jobs, at) for k,v in given.items()}
@@ -280,8 +296,8 @@ _MADE, _FILE = 'made.json', 'experiment.yaml' # of a stage's folder: what it is,
 def _look(job, out, any_code):
     "Find the folder of a job, what is to be done, and why."
     if any_code: job.folder = _same_but_code(job, out) or job.folder
-    command, name = job.stage.command, job.stage.options.get(job.stage.command.out)
-    inside = name or _FILES.get(command.name, '')
+    command = job.stage.command
+    inside = job.stage.options.get(command.out) or _FILES.get(command.name, '')
     job.values[command.out] = path_from(job.at.base, job.folder/inside)
     made = read_json(job.folder/_MADE) if (job.folder/_MADE).exists() else None
     job.state = 'runs' if made is None else 'done' if made['done'] else 'goes on'
@@ -297,7 +313,7 @@ def _check_files(folder, files):
 
 def _others(name, out):
     "What is known of a stage: the records of its folders, newest first."
-    found = sorted(out.glob(f'{name}-{"[0-9a-f]"*8}/{_MADE}'), key=lambda p: -p.stat().st_mtime)
+    found = sorted(out.glob(f'{escape_glob(name)}-{"[0-9a-f]"*8}/{_MADE}'), key=lambda p: -p.stat().st_mtime)
     return [(p.parent, read_json(p)) for p in found]
 
 def _same_but_code(job, out):
@@ -486,8 +502,8 @@ def run_experiment(
 # %% ../../nbs/training/08_experiment.ipynb #exp80034
 def _outcome(job):
     "What is known of a result, in words."
-    found = {p.parent.name:read_json(p).get('headline') for p in sorted(job.folder.glob('*/score.json'))}
-    done = read_json(job.folder/'done.json') if (job.folder/'done.json').exists() else {}
+    found = {p.parent.name:read_json(p).get('headline') for p in sorted(job.out.glob('*/score.json'))}
+    done = read_json(job.out/'done.json') if (job.out/'done.json').exists() else {}
     loss = {'last loss':done['losses'][-1]} if done.get('losses') else {}
     return ', '.join(f'{k} {v:,.4g}' if isinstance(v, (int, float)) else f'{k} {v}'
                      for k,v in {**loss, **found}.items())

@@ -24,7 +24,8 @@ def test_read_value():
     test_eq([*lists.values()], [[1., .5]]*3 + [[]]*3)
     test_eq(rates, [dict(projector=2e-5, gate=1e-3)]*5)
     test_eq(read_value("['tensorboard']", tuple[str,...]), ('tensorboard',))
-    test_eq([read_value('tensorboard', tuple[str,...]), read_value(['a', 'b'], tuple[str,...])], [('tensorboard',), ('a', 'b')])
+    test_eq([read_value('tensorboard', tuple[str,...]), read_value(['a', 'b'], tuple[str,...])],
+            [('tensorboard',), ('a', 'b')])
     test_eq([read_value(x, float) for x in ('1e-3', 2, .5)], [1e-3, 2, .5])
     test_eq([read_value(x, bool) for x in (True, 'no', 'On', 'false')], [True, False, True, False])
     for value, kind, said in (('projector', dict[str,float], "got 'projector', expected a table such as"),

@@ -3,6 +3,7 @@
 import contextlib, hashlib, importlib.util, json, os, re, shlex, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from functools import cache
+from glob import escape as escape_glob
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
@@ -93,7 +94,9 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
     for bad, why in ((dict(ad={}), "no command 'ad'"), (dict(add=dict(m=1)), "add: unknown key 'm'. Valid: data, n, out"),
                      (dict(add=dict(data='${ad.out}')), "did you mean 'add'?"),
                      (dict(a=dict(command='add', data='${b.out}'), b=dict(command='add', data='${a.out}')),
-                      'a, b: each waits')):
+                      'a, b: each waits'),
+                     (dict(add=dict(data='${add.out}')), 'or for itself'), (dict(add=dict(matrix=3)), 'matrix: got 3'),
+                     (dict(add=dict(variants=dict(a=3))), 'variants: got')):
         test_fail(lambda: stages_of(bad, adding, 'x.yaml'), contains=why)
     {s.name:s.options for s in stages}
 
@@ -131,6 +134,7 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
     test_eq([j.name for j in plan_experiment(where/'sums.yaml', adding, only='second.much').jobs],
             ['first', 'second.much'])
     for how, why in ((dict(only='secnd'), "did you mean 'second'?"), (dict(sets=('first.n=x',)), 'x'),
+                     (dict(sets=('first.out=a/b',)), 'no name inside'),
                      (dict(sets=('first.data=gone.txt',)), 'first: data: gone.txt: no such file or folder')):
         with expect_fail(Exception, why): plan_experiment(where/'sums.yaml', adding, **how)
     plan.jobs[1].identity
@@ -165,6 +169,7 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
 
     # nbs/training/08_experiment.ipynb #exp80027
     for how, why in ((dict(only='secnd'), "did you mean 'second'?"), (dict(sets=('first.n=x',)), 'x'),
+                     (dict(sets=('first.out=a/b',)), 'no name inside'),
                      (dict(sets=('first.data=gone.txt',)), 'first: data: gone.txt: no such file or folder')):
         with expect_fail(Exception, why): plan_experiment(where/'sums.yaml', adding, **how)
 

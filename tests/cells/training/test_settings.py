@@ -17,7 +17,8 @@ from aligngpt.training.settings import StageConfig, fill_in, origins, override, 
 
 def test_FINETUNE():
     # nbs/training/01_settings.ipynb #27a04c29
-    test_eq([s.levels for s in (PRETRAIN, FINETUNE, dataclasses.replace(FINETUNE, some_levels=True))], [True, False, 'some'])
+    test_eq([s.levels for s in (PRETRAIN, FINETUNE, dataclasses.replace(FINETUNE, some_levels=True))],
+            [True, False, 'some'])
     test_eq(PRETRAIN.batch_size * PRETRAIN.accumulate * 8, 256)
     test_eq(FINETUNE.batch_size * FINETUNE.accumulate * 8, 128)
     differ = [f.name for f in dataclasses.fields(StageConfig) if getattr(PRETRAIN, f.name) != getattr(FINETUNE, f.name)]
