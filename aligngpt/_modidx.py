@@ -4000,6 +4000,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._job': ( 'training/experiment.html#_job',
                                                                                      'aligngpt/training/experiment.py'),
+                                              'aligngpt.training.experiment._leaves': ( 'training/experiment.html#_leaves',
+                                                                                        'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._listing': ( 'training/experiment.html#_listing',
                                                                                          'aligngpt/training/experiment.py'),
                                               'aligngpt.training.experiment._look': ( 'training/experiment.html#_look',

@@ -178,11 +178,12 @@ def _instances(name, spec, specs, done, command, said):
     return out
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80020
-def _listing(folder, few=200, most=20_000):
+def _listing(folder, but=(), few=200, most=20_000):
     "A folder in some letters."
     def files(d):
         for e in sorted(os.scandir(d), key=lambda e: e.name):
-            if e.name.startswith('.') or e.name.endswith('.index'): continue # caches
+            if e.name.startswith('.') or e.name.endswith('.index') or os.path.abspath(e.path) in but:
+                continue # caches
             if e.is_dir(): yield from files(e.path)
             elif e.name not in (CARD, TIMING): yield Path(e.path)
     found = list(islice(files(folder), most))
@@ -190,7 +191,7 @@ def _listing(folder, few=200, most=20_000):
     rows = [(f.relative_to(folder).as_posix(), f.stat().st_size) for f in found]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
-def _print_of(path): return _listing(path) if path.is_dir() else fingerprint(path)
+def _print_of(path, but=()): return _listing(path, but) if path.is_dir() else fingerprint(path)
 
 def _code(command):
     "The code that a command is made of, in some letters."
@@ -252,7 +253,10 @@ def _identified(k, v, jobs, at):
 
 class _At:
     "Paths of a file, from its folder; each is looked at once."
-    def __init__(self, base): self.base, self.print_of = base, cache(_print_of)
+    def __init__(self, base, *but): # what is left out: the results, and the file itself
+        self.base, but = base, {os.path.abspath(p) for p in but}
+        self.print_of = cache(lambda p: _print_of(p, but))
+
     def path(self, key, text):
         "The path that a word means, if there is one; a bare word is one only where paths are expected."
         if key not in _PATHS and not re.search(r'[./\\~]', text) or not 0 < len(text) < 1000: return None
@@ -269,18 +273,22 @@ def _job(stage, jobs, at, out, file):
     jobs = {name:jobs[s.name] for name,s in stage.refs.items()}
     values = {k:_filled(v, jobs) for k,v in given.items()}
     for k in _MUST: _must_be_there(k, values.get(k), at.base, jobs, f'{file}: {stage.name}')
-    inside = stage.options.get(command.out)
-    if inside and Path(inside).name != inside:
-        raise AlignGPTError(f'{file}: {stage.name}: {command.out}: {inside!r} is no name inside of its folder',
-                            'leave it out: the folder is made in that of the experiment')
     try: read = command.read({**values, command.out:'x'})
     except AlignGPTError as e: raise AlignGPTError(f'{file}: {stage.name}: {e.message}', e.hint) from e
     marked = {k:_identified(k, v, jobs, at) for k,v in given.items()}
     told = {k:v if _holds_path(v) else read.get(k, v) for k,v in marked.items() if k not in _FREE}
-    identity = json.loads(json.dumps(dict(command=command.name, options=told, launcher=stage.launcher,
-                                          code=_code(command.name)), default=str, sort_keys=True))
+    said = dict(command=command.name, options=told, launcher=stage.launcher, leaves=_leaves(stage, file),
+                code=_code(command.name))
+    identity = json.loads(json.dumps(said, default=str, sort_keys=True))
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return Job(stage, at, values, identity, out/f'{stage.name}-{key}')
+
+def _leaves(stage, file=''):
+    "The name of a result in its folder; '' if it is the folder."
+    inside = stage.options.get(stage.command.out) or _FILES.get(stage.command.name, '')
+    if Path(inside).name == inside: return inside
+    raise AlignGPTError(f'{file}: {stage.name}: {stage.command.out}: {inside!r} is no name inside of its folder',
+                        'leave it out: the folder is made in that of the experiment')
 
 def _must_be_there(key, v, base, jobs, where):
     "Data are missed before anything runs, except for those that are still to be made."
@@ -296,9 +304,7 @@ _MADE, _FILE = 'made.json', 'experiment.yaml' # of a stage's folder: what it is,
 def _look(job, out, any_code):
     "Find the folder of a job, what is to be done, and why."
     if any_code: job.folder = _same_but_code(job, out) or job.folder
-    command = job.stage.command
-    inside = job.stage.options.get(command.out) or _FILES.get(command.name, '')
-    job.values[command.out] = path_from(job.at.base, job.folder/inside)
+    job.values[job.stage.command.out] = path_from(job.at.base, job.folder/_leaves(job.stage))
     made = read_json(job.folder/_MADE) if (job.folder/_MADE).exists() else None
     job.state = 'runs' if made is None else 'done' if made['done'] else 'goes on'
     job.why = 'unchanged' if job.state == 'done' else 'interrupted' if made else _changes(job, out)
@@ -329,7 +335,7 @@ def _changes(job, out):
     old, now = known[0][1]['identity'], job.identity
     keys = [k for k in {**old['options'], **now['options']} if old['options'].get(k) != now['options'].get(k)]
     told = [_change(k, old['options'].get(k), now['options'].get(k)) for k in keys]
-    return '; '.join(told + [k for k in ('command', 'launcher', 'code') if old[k] != now[k]]) or 'another'
+    return '; '.join(told + [k for k in ('command', 'launcher', 'leaves', 'code') if old[k] != now[k]]) or 'another'
 
 def _change(key, was, now):
     "A change in words."
@@ -372,9 +378,8 @@ def plan_experiment(
 )->Experiment: # nothing has run
     "Find out what would run."
     file, said, jobs = Path(file), read_experiment(file, sets), {}
-    at = _At(file.parent)
-    out = at.base/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
-    stages = stages_of(said, commands, file)
+    out = file.parent/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
+    at, stages = _At(file.parent, out, file), stages_of(said, commands, file)
     if not stages: raise AlignGPTError(f'{file}: no stages', 'see `aligngpt run --example`')
     for s in stages:
         jobs[s.name] = _job(s, jobs, at, out, file)

@@ -18,7 +18,7 @@ from fastcore.test import *
 import tempfile, textwrap
 from aligngpt.training.experiment import Command, plan_experiment, run_experiment
 import pytest
-from aligngpt.training.experiment import StageFailed, read_experiment, stages_of
+from aligngpt.training.experiment import StageFailed, _listing, read_experiment, stages_of
 
 
 def test_read_experiment():
@@ -131,6 +131,7 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
     # nbs/training/08_experiment.ipynb #exp80027
     plan = plan_experiment(where/'sums.yaml', adding)
     test_eq({(j.state, j.why) for j in plan.jobs}, {('runs', 'new')})
+    test_eq(_listing(where, {str(where/'data.txt')}) == _listing(where), False)
     test_eq([j.name for j in plan_experiment(where/'sums.yaml', adding, only='second.much').jobs],
             ['first', 'second.much'])
     for how, why in ((dict(only='secnd'), "did you mean 'second'?"), (dict(sets=('first.n=x',)), 'x'),
