@@ -344,7 +344,7 @@ def _change(key, was, now):
     return f'{key}: {"none" if was is None else was} -> {"none" if now is None else now}'
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80026
-@dataclass
+@dataclass(repr=False)
 class Experiment:
     "The jobs of a file, in order."
     file:Path # that says it
@@ -360,7 +360,7 @@ class Experiment:
 
     def table(self)->Table: return Table(self.rows(), ('stage', '', 'why', 'time', 'size', 'folder'))
     def _repr_markdown_(self): return self.table()._repr_markdown_()
-    def __str__(self): return str(self.table())
+    def __repr__(self): return str(self.table())
 
 def _figures(row, done):
     "How long and how large it was last time, and may be again."
@@ -459,9 +459,9 @@ def _run_job(job, out, file, program, tell):
     with _alone(job, tell) as held: since, code = time.time(), run_child(line, job.at.base, held)
     if code: raise StageFailed(*_said_of(job.name, code), code)
     if not job.out.exists(): raise StageFailed(f'{job.name}: ended, and {job.out} is not there')
-    files = _sizes(job.folder)
-    note_time(out, step=job.name, key=job.key, seconds=round(time.time() - since, 1), bytes=sum(files.values()))
-    write_json(dict(done=True, identity=job.identity, files=files), job.folder/_MADE)
+    size = sum(f.stat().st_size for f in job.folder.rglob('*') if f.is_file())
+    note_time(out, step=job.name, key=job.key, seconds=round(time.time() - since, 1), bytes=size)
+    write_json(dict(done=True, identity=job.identity, files=_sizes(job.folder)), job.folder/_MADE)
 
 def _said_of(name, code):
     "An error and a hint for an exit code."
@@ -481,10 +481,10 @@ def _alone(job, tell):
 
 def _sizes(folder):
     "What a stage left, but for what may change."
-    but = CARD, TIMING, _MADE, _FILE, 'skipped'
+    def free(part): return part.startswith(('.', 'checkpoint-')) or part.endswith('.index') # which people may remove
     return {f.relative_to(folder).as_posix():f.stat().st_size for f in sorted(folder.rglob('*'))
-            if f.is_file() and f.name not in but and not any(p.startswith('.') or p.endswith('.index')
-                                                             for p in f.relative_to(folder).parts)}
+            if f.is_file() and f.name not in (CARD, TIMING, _MADE, _FILE)
+            and not any(map(free, f.relative_to(folder).parts))}
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80032
 def run_experiment(

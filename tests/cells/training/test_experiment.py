@@ -206,8 +206,9 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
 
     # nbs/training/08_experiment.ipynb #exp80042
     (where/'bad.yaml').write_text('first: {command: add, data: data.txt}')
-    with expect_fail(StageFailed, 'first: failed with exit code'):
-        run_experiment(where/'bad.yaml', adding, (where/'gone.py',), lambda text: None)
+    (where/'failing.py').write_text('raise SystemExit(3)')
+    with expect_fail(StageFailed, 'first: failed with exit code 3'):
+        run_experiment(where/'bad.yaml', adding, (where/'failing.py',), lambda text: None)
     test_eq(plan_experiment(where/'bad.yaml', adding).jobs[0].state, 'goes on')
     (last.out/'sum.txt').unlink()
     with expect_fail(AlignGPTError, 'sum.txt is not what was made'): plan_experiment(where/'sums.yaml', adding)
