@@ -335,7 +335,7 @@ def _changes(job, out):
     old, now = known[0][1]['identity'], job.identity
     keys = [k for k in {**old['options'], **now['options']} if old['options'].get(k) != now['options'].get(k)]
     told = [_change(k, old['options'].get(k), now['options'].get(k)) for k in keys]
-    return '; '.join(told + [k for k in ('command', 'launcher', 'leaves', 'code') if old[k] != now[k]]) or 'another'
+    return '; '.join(told + [k for k in ('command', 'launcher', 'leaves', 'code') if old.get(k) != now[k]]) or 'another'
 
 def _change(key, was, now):
     "A change in words."
