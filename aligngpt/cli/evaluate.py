@@ -74,9 +74,10 @@ def folders_of(
 )->dict: # name or file -> folder with its files
     "Which tasks are asked for, and where their files are. Of all, those whose files are there."
     from aligngpt.core.errors import AlignGPTError
+    from aligngpt.core.values import read_value
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task
-    names = [n.strip() for n in tasks.split(',') if n.strip()]
+    names = read_value(tasks, list[str], 'tasks')
     if tasks == 'all': names = [n for n,t in TASKS.items() if n == 'easy_vqa' or Files(t, data).ready('asking')]
     called = {}
     for n in names:

@@ -20,6 +20,7 @@ from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
+from .experiment import Usage, register_experiment
 from .folders import register_folders
 from .serve import register_label, register_serve
 from .train import register
@@ -72,12 +73,9 @@ def options(
     if context.invoked_subcommand is None: typer.echo(context.get_help())
 
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
-_Usage = next(c for c in typer.BadParameter.__mro__
-              if c.__name__ == 'UsageError') # Typer brings its own copy of click
-
 def _explain(e):
     "(text, hint, exit code) of an error."
-    if isinstance(e, _Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
+    if isinstance(e, Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
     if isinstance(e, AlignGPTError): return e.message, e.hint, getattr(e, 'code', 1)
     if isinstance(e, MemoryError): return 'not enough memory', 'is a file much larger than it looks?', 1
     if errno_of(e): return _explain(of_the_system(e))
@@ -250,10 +248,11 @@ def convert(
 ):
     "Convert a checkpoint between the official layout and ours, shard by shard."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.values import read_value
     from aligngpt.checkpoints.convert import convert
     quiet_libraries()
     echo(convert(src, dst, to, llm=llm, tower=tower, template=template,
-                 fresh=tuple(p for p in fresh.split(',') if p)))
+                 fresh=read_value(fresh, tuple[str,...], 'fresh')))
 
 # %% ../../nbs/cli/01_main.ipynb #1383232f
 @app.command()
@@ -278,3 +277,6 @@ register_eval(app)
 
 # %% ../../nbs/cli/01_main.ipynb #clifmain2
 register_folders(app)
+
+# %% ../../nbs/cli/01_main.ipynb #exp70102
+register_experiment(app)

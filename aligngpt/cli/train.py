@@ -12,9 +12,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.errors import local_path
+from ..core.errors import AlignGPTError, local_path
 from ..core.markup import echo
-from ..training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
+from ..core.values import check_name, read_value
+from ..training.settings import FINETUNE, KINDS, PRETRAIN, StageConfig, read_setting, read_settings
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
 OWN = dict(
@@ -48,7 +49,7 @@ OWN = dict(
     features=(str, "Folder for a cache of the tower's features."),
     policy=(str, "What to do about bad records: 'error' or 'skip'."),
     cap=(float, 'Share of the records that may be skipped.'),
-    weights=(str, 'How often an epoch shows each file of records, as in `1,0.5`.'),
+    weights=(tuple[float,...], 'How often an epoch shows each file of records, as in `1,0.5`.'),
     device=(str, 'Where to run: auto, cpu, cuda.'),
     quiet=(bool, 'No progress bars.'),
     gate_text=(str, "What a new gate reads: 'prompt' or 'full'."),
@@ -64,11 +65,9 @@ def stage_options(
     from fastcore.docments import docments
     text = docments(StageConfig)
     def option(k):
-        v = getattr(stage, k)
-        kind = bool if isinstance(v, bool) else str if isinstance(v, (tuple, dict)) else type(v)
-        names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if kind is bool else '')]
-        return _parameter(k, kind, f"{text[k]}. Default: {_in_words(v)}.", names, 'Settings')
-    return [option(k) for k in StageConfig.__dataclass_fields__ if k not in ('name', 'said')]
+        names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if KINDS[k] is bool else '')]
+        return _parameter(k, KINDS[k], f"{text[k]}. Default: {_in_words(getattr(stage, k))}.", names, 'Settings')
+    return [option(k) for k in KINDS if k != 'name']
 
 def _in_words(v):
     "A default as it is typed."
@@ -78,11 +77,21 @@ def _in_words(v):
 
 # %% ../../nbs/cli/03_train.ipynb #b15dca7e
 _SHARDING = 'none, zero2, zero3, zero3-offload, fsdp; auto takes the first that fits.' # of `plan`
+_LIST = tuple[float,...]
+_READ = {str:'text', int:'int', float:'float', tuple[str,...]:'list', _LIST:'list',
+         dict[str,float]:'table'} # kinds that a word of the line becomes by our reader, as the help has them
+
+def _typed(name, text):
+    "What a word of the line becomes; a wrong one is a mistake in the line."
+    try: return _read(name, text)
+    except AlignGPTError as e: raise typer.BadParameter(' '.join(filter(None, (e.message, e.hint)))) from e
 
 def _parameter(name, kind, text, flags=(), panel=None):
-    "A keyword of a typer command that is None unless given."
-    note = Annotated[Optional[kind], typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text,
-                                                  rich_help_panel=panel)]
+    "A keyword of a typer command that is None unless given; the one reader reads texts, lists and tables."
+    ours = kind in _READ and (name not in OWN or kind != str)
+    read = dict(parser=lambda text: _typed(name, text), metavar=f'<{_READ[kind]}>') if ours else {}
+    how = typer.Option(*(flags or [f"--{name.replace('_', '-')}"]), help=text, rich_help_panel=panel, **read)
+    note = Annotated[Optional[str if ours else kind], how]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=note)
 
 # %% ../../nbs/cli/03_train.ipynb #135d390c
@@ -92,19 +101,20 @@ def gather(
 )->dict: # arguments by the names of the options
     "Settings of the file, replaced by flags."
     given = {k:v for k,v in flags.items() if v not in (None, [])}
-    fields = {k:from_flag(k, v) if isinstance(v, str) else v for k,v in given.items() if k not in OWN}
-    own = {k:_own(k, v) for k,v in given.items() if k in OWN}
-    return {**{k:_own(k, v) for k,v in (read_settings(config) if config else {}).items()}, **fields, **own}
+    said = read_settings(config) if config else {}
+    for k in said: check_name(k, [*OWN, *KINDS], f'{config}: unknown option')
+    return {k:_read(k, v) for k,v in {**said, **given}.items() if v is not None}
 
-def _own(k, v):
-    "The value of an option that is no field."
-    if k not in ('data', 'images', 'valid'): v = local_path(v)
+def _read(k, v):
+    "The value of an option."
+    if k not in OWN: return read_setting(k, v)
     if k in ('data', 'images') and isinstance(v, (list, tuple)): return list(v) if len(v) > 1 else v[0]
-    if k == 'weights' and isinstance(v, str): return [float(x) for x in v.split(',')]
     if k == 'valid' and not Path(str(v)).exists():
-        with contextlib.suppress(ValueError): return float(v) # else a file, which is looked for with the others
-    return v
-
+        with contextlib.suppress(AlignGPTError): return read_value(v, float) # else a file, looked for with the others
+    kind = OWN[k][0]
+    if kind in (bool, int, float, _LIST): return read_value(v, kind, k)
+    if isinstance(v, (int, float)): v = str(v) # such as the levels 4
+    return v if k in ('data', 'images', 'valid') else local_path(v)
 
 # %% ../../nbs/cli/03_train.ipynb #18502d1c
 def training_command(
@@ -137,8 +147,13 @@ def _train(name, args):
     except Interrupted as e:
         echo(f'{e.message}\n  hint: {e.hint}', err=True)
         raise typer.Exit(e.code)
-    loss = f", loss {done['losses'][0]:.4f} to {done['losses'][-1]:.4f}" if done['losses'] else ''
-    echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s{loss}: {Path(args['out'])/'model'}")
+    echo(f"{name}: {done['steps']:,} steps in {done['seconds']:,.0f} s{_course(done['losses'])}: "
+         f"{Path(args['out'])/'model'}")
+
+def _course(losses):
+    "How the loss went."
+    ends = dict.fromkeys(f'{x:.4f}' for x in (losses[0], losses[-1])) if losses else ()
+    return ', loss ' + ' to '.join(ends) if ends else ''
 
 def _take(args, kind):
     "Move the fields of a dataclass out of the arguments, into one object."

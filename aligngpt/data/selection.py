@@ -16,13 +16,14 @@ import numpy as np
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import atomic_path
+from ..core.values import read_value
 
 # %% ../../nbs/data/11_selection.ipynb #selabc07
 def level_numbers(
     text:str, # as in '4-7' or '0,6-7'
 )->list[int]: # ascending
     "The levels that are meant."
-    parts = [re.fullmatch(r'(\d{1,9})(?:-(\d{1,9}))?', p.strip()) for p in str(text).split(',')]
+    parts = [re.fullmatch(r'(\d{1,9})(?:-(\d{1,9}))?', p) for p in read_value(str(text), list[str]) or ['']]
     spans = [(int(m[1]), int(m[2] or m[1])) for m in parts if m]
     if len(spans) == len(parts) and all(a <= b < a + 1000 for a,b in spans):
         return sorted({k for a,b in spans for k in range(a, b+1)})

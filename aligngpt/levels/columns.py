@@ -19,6 +19,7 @@ import numpy as np
 from ..core.errors import AlignGPTError
 from ..core.markup import Table
 from ..core.stores import deliver, here, outbox, store_address
+from ..core.values import read_value
 from ..data.containers import read_records, source_files, table_batches
 from ..data.images import Sources, as_sources
 from ..data.records import Records
@@ -254,11 +255,14 @@ def _ranks(v):
 def _parsed(column):
     "{name: weight} of what names columns."
     if isinstance(column, dict): return column
-    parts = [c.rpartition('=') for c in ([column] if isinstance(column, str) else column)]
-    try: out = {name or last:float(last) if name else 1. for name,_,last in parts}
-    except ValueError as e: raise AlignGPTError(f'{column}: a weight is a number', 'as in clip=0.7') from e
+    try: out = {k:w for c in ([column] if isinstance(column, str) else column) for k,w in _weighted(c).items()}
+    except AlignGPTError as e: raise AlignGPTError(f'{column}: a weight is a number', 'as in clip=0.7') from e
     if out and all(0 < w < math.inf for w in out.values()): return out
     raise AlignGPTError(f'{column}: a weight is above 0', 'leave a column out that is to count nothing')
+
+def _weighted(c):
+    "A name alone, or names with weights."
+    return read_value(c, dict[str,float]) if '=' in c or c[:1] == '{' else {c:1.}
 
 # %% ../../nbs/levels/04_columns.ipynb #colabc29
 @dataclass

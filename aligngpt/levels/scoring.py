@@ -20,6 +20,7 @@ from ..core.pictures import ImageRules
 from ..core.shards import Pieces, Shards, process_rank
 from ..core.steps import progress
 from ..core.stores import deliver, outbox, store_address
+from ..core.values import read_value
 from ..data.images import Sources, as_sources, image_sources, load_image
 from ..data.records import Records
 from .alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
@@ -252,8 +253,8 @@ def edges_of(
         if about.get('scorer') == scorer: return about['edges']
         raise AlignGPTError(f"{method}: its edges are of the scorer {about.get('scorer')}, these scores of {scorer}",
                             'scores of two scorers cannot be compared')
-    try: return [float(e) for e in method.split(',')]
-    except ValueError as e:
+    try: return read_value(method, list[float])
+    except AlignGPTError as e:
         raise AlignGPTError(f'Unknown method {method!r}. Valid: quantile, uniform, edges such as 0.1,0.2,0.3, '
                             'or a table of scores (.parquet)') from e
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REHEARSAL', 'GATE_DECIDES', 'Recipe', 'score_pairs', 'plot_scores', 'plot_pairs', 'InMemory', 'stage_data',
            'pretrain', 'tune', 'turn_knob', 'plot_knob', 'turn_tuned', 'plot_tuned', 'detail_by_level', 'plot_said',
-           'gate_by_kind', 'plot_gate', 'write_examples', 'write_report', 'quickstart']
+           'gate_by_kind', 'plot_gate', 'write_examples', 'write_report', 'write_stages', 'quickstart']
 
 # %% ../../nbs/quickstart/01_run.ipynb #29cfd5c2
 import base64, dataclasses, io, json, shutil, time
@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from ..core.errors import AlignGPTError
-from ..core.files import atomic_path, own_folder, read_json, write_json
+from ..core.files import atomic_path, own_folder, path_from, read_json, write_json
 from ..core.markup import escape, escape_markdown, html_page
 from ..core.steps import Steps, environment, note_time, noted
 from ..model.modeling import AlignGPTForConditionalGeneration
@@ -141,10 +141,13 @@ def pretrain(
     model, processor = from_base(run/'llm'/'model', run/'clip'/'model', dtype='float32', device='cpu',
                                  image_aspect_ratio='pad')
     data, collate = stage_data(run, run/'data'/'levels.json', model, processor, levels=True)
-    stage = override(PRETRAIN, learning_rate=5e-3, batch_size=32, accumulate=1, epochs=recipe.pretrain_epochs,
-                     precision='fp32', checkpointing=False, save_every=200, keep=1, log_every=10,
-                     image_aspect_ratio='pad', seed=recipe.seed)
+    stage = override(PRETRAIN, **_pretraining(recipe))
     return run_stage(model, StageData(data, collate), stage, run/'pretrain', processor, device='cpu')
+
+def _pretraining(r):
+    "What differs from the release's pre-training."
+    return dict(learning_rate=5e-3, batch_size=32, accumulate=1, epochs=r.pretrain_epochs, precision='fp32',
+                checkpointing=False, save_every=200, keep=1, log_every=10, image_aspect_ratio='pad', seed=r.seed)
 
 # %% ../../nbs/quickstart/01_run.ipynb #9a6c5308
 def tune(
@@ -163,11 +166,14 @@ def tune(
     model, processor = load(run/'pretrain'/'model', dtype='float32', device='cpu')
     processor = processor.with_settings(template='v1', gate_text='prompt')
     data, collate = stage_data(run, data, model, processor, levels='some')
-    stage = override(FINETUNE, learning_rate=2e-3, batch_size=16, epochs=recipe.tune_epochs, precision='fp32',
-                     checkpointing=False, some_levels=True, save_every=100, keep=1, log_every=5, seed=recipe.seed,
-                     gate_norm=gate_norm)
+    stage = override(FINETUNE, **_tuning(recipe), gate_norm=gate_norm)
     model = add_gate(model, gate_norm=gate_norm)
     return run_stage(model, StageData(data, collate), stage, run/out, processor, device='cpu')
+
+def _tuning(r):
+    "What differs from the release's tuning."
+    return dict(learning_rate=2e-3, batch_size=16, epochs=r.tune_epochs, precision='fp32', checkpointing=False,
+                some_levels=True, save_every=100, keep=1, log_every=5, seed=r.seed)
 
 # %% ../../nbs/quickstart/01_run.ipynb #6cb4f0a2
 def turn_knob(
@@ -374,6 +380,24 @@ def _inside(title, png):
     "A picture that is part of its page."
     return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
+# %% ../../nbs/quickstart/01_run.ipynb #exp90002
+def write_stages(
+    run:Path, # with data, clip, llm
+    r:Recipe, # settings
+)->Path: # stages.yaml
+    "Write the experiment that makes levels, stages and test of a run with the ordinary commands."
+    import yaml
+    images = path_from(run, folder())
+    said = dict(out='stages', levels=dict(data='data/captions.json', images=images, clip='clip/model',
+                                          batch_size=256),
+                pretrain=dict(llm='llm/model', tower='clip/model', **_pretraining(r)),
+                finetune=dict(data='data/tuning.json', images=images, **_tuning(r)),
+                eval=dict(tasks='easy_vqa', batch_size=128, limit=r.test_questions))
+    for spec in (said[k] for k in said if k != 'out'): spec['device'] = 'cpu'
+    head = '# Levels, both stages and the test of this run, by the ordinary commands: aligngpt run stages.yaml\n'
+    with atomic_path(run/'stages.yaml') as p: p.write_text(head + yaml.safe_dump(said, sort_keys=False))
+    return run/'stages.yaml'
+
 # %% ../../nbs/quickstart/01_run.ipynb #1ff2bc7f
 def quickstart(
     out:str|Path='runs/quickstart', # run folder
@@ -452,6 +476,7 @@ def _finish(run, done):
     "Metrics, figures, report."
     metrics = dict(**done['test'], **done['scores'], knob=done['knob'], gate=done['gate'], tuned=done['tuned'])
     write_examples(run)
+    write_stages(run, Recipe(**read_json(run/'recipe.json')['recipe']))
     write_json(metrics, run/'metrics.json', sealed=True)
     losses = {title: done[k]['losses']
               for title, k in {'language model': 'llm', 'pre-training': 'pretrain', 'tuning': 'tune'}.items()}

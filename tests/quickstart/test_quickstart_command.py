@@ -31,7 +31,8 @@ def test_whole(rehearsal, tmp_path):
     assert 'aligngpt chat' in said and 'report.html' in said, said
     m = metrics(rehearsal)
     assert m['questions'] == REHEARSAL.test_questions and m['spearman'] > .2 and m['accuracy'] > .1, m
-    for name in ('report.html', 'report.md', 'figures/the-knob.png', 'model/config.json', 'model/model.safetensors'):
+    for name in ('report.html', 'report.md', 'stages.yaml', 'figures/the-knob.png', 'model/config.json',
+                 'model/model.safetensors'):
         assert (rehearsal/name).exists(), name
     assert count_parameters(load(rehearsal/'model')[0].config) == get_preset('tiny').parameters
     run = shutil.copytree(rehearsal, tmp_path/'run')

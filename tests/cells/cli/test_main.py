@@ -13,6 +13,7 @@ from aligngpt.core.stores import check_outbox, check_stores
 from aligngpt.core.versions import untested
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
+from aligngpt.cli.experiment import Usage, register_experiment
 from aligngpt.cli.folders import register_folders
 from aligngpt.cli.serve import register_label, register_serve
 from aligngpt.cli.train import register
@@ -35,7 +36,7 @@ def test_zoo():
     test_eq(r.returncode, 0)
     alone = run()
     test_eq((alone.returncode, alone.stdout, alone.stderr), (0, r.stdout, '')) # without a command: the same help
-    for name in ('quickstart', 'chat', 'levels', 'audit', 'unpack', 'convert', 'eval', 'score'):
+    for name in ('quickstart', 'chat', 'levels', 'audit', 'unpack', 'convert', 'eval', 'score', 'run'):
         assert name in r.stdout, r
     print(r.stdout)
 

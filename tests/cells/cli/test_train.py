@@ -4,16 +4,17 @@ import contextlib, dataclasses, inspect
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from aligngpt.core.errors import local_path
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.markup import echo
-from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, from_flag, read_settings
+from aligngpt.core.values import check_name, read_value
+from aligngpt.training.settings import FINETUNE, KINDS, PRETRAIN, StageConfig, read_setting, read_settings
 from fastcore.test import *
 import subprocess, sys, tempfile
 from typer.testing import CliRunner
 from aligngpt.core.markup import Table
 from aligngpt.cli.train import OWN, register
 import pytest
-from aligngpt.cli.train import gather, stage_options
+from aligngpt.cli.train import _course, gather, stage_options
 
 
 def test_stage_options():
@@ -21,7 +22,7 @@ def test_stage_options():
     options = stage_options(PRETRAIN)
 
     # nbs/cli/03_train.ipynb #3bea1f52
-    test_eq([o.name for o in options], [k for k in StageConfig.__dataclass_fields__ if k not in ('name', 'said')])
+    test_eq([o.name for o in options], [k for k in KINDS if k != 'name'])
     test_eq(set(OWN) & {o.name for o in options}, set())
 
 
@@ -29,17 +30,31 @@ def test_gather():
     # nbs/cli/03_train.ipynb #5ebe7faf
     tmp = Path(tempfile.mkdtemp())
     (tmp/'c.yaml').write_text('data: a.json\nlearning_rate: 1e-4\nvalid: 0.1\n')
-    test_eq(gather(dict(weights='1,.5', data=['a', 'b'])), dict(weights=[1., .5], data=['a', 'b']))
+    test_eq(gather(dict(weights='1,.5', data=['a', 'b'])), dict(weights=(1., .5), data=['a', 'b']))
     test_eq(gather(dict(valid='gone.json')), dict(valid='gone.json')) # which is missed before a model is loaded
+    (tmp/'odd.yaml').write_text("levels: 4\ntop: 3e-1\nweights: [1, 5e-1]\npart_rates: '{projector: 2e-5}'\ntrackers: wandb\n")
+    test_eq(gather({}, tmp/'odd.yaml'), dict(levels='4', top=.3, weights=(1., .5), part_rates=dict(projector=2e-5),
+                                             trackers=('wandb',)))
+    (tmp/'wrong.yaml').write_text('learning_rat: 1\n')
+    test_fail(lambda: gather({}, tmp/'wrong.yaml'), contains="did you mean 'learning_rate'?")
     said = gather(dict(data=['b.json'], learning_rate=None, part_rates='gate=1e-3'), tmp/'c.yaml')
     test_eq(said, dict(data='b.json', learning_rate=1e-4, valid=.1, part_rates=dict(gate=1e-3)))
     said
+
+
+def test_training_command():
+    # nbs/cli/03_train.ipynb #c11a0041
+    test_eq([_course(x) for x in ([], [5.549], [5.549, 5.54901], [6, 5.5])],
+            ['', ', loss 5.5490', ', loss 5.5490', ', loss 6.0000 to 5.5000'])
+    _course([6.2, 5.8, 5.5])
 
 
 def test_plan_command():
     # nbs/cli/03_train.ipynb #5ebe7faf
     tmp = Path(tempfile.mkdtemp())
     (tmp/'c.yaml').write_text('data: a.json\nlearning_rate: 1e-4\nvalid: 0.1\n')
+    (tmp/'odd.yaml').write_text("levels: 4\ntop: 3e-1\nweights: [1, 5e-1]\npart_rates: '{projector: 2e-5}'\ntrackers: wandb\n")
+    (tmp/'wrong.yaml').write_text('learning_rat: 1\n')
 
     # nbs/cli/03_train.ipynb #0d9ed029
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)

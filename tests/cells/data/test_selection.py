@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import atomic_path
+from aligngpt.core.values import read_value
 from fastcore.test import *
 import json, pickle, tempfile
 from aligngpt.data.records import Records

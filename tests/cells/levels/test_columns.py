@@ -9,6 +9,7 @@ import numpy as np
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import Table
 from aligngpt.core.stores import deliver, here, outbox, store_address
+from aligngpt.core.values import read_value
 from aligngpt.data.containers import read_records, source_files, table_batches
 from aligngpt.data.images import Sources, as_sources
 from aligngpt.data.records import Records

@@ -11,6 +11,7 @@ from aligngpt.core.pictures import ImageRules
 from aligngpt.core.shards import Pieces, Shards, process_rank
 from aligngpt.core.steps import progress
 from aligngpt.core.stores import deliver, outbox, store_address
+from aligngpt.core.values import read_value
 from aligngpt.data.images import Sources, as_sources, image_sources, load_image
 from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels

@@ -8,7 +8,7 @@ import numpy as np, torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
+from aligngpt.core.files import atomic_path, own_folder, path_from, read_json, write_json
 from aligngpt.core.markup import escape, escape_markdown, html_page
 from aligngpt.core.steps import Steps, environment, note_time, noted
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -29,12 +29,14 @@ from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, 
 from fastcore.test import *
 from IPython.display import display
 import matplotlib.pyplot as plt, pandas as pd, tempfile
+import tempfile
 from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import count_parameters, get_preset
 from aligngpt.chat.session import open_session
 from aligngpt.quickstart.run import GATE_DECIDES, quickstart
+from aligngpt.training.settings import read_yaml
 import pytest
-from aligngpt.quickstart.run import REHEARSAL, detail_by_level, plot_said, write_examples
+from aligngpt.quickstart.run import REHEARSAL, _pretraining, detail_by_level, plot_said, write_examples, write_stages
 
 
 def test_detail_by_level():
@@ -51,6 +53,15 @@ def test_write_examples():
         asked = read_json(Path(tmp)/'examples'/'questions.json')
         test_eq(sorted(p.name for p in (Path(tmp)/'examples').iterdir()), sorted([*asked, 'questions.json']))
     asked
+
+
+def test_write_stages():
+    # nbs/quickstart/01_run.ipynb #exp90003
+    written = write_stages(Path(tempfile.mkdtemp()), REHEARSAL)
+    stages = read_yaml(written)
+    test_eq([*stages], ['out', 'levels', 'pretrain', 'finetune', 'eval'])
+    test_eq(override(PRETRAIN, **_pretraining(REHEARSAL)).epochs, stages['pretrain']['epochs'])
+    stages['pretrain']
 
 
 @pytest.mark.slow

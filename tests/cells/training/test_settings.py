@@ -3,19 +3,22 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched
+from aligngpt.core.values import check_name, read_value
 from fastcore.test import *
 import subprocess, sys, tempfile
 from aligngpt.core.markup import Table
 from aligngpt.training.settings import FINETUNE, PRETRAIN
 import pytest
-from aligngpt.training.settings import StageConfig, fill_in, from_flag, origins, override, read_settings, spread
+from aligngpt.training.settings import StageConfig, fill_in, origins, override, read_setting, read_settings, spread
 
 
 def test_FINETUNE():
     # nbs/training/01_settings.ipynb #27a04c29
-    test_eq([s.levels for s in (PRETRAIN, FINETUNE, dataclasses.replace(FINETUNE, some_levels=True))], [True, False, 'some'])
+    test_eq([s.levels for s in (PRETRAIN, FINETUNE, dataclasses.replace(FINETUNE, some_levels=True))],
+            [True, False, 'some'])
     test_eq(PRETRAIN.batch_size * PRETRAIN.accumulate * 8, 256)
     test_eq(FINETUNE.batch_size * FINETUNE.accumulate * 8, 128)
     differ = [f.name for f in dataclasses.fields(StageConfig) if getattr(PRETRAIN, f.name) != getattr(FINETUNE, f.name)]
@@ -24,16 +27,19 @@ def test_FINETUNE():
     FINETUNE
 
 
-def test_CHOICES():
+def test_read_setting():
     # nbs/training/01_settings.ipynb #e8c5dc6e
     test_eq(override(PRETRAIN, epochs=2, batch_size=None).epochs, 2)
-    test_eq(override(PRETRAIN, trackers=['tensorboard']).trackers, ('tensorboard',))
+    test_eq([override(PRETRAIN, trackers=x).trackers for x in (['tensorboard'], 'tensorboard')], [('tensorboard',)]*2)
+    rates = {'projector': 2e-5}
+    test_eq([override(FINETUNE, part_rates=x).part_rates for x in (rates, str(rates), 'projector=2e-5')], [rates]*3)
     for change,text in ((dict(learning_rat=1),      "Unknown training option 'learning_rat'"),
                         (dict(batch_size='many'),   "batch_size: got 'many'"),
                         (dict(batch_size=True),     'batch_size: got True'),
                         (dict(accumulate=1.5),      'accumulate: got 1.5'),
                         (dict(precision='fp8'),     'Valid: auto, fp32, bf16, fp16')):
         test_fail(lambda: override(PRETRAIN, **change), contains=text)
+    test_fail(lambda: override(PRETRAIN, learning_rat=1), contains="did you mean 'learning_rate'?")
     changed = override(FINETUNE, learning_rate=1e-4, part_rates=dict(gate=1e-3))
     changed.said, changed.learning_rate, changed.part_rates
 
@@ -60,7 +66,7 @@ def test_spread():
     test_fail(lambda: spread(few, 7), contains='use a number of processes that divides 24')
 
 
-def test_read_settings():
+def test_read_yaml():
     # nbs/training/01_settings.ipynb #4bb6b15c
     tmp = Path(tempfile.mkdtemp())
     (tmp/'run.yaml').write_text("""
@@ -78,19 +84,17 @@ part_rates: {projector: 2e-4}
     test_fail(lambda: read_settings(tmp/'list.yaml'), contains='holds list')
     settings
 
-
-def test_from_flag():
     # nbs/training/01_settings.ipynb #270564da
     flags = dict(train='projector,levels', part_rates='projector=2e-4,gate=1e-3', epochs='2', shuffle='False',
                  pack='4096')
-    read = {k:from_flag(k, v) for k,v in flags.items()}
+    read = {k:read_setting(k, v) for k,v in flags.items()}
 
     # nbs/training/01_settings.ipynb #5596b9b1
     test_eq(read, dict(train=('projector', 'levels'), part_rates=dict(projector=2e-4, gate=1e-3), epochs=2.,
                        shuffle=False,
                        pack=4096))
-    test_fail(lambda: from_flag('part_rates', 'projector'), contains="part_rates: got 'projector'")
-    test_fail(lambda: from_flag('batch_size', 'x'), contains="batch_size: got 'x', expected something like 16")
+    test_fail(lambda: read_setting('part_rates', 'projector'), contains="part_rates: got 'projector'")
+    test_fail(lambda: read_setting('batch_size', 'x'), contains="batch_size: got 'x', expected a whole number")
 
     # nbs/training/01_settings.ipynb #83491005
     timed = [sys.executable, '-X', 'importtime', '-c', 'import aligngpt.training.settings']
