@@ -166,7 +166,8 @@ class Policy:
             if self.policy == 'error':
                 raise BadRecord(reason, message, f"repair the data, or leave such {self.what} out with policy 'skip'")
             if self.n > self.limit:
-                raise BadRecord(reason, f'{self.n} {self.what} cannot be used, more than the {self.cap:.1%} that may be '
+                raise BadRecord(reason,
+                                f'{self.n} {self.what} cannot be used, more than the {self.cap:.1%} that may be '
                                         f'skipped. The last: {message}', 'audit the data')
 
 class Done:

@@ -55,13 +55,16 @@ def hold_out(
     data:Any, # a data set
     share:float, # of it
     seed:int=42, # of the draw
+    groups:np.ndarray|None=None, # of each sample: those of one group stay together
 )->tuple[Any,Any]: # for training, and for validation (None if `share` is 0)
     "Split a data set at random."
     if not 0 <= share < 1: raise AlignGPTError(f'valid: got {share}, expected a share from 0 to below 1')
     if not share: return data, None
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).numpy()
-    n = max(1, round(share*len(data)))
-    return SampleSubset(data, np.sort(order[n:])), SampleSubset(data, np.sort(order[:n]))
+    own = np.arange(len(data)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    order = torch.randperm(own.max() + 1, generator=torch.Generator().manual_seed(seed)).numpy()
+    n = np.searchsorted(np.bincount(own)[order].cumsum(), max(1, round(share*len(data)))) + 1 # groups
+    held = np.argsort(order)[own] < n
+    return tuple(SampleSubset(data, np.flatnonzero(here)) for here in (~held, held))
 
 # %% ../../nbs/training/06_recipes.ipynb #8f610b59
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ def _split(model, processor, sources, stage, quiet):
     if valid and sources.weights:
         raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch',
                             'name a file of validation records instead: valid=FILE')
-    return whole, *hold_out(whole, valid, stage.seed)
+    of = whole.records.rows if whole.records.rated else None # samples of one conversation
+    return whole, *hold_out(whole, valid, stage.seed, of)
 
 def _pack(train, whole, stage, quiet):
     "Samples in rows of `stage.pack` positions."

@@ -55,6 +55,9 @@ def test_SampleSubset():
     test_eq(sorted([*train, *valid]), list(range(10)))
     test_eq((len(train), len(valid)), (8, 2))
     test_is(hold_out(Numbers(range(10)), 0)[1], None)
+    runs = np.repeat([4, 7, 1, 3], 5) # five samples of each conversation
+    parts = [{*runs[s.indices].tolist()} for s in hold_out(Numbers(range(20)), .3, groups=runs)]
+    test_eq((len(parts[1]), parts[0] & parts[1]), (2, set()))
     test_fail(lambda: hold_out(Numbers(range(10)), 1.), contains='valid: got 1.0')
 
 
