@@ -43,7 +43,14 @@ def column_rows(
     "What each column is, ours and the published figures'."
     return {s['title']: {'metric': s['metric'] + ''.join(f', {x}' for x in _more(s)),
                          'published figures': s.get('published_as', '') if s['published'] else 'none to compare with',
-                         'questions': _of(s)} for s in scores.values()}
+                         'questions': _of(s), **_doubt(s)} for s in scores.values()}
+
+def _doubt(s):
+    "The interval of a score, and the least difference to a published one that is more than noise."
+    if not (i := s.get('interval')): return {}
+    half = max(i['high'] - i['value'], i['value'] - i['low'])
+    return {'95% interval': f"{i['low']:.1f} to {i['high']:.1f}",
+            'noise against a published figure': f'below {2**.5*half:.1f}' if s['published'] else ''}
 
 def _more(s):
     "What else a score depends on."
