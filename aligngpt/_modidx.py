@@ -1508,6 +1508,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'aligngpt/evaluation/benchmarks.py'),
                                                 'aligngpt.evaluation.benchmarks._judges': ( 'evaluation/benchmarks.html#_judges',
                                                                                             'aligngpt/evaluation/benchmarks.py'),
+                                                'aligngpt.evaluation.benchmarks._kit_names': ( 'evaluation/benchmarks.html#_kit_names',
+                                                                                               'aligngpt/evaluation/benchmarks.py'),
                                                 'aligngpt.evaluation.benchmarks._llava_bench_asked': ( 'evaluation/benchmarks.html#_llava_bench_asked',
                                                                                                        'aligngpt/evaluation/benchmarks.py'),
                                                 'aligngpt.evaluation.benchmarks._llava_bench_calls': ( 'evaluation/benchmarks.html#_llava_bench_calls',

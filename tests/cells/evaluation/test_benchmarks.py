@@ -17,7 +17,7 @@ from aligngpt.evaluation.questions import Files, Options
 from aligngpt.evaluation.tasks import TASKS
 from aligngpt.testing.synthetic import write_benchmark
 import pytest
-from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MME, MM_VET, POPE, SHORT, published
+from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MMBENCH, MME, MM_VET, POPE, SHORT, published
 
 
 def test_published():
@@ -72,6 +72,26 @@ def test_MME():
     # nbs/evaluation/10_benchmarks.ipynb #6640801d
     with expect_fail(AlignGPTError, "no labels for 'OCR', and the score of MME is perception"):
         lacking(files, 'annotations/OCR/*.txt', lambda f: MME.score(f, said, Options()))
+
+
+def test_MMBENCH():
+    # nbs/evaluation/10_benchmarks.ipynb #cc97ef20
+    folder = Path(tempfile.mkdtemp())
+    def invented(task):
+        "A task's files, and the answers of a model."
+        said = write_benchmark(task.name, folder/task.name, 60)
+        return Files(task, folder/task.name), said
+
+    # nbs/evaluation/10_benchmarks.ipynb #5c84842f
+    files, said = invented(MMBENCH)
+    results = MMBENCH.score(files, said, Options())
+
+    # nbs/evaluation/10_benchmarks.ipynb #41d28622
+    with tempfile.TemporaryDirectory() as d:
+        kit = shutil.copy(files['annotations'], Path(d)/'MMBench_TEST_EN_V11.tsv')
+        other = MMBENCH.score(Files(MMBENCH, d), said, Options())
+        print(other['unlike'])
+        test_eq((MMBENCH.headline(other), 'unlike' in results), (MMBENCH.headline(results), False))
 
 
 def test_LLAVA_BENCH():
