@@ -477,7 +477,7 @@ def picture_format(
 def _pictures_of_turns(record):
     "What the turns of a record show."
     f = find_format(record)
-    turns, carried = _all_turns(record, f) if f else ((), ())
+    turns, carried, _ = _all_turns(record, f) if f else ((), (), ())
     return carried or _pictures_in_text(turns)[1]
 
 def _asked(record, column):

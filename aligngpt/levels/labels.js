@@ -17,7 +17,7 @@ function render({ model, el }) {
   };
   const draw = () => {
     const s = model.get('state'), picture = tag('img', { alt: '' }), caption = tag('p', { textContent: s.caption || '' });
-    picture.style.cssText = 'max-width:100%;max-height:55vh;border-radius:6px';
+    picture.style.cssText = 'max-width:100%;max-height:55vh;min-width:min(15em,100%);border-radius:6px';
     caption.style.cssText = 'font-size:1.25em;white-space:pre-wrap;overflow-wrap:anywhere;min-height:2.5em';
     if ((s.picture || '').startsWith('data:image/')) picture.src = s.picture;
     const buttons = s.answers.map(([answer, words, keys]) => {

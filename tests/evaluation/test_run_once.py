@@ -52,6 +52,7 @@ def test_once(place, task, limit):
 
 def test_a_pair_is_not_divided(place):
     "MME scores two questions about a picture together, so a limit of one asks both."
-    report = evaluate(*toy(), 'mme', place, place/'a', limit=1, quiet=True)
+    report = evaluate(*toy(), 'mme', place, place/'a', limit=1, quiet=True, lenient=True)
     assert len((place/'a'/'mme'/'answers.jsonl').read_text().splitlines()) == 2
-    assert 0 <= report.headline <= 200
+    assert 0 <= report.results['categories']['color']['score'] <= 200
+    assert report.headline is None # nine of the ten subtasks are not there
