@@ -25,7 +25,7 @@ class Limits:
     body:int = 32_000_000 # bytes of a request: while its JSON is read nobody else computes, 0.04 s for these
     images:int = 8 # pictures in a conversation
     image_bytes:int = 8 << 20 # of an encoded picture
-    pixels:int = 50_000_000 # of a picture; a sixth for WebP, and twice as many for all of a request
+    pixels:int = 50_000_000 # of a picture; an eighth for WebP, and twice as many for all of a request
     side:int = 2048 # a picture with a longer side is shrunk while it is decoded
     text_bytes:int = 256 << 10 # of all texts of a request, before they are cut into tokens
     messages:int = 1000 # of a conversation
@@ -89,7 +89,7 @@ def safe_open(
     im = open_image(data, name, _rules(limits))
     if picture_cost(im) > limits.pixels:
         raise BadRecord('too large', f'{name}: {im.size[0]} x {im.size[1]} pixels, the limit for WebP is '
-                        f'{limits.pixels//6:,}', 'make it smaller')
+                        f'{limits.pixels//8:,}', 'make it smaller')
     return im
 
 def _rules(limits): return ImageRules(max_pixels=limits.pixels, max_side=limits.side, formats=STRANGERS)
@@ -98,7 +98,7 @@ def picture_cost(
     im:Any, # PIL image
 )->int: # pixels
     "What a picture counts for: while a WebP is decoded nobody else computes."
-    return im.size[0]*im.size[1]*(6 if im.format == 'WEBP' else 1)
+    return im.size[0]*im.size[1]*(8 if im.format == 'WEBP' else 1)
 
 def safe_picture(
     data:bytes, # an encoded picture

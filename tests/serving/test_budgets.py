@@ -53,7 +53,7 @@ def attacks(route):
     yield 'two such pictures, which may be sent, three times', ask(one_bit, one_bit), 3, {200}
     yield 'sixteen coloured ones of 12 megapixels', ask(*[png(4000, 3000, 2, 8)]*8), 2, {200}
     yield 'JPEG of 50 megapixels in layers', ask(layers, layers), 2, {200}
-    yield 'WebP of 8 megapixels', ask(*[encoded(4000, 2080, 'WEBP', quality=20, method=0)]*2), 2, {200}
+    yield 'WebP of 6 megapixels', ask(*[encoded(3000, 2080, 'WEBP', quality=20, method=0)]*2), 2, {200}
     yield 'strips, 200 times as long as wide', ask(*[png(100_000, 500)]*2), 2, {200}
     yield '16 MB of text', ask(text='word '*3_200_000), 1, {400}
     yield '256 kB of text, sixteen times', ask(text='word '*50_000), 16, {400}

@@ -44,7 +44,7 @@ def test_safe_open():
     test_eq(safe_picture(film, 'film').size, (32, 32))
     cases = ((blue, dict(image_bytes=50), 'bytes, the limit is 50'),
              (blue, dict(pixels=1000), '32 x 32 pixels, the limit is 1,000'),
-             (encoded(swatch('blue'), 'WEBP'), dict(pixels=2000), '32 x 32 pixels, the limit for WebP is 333'),
+             (encoded(swatch('blue'), 'WEBP'), dict(pixels=2000), '32 x 32 pixels, the limit for WebP is 250'),
              (encoded(swatch('blue'), 'TIFF'), {}, 'not an image'),
              (encoded(swatch('blue'), 'BMP'), {}, 'not an image'))
     for data,kw,why in cases: test_fail(lambda: safe_picture(data, 'x', Limits(**kw)), contains=why)
