@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Rounds', 'Yes',
-           'hire', 'agreed', 'folders_of', 'check_files', 'table_text', 'list_files', 'compare_command', 'ask_tasks',
-           'eval_command', 'score_command', 'register_eval']
+           'hire', 'agreed', 'folders_of', 'check_files', 'table_text', 'list_files', 'compare_command', 'power_table',
+           'ask_tasks', 'eval_command', 'score_command', 'register_eval']
 
 # %% ../../nbs/cli/04_evaluate.ipynb #0e794e76
 from pathlib import Path
@@ -149,6 +149,17 @@ def compare_command(
     for c in found: say(f'{c}\n')
     say(comparison_page(found, page))
 
+def power_table(
+    out:Path|None, # of a finished evaluation
+    gap:float, # a difference in points
+)->str: # lines
+    "What a difference would take, for each score in a folder."
+    from aligngpt.core.errors import AlignGPTError
+    from aligngpt.evaluation.results import power_rows, scores_of
+    if out is None: raise typer.BadParameter('name the folder of an evaluation with --out', param_hint='--power')
+    if rows := power_rows(scores_of(out), gap): return table_text(rows, f'a difference of {gap:g}')
+    raise AlignGPTError(f'{out}: no score with an interval', 'let an evaluation with all its questions end there')
+
 def ask_tasks(
     load:Callable, # () -> (model, processor)
     folders:dict, # from `folders_of`
@@ -200,6 +211,8 @@ _Compare = Annotated[Optional[tuple[Path, Path]],
                      typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, '
                                                       'changed answers.')]
 _Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
+_Power = Annotated[Optional[float], typer.Option(metavar='POINTS', help='How many pictures a difference of so many '
+                                                 'points would need, by the scores in `--out`; nothing is asked.')]
 _Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
                                                     'folder; one that a person wrote stays.')]
 
@@ -217,6 +230,7 @@ def eval_command(
     show:_Show=False,
     compare:_Compare=None,
     page:_Page=Path('compare.html'),
+    power:_Power=None,
     card:_Card=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
@@ -228,6 +242,7 @@ def eval_command(
     base = data or Path('playground/data/eval')
     if show: echo(list_files(tasks, base)); return
     if compare: compare_command(*compare, data, page); return
+    if power is not None: echo(power_table(out, power)); return
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
     from aligngpt.core.devices import quiet_libraries
     from aligngpt.core.files import checkpoint_folder

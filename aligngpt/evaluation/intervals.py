@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_of', 'Sums', 'influence', 'standard_error', 'student', 'Interval', 'interval', 'difference', 'verdict',
-           'unpaired', 'f1_of', 'subtasks_of', 'relative_of']
+           'unpaired', 'pictures_needed', 'f1_of', 'subtasks_of', 'relative_of']
 
 # %% ../../nbs/evaluation/08_intervals.ipynb #a8dfad16
 import math
@@ -137,6 +137,16 @@ def unpaired(
 )->float: # the least difference that is more than noise
     "Against a number whose answers nobody has: its doubt is taken to be as large as one's own."
     return 2**.5*i.half
+
+# %% ../../nbs/evaluation/08_intervals.ipynb #09b31bca
+def pictures_needed(
+    i:Interval, # of a score
+    gap:float, # difference that is to be found, in its points
+    shared:float=0., # share of the doubt that both runs have in common; 0 against a published figure
+)->int:
+    "How many pictures show a difference, four times of five."
+    if not gap > 0: raise AlignGPTError(f'a difference of {gap:g} points', 'name a number above 0, as in 2')
+    return math.ceil(i.pictures*2*(1 - shared)*((1.959964 + .841621)*i.error/gap)**2)
 
 # %% ../../nbs/evaluation/08_intervals.ipynb #572ec60b
 def f1_of(

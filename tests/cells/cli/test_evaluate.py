@@ -123,6 +123,11 @@ def test_register_eval():
     say('eval', tmp/'toy', '--tasks', both, '--out', tmp/'b', '--level', 0, '--device', 'cpu')
     shown = say('eval', '--compare', tmp/'a', tmp/'b', '--page', tmp/'compare.html')
 
+    # nbs/cli/04_evaluate.ipynb #0225536d
+    (tmp/'p'/'pope').mkdir(parents=True)
+    (tmp/'p'/'pope'/'score.json').write_text(json.dumps(dict(title='POPE', interval=dict(value=86., low=85.3, high=86.7,
+                                                                                         pictures=500))))
+
     # nbs/cli/04_evaluate.ipynb #7a682904
     assert 'not comparable? alignment: None and 0' in shown and (tmp/'compare.html').exists()
 

@@ -9,7 +9,7 @@ from fastcore.test import *
 import matplotlib.pyplot as plt, pandas as pd
 from aligngpt.evaluation.intervals import Sums, interval, mean_of
 import pytest
-from aligngpt.evaluation.intervals import difference, f1_of, influence, relative_of, standard_error, student, subtasks_of, unpaired
+from aligngpt.evaluation.intervals import difference, f1_of, influence, pictures_needed, relative_of, standard_error, student, subtasks_of, unpaired
 
 
 def test_mean_of():
@@ -65,6 +65,29 @@ def test_difference():
     test_close(difference(*runs).error, d.std(ddof=1)/300**.5, 1e-9)
     assert difference(*runs).half < .6*unpaired(interval(runs[0]))
     with expect_fail(AlignGPTError, 'other pictures'): difference(runs[0], few)
+
+
+def test_pictures_needed():
+    # nbs/evaluation/08_intervals.ipynb #a525f521
+    rng = np.random.default_rng(0)
+
+    # nbs/evaluation/08_intervals.ipynb #eb24599a
+    first = rng.random(300) < .7
+    second = np.where(rng.random(300) < .9, first, ~first) # a tenth of the answers change
+    runs = [Sums.of_rows(range(300), np.stack([x, np.ones(300)], 1)) for x in (first, second)]
+
+    # nbs/evaluation/08_intervals.ipynb #19c960d9
+    mine = interval(runs[0])
+
+    # nbs/evaluation/08_intervals.ipynb #11b37ebd
+    found = 0 # with so many pictures, is a difference of 10 points found in four of five cases?
+    n, draws = pictures_needed(mine, 10), np.random.default_rng(5)
+    for _ in range(400):
+        a, b = (draws.random(n) < p for p in (mine.value/100 - .05, mine.value/100 + .05))
+        parts = [interval(Sums.of_rows(range(n), np.stack([x, np.ones(n)], 1))) for x in (a, b)]
+        found += parts[1].value - parts[0].value > 1.96*np.hypot(parts[0].error, parts[1].error)
+    assert .74 < found/400 < .88
+    with expect_fail(AlignGPTError, 'a difference of 0 points'): pictures_needed(mine, 0)
 
 
 @pytest.mark.slow
