@@ -7,6 +7,7 @@ __all__ = ['Change', 'changes', 'sign_test', 'caveats', 'Comparison', 'compare',
 
 # %% ../../nbs/evaluation/14_compare.ipynb #8fcb4a07
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb
 from pathlib import Path
 
@@ -115,7 +116,7 @@ class Comparison:
         "Answers that became worse."
         return sum(c.gain < 0 for c in self.changed)
 
-    @property
+    @cached_property
     def doubt(self)->str: # '' where it is not known
         "Is the difference more than noise? In words."
         sums = [sums_of(r.files, results_of(r.score), r.score.get('headline')) for r in (self.a, self.b)]

@@ -13,7 +13,7 @@ from typing import Callable
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, read_json, write_json
 from .benchmarks import MODELS
-from .intervals import Interval, pictures_needed, student
+from .intervals import Interval, pictures_needed, unpaired
 from .judge import Judge, estimate_rounds
 from .pages import error_page
 from .report import markdown_table
@@ -49,9 +49,9 @@ def column_rows(
 def _doubt(s):
     "The interval of a score, and the least difference to a published one that is more than noise."
     if not (i := s.get('interval')): return {}
-    half = max(i['high'] - i['value'], i['value'] - i['low'])
-    return {'95% interval': f"{i['low']:.1f} to {i['high']:.1f}",
-            'noise against a published figure': f'below {2**.5*half:.1f}' if s['published'] else ''}
+    own = Interval(**i)
+    return {'95% interval': f'{own.low:.1f} to {own.high:.1f}',
+            'noise against a published figure': f'below {unpaired(own):.1f}' if s['published'] else ''}
 
 def _more(s):
     "What else a score depends on."
@@ -71,8 +71,7 @@ def power_rows(
 )->dict: # task's title -> pictures that there are, and that it would take
     "How many pictures a difference needs, four times of five."
     def row(i):
-        half = max(i['high'] - i['value'], i['value'] - i['low'])
-        own = Interval(i['value'], half/student(i['pictures'] - 1), i['low'], i['high'], i['pictures'])
+        own = Interval(**i)
         return {'pictures': own.pictures, 'against a published figure': pictures_needed(own, gap),
                 'against another run, half of the doubt in common': pictures_needed(own, gap, .5)}
     return {s['title']: row(s['interval']) for s in scores.values() if s.get('interval')}

@@ -292,7 +292,8 @@ def doubts(
 )->dict: # 'interval' of the score, 'category_intervals'; {} where it cannot be said
     "In which interval a score would lie with other pictures, 95 times of a hundred."
     if (sums := sums_of(files, results, headline)) is None or len(sums.pictures) < 3: return {}
-    out = dict(interval=_ends(interval(sums)) | dict(pictures=len(sums.pictures)))
+    whole = interval(sums)
+    out = dict(interval=_ends(whole) | dict(error=round(whole.error, 4), pictures=whole.pictures))
     if files.task.terms: return out
     by, points = {}, files.task.points(results)
     for n,q in _counted(files).items():

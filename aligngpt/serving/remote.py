@@ -22,7 +22,7 @@ LANES = 3 # requests that are made ready at a time, beside one that is large
 @dataclass(frozen=True)
 class Limits:
     "What one request may ask for, and what follows for all together."
-    body:int = 32_000_000 # bytes of a request: while its JSON is read nobody else computes, 0.04 s for these
+    body:int = 32_000_000 # bytes of a request: while its JSON is read nobody else computes, 0.06 s for these
     images:int = 8 # pictures in a conversation
     image_bytes:int = 8 << 20 # of an encoded picture
     pixels:int = 50_000_000 # of a picture; an eighth for WebP, and twice as many for all of a request

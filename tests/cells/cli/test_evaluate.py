@@ -125,8 +125,8 @@ def test_register_eval():
 
     # nbs/cli/04_evaluate.ipynb #0225536d
     (tmp/'p'/'pope').mkdir(parents=True)
-    (tmp/'p'/'pope'/'score.json').write_text(json.dumps(dict(title='POPE', interval=dict(value=86., low=85.3, high=86.7,
-                                                                                         pictures=500))))
+    (tmp/'p'/'pope'/'score.json').write_text(json.dumps(dict(title='POPE', interval=dict(value=86., error=.36, low=85.3,
+                                                                                         high=86.7, pictures=500))))
 
     # nbs/cli/04_evaluate.ipynb #7a682904
     assert 'not comparable? alignment: None and 0' in shown and (tmp/'compare.html').exists()
