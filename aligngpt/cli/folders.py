@@ -82,8 +82,8 @@ def said_of(
     done:dict, # from `answer_folder`
 )->str: # a line or two
     "What was done, in words."
-    parts = {'cut at the longest length':done['cut'], 'skipped':done['skipped'],
-             **{f'{what} left aside':n for what,n in done['odd'].items()}}
+    parts = {'cut at the longest length':done['cut'], **{f'{what} left aside':n for what,n in done['odd'].items()},
+             f'skipped, why: {done["errors"]}':done['skipped']}
     more = ', '.join(f'{n:,} {what}' for what,n in parts.items() if n)
     return f"{done['answers']:,} answers: {done['out']}" + f'\n{more}'*bool(more)
 

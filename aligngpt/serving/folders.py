@@ -487,7 +487,7 @@ def answer_folder(
     if process_rank()[0]: return None
     write(answers, out)
     _write_problems(answers, errors)
-    return dict(out=str(out), answers=len(answers), cut=answers.cut, skipped=len(answers.problems),
+    return dict(out=str(out), errors=str(errors), answers=len(answers), cut=answers.cut, skipped=len(answers.problems),
                 odd=dict(pictures.odd))
 
 def _places(out):

@@ -49,7 +49,7 @@ def test_said_of():
     pairs = lines('pairs.json', *ask[:-1], '--ask', 'Describe it.')
     test_eq(sorted(r['image'] for r in json.loads(''.join(pairs))), sorted(f'{c}.png' for c in COLOURS))
     again = ran([*ask, 'What colour is it?', '--out', 'colours.jsonl'])
-    assert '4 answers: colours.jsonl' in again and '1 skipped, 1 .txt left aside' in again, again
+    assert '4 answers: colours.jsonl' in again and '1 .txt left aside, 1 skipped, why: colours.errors.jsonl' in again, again
     assert 'questions: ' in ran([*ask, 'Is it warm or cool?', '--out', 'colours.jsonl'])
     (tmp/'own.jsonl').write_text('{"img": "pictures/red.png", "q": "What colour is it?"}\n')
     mine = ['answer', 'own.jsonl', '--model', 'toy', '--device', 'cpu', '--images', '.', '--ask-column', 'q', '--out',
