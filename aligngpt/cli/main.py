@@ -18,6 +18,7 @@ from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
 from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
+from .ablate import register_ablate
 from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .experiment import Usage, register_experiment
@@ -280,3 +281,4 @@ register_folders(app)
 
 # %% ../../nbs/cli/01_main.ipynb #exp70102
 register_experiment(app)
+register_ablate(app)

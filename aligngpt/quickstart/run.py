@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REHEARSAL', 'GATE_DECIDES', 'Recipe', 'score_pairs', 'plot_scores', 'plot_pairs', 'InMemory', 'stage_data',
            'pretrain', 'tune', 'turn_knob', 'plot_knob', 'turn_tuned', 'plot_tuned', 'detail_by_level', 'plot_said',
-           'gate_by_kind', 'plot_gate', 'write_examples', 'write_report', 'write_stages', 'quickstart']
+           'gate_weights', 'gate_by_kind', 'plot_gate', 'write_examples', 'write_report', 'write_stages', 'quickstart']
 
 # %% ../../nbs/quickstart/01_run.ipynb #29cfd5c2
 import base64, dataclasses, io, json, shutil, time
@@ -283,6 +283,21 @@ def plot_said(
 
 # %% ../../nbs/quickstart/01_run.ipynb #9189d60b
 @torch.inference_mode()
+def gate_weights(
+    model:Any, # with a gate
+    processor:Any, # its processor
+    kinds:dict[str,list[Ask]], # kind -> questions
+    load:Callable[[str],Any], # picture name -> picture
+)->dict[str,list[float]]: # kind -> mean α, [N-1]
+    "Mean gate weights for questions of some kinds."
+    def mean(asks):
+        names = list(dict.fromkeys(a.image for a in asks))
+        index, V = image_features(model, processor, names, load, 250)
+        batch = ask_batch([ask_row(processor, a) for a in asks], [a.image for a in asks], index, V,
+                          processor.tokenizer.pad_token_id)
+        return model(**batch, logits_to_keep=1).weights[:, :-1].mean(0).tolist()
+    return {kind: mean(asks) for kind, asks in kinds.items()}
+
 def gate_by_kind(
     run:Path, # with finetune/model
     n:int=200, # test pictures
@@ -290,13 +305,7 @@ def gate_by_kind(
 )->dict: # {kind: mean α, [N-1]}
     "Mean gate weights for questions about colour, shape and presence."
     model, processor = loaded or load(run/'finetune'/'model', dtype='float32', device='cpu')
-    def mean(asks):
-        names = list(dict.fromkeys(a.image for a in asks))
-        index, V = image_features(model, processor, names, lambda n: folder('test')/n, 250)
-        batch = ask_batch([ask_row(processor, a) for a in asks], [a.image for a in asks], index, V,
-                          processor.tokenizer.pad_token_id)
-        return model(**batch, logits_to_keep=1).weights[:, :-1].mean(0).tolist()
-    return {kind: mean(asks) for kind, asks in _questions_by_kind(n).items()}
+    return gate_weights(model, processor, _questions_by_kind(n), lambda i: folder('test')/i)
 
 def _questions_by_kind(n):
     "{kind: questions} about the first test pictures."

@@ -276,9 +276,10 @@ class TextBatches:
         n:int, # documents
         batch_size:int=64, # documents in a step
         seed:int=0, # of the documents
+        documents:Callable=text_documents, # (n, seed) -> documents
     ):
         self.b, self.pad = batch_size, tokenizer.pad_token_id
-        texts = text_documents(n, seed)
+        texts = documents(n, seed)
         ids = dict(zip(pieces := sorted({t for d in texts for t in d}), tokenizer(pieces)['input_ids']))
         self.docs = [([tokenizer.bos_token_id, *(i for t in d for i in ids[t])],
                       [-100, *(i if k%2 else -100 for k, t in enumerate(d) for i in ids[t])]) for d in texts]
@@ -312,12 +313,13 @@ def train_llm(
     hidden:int=96, # width
     layers:int=3, # of the Llama
     seed:int=0, # of weights and documents
+    documents:Callable=text_documents, # (n, seed) -> documents
     **kwargs, # to `fit`
 )->dict: # losses and steps
     "Train a small Llama on texts made of the training split."
     set_seed(seed)
     model = LlamaForCausalLM(_llama_config(tokenizer, hidden, layers))
-    batches = TextBatches(tokenizer, steps*64, seed=seed)
+    batches = TextBatches(tokenizer, steps*64, seed=seed, documents=documents)
     done = fit(model, batches, out, 'language model', steps, 3e-3, seed=seed, **kwargs)
     tokenizer.save_pretrained(out/'model')
     seal_folder(out/'model')
