@@ -11,6 +11,7 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from os.path import relpath
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 from fastcore.nbio import read_nb
 from fastcore.docments import docments, qual_name
 from nbdev.config import get_config
@@ -18,6 +19,7 @@ from nbdev.doclinks import nbglob, patch_name
 from nbdev.showdoc import show_doc
 from .cells import BookError, bound_names
 from .export import in_project
+from .pages import command_pages, write_written
 
 # %% ../../nbs/book/04_docs.ipynb #26e38f7d
 def _short(o):
@@ -34,7 +36,14 @@ def _no_attributes(s):
 
 def _code(s): return f'<code>{html.escape(s, quote=False).replace("|", "&#124;")}</code>' if s else ''
 
-def _anno(o): return '' if o is inspect.Parameter.empty or o is None else o if isinstance(o, str) else _short(o)
+def _anno(o):
+    "A type, without what a command line says besides about its options."
+    if get_origin(o) is Annotated: o = get_args(o)[0]
+    return '' if o is inspect.Parameter.empty or o is None else o if isinstance(o, str) else _short(o)
+
+def _besides(o):
+    "What the option of a command says about itself."
+    return next((h for x in get_args(o)[1:] if (h := getattr(x, 'help', None))), '') if get_origin(o) is Annotated else ''
 
 # %% ../../nbs/book/04_docs.ipynb #9cb0128e
 class DocRenderer:
@@ -76,7 +85,7 @@ class DocRenderer:
         "The parameters that say something about themselves, and what is returned."
         docs = docments(self.sym, full=True, args_kwargs=True)
         def said(name): return (docs.get(name) or {}).get('docment') or ''
-        res = [(p.name, _anno(p.annotation), said(p.name)) for p in self.params or []]
+        res = [(p.name, _anno(p.annotation), said(p.name) or _besides(p.annotation)) for p in self.params or []]
         if (ret := docs.get('return')) and not self.is_class:
             res.append(('', _anno(ret['anno']), ret['docment'] or ''))
         return [r for r in res if any(r[1:])]
@@ -264,7 +273,7 @@ def _page_name(nb):
 
 def _relink(md, nb, cfg):
     "Links to notebooks, to the site's own pictures, and to files outside of the notebooks' folder."
-    md = re.sub(r'\]\((?:\.\./)+docs_src/assets/', '](' + '../'*(len(nb.parts)-1) + 'assets/', md)
+    md = re.sub(r'\]\((?:\.\./)+(?:docs_src|nbs)/', '](' + '../'*(len(nb.parts)-1), md)
     md = re.sub(r'(\]\((?!https?:|#)[\w./-]*?)(\w+)\.ipynb', lambda m: f'{m[1]}{_page_name(Path(m[2]))}.md', md)
     up = r'\]\(' + r'\.\./'*len(nb.parts) + r'(?!\.\./)([\w./-]+)'
     return re.sub(up, rf']({cfg.git_url}/blob/{cfg.branch}/\1', md)
@@ -334,7 +343,7 @@ def write_pages(
     shutil.copytree(src/'assets', docs/'assets')
     shutil.copytree(cfg.nbs_path, docs, dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.ipynb', '.*', '*.py'))
     index = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d'])
-    nav = [*_chapters(docs, index, cfg), *_guides(docs, src/'guides', index, cfg)]
+    nav = list(_all_pages(docs, src, index, cfg))
     yml = [f'INHERIT: {relpath(src/"mkdocs.yml", out)}', 'docs_dir: docs', f'site_dir: {relpath(cfg.doc_path, out)}',
            f'site_url: {cfg.doc_host}{cfg.doc_baseurl}/', f'site_description: "{cfg.description}"',
            f'copyright: "{cfg.copyright}"', *_nav(nav)]
@@ -353,13 +362,20 @@ def _chapters(docs, index, cfg):
         (docs/f'{page}.md').write_text(md, encoding='utf-8')
         yield sections, f'{number} {title}'.strip() if not own else None if folders else 'Home', page
 
-def _guides(docs, folder, index, cfg):
-    "Write the guides, which are Markdown already."
-    for g in sorted(folder.glob('*.md')):
-        (docs/'guides').mkdir(exist_ok=True)
-        md = index.linkify(_relink(g.read_text(encoding='utf-8'), Path('guides')/g.name, cfg), f'guides/{g.stem}')
-        (docs/'guides'/g.name).write_text(md, encoding='utf-8')
-        yield ('Guides',), _title(md, g.stem), f'guides/{g.stem}'
+def _all_pages(docs, src, index, cfg):
+    "Write all pages, in the order of the navigation: home, what is written by hand, and the chapters in its middle."
+    chapters = list(_chapters(docs, index, cfg))
+    def link(md, page): return index.linkify(_relink(md, Path(f'{page}.md'), cfg), page)
+    written = list(write_written(docs, src, link, _title, _commands(cfg)))
+    yield from (c for c in chapters if not c[0])
+    for entry in written:
+        if entry[2] != 'chapters': yield entry
+        else: yield from (((*(['The book']*(len(written) > 1)), *sections), *rest) for sections, *rest in chapters if sections)
+
+def _commands(cfg):
+    "The reference of the application that settings.ini names as `docs_commands`."
+    module, _, name = getattr(cfg, 'docs_commands', '').partition(':')
+    return command_pages(getattr(import_module(module), name), cfg.lib_name) if module else {}
 
 # %% ../../nbs/book/04_docs.ipynb #11c77fbe
 def build_docs(

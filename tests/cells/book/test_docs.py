@@ -5,6 +5,7 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from os.path import relpath
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 from fastcore.nbio import read_nb
 from fastcore.docments import docments, qual_name
 from nbdev.config import get_config
@@ -12,6 +13,7 @@ from nbdev.doclinks import nbglob, patch_name
 from nbdev.showdoc import show_doc
 from aligngpt.book.cells import BookError, bound_names
 from aligngpt.book.export import in_project
+from aligngpt.book.pages import command_pages, write_written
 import tempfile
 from types import SimpleNamespace
 from fastcore.nbio import mk_cell, new_nb, write_nb
@@ -36,6 +38,8 @@ def test_DocRenderer():
     test_eq('<code>str &#124; Path</code>' in str(doc), True)
     test_eq(DocRenderer(Steps).call(), 'Steps(folder)')
     test_eq(DocRenderer(DocRenderer).call(), 'DocRenderer(sym, name=None, title_level=3)')
+    def paint(colour:Annotated[str, SimpleNamespace(help='Any colour.')]='red'): "Paint it."
+    test_eq(DocRenderer(paint).rows(), [('colour', 'str', 'Any colour.')])
 
 
 def test_Index():
@@ -96,7 +100,9 @@ def test_page_name():
                     Path('evaluation/00_z.ipynb'), cfg),
             f'[a](x.md#y) [b](../evaluation/mme.md) [c]({cfg.git_url}/blob/{cfg.branch}/LICENSE) [d](https://x/1_y.ipynb)')
     test_eq(_relink('![a](../../docs_src/assets/a.png)', Path('evaluation/00_z.ipynb'), cfg), '![a](../assets/a.png)')
-    test_eq(_relink('![a](../docs_src/assets/a.png)', Path('index.ipynb'), cfg), '![a](assets/a.png)')
+    test_eq(_relink('[a](../../nbs/core/01_errors.ipynb)', Path('guides/a.md'), cfg), '[a](../core/errors.md)')
+    test_eq(_relink('![a](../docs_src/assets/a.png) [b](../docs_src/start.md)', Path('index.ipynb'), cfg),
+            '![a](assets/a.png) [b](start.md)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
     _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
 
