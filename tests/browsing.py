@@ -83,3 +83,11 @@ def inert(page, scope='body'):
     assert bad == [], bad[:3]
     assert page.evaluate('window.hacked === undefined'), 'a script of others has run'
     assert page.abroad == []
+
+
+def faults_of(page):
+    "What axe calls serious or critical about a page, with the first place of each."
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='pip install axe-playwright-python')
+    found = axe.Axe().run(page).response['violations']
+    return [(v['id'], len(v['nodes']), v['nodes'][0]['html'][:200]) for v in found
+            if v['impact'] in ('serious', 'critical')]

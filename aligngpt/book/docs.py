@@ -28,6 +28,7 @@ def _short(o):
     text = o.__name__ if inspect.isfunction(o) or inspect.isclass(o) and not hasattr(o, '__origin__') else repr(o)
     text = re.sub(r'<factory>|<dataclasses\._HAS_DEFAULT_FACTORY_CLASS object>', '...',
                   re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', text))
+    text = re.sub(r'<(?:function |class )?([\w.]+)(?: object)? at 0x[0-9a-f]+>', r'\1(...)', text) # no address of memory
     return text if len(text) <= 60 else text[:57] + '...'
 
 def _no_attributes(s):

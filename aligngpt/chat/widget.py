@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CSS', 'thumb_url', 'question_html', 'weights_html', 'answer_html', 'error_html', 'conversation_html', 'ChatView',
-           'folder_examples', 'Chat']
+           'folder_examples', 'Chat', 'write_notebook']
 
 # %% ../../nbs/chat/03_widget.ipynb #9fa93ee2
-import base64, io, threading
+import base64, io, json, threading
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core.errors import AlignGPTError
-from ..core.files import inside, read_json
+from ..core.files import inside, is_hub_name, not_here, path_from, read_json, write_json
 from ..core.markup import escape, markdown_html
 from ..core.pictures import open_picture
 from .reader import Answer, Turn
@@ -268,3 +268,21 @@ def _repr_mimebundle_(self:Chat, **kwargs):
     data, *meta = bundle if isinstance(bundle, tuple) else (bundle,)
     data = dict(data or {}, **{'text/html':self._repr_html_()})
     return (data, *meta) if meta else data
+
+# %% ../../nbs/chat/03_widget.ipynb #wnb00002
+def write_notebook(
+    run:str, # a run or checkpoint folder, or a name on the hub
+    path:str|Path='chat.ipynb', # where to, unless it is there
+)->Path: # `path`
+    "Write a notebook in which one can talk with a model."
+    path = Path(path)
+    if not Path(run).exists() and not is_hub_name(run): raise not_here(run)
+    place = path_from(path.parent, run) if Path(run).exists() else run
+    cells = (('markdown', f'# Talk with {Path(run).name}\n\nRun the cell below, drop a picture, and ask.'),
+             ('code', f'from aligngpt import Chat\n\nChat({str(place)!r})'))
+    def cell(i, kind, text):
+        more = dict(outputs=[], execution_count=None) if kind == 'code' else {}
+        return dict(id=f'chat{i}', cell_type=kind, metadata={}, source=text) | more
+    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
+    whole = dict(nbformat=4, nbformat_minor=5, metadata=kernel, cells=[cell(i, *c) for i, c in enumerate(cells)])
+    return path if path.exists() else write_json(whole, path)

@@ -109,11 +109,16 @@ def picture_tag(
 # %% ../../nbs/core/07_markup.ipynb #b0d90a52
 _PAGE = """<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content="width=device-width"><title>{title}</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222;background:#fff}}
+:root{{color-scheme:light dark;--ink:#222;--paper:#fff;--soft:#5f6368;--line:#ddd;--panel:#eee;--good:#e6f4ea;
+--bad:#fce8e6;--error:#b00020}} @media (prefers-color-scheme:dark){{:root{{--ink:#e4e6ea;--paper:#1b1d22;
+--soft:#a9afb9;--line:#3a3f48;--panel:#2a2e36;--good:#17361f;--bad:#471c1c;--error:#ff8a80}}}}
+body{{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:var(--ink);
+background:var(--paper);overflow-wrap:anywhere}} a{{color:inherit}} img{{max-width:100%}}
 h1{{font-size:1.5em}} h2{{font-size:1.1em;margin-top:2em}}
-.verdict{{padding:.7em 1em;border-radius:8px;background:{color}}} .note{{color:#777}} .error{{color:#b00020}}
-.grid{{display:flex;flex-wrap:wrap;gap:12px}} figure{{margin:0;width:220px;font-size:12px;overflow-wrap:anywhere}}
-.none{{width:112px;height:84px;background:#eee;color:#777;display:grid;place-items:center}}
+.verdict{{padding:.7em 1em;border-radius:8px;background:var(--{kind})}} .note{{color:var(--soft)}}
+.error{{color:var(--error)}}
+.grid{{display:flex;flex-wrap:wrap;gap:12px}} figure{{margin:0;width:220px;font-size:12px}}
+.none{{width:112px;height:84px;background:var(--panel);color:var(--soft);display:grid;place-items:center}}
 {css}</style><h1>{title}</h1><p class=verdict>{verdict}</p>{body}</html>"""
 
 def html_page(
@@ -125,7 +130,7 @@ def html_page(
 )->str: # HTML
     "A page of figures with captions, for reports."
     return _PAGE.format(title=escape(title), verdict=escape(verdict), body=body,
-                        color='#e6f4ea' if good else '#fce8e6', css=css)
+                        kind='good' if good else 'bad', css=css)
 
 # %% ../../nbs/core/07_markup.ipynb #7ab1e004
 def _row(line, width, right):

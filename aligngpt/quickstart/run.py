@@ -494,5 +494,8 @@ def _finish(run, done):
                                 'The knob after tuning': plot_tuned(done['tuned']),
                                 'What it says': plot_said(done['tuned']), 'The gate': plot_gate(done['gate']),
                                 'The gate over the steps': plot_alpha(run/'finetune'),
-                                'Losses': plot_losses(losses, 5)})
+                                'Losses': plot_losses(losses, 5, _EVERY)})
     return metrics
+
+_EVERY = {'language model':10, 'pre-training':_pretraining(Recipe())['log_every'],
+          'tuning':_tuning(Recipe())['log_every']} # steps between two losses

@@ -308,15 +308,17 @@ def first_turn(sample, n, config):
 # %% ../../nbs/training/05_stage.ipynb #69e23fb3
 def plot_losses(
     runs:dict[str,list[float]], # name -> losses
-    smooth:int=1, # steps to average over
+    smooth:int=1, # losses to average over
+    every:int|dict[str,int]=1, # steps between two losses, of all runs or by name
 ): # a matplotlib figure
     "Loss curves of one or more runs."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6, 3))
     for name,y in runs.items():
-        y = torch.tensor(y)
+        y, apart = torch.tensor(y), every if isinstance(every, int) else every[name]
         if smooth > 1 and len(y) > smooth: y = y.unfold(0, smooth, 1).mean(-1)
-        ax.plot(y, label=name)
+        last = apart*len(runs[name]) # the step of the last loss, and so of the last mean
+        ax.plot(torch.arange(len(y))*apart + last - apart*(len(y) - 1), y, label=name)
     ax.set(xlabel='step', ylabel='loss', yscale='log'); ax.legend(); ax.grid(alpha=.3)
     return fig
 

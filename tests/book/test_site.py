@@ -25,7 +25,8 @@ def site(tmp_path_factory): return build(tmp_path_factory.mktemp('site')/'one')
 
 def test_no_page_has_an_address_of_memory(site):
     for page in site.rglob('*.html'):
-        assert not re.search(r' at 0x[0-9a-f]{6}', page.read_text(encoding='utf-8')), page
+        text = re.sub(r'<[^>]*>', '', page.read_text(encoding='utf-8'))
+        assert not (found := re.search(r'.{40} at 0x[0-9a-f]{4}', text)), (page, found)
 
 
 def test_two_builds_are_equal(site, tmp_path):
@@ -64,11 +65,23 @@ def test_search_finds_the_page_first(address, word):
         assert FINDS[word] in first.get_attribute('href'), first.inner_text()
 
 
-@pytest.mark.parametrize('name', ['index', 'start', 'method', 'guides/training', 'reference/commands/finetune',
-                                  'quickstart/run'])
+PAGES = 'index', 'start', 'method', 'guides/training', 'reference/commands/finetune', 'quickstart/run'
+
+
+@pytest.mark.parametrize('name', PAGES)
 def test_nothing_is_wider_than_a_phone(address, name):
     from browsing import browser_page
     with browser_page('phone') as page:
         page.set_viewport_size(dict(width=390, height=844))
         page.goto(f'{address}/{name}.html')
         assert page.evaluate('document.documentElement.scrollWidth') <= 390
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_everybody_can_read_it(address, scheme):
+    from browsing import browser_page, faults_of
+    with browser_page('axe', color_scheme=scheme) as page:
+        for name in PAGES:
+            page.goto(f'{address}/{name}.html')
+            page.wait_for_timeout(500)
+            assert not (found := faults_of(page)), (name, found)
