@@ -7,7 +7,7 @@ __all__ = ['CSS', 'thumb_url', 'question_html', 'weights_html', 'answer_html', '
            'folder_examples', 'Chat', 'write_notebook']
 
 # %% ../../nbs/chat/03_widget.ipynb #9fa93ee2
-import base64, io, json, threading
+import base64, io, threading
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path

@@ -40,6 +40,8 @@ def test_DocRenderer():
     test_eq(DocRenderer(DocRenderer).call(), 'DocRenderer(sym, name=None, title_level=3)')
     def paint(colour:Annotated[str, SimpleNamespace(help='Any colour.')]='red'): "Paint it."
     test_eq(DocRenderer(paint).rows(), [('colour', 'str', 'Any colour.')])
+    def wall(colour=SimpleNamespace(inner=object())): 'A wall.'
+    test_eq(DocRenderer(wall).call(), 'wall(colour=namespace(inner=object(...)))')
 
 
 def test_Index():

@@ -9,20 +9,20 @@ import anywidget, ipywidgets as w, traitlets
 from fastcore.basics import patch
 from PIL import Image
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import inside, read_json
+from aligngpt.core.files import inside, is_hub_name, not_here, path_from, read_json, write_json
+from aligngpt.core.files import write_json
 from aligngpt.core.markup import escape, markdown_html
 from aligngpt.core.pictures import open_picture
 from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.session import open_session
 from fastcore.test import *
 from IPython.display import HTML, Markdown
-import tempfile
-from aligngpt.core.files import write_json
+import nbformat, tempfile
 from aligngpt.model.toy import COLOURS, swatch, toy
 from aligngpt.chat.session import ChatSession
 from aligngpt.chat.widget import Chat, folder_examples
 import pytest
-from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, thumb_url, weights_html
+from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, thumb_url, weights_html, write_notebook
 
 
 def test_thumb_url():
@@ -154,3 +154,16 @@ def test_Chat__repr_html():
     test_eq((len(chat.view.log), 'there is no question yet' in chat.view.log[0]), (1, True))
     test_fail(lambda: chat.send('Hm?', 'nowhere.png', wait=True), contains='no such file')
     shown
+
+
+def test_write_notebook():
+    # nbs/chat/03_widget.ipynb #wnb00003
+    folder = Path(tempfile.mkdtemp())
+    made = write_notebook('some/model', folder/'chat.ipynb')
+    nbformat.validate(nbformat.read(made, 4))
+
+    # nbs/chat/03_widget.ipynb #wnb00004
+    before = made.read_bytes()
+    write_notebook('another', made)
+    test_eq(made.read_bytes(), before)
+    test_fail(lambda: write_notebook('no-such-model', folder/'b.ipynb'), contains='no such folder')

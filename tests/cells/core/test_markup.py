@@ -83,7 +83,7 @@ def test_html_page():
     # nbs/core/07_markup.ipynb #96395166
     page = html_page('Audit of <data>', 'One picture is missing.',
                      f'<figure>{tag}<figcaption>bus.png</figcaption></figure>', good=False)
-    assert '<h1>Audit of &lt;data&gt;</h1>' in page and '#fce8e6' in page and '<script' not in page
+    assert '<h1>Audit of &lt;data&gt;</h1>' in page and 'background:var(--bad)' in page and '<script' not in page
     HTML(page[page.index('<h1>'):page.index('</html>')])
 
 

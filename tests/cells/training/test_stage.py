@@ -24,7 +24,7 @@ from aligngpt.data.batches import Collator
 from aligngpt.training.stage import StageData, run_stage
 from aligngpt.testing.fixtures import tiny_model
 import pytest
-from aligngpt.training.stage import _seen, plot_alpha
+from aligngpt.training.stage import _seen, plot_alpha, plot_losses
 
 
 def test_first_turn():
@@ -175,6 +175,16 @@ def test_first_turn():
     other, elsewhere = tmp/'term', tmp/'elsewhere'
     test_eq({k for k in _seen(other) if _seen(other)[k] != _seen(elsewhere)[k]},
             {'the last checkpoint', 'the sum of stage.json'})
+
+
+def test_plot_losses():
+    # nbs/training/05_stage.ipynb #a3af1a8d
+    torch.set_num_threads(1); logging.set_verbosity_error()
+
+    # nbs/training/05_stage.ipynb #plots001
+    line, = plot_losses(dict(run=[3., 2., 1., .5]), smooth=2, every=dict(run=10)).axes[0].lines
+    test_eq(line.get_xdata().tolist(), [20, 30, 40])
+    plt.close()
 
 
 def test_plot_alpha():
