@@ -34,30 +34,56 @@ def test_put_in():
 
 def test_command_pages():
     # nbs/book/06_pages.ipynb #pg000005
-    app = typer.Typer()
-    Markdown(command_pages(app, 'house')['paint'])
+    def house():
+        "A command line."
+        app = typer.Typer()
+        app.callback()(lambda: None)
+        @app.command()
+        def paint(what: Annotated[str, typer.Argument(help='A wall | a door.')],
+                  colour: Annotated[str, typer.Option(help='Any {colour}.')]='red',
+                  coats: Annotated[int, typer.Option('--coats', '-n', min=1, help='How many.')]=2,
+                  size: Annotated[str, typer.Option(metavar='<metres>', help='Wide.')]='3',
+                  dry: Annotated[bool, typer.Option('--dry', help='Only say so.')]=False):
+            """Paint it.
+
+        Twice, if need be."""
+        return app
+    Markdown(command_pages(house(), 'house')['paint'])
 
     # nbs/book/06_pages.ipynb #pg000012
-    page = command_pages(app, 'house')['paint']
+    page = command_pages(house(), 'house')['paint']
     assert '| <code>WHAT</code> | text | *needed* | A wall &#124; a door. |' in page
     assert '| <code>--coats</code>, <code>-n</code> | whole number, from 1 | <code>2</code> | How many. |' in page
     assert '| <code>--size</code> | metres |' in page
     assert '| <code>--dry</code> |  |  | Only say so. |' in page and 'Any &#123;colour}.' in page
     assert 'house paint WHAT [OPTIONS]' in page and ' at 0x' not in page
-    print(command_pages(app, 'house')['index'])
+    print(command_pages(house(), 'house')['index'])
 
 
 def test_in_order():
     # nbs/book/06_pages.ipynb #pg000005
-    app = typer.Typer()
-    Markdown(command_pages(app, 'house')['paint'])
+    def house():
+        "A command line."
+        app = typer.Typer()
+        app.callback()(lambda: None)
+        @app.command()
+        def paint(what: Annotated[str, typer.Argument(help='A wall | a door.')],
+                  colour: Annotated[str, typer.Option(help='Any {colour}.')]='red',
+                  coats: Annotated[int, typer.Option('--coats', '-n', min=1, help='How many.')]=2,
+                  size: Annotated[str, typer.Option(metavar='<metres>', help='Wide.')]='3',
+                  dry: Annotated[bool, typer.Option('--dry', help='Only say so.')]=False):
+            """Paint it.
+
+        Twice, if need be."""
+        return app
+    Markdown(command_pages(house(), 'house')['paint'])
 
     # nbs/book/06_pages.ipynb #pg000009
     home = Path(tempfile.mkdtemp())
     (home/'toy').mkdir(); (home/'toy'/'cli.py').write_text('import sys\nprint("said", *sys.argv[1:])\nsys.exit(len(sys.argv) - 2)')
 
     # nbs/book/06_pages.ipynb #pg000012
-    page = command_pages(app, 'house')['paint']
+    page = command_pages(house(), 'house')['paint']
 
     # nbs/book/06_pages.ipynb #pg000015
     (home/'docs_src'/'guides').mkdir(parents=True)

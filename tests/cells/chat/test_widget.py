@@ -164,6 +164,6 @@ def test_write_notebook():
 
     # nbs/chat/03_widget.ipynb #wnb00004
     before = made.read_bytes()
-    write_notebook('another', made)
+    write_notebook('someone/another', made)
     test_eq(made.read_bytes(), before)
     test_fail(lambda: write_notebook('no-such-model', folder/'b.ipynb'), contains='no such folder')
