@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Rounds', 'Yes',
            'hire', 'agreed', 'folders_of', 'check_files', 'table_text', 'list_files', 'compare_command', 'power_table',
-           'ask_tasks', 'eval_command', 'score_command', 'register_eval']
+           'controls_of', 'ask_tasks', 'eval_command', 'score_command', 'register_eval']
 
 # %% ../../nbs/cli/04_evaluate.ipynb #0e794e76
 from pathlib import Path
@@ -160,6 +160,21 @@ def power_table(
     if rows := power_rows(scores_of(out), gap): return table_text(rows, f'a difference of {gap:g}')
     raise AlignGPTError(f'{out}: no score with an interval', 'let an evaluation with all its questions end there')
 
+def controls_of(
+    names:str, # as in 'blind,shuffled'
+    captions:Path|None=None, # file of captions
+)->list[tuple]: # (name, captions) of each
+    "The controls that are asked for."
+    from aligngpt.core.values import read_value
+    from aligngpt.evaluation.controls import CONTROLS
+    named = read_value(names, list[str], 'control') if names else []
+    for n in named:
+        if n not in CONTROLS:
+            raise typer.BadParameter(f'{n!r}: expected {", ".join(CONTROLS)}', param_hint='--control')
+    if captions and 'caption' not in named:
+        raise typer.BadParameter('captions are for --control caption', param_hint='--captions')
+    return [(n, captions) for n in named]
+
 def ask_tasks(
     load:Callable, # () -> (model, processor)
     folders:dict, # from `folders_of`
@@ -213,6 +228,12 @@ _Compare = Annotated[Optional[tuple[Path, Path]],
 _Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
 _Power = Annotated[Optional[float], typer.Option(metavar='POINTS', help='How many pictures a difference of so many '
                                                  'points would need, by the scores in `--out`; nothing is asked.')]
+_Control = Annotated[str, typer.Option(show_default=False,
+                                       help='What is the picture worth? Ask again without it '
+                                       '(blind), with another (shuffled), with a caption alone: blind,shuffled,caption.')]
+_Captions = Annotated[Optional[Path], typer.Option(show_default=False,
+                                                   help='For the control caption: rows with image and '
+                                                   'caption. Left out: the model describes the pictures itself.')]
 _Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
                                                     'folder; one that a person wrote stays.')]
 
@@ -231,6 +252,8 @@ def eval_command(
     compare:_Compare=None,
     page:_Page=Path('compare.html'),
     power:_Power=None,
+    control:_Control='',
+    captions:_Captions=None,
     card:_Card=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
@@ -256,7 +279,8 @@ def eval_command(
                          price=judge_price)
     ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
               hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and checkpoint_folder(run), model_id=name,
-              batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, lenient=lenient, alignment=level)
+              controls=controls_of(control, captions), batch_size=batch_size, limit=limit,
+              on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
 _Task = Annotated[str, typer.Argument(help='A benchmark, a question file, or a Python file that defines a Task.')]

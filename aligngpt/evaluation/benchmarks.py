@@ -481,13 +481,14 @@ def _mme_asked(files):
 
 def _mme_terms(files, results):
     "Right answers, questions, both right, pictures, of each picture in its subtask's place."
-    hits, pictures = results['correct'], {}
+    hits, pictures, names = results['correct'], {}, {}
     for q in files.questions:
+        names[q.id] = q.picture or q.id
         if (name := f'{q.id} | {q.prompt}') in hits: pictures.setdefault(q.id, []).append(hits[name])
     def row(id_, own):
         mine = sum(own), len(own), all(own), 1
         return [x for s in yesno.PERCEPTION for x in (mine if s == id_.split('/')[0] else (0, 0, 0, 0))]
-    return [(i, row(i, own)) for i,own in pictures.items()]
+    return [(names[i], row(i, own)) for i,own in pictures.items()]
 
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
@@ -514,6 +515,7 @@ MME = Task(
     row_key=lambda r: yesno.mme_key(r['question_id'], r.get('prompt', '')),
     read=lambda files, path: yesno.read_mme_answers(path),
     terms=_mme_terms,
+    kind=lambda q: str(q.id).split('/')[0],
     of=subtasks_of,
     most=2000.,
     published_as='perception',

@@ -298,6 +298,7 @@ class Task:
     terms:Callable|None = None # (files, results) -> [(picture, numbers), ...] that add up to a score; default: `points`
     of:Callable = mean_of # (sums of these numbers) -> the headline
     most:float = 100.   # that a headline can be
+    kind:Callable = lambda q: q.category # question -> its kind, by which controls are told
 
     def __post_init__(self):
         for k,default in _defaults(self).items():

@@ -78,7 +78,8 @@ def results_of(
 
 # %% ../../nbs/evaluation/07_report.ipynb #60e16c44
 NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples',
-             'grades', 'calls', 'submission', 'partial_results', 'interval')
+             'grades', 'calls', 'submission', 'partial_results', 'interval', 'controls',
+             'clean')
 
 def _num(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
