@@ -234,6 +234,9 @@ _Control = Annotated[str, typer.Option(show_default=False,
 _Captions = Annotated[Optional[Path], typer.Option(show_default=False,
                                                    help='For the control caption: rows with image and '
                                                    'caption. Left out: the model describes the pictures itself.')]
+_Without = Annotated[Optional[Path], typer.Option(show_default=False,
+                                                  help='The seen.json of `aligngpt audit --against`: '
+                                                  'score what was not seen in training, too.')]
 _Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
                                                     'folder; one that a person wrote stays.')]
 
@@ -254,6 +257,7 @@ def eval_command(
     power:_Power=None,
     control:_Control='',
     captions:_Captions=None,
+    without:_Without=None,
     card:_Card=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
@@ -279,7 +283,7 @@ def eval_command(
                          price=judge_price)
     ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
               hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and checkpoint_folder(run), model_id=name,
-              controls=controls_of(control, captions), batch_size=batch_size, limit=limit,
+              controls=controls_of(control, captions), batch_size=batch_size, limit=limit, without=str(without or ''),
               on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
@@ -334,6 +338,7 @@ def score_command(
     lenient:_Sensible=False,
     as_is:_AsIs=False,
     rule:_Rule='published',
+    without:_Without=None,
     replies:_Replies=None,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
@@ -359,7 +364,7 @@ def score_command(
             raise AlignGPTError(f'{task} needs no judge: --replies is of no use', 'leave it out')
         hired = replies or predictions and _hired(hire(boss, predictions.with_suffix('.judge.jsonl'), rounds), yes,
                                                   files, predictions)
-        options = Options(hired, lenient, rule=rule, tidy=not as_is)
+        options = Options(hired, lenient, rule=rule, tidy=not as_is, without=str(without or ''))
         report = score_answers(files, predictions, options)
     except AlignGPTError as e: _write_failure(json, task, e); raise
     if json is not None: report.save(json)

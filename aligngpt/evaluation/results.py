@@ -56,7 +56,9 @@ def _doubt(s):
     "The interval of a score, and the least difference to a published one that is more than noise."
     if not (i := s.get('interval')): return {}
     own = Interval(**i)
-    return {'95% interval': f'{own.low:.1f} to {own.high:.1f}',
+    clean = s.get('clean', {})
+    rest = f'{clean["headline"]} ({clean["pictures"]:,} pictures)' if clean.get('headline') is not None else ''
+    return {'95% interval': f'{own.low:.1f} to {own.high:.1f}', **({'not seen in training': rest} if clean else {}),
             'noise against a published figure': f'below {unpaired(own):.1f}' if s['published'] else ''}
 
 def _more(s):

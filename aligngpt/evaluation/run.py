@@ -119,6 +119,7 @@ class AskSettings:
     on_missing_image:str = 'error' # or 'skip', with a count
     alignment:Any = None # a level or mixture [N] for all questions; None lets the gate decide
     lenient:bool = False # go on where the official script stops, if there is a sensible way
+    without:str = '' # seen.json of an audit: score the rest of the pictures, too
     model_id:str = '' # written beside every answer
     weights:str = '' # `weights_hash` of the model, if it is known
     quiet:bool = False # no progress bar
@@ -372,7 +373,8 @@ def score_run(
     n, path = m['settings']['skipped'], run.folder/'score.json'
     path.unlink(missing_ok=True)
     check_answers(run.answers)
-    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or n > 0, tidy=True))
+    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or n > 0, tidy=True,
+                                                               without=run.how.without))
     notes = [f'{n} of {m["questions"]} questions had no image that can be read: '
              'their answers are empty, and count as such']*(n > 0)
     report = replace(report, notes=notes + report.notes,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUESTION_FILES', 'EASY_VQA', 'TASKS', 'question_file_task', 'easy_vqa_rows', 'get_task', 'load_task', 'questions',
-           'images_of', 'image_folder', 'Given', 'given_answers', 'sums_of', 'doubts', 'score_answers', 'score',
-           'list_tasks', 'check_release', 'write_upload', 'submit', 'judge_calls']
+           'images_of', 'image_folder', 'Given', 'given_answers', 'sums_of', 'doubts', 'read_seen', 'clean_rest',
+           'score_answers', 'score', 'list_tasks', 'check_release', 'write_upload', 'submit', 'judge_calls']
 
 # %% ../../nbs/evaluation/11_tasks.ipynb #a2163f79
 import functools, json, math, re, runpy, sys
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import AlignGPTError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, read_json
 from . import choice, judge as judges
 from .benchmarks import (GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA,
                                             SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2)
@@ -299,9 +299,39 @@ def doubts(
     for n,q in _counted(files).items():
         if n in points: by.setdefault(q.category, []).append((q.picture or n, (points[n], 1)))
     if not 1 < len(by) <= 70: return out
-    return out | dict(category_intervals={str(c): _ends(interval(Sums.of_rows(*zip(*rows)))) for c,rows in by.items()})
+    return out | dict(category_intervals={str(c): _ends(interval(Sums.of_rows(*zip(*rows))))
+                                          for c,rows in by.items()})
 
 def _ends(i): return dict(value=round(i.value, 2), low=round(i.low, 2), high=round(i.high, 2))
+
+# %% ../../nbs/evaluation/11_tasks.ipynb #clnrst02
+def read_seen(
+    path:str|Path, # seen.json, from `aligngpt audit --against`
+)->dict: # task -> its pictures that stand in the training data
+    "What a model may have seen in training."
+    said = read_json(path)
+    known = said.get('benchmarks') if isinstance(said, dict) else None
+    if isinstance(known, dict) and all(isinstance(b, dict) and isinstance(b.get('pictures'), list)
+                                       for b in known.values()):
+        return {name: set(b['pictures']) for name,b in known.items()}
+    raise AlignGPTError(f'{path}: no pictures of benchmarks',
+                        'the seen.json of aligngpt audit --against was expected')
+
+def clean_rest(
+    files:Files, # a task's files
+    results:dict, # what its scorer found
+    headline:float|None, # the score
+    seen:set, # pictures to leave out
+)->dict: # `clean`: the score of the rest; {} where it cannot be said
+    "A score without the pictures that were seen in training."
+    if (sums := sums_of(files, results, headline)) is None: return {}
+    kept = np.array([p not in seen for p in sums.pictures], bool)
+    about = dict(left_out=int((~kept).sum()), pictures=int(kept.sum()))
+    if kept.sum() < 3: return dict(clean=about | dict(headline=None))
+    rest = replace(sums, pictures=[p for p,k in zip(sums.pictures, kept) if k], terms=sums.terms[kept])
+    with np.errstate(all='ignore'): i = interval(rest)
+    if not math.isfinite(i.value): return dict(clean=about | dict(headline=None)) # a part has no picture left
+    return dict(clean=about | dict(headline=round(i.value, 2), interval=_ends(i)))
 
 # %% ../../nbs/evaluation/11_tasks.ipynb #d1a6de41
 def score_answers(
@@ -319,7 +349,8 @@ def score_answers(
     except AlignGPTError as e:
         if predictions is None or str(predictions) in e.message or str(files.folder) in e.message: raise
         raise AlignGPTError(f'{task.name}, {predictions}: {e.message}', e.hint) from e
-    return _report(files, given, results, str(getattr(given.answers, 'path', predictions or '')))
+    seen = read_seen(options.without).get(task.name, set()) if options.without else None
+    return _report(files, given, results, str(getattr(given.answers, 'path', predictions or '')), seen)
 
 def _with_judge(options, path):
     "What a judge said is in a file."
@@ -361,7 +392,7 @@ def _headline(task, results):
 
 _ABOUT = 'rules', 'judge', 'spread'
 
-def _report(files, given, results, path):
+def _report(files, given, results, path, seen=None):
     "A report of results; of a part of the answers there is no headline."
     task = files.task
     notes, unlike = given.notes + results.get('notes', []), results.get('unlike')
@@ -372,7 +403,8 @@ def _report(files, given, results, path):
     return ScoreReport(task.name, task.title, task.metric, headline,
                        {k:v for k,v in results.items() if k not in ('notes', 'unlike', *_ABOUT)}, notes,
                        {} if unlike else task.published, path, *_counts(given),
-                       details | doubts(files, results, headline))
+                       details | doubts(files, results, headline)
+                       | ({} if seen is None else clean_rest(files, results, headline, seen)))
 
 def _counts(given): return (given.answered, given.questions) if given.asked else (None, None)
 
