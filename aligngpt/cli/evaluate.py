@@ -132,8 +132,14 @@ def _listed(tasks, data):
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task, list_tasks
     if tasks in ('all', ''): return table_text(list_tasks(data, list(TASKS)), 'task')
-    return '\n\n'.join(table_text(Files(get_task(n), d, must_exist=False).table(), n)
+    return '\n\n'.join(table_text(Files(get_task(n), d, must_exist=False).table(), n) + _graded_by(n)
                        for n,d in folders_of(tasks, data).items())
+
+def _graded_by(name):
+    "Who grades a task, what to use instead, and where that is said."
+    from aligngpt.evaluation.tasks import GRADERS
+    if not (g := GRADERS.get(name)): return ''
+    return f'\n\n{g}. Use {g.instead}.' + f' Source: {g.source}'*bool(g.source)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40005
 def compare_command(
@@ -229,8 +235,8 @@ _Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
 _Power = Annotated[Optional[float], typer.Option(metavar='POINTS', help='How many pictures a difference of so many '
                                                  'points would need, by the scores in `--out`; nothing is asked.')]
 _Control = Annotated[str, typer.Option(show_default=False,
-                                       help='What is the picture worth? Ask again without it '
-                                       '(blind), with another (shuffled), with a caption alone: blind,shuffled,caption.')]
+                                       help='What is the picture worth? Ask again without it (blind), '
+                                       'with another (shuffled), with a text (caption): blind,shuffled,caption.')]
 _Captions = Annotated[Optional[Path], typer.Option(show_default=False,
                                                    help='For the control caption: rows with image and '
                                                    'caption. Left out: the model describes the pictures itself.')]
@@ -298,6 +304,10 @@ _Sensible = Annotated[bool, typer.Option('--lenient', help='Go on where the offi
 _AsIs = Annotated[bool, typer.Option('--as-is', help='Take the file as the official script does: paired by position, '
                                                      'repeats and all.')]
 _Rule = Annotated[str, typer.Option(help='MMBench: whose matching, `published`, `2024-06` or `2026-08`.')]
+_Agreement = Annotated[Optional[Path],
+                       typer.Option(show_default=False, rich_help_panel='Judge',
+                                    help='Recorded reviews or grades of the same answers, by the official judge: '
+                                         'how far does `--judge` agree with them?')]
 _Replies = Annotated[Optional[list[Path]],
                      typer.Option(help='What a judge said: recorded replies, reviews or grades; several are rounds.',
                                   rich_help_panel='Judge')]
@@ -313,6 +323,20 @@ def _hired(boss, yes, files, predictions):
     echo(estimate, err=True)
     if estimate.calls and not agreed(yes)(estimate): raise typer.Exit(1)
     return judge
+
+def _agree(files, report, path):
+    "Say how far a judge agrees with recorded reviews."
+    from dataclasses import asdict
+    from aligngpt.core.errors import AlignGPTError
+    from aligngpt.evaluation.judge import judge_agreement
+    from aligngpt.evaluation.questions import Options
+    from aligngpt.evaluation.tasks import score_answers
+    if not files.task.judged:
+        raise AlignGPTError(f'{files.task.name} needs no judge: --agreement is of no use', 'leave it out')
+    official = score_answers(files, None, Options([path]))
+    found = judge_agreement(files.task.points(report.results), files.task.points(official.results))
+    report.details['agreement'] = asdict(found)
+    echo(found)
 
 def _tell(report, lenient, predictions):
     "The score and the notes; of a part of the answers an error, unless a part is wanted."
@@ -340,6 +364,7 @@ def score_command(
     rule:_Rule='published',
     without:_Without=None,
     replies:_Replies=None,
+    agreement:_Agreement=None,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
     yes:Yes=False,
@@ -366,6 +391,7 @@ def score_command(
                                                   files, predictions)
         options = Options(hired, lenient, rule=rule, tidy=not as_is, without=str(without or ''))
         report = score_answers(files, predictions, options)
+        if agreement: _agree(files, report, agreement)
     except AlignGPTError as e: _write_failure(json, task, e); raise
     if json is not None: report.save(json)
     _tell(report, lenient, predictions or replies[0])

@@ -238,8 +238,11 @@ class Copy:
 
 def _distinct(prints):
     "(row, look) of every look: the inside where it is not the whole."
-    rows = prints.rows()
-    framed = rows[(np.asarray(prints.looks[rows, 0]) != prints.looks[rows, 1]).any((1, 2))] if len(rows) else rows
+    rows, framed = prints.rows(), []
+    for a in range(0, len(rows), 4096):
+        seen = prints.looks[rows[a:a+4096]]
+        framed.append(rows[a:a+4096][(seen[:, 0] != seen[:, 1]).any((1, 2))])
+    framed = np.concatenate(framed) if framed else rows
     return np.concatenate([np.stack([rows, 0*rows], 1), np.stack([framed, 0*framed + 1], 1)])
 
 def _proposed(index, terms, looks, cuts):

@@ -215,6 +215,9 @@ def diagnosis(
     told = [w for w in worths if w.control != 'caption' and w.gain is not None]
     if not told or not all(w.noise for w in told): return ''
     most = max(w.gain.high for w in told)
+    if most > max(5, .2*max(abs(w.score or 0) for w in told)):
+        return (f'too few pictures to tell what they are worth: nothing, or up to {most:.1f} points. '
+                'Ask more questions')
     return (f'the score does not need the picture: it is worth {most:.1f} points at most, 95 times of a hundred. '
             'Either the questions can be answered without, or the model makes no use of what it sees')
 

@@ -122,7 +122,7 @@ class Leak:
 class Leaks:
     "What training data share with benchmarks."
     records:Any # the training data
-    pictures:dict # 'training', and each benchmark -> what became of its pictures
+    pictures:dict # 'training', 'benchmarks' -> what became of the pictures
     found:list[Leak] # leaks first
     common:int # questions in the same words about other pictures
 
@@ -160,10 +160,11 @@ def _training(records, images, folder, workers, quiet):
     prints = Prints(folder, keys).fill(lambda k: images[keys[k][0]].read(keys[k][1]), workers, quiet)
     return prints, keys, users
 
-def _copies(prints, benchmark, folder, workers, quiet):
-    "Copies of a benchmark's pictures."
-    theirs = Prints(folder/benchmark.name, benchmark.read).fill(lambda n: benchmark.read[n](), workers, quiet)
-    return find_copies(prints, theirs, quiet=quiet), theirs.counts()
+def _copies(prints, benchmarks, folder, workers, quiet):
+    "Copies of all benchmarks' pictures: (ours, benchmark, its picture, likeness); what became of the pictures."
+    keys = {f'{b.name}/{n}': (b.name, n) for b in benchmarks.values() for n in b.read}
+    theirs = Prints(folder, keys).fill(lambda k: benchmarks[keys[k][0]].read[keys[k][1]](), workers, quiet)
+    return [(c.picture, *keys[c.of], c.likeness) for c in find_copies(prints, theirs, quiet=quiet)], theirs.counts()
 
 def _questions(records):
     "(position, words) of what people ask in the records."
@@ -171,13 +172,13 @@ def _questions(records):
         for t in records[i]['conversations']:
             if t['from'] in ('human', 'user') and (w := plain_words(t['value'])): yield i, w
 
-def _confirmed(copies, ours, theirs, confirm):
+def _confirmed(copies, ours, benchmarks, confirm):
     "Copies that are certain, or that an encoder agrees to."
-    def alike(c):
-        if c.likeness >= _SURE: return True
-        try: return confirm(decode_image(ours(c.picture), c.picture), decode_image(theirs[c.of](), c.of))
+    def alike(mine, name, picture, likeness):
+        if likeness >= _SURE: return True
+        try: return confirm(decode_image(ours(mine), mine), decode_image(benchmarks[name].read[picture](), picture))
         except BadRecord: return False
-    return [c for c in copies if confirm is None or alike(c)]
+    return [c for c in copies if confirm is None or alike(*c)]
 
 # %% ../../nbs/evaluation/18_leaks.ipynb #28bfdec2
 def hold_against(
@@ -192,18 +193,16 @@ def hold_against(
     out, sources = Path(out), as_sources(data)
     records, images = sources.open(n_levels=2**31, quiet=quiet)
     with own_folder(out):
-        benchmarks = benchmarks_of(folder)
+        benchmarks = {b.name: b for b in benchmarks_of(folder)}
         prints, keys, users = _training(records, images, out/'prints'/'training', workers, quiet)
         def ours(k): return images[keys[k][0]].read(keys[k][1])
-        seen, pictures = [], dict(training=prints.counts())
-        for b in benchmarks:
-            copies, pictures[b.name] = _copies(prints, b, out/'prints', workers, quiet)
-            copies = _confirmed(copies, ours, b.read, confirm)
-            seen += [Leak(b.name, c.of, i, c.likeness, False, known_overlap(keys[c.picture][1], c.of))
-                     for c in copies for i in users[keys[c.picture]]]
-        found, common = _with_words(records, benchmarks, seen)
-        leaks = Leaks(records, pictures, found, common)
-        _write_leaks(leaks, {b.name: b for b in benchmarks}, images, out)
+        copies, counts = _copies(prints, benchmarks, out/'prints'/'benchmarks', workers, quiet)
+        seen = [Leak(name, of, i, likeness, False, known_overlap(keys[mine][1], of))
+                for mine, name, of, likeness in _confirmed(copies, ours, benchmarks, confirm)
+                for i in users[keys[mine]]]
+        found, common = _with_words(records, benchmarks.values(), seen)
+        leaks = Leaks(records, dict(training=prints.counts(), benchmarks=counts), found, common)
+        _write_leaks(leaks, benchmarks, images, out)
     return leaks
 
 def _with_words(records, benchmarks, seen):

@@ -242,6 +242,8 @@ def test_diagnosis():
     guessed = [Worth(n, 50., Interval(.4, 1.1, -1.8, 2.6, 40), (80, 160), {}) for n in ('blind', 'shuffled')]
     assert 'worth 2.6 points at most' in diagnosis(guessed)
     test_eq(diagnosis(worths), '')
+    few = [Worth(n, 50., Interval(0., 0., -84.2, 84.2, 2), (0, 2), {}) for n in ('blind', 'shuffled')]
+    assert 'too few pictures to tell' in diagnosis(few)
     keep_worths(run, worths)
     test_eq((run.score['headline'], run.score['controls']['blind']['headline'], 'diagnosis' in run.score),
             (100., 25., False))

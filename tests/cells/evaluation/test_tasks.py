@@ -26,7 +26,7 @@ from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.yesno import PERCEPTION
 from aligngpt.evaluation.tasks import EASY_VQA, image_folder, questions
 import pytest
-from aligngpt.evaluation.tasks import TASKS, check_release, clean_rest, doubts, get_task, given_answers, judge_calls, list_tasks, load_task, read_seen, score, score_answers, submit
+from aligngpt.evaluation.tasks import GRADERS, OURS, TASKS, check_release, clean_rest, doubts, get_task, given_answers, judge_calls, list_tasks, load_task, read_seen, score, score_answers, submit
 
 
 def test_get_task():
@@ -247,6 +247,14 @@ TASK = Task('wings', grade=grade)
             f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+
+
+def test_Grader():
+    # nbs/evaluation/11_tasks.ipynb #grader04
+    test_eq(GRADERS.keys() - TASKS.keys(), set())
+    assert all(g.instead and (g.source or 'could not be checked' in g.since) for g in GRADERS.values())
+    test_eq((str(OURS), str(GRADERS['vizwiz'])),
+            ('this program', 'EvalAI, challenge 2185: closed, reported on 2025-12-19'))
 
 
 def test_list_tasks():
