@@ -83,9 +83,9 @@ _INSTRUCTION = re.compile('|'.join(re.escape(s.strip()) for s in (SHORT, LETTER,
 
 # %% ../../nbs/evaluation/18_leaks.ipynb #c613bb64
 KNOWN = (('COCO train2017 holds most of val2014', r'(^|/)(coco|train2017|train2014)/',
-          r'COCO_val2014|val2014/|^\d{12}\.'),
+          r'COCO_val2014|val2014/|(^|/)\d{12}\.'),
          ('Visual Genome and GQA are made of COCO pictures', r'(^|/)(vg|VG_100K(_2)?|gqa)/',
-          r'COCO_|val2014/|^\d{12}\.'),
+          r'COCO_|val2014/|(^|/)\d{12}\.'),
          ("one collection: TextVQA's training pictures", r'(^|/)(textvqa|textcaps)/', r'^[0-9a-f]{16}\.'),
          ("one collection: GQA's training pictures", r'(^|/)gqa/',
           r'^n?\d+\.')) # why, where in training, which picture

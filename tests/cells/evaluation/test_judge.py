@@ -218,7 +218,8 @@ def test_Agreement():
 
     # nbs/evaluation/06_judge.ipynb #agree004
     near = judge_agreement(generous, official)
-    assert near.ranks[0] < near.spearman < near.ranks[1] and near.spearman > .85 and near.shifts[0] < near.shift < near.shifts[1]
+    assert near.ranks[0] < near.spearman < near.ranks[1] and near.spearman > .85
+    assert near.shifts[0] < near.shift < near.shifts[1]
     same = judge_agreement(official, official)
     test_eq((round(same.spearman, 6), same.shift, same.shifts), (1., 0., (0., 0.)))
     test_eq(_ranks([3, 1, 3, 2]).tolist(), [3.5, 1., 3.5, 2.])

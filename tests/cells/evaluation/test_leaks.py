@@ -78,6 +78,7 @@ def test_known_overlap():
     # nbs/evaluation/18_leaks.ipynb #b62ac1d1
     test_eq([known_overlap(*p) for p in (('web/7.jpg', 'COCO_val2014_000000000007.jpg'),
                                          ('gqa/images/n7.jpg', 'n7.jpg'))], ['', ''])
+    assert known_overlap('coco/train2017/000000006040.jpg', 'existence/000000006040.jpg').startswith('COCO')
     assert known_overlap('vg/VG_100K/7.jpg', 'COCO_val2014_000000000007.jpg').startswith('Visual Genome')
     assert known_overlap('textvqa/train_images/0123456789abcdef.jpg', 'fedcba9876543210.jpg').startswith('one collection')
 

@@ -222,7 +222,8 @@ TASK = Task('wings', grade=grade)
     test_close(circular.details['interval']['error'], 100*np.std([0, 0, 1, 1], ddof=1)/2, 1e-3)
 
     # nbs/evaluation/11_tasks.ipynb #clnrst05
-    (mmb/'seen.json').write_text(json.dumps(dict(benchmarks=dict(mmbench=dict(pictures=[Files(TASKS['mmbench'], mmb).questions[0].picture])))))
+    first = Files(TASKS['mmbench'], mmb).questions[0].picture
+    (mmb/'seen.json').write_text(json.dumps(dict(benchmarks=dict(mmbench=dict(pictures=[first])))))
     part = score_answers(Files(TASKS['mmbench'], mmb), mmb/'said.jsonl', Options(without=str(mmb/'seen.json')))
     test_eq((part.headline, part.details['clean']['headline'], part.details['clean']['pictures']), (50., 66.67, 3))
     assert '66.67 on the 3 pictures' in str(part)
