@@ -97,6 +97,7 @@ def test_control_run():
     score_run(run)
     controls = {name: control_run(model, processor, run, name, tmp/'said.csv') for name in CONTROLS}
     scores = {name: score_run(r).headline for name,r in dict(run=run, **controls).items()}
+    scores
 
     # nbs/evaluation/17_controls.ipynb #3b564191
     test_eq((scores['run'], scores['blind']), (100., 25.)) # "Count to ten." needs no picture
@@ -134,6 +135,7 @@ def test_paired():
     predict(model, processor, run)
     score_run(run)
     controls = {name: control_run(model, processor, run, name, tmp/'said.csv') for name in CONTROLS}
+    scores = {name: score_run(r).headline for name,r in dict(run=run, **controls).items()}
 
     # nbs/evaluation/17_controls.ipynb #c5a9b8b2
     blind = paired(controls['blind'], run)
@@ -171,6 +173,7 @@ def test_Worth():
     predict(model, processor, run)
     score_run(run)
     controls = {name: control_run(model, processor, run, name, tmp/'said.csv') for name in CONTROLS}
+    scores = {name: score_run(r).headline for name,r in dict(run=run, **controls).items()}
 
     # nbs/evaluation/17_controls.ipynb #6f726aa1
     worths = [picture_worth(run, r) for r in controls.values()]
@@ -210,6 +213,7 @@ def test_diagnosis():
     predict(model, processor, run)
     score_run(run)
     controls = {name: control_run(model, processor, run, name, tmp/'said.csv') for name in CONTROLS}
+    scores = {name: score_run(r).headline for name,r in dict(run=run, **controls).items()}
 
     # nbs/evaluation/17_controls.ipynb #6f726aa1
     worths = [picture_worth(run, r) for r in controls.values()]
@@ -228,6 +232,7 @@ def test_diagnosis():
             found.append(picture_worth(mine, other))
         return [w.says() for w in found], diagnosis(found)
     dead = deepcopy(model)
+    for p in dead.model.projector.parameters(): torch.nn.init.zeros_(p)
     told(dead, 'dead')
 
     # nbs/evaluation/17_controls.ipynb #f71d24cb
