@@ -20,7 +20,7 @@ from .intervals import Interval, Sums, difference
 from .questions import Question, Task
 from .report import results_of
 from .rows import ID_NAMES, named, read_rows
-from .run import AskSettings, Run, known_answers, predict, whole_lines
+from .run import Run, known_answers, predict, whole_lines
 from .tasks import sums_of
 
 # %% ../../nbs/evaluation/17_controls.ipynb #5d8ed35b

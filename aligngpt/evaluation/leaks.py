@@ -9,24 +9,22 @@ __all__ = ['KNOWN', 'Benchmark', 'benchmarks_of', 'plain_words', 'known_overlap'
 import base64, re, unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..core.errors import AlignGPTError, BadRecord, os_errors
+from ..core.errors import AlignGPTError, BadRecord
 from ..core.files import atomic_path, inside, own_folder, write_json
 from ..core.markup import escape, html_page, picture_tag
 from ..core.pictures import decode_image
 from ..data.containers import PICTURES
-from ..data.images import Sources, as_sources
-from ..data.prints import Copy, Prints, find_copies
+from ..data.images import as_sources
+from ..data.prints import Prints, find_copies
 from ..data.selection import write_left_out
 from ..text.conversation import IMAGE
 from .benchmarks import LETTER, LETTER_CN, SHORT
-from .questions import Files, Question
-from .tasks import TASKS, images_of, read_seen
+from .questions import Files
+from .tasks import TASKS, images_of
 
 # %% ../../nbs/evaluation/18_leaks.ipynb #ef459b09
 @dataclass

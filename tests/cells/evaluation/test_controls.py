@@ -11,7 +11,7 @@ from aligngpt.evaluation.intervals import Interval, Sums, difference
 from aligngpt.evaluation.questions import Question, Task
 from aligngpt.evaluation.report import results_of
 from aligngpt.evaluation.rows import ID_NAMES, named, read_rows
-from aligngpt.evaluation.run import AskSettings, Run, known_answers, predict, whole_lines
+from aligngpt.evaluation.run import Run, known_answers, predict, whole_lines
 from aligngpt.evaluation.tasks import sums_of
 from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile, time, torch
@@ -20,7 +20,7 @@ from IPython.display import Markdown
 from aligngpt.core.pictures import open_picture
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.report import markdown_table
-from aligngpt.evaluation.run import score_run
+from aligngpt.evaluation.run import AskSettings, score_run
 from aligngpt.evaluation.controls import *
 import pytest
 from aligngpt.evaluation.controls import CONTROLS, Control, Worth, control_run, diagnosis, keep_worths, make_captions, paired, picture_worth, read_captions, same_answers

@@ -3,29 +3,30 @@
 import base64, re, unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-import numpy as np
-from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
+from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import atomic_path, inside, own_folder, write_json
 from aligngpt.core.markup import escape, html_page, picture_tag
 from aligngpt.core.pictures import decode_image
 from aligngpt.data.containers import PICTURES
-from aligngpt.data.images import Sources, as_sources
-from aligngpt.data.prints import Copy, Prints, find_copies
+from aligngpt.data.images import as_sources
+from aligngpt.data.prints import Prints, find_copies
 from aligngpt.data.selection import write_left_out
 from aligngpt.text.conversation import IMAGE
 from aligngpt.evaluation.benchmarks import LETTER, LETTER_CN, SHORT
-from aligngpt.evaluation.questions import Files, Question
-from aligngpt.evaluation.tasks import TASKS, images_of, read_seen
+from aligngpt.evaluation.questions import Files
+from aligngpt.evaluation.tasks import TASKS, images_of
 from fastcore.test import *
-import easy_vqa, io, json, random, shutil, tempfile
+import json, numpy as np, random, shutil, tempfile
 from IPython.display import HTML
 from PIL import Image, ImageDraw
 from aligngpt.data.records import Records
 from aligngpt.data.selection import Selection
 from aligngpt.evaluation.leaks import *
+from aligngpt.data.images import Sources
+from aligngpt.evaluation.tasks import read_seen
 import pytest
 from aligngpt.evaluation.leaks import benchmarks_of, hold_against, known_overlap, plain_words
 
