@@ -35,6 +35,8 @@ _Top = Annotated[float, typer.Option(min=0, max=1, show_default=False, help=
 _Least = Annotated[Optional[float], typer.Option(show_default=False, help=
     'Only records with at least this value of the column `--by`.')]
 _By = Annotated[str, typer.Option(help='Column of numbers for `--top` and `--least`.')]
+_Leave = Annotated[Optional[Path], typer.Option('--without', show_default=False, help=
+    'Leave out the rows of this list, which an audit has written.')]
 _Ids = Annotated[str, typer.Option(show_default=False, help=
     "Only the records whose `uid` is in this file of DataComp's (.npy).")]
 
@@ -145,6 +147,18 @@ def audit_command(
         'As filter: the lowest rating that stays.')]=None,
     rating_scale:Annotated[str, typer.Option(show_default=False, help='Lowest and highest rating: 1-5.')]='',
     unrated:Annotated[str, typer.Option(help='Turns that nobody rated: error or keep.')]='error',
+    without:_Leave=None,
+    against:Annotated[Optional[Path], typer.Option(show_default=False, help=
+        "Folder of benchmarks, such as playground/data/eval: find copies and near copies of their pictures, and their "
+        'questions, instead of the usual look.')]=None,
+    clip:Annotated[Optional[str], typer.Option(show_default=False, help=
+        'With `--against`: a CLIP or SigLIP that has to agree where a copy is less than certain.')]=None,
+    needs_picture:Annotated[bool, typer.Option('--needs-picture', help=
+        'Rank the records by what the picture does for the answer, by `--model`, instead of the usual look.')]=False,
+    model:Annotated[Optional[str], typer.Option(show_default=False,
+                                                help='For `--needs-picture`: a run or a checkpoint.')]=None,
+    batch_size:Annotated[int, typer.Option(min=2, help='For `--needs-picture`: records at a time.')]=16,
+    device:Device='auto', dtype:DType='auto',
     workers:Annotated[Optional[int], typer.Option(min=0, help='Processes; by default all cores.')]=None,
 ):
     "Look at every record, picture and sample before training; exit code 1 if training would not be safe."
@@ -158,11 +172,47 @@ def audit_command(
     n, part = (int(levels), '') if levels.isdigit() else (8, levels)
     if n < 2: raise typer.BadParameter('there are 2 levels at least; a single one is written as in 1-1')
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format,
-                      similarity=similarity, select=Selection(part, top, least, by, ids),
+                      similarity=similarity, select=Selection(part, top, least, by, ids, str(without or '')),
                       ratings=Ratings(ratings, rating_as, rating_of, rating_least, rating_scale, unrated))
+    if model and not needs_picture: raise typer.BadParameter('it is for --needs-picture', param_hint='--model')
+    if clip and not against: raise typer.BadParameter('it is for --against', param_hint='--clip')
+    bad = _tell_leaks(sources, against, out, workers, clip, device, dtype) if against else 0
+    if needs_picture: _tell_needs(sources, out, max_length, batch_size, model, device, dtype)
+    if against or needs_picture: raise typer.Exit(int(bad > 0))
     report = audit(sources, None, out, processor, max_length, n, workers)
     echo(f"{report}\n{store_address(out) or out}/report.html")
     raise typer.Exit(report.exit_code)
+
+# %% ../../nbs/cli/02_data.ipynb #cliagn02
+def _tell_leaks(sources, folder, out, workers, clip, *how):
+    "Hold data against benchmarks; how many leaks there are."
+    from aligngpt.evaluation.leaks import hold_against
+    leaks = hold_against(sources, folder, out, _by_encoder(clip, *how) if clip else None,
+                         2 if workers is None else workers or 1)
+    echo(f'{leaks}\n{out}/against.html; to be left out: {out}/leave-out.jsonl; for --without of eval: {out}/seen.json')
+    return len(leaks.leaks)
+
+def _by_encoder(clip, device, dtype):
+    "Are two pictures of one thing, by a dual encoder?"
+    from aligngpt.core.devices import quiet_libraries
+    from aligngpt.levels.alignment import DualEncoder
+    quiet_libraries()
+    encoder = DualEncoder.from_pretrained(clip, device, dtype)
+    def alike(*pictures):
+        vectors = encoder.picture_vectors(pictures)
+        return float(vectors[0] @ vectors[1]) >= .85
+    return alike
+
+def _tell_needs(sources, out, max_length, batch_size, model, device, dtype):
+    "Rank records by what their picture does."
+    from aligngpt.checkpoints.layouts import open_model
+    from aligngpt.core.devices import quiet_libraries
+    from aligngpt.data.needs import needs_verdict, picture_needs
+    if not model: raise typer.BadParameter('name a run or a checkpoint', param_hint='--model')
+    quiet_libraries()
+    records, images = sources.open(n_levels=2**31)
+    rows = picture_needs(*open_model(model, device, dtype), records, images, out, max_length, batch_size)
+    echo(f'{needs_verdict(rows)}\n{out}/needs.html; all rows: {out}/needs.jsonl; to be left out: {out}/leave-out.jsonl')
 
 # %% ../../nbs/cli/02_data.ipynb #clisel02
 def select_command(
@@ -170,6 +220,7 @@ def select_command(
     out:Annotated[Path, typer.Option(
         help="What to write: .npy, the ids of DataComp (the data need a `uid`); .json or .jsonl, the records.")],
     levels:Annotated[str, typer.Option(show_default=False, help='Only these levels, as in 4-7.')]='',
+    without:_Leave=None,
     top:_Top=0., least:_Least=None, by:_By='similarity', ids:_Ids='',
     format:_Format=None, similarity:_Similarity=None, policy:_Policy='error', cap:_Cap=0.01,
 ):
@@ -177,10 +228,11 @@ def select_command(
     from aligngpt.data.images import Sources
     from aligngpt.data.selection import Selection
     from aligngpt.levels.columns import export_part, select_ids
-    select = Selection(levels, top, least, by, ids)
-    if not select: raise typer.BadParameter('say which: --levels, --top, --least or --ids')
+    select = Selection(levels, top, least, by, ids, str(without or ''))
+    if not select: raise typer.BadParameter('say which: --levels, --top, --least, --ids or --without')
     if out.suffix not in ('.npy', '.json', '.jsonl'):
         raise typer.BadParameter(f'{out}: expected .npy, .json or .jsonl')
+    if without and out.suffix == '.npy': raise typer.BadParameter('a list of rows chooses records: .json or .jsonl')
     sources = Sources(data, format=format, similarity=similarity, policy=policy, cap=cap, select=select)
     done = (select_ids(sources.files, select, out) if out.suffix == '.npy'
             else export_part(sources.open(n_levels=2**31, quiet=True)[0], out))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JudgeURL', 'JudgeModel', 'JudgeKey', 'JudgeJobs', 'JudgeRetries', 'JudgeTimeout', 'JudgePrice', 'Rounds', 'Yes',
            'hire', 'agreed', 'folders_of', 'check_files', 'table_text', 'list_files', 'compare_command', 'power_table',
-           'ask_tasks', 'eval_command', 'score_command', 'register_eval']
+           'controls_of', 'ask_tasks', 'eval_command', 'score_command', 'register_eval']
 
 # %% ../../nbs/cli/04_evaluate.ipynb #0e794e76
 from pathlib import Path
@@ -132,8 +132,14 @@ def _listed(tasks, data):
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task, list_tasks
     if tasks in ('all', ''): return table_text(list_tasks(data, list(TASKS)), 'task')
-    return '\n\n'.join(table_text(Files(get_task(n), d, must_exist=False).table(), n)
+    return '\n\n'.join(table_text(Files(get_task(n), d, must_exist=False).table(), n) + _graded_by(n)
                        for n,d in folders_of(tasks, data).items())
+
+def _graded_by(name):
+    "Who grades a task, what to use instead, and where that is said."
+    from aligngpt.evaluation.tasks import GRADERS
+    if not (g := GRADERS.get(name)): return ''
+    return f'\n\n{g}. Use {g.instead}.' + f' Source: {g.source}'*bool(g.source)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #b3c40005
 def compare_command(
@@ -159,6 +165,21 @@ def power_table(
     if out is None: raise typer.BadParameter('name the folder of an evaluation with --out', param_hint='--power')
     if rows := power_rows(scores_of(out), gap): return table_text(rows, f'a difference of {gap:g}')
     raise AlignGPTError(f'{out}: no score with an interval', 'let an evaluation with all its questions end there')
+
+def controls_of(
+    names:str, # as in 'blind,shuffled'
+    captions:Path|None=None, # file of captions
+)->list[tuple]: # (name, captions) of each
+    "The controls that are asked for."
+    from aligngpt.core.values import read_value
+    from aligngpt.evaluation.controls import CONTROLS
+    named = read_value(names, list[str], 'control') if names else []
+    for n in named:
+        if n not in CONTROLS:
+            raise typer.BadParameter(f'{n!r}: expected {", ".join(CONTROLS)}', param_hint='--control')
+    if captions and 'caption' not in named:
+        raise typer.BadParameter('captions are for --control caption', param_hint='--captions')
+    return [(n, captions) for n in named]
 
 def ask_tasks(
     load:Callable, # () -> (model, processor)
@@ -213,6 +234,15 @@ _Compare = Annotated[Optional[tuple[Path, Path]],
 _Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
 _Power = Annotated[Optional[float], typer.Option(metavar='POINTS', help='How many pictures a difference of so many '
                                                  'points would need, by the scores in `--out`; nothing is asked.')]
+_Control = Annotated[str, typer.Option(show_default=False,
+                                       help='What is the picture worth? Ask again without it (blind), '
+                                       'with another (shuffled), with a text (caption): blind,shuffled,caption.')]
+_Captions = Annotated[Optional[Path], typer.Option(show_default=False,
+                                                   help='For the control caption: rows with image and '
+                                                   'caption. Left out: the model describes the pictures itself.')]
+_Without = Annotated[Optional[Path], typer.Option(show_default=False,
+                                                  help='The seen.json of `aligngpt audit --against`: '
+                                                  'score what was not seen in training, too.')]
 _Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
                                                     'folder; one that a person wrote stays.')]
 
@@ -231,6 +261,9 @@ def eval_command(
     compare:_Compare=None,
     page:_Page=Path('compare.html'),
     power:_Power=None,
+    control:_Control='',
+    captions:_Captions=None,
+    without:_Without=None,
     card:_Card=False,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
@@ -256,7 +289,8 @@ def eval_command(
                          price=judge_price)
     ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
               hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and checkpoint_folder(run), model_id=name,
-              batch_size=batch_size, limit=limit, on_missing_image=on_missing_image, lenient=lenient, alignment=level)
+              controls=controls_of(control, captions), batch_size=batch_size, limit=limit, without=str(without or ''),
+              on_missing_image=on_missing_image, lenient=lenient, alignment=level)
 
 # %% ../../nbs/cli/04_evaluate.ipynb #6dde77fb
 _Task = Annotated[str, typer.Argument(help='A benchmark, a question file, or a Python file that defines a Task.')]
@@ -270,6 +304,10 @@ _Sensible = Annotated[bool, typer.Option('--lenient', help='Go on where the offi
 _AsIs = Annotated[bool, typer.Option('--as-is', help='Take the file as the official script does: paired by position, '
                                                      'repeats and all.')]
 _Rule = Annotated[str, typer.Option(help='MMBench: whose matching, `published`, `2024-06` or `2026-08`.')]
+_Agreement = Annotated[Optional[Path],
+                       typer.Option(show_default=False, rich_help_panel='Judge',
+                                    help='Recorded reviews or grades of the same answers, by the official judge: '
+                                         'how far does `--judge` agree with them?')]
 _Replies = Annotated[Optional[list[Path]],
                      typer.Option(help='What a judge said: recorded replies, reviews or grades; several are rounds.',
                                   rich_help_panel='Judge')]
@@ -285,6 +323,20 @@ def _hired(boss, yes, files, predictions):
     echo(estimate, err=True)
     if estimate.calls and not agreed(yes)(estimate): raise typer.Exit(1)
     return judge
+
+def _agree(files, report, path):
+    "Say how far a judge agrees with recorded reviews."
+    from dataclasses import asdict
+    from aligngpt.core.errors import AlignGPTError
+    from aligngpt.evaluation.judge import judge_agreement
+    from aligngpt.evaluation.questions import Options
+    from aligngpt.evaluation.tasks import score_answers
+    if not files.task.judged:
+        raise AlignGPTError(f'{files.task.name} needs no judge: --agreement is of no use', 'leave it out')
+    official = score_answers(files, None, Options([path]))
+    found = judge_agreement(files.task.points(report.results), files.task.points(official.results))
+    report.details['agreement'] = asdict(found)
+    echo(found)
 
 def _tell(report, lenient, predictions):
     "The score and the notes; of a part of the answers an error, unless a part is wanted."
@@ -310,7 +362,9 @@ def score_command(
     lenient:_Sensible=False,
     as_is:_AsIs=False,
     rule:_Rule='published',
+    without:_Without=None,
     replies:_Replies=None,
+    agreement:_Agreement=None,
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
     yes:Yes=False,
@@ -335,8 +389,9 @@ def score_command(
             raise AlignGPTError(f'{task} needs no judge: --replies is of no use', 'leave it out')
         hired = replies or predictions and _hired(hire(boss, predictions.with_suffix('.judge.jsonl'), rounds), yes,
                                                   files, predictions)
-        options = Options(hired, lenient, rule=rule, tidy=not as_is)
+        options = Options(hired, lenient, rule=rule, tidy=not as_is, without=str(without or ''))
         report = score_answers(files, predictions, options)
+        if agreement: _agree(files, report, agreement)
     except AlignGPTError as e: _write_failure(json, task, e); raise
     if json is not None: report.save(json)
     _tell(report, lenient, predictions or replies[0])

@@ -31,6 +31,7 @@ OWN = dict(
     least=(float, 'Only records with at least this value of the column `--by`.'),
     by=(str, 'Column of numbers for `--top` and `--least`. Default: similarity.'),
     ids=(str, "Only the records whose `uid` is in this file of DataComp's (.npy)."),
+    without=(str, 'Leave out the rows of this list, which an audit has written.'),
     ratings=(str,
              'Column with ratings of turns, or several with weights, as in `relevance_ratings=2,formatting_ratings`.'),
     rating_as=(str, "What ratings do: 'level' (forced alignment), 'weight' (of the loss) or 'filter'."),

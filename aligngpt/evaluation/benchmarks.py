@@ -103,6 +103,14 @@ def _check_rows_for(key):
 # %% ../../nbs/evaluation/10_benchmarks.ipynb #080ebdeb
 def _skipping(files, path): return read_answers(path, skip_broken=True)
 
+def _vqav2_questions(files):
+    "LLaVA's questions, or those of the official file, with its names of pictures."
+    rows = question_rows(files['questions'])
+    if not rows or 'image_id' not in rows[0] or 'image' in rows[0]: return _asked(files)
+    split = read_json(files['questions']).get('data_subtype', 'val2014')
+    return [Question(r['question_id'], f'{r["text"]}\n{SHORT}', f'COCO_{split}_{int(r["image_id"]):012}.jpg',
+                     where=rows.where(i)) for i,r in enumerate(rows)]
+
 def _vqav2_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
     answers = _skipping(files, path)
@@ -138,7 +146,7 @@ def _vqav2_score(files, path, o):
                submission_empty_ids=[r['question_id'] for r in rows if r['answer'] == ''])
     annotations, why = _annotations_of(files, _vqav2_annotations, rows, 'question_id')
     if annotations is None: return out | dict(notes=notes + why)
-    return vqa.score_vqav2(annotations, rows) | out | dict(notes=notes + why, unlike=_OTHER_SPLIT)
+    return vqa.score_vqav2(annotations, rows) | out | dict(notes=notes + why, unlike=_OTHER_SPLIT, label='val')
 
 # %% ../../nbs/evaluation/10_benchmarks.ipynb #b1e9b8e2
 VQAV2 = Task(
@@ -146,12 +154,13 @@ VQAV2 = Task(
     title='VQAv2',
     metric='VQA accuracy, percent',
     needs=dict(
-        questions=need('asking', 'llava_questions.jsonl', 'llava_vqav2_mscoco_test-dev2015.jsonl'),
-        images=need('asking', 'images', 'test2015'),
+        questions=need('asking', 'llava_questions.jsonl', 'llava_vqav2_mscoco_test-dev2015.jsonl',
+                       'v2_OpenEnded_mscoco_val2014_questions.json'),
+        images=need('asking', 'images', 'test2015', 'val2014'),
         split=need('scoring', 'llava_vqav2_mscoco_test2015.jsonl', optional=True),
         annotations=need('scoring', 'annotations.json', 'v2_mscoco_val2014_annotations.json', optional=True),
     ),
-    questions=_asked,
+    questions=_vqav2_questions,
     score=_vqav2_score,
     headline=lambda r: r.get('overall'),
     points=_percent('per_question'),
@@ -165,16 +174,30 @@ VQAV2 = Task(
 )
 
 # %% ../../nbs/evaluation/10_benchmarks.ipynb #c571ca40
+_UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+
+def _vizwiz_questions(files):
+    "LLaVA's questions, or those of the official val.json, which are known by their picture."
+    path = files['questions']
+    if path.suffix == '.jsonl': return list(question_rows(path, image=str))
+    rows = check_rows(read_json(path), dict(image=str, question=str), path)
+    return [dict(question_id=r['image'], image=r['image'], text=r['question'] + _UNANSWERABLE + SHORT) for r in rows]
+
+def _vizwiz_asked(files):
+    if files['questions'].suffix == '.jsonl': return _asked(files)
+    return [Question(r['question_id'], r['text'], r['image'], where=f'{files["questions"]}, entry {i}')
+            for i,r in enumerate(_vizwiz_questions(files), 1)]
+
 def _vizwiz_read(files, path):
     "Answers by question, even if the file has them by image."
     if isinstance(path, Answers): return path
     answers = read_answers(path, skip_broken=True, ids=(*ID_NAMES, 'image'))
-    ids = {q['image']: q['question_id'] for q in question_rows(files['questions'], image=str)}
+    ids = {q['image']: q['question_id'] for q in _vizwiz_questions(files)}
     return answers.alike(r | dict(question_id=ids.get(r['question_id'], r['question_id'])) for r in answers)
 
 def _vizwiz_rows(files, path, o):
     "The rows of the submission, and notes about the answers."
-    answers, questions = _vizwiz_read(files, path), question_rows(files['questions'], image=str)
+    answers, questions = _vizwiz_read(files, path), _vizwiz_questions(files)
     if (rows := _submission(answers, ('image', 'answer'))) is not None: return rows, []
     notes = answers.notes(q['question_id'] for q in questions)
     return vqa.submit_vizwiz(questions, answers.texts(), o.lenient), notes
@@ -190,7 +213,7 @@ def _vizwiz_score(files, path, o):
     older = vqa.score_vizwiz(annotations, rows, leave_one_out=False)
     older = {k: older[k] for k in ('overall', 'per_answer_type')}
     return (vqa.score_vizwiz(annotations, rows) | out
-            | dict(older_api_without_leave_one_out=older, notes=notes, unlike=_OTHER_SPLIT))
+            | dict(older_api_without_leave_one_out=older, notes=notes, unlike=_OTHER_SPLIT, label='val'))
 
 # %% ../../nbs/evaluation/10_benchmarks.ipynb #67f2cd12
 VIZWIZ = Task(
@@ -198,11 +221,11 @@ VIZWIZ = Task(
     title='VizWiz',
     metric='VQA accuracy, percent',
     needs=dict(
-        questions=need('asking', 'questions.jsonl', 'llava_test.jsonl'),
-        images=need('asking', 'images', 'test'),
+        questions=need('asking', 'questions.jsonl', 'llava_test.jsonl', 'val.json'),
+        images=need('asking', 'images', 'test', 'val'),
         annotations=need('scoring', 'annotations.json', 'val.json', optional=True),
     ),
-    questions=_asked,
+    questions=_vizwiz_asked,
     score=_vizwiz_score,
     headline=lambda r: r.get('overall'),
     points=_percent('per_image'),
@@ -210,7 +233,7 @@ VIZWIZ = Task(
     submit=lambda f,p,o: _vizwiz_rows(f, p, o)[0],
     check=_check_rows_for('image'),
     truth=_truth(lambda f: {a['image']: _common_human(a) for a in _vizwiz_annotations(f)}, lambda q: q.image),
-    asked=_asked_ids,
+    asked=lambda f: {q['question_id']: True for q in _vizwiz_questions(f)},
     read=_vizwiz_read,
     published_as='test, from the server',
     published=published(54.2, 56.4, 50.0, 53.6),
@@ -481,13 +504,14 @@ def _mme_asked(files):
 
 def _mme_terms(files, results):
     "Right answers, questions, both right, pictures, of each picture in its subtask's place."
-    hits, pictures = results['correct'], {}
+    hits, pictures, names = results['correct'], {}, {}
     for q in files.questions:
+        names[q.id] = q.picture or q.id
         if (name := f'{q.id} | {q.prompt}') in hits: pictures.setdefault(q.id, []).append(hits[name])
     def row(id_, own):
         mine = sum(own), len(own), all(own), 1
         return [x for s in yesno.PERCEPTION for x in (mine if s == id_.split('/')[0] else (0, 0, 0, 0))]
-    return [(i, row(i, own)) for i,own in pictures.items()]
+    return [(names[i], row(i, own)) for i,own in pictures.items()]
 
 def _mme_truth(files):
     labels = yesno.read_mme_labels(files['annotations'])
@@ -514,6 +538,7 @@ MME = Task(
     row_key=lambda r: yesno.mme_key(r['question_id'], r.get('prompt', '')),
     read=lambda files, path: yesno.read_mme_answers(path),
     terms=_mme_terms,
+    kind=lambda q: str(q.id).split('/')[0],
     of=subtasks_of,
     most=2000.,
     published_as='perception',
@@ -549,8 +574,10 @@ def _mmbench_score(files, path, o):
     said = {r['index']: texts[r['index']] for r in rows if r['index'] in texts}
     scores = choice.score_mmbench(rows, said, o.rule) if all(r.get('answer') for r in rows) else {}
     name = files['annotations'].name
-    if o.rule == '2026-08': scores |= dict(unlike='the published figures follow the rule of 2024-06')
-    if re.search('TEST|V11', name): scores |= dict(unlike=f'{name}: the published figures are of the first dev split')
+    if o.rule == '2026-08': scores |= dict(unlike='the published figures follow the rule of 2024-06',
+                                          label='rule of 2026-08')
+    if re.search('TEST|V11', name): scores |= dict(unlike=f'{name}: the published figures are of the first dev split',
+                                                      label=Path(name).stem.removeprefix('MMBench_'))
     notes = answers.notes(r['index'] for r in rows)
     if not scores: notes.append('no answers in the table: the score comes from the server')
     return scores | dict(submission=_mmbench_upload(rows, said), notes=notes)
@@ -681,6 +708,14 @@ def _by(judges_, one):
     "What the rounds were made of, for the report."
     return dict(judge=', '.join(dict.fromkeys(one(j) for j in judges_)))
 
+def _other_judge(given, official):
+    "What to say of a judge that is not the published figures'; nothing of a file, which may be of any."
+    other = sorted({_judge_name(j) for j in given if not isinstance(j, (str, Path))} - {official})
+    live = [j for j in given if getattr(getattr(j, 'settings', None), 'model', '')]
+    if not live or not other: return {}
+    return dict(unlike=f'judge {", ".join(other)}: the published figures are by {official}',
+                label=f'judge {", ".join(other)}')
+
 def _judge_name(j):
     "A judge in a word: its file or its model."
     return Path(j).name if isinstance(j, (str, Path)) else str(getattr(getattr(j, 'settings', None), 'model', '') or
@@ -729,7 +764,8 @@ def _llava_bench_score(files, path, o):
                    and not all(0 <= x <= 10 for x in t)})
     if wild: notes = notes + [f'{len(wild)} reviews have scores outside of 0 to 10, which count as they are: '
                               f'{some(wild)}; look at them']
-    return judges.over_rounds(results, _relative) | _by(given, _judge_name) | dict(notes=notes)
+    return (judges.over_rounds(results, _relative) | _by(given, _judge_name) | dict(notes=notes)
+            | _other_judge(given, files.task.judge_model))
 
 def _relative(results): return results['summary']['all']['relative_score'] if 'summary' in results else None
 
@@ -823,7 +859,8 @@ def _mm_vet_score(files, path, o):
             results += recorded; notes += odd; continue
         calls = calls or _mm_vet_calls(files, path)[0]
         results.append(judges.score_mm_vet(data, calls, j))
-    return judges.over_rounds(results, _total) | out | _by(given, _judge_name) | dict(notes=notes)
+    return (judges.over_rounds(results, _total) | out | _by(given, _judge_name) | dict(notes=notes)
+            | _other_judge(given, files.task.judge_model))
 
 def _total(results): return results['capabilities']['total'] if 'capabilities' in results else None
 

@@ -123,7 +123,10 @@ def difference(
         raise AlignGPTError('the runs are about other pictures', 'compare answers to the same questions')
     order = [here[p] for p in after.pictures]
     error = standard_error(influence(after) - influence(before)[order])
-    return _between(after.value - before.value, error, len(order), -math.inf, math.inf)
+    gain, n = after.value - before.value, len(order)
+    if error or math.isinf(after.high): return _between(gain, error, n, -math.inf, math.inf)
+    rare = (after.high - after.low)*(1 - .025**(1/n)) # nothing varies: other pictures might, if rarely
+    return Interval(gain, error, gain - rare, gain + rare, n)
 
 def verdict(
     i:Interval, # of a difference

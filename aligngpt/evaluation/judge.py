@@ -6,7 +6,8 @@
 __all__ = ['LLAVA_BENCH_SYSTEM', 'AGAIN', 'Call', 'user', 'Replies', 'ask_all', 'llava_bench_message', 'llava_bench_calls',
            'parse_review', 'relative_scores', 'summarise_reviews', 'score_llava_bench', 'mm_vet_calls', 'parse_grade',
            'mm_vet_grade', 'summarise_grades', 'score_mm_vet', 'read_mm_vet_header', 'is_recorded', 'read_reviews',
-           'read_grades', 'over_rounds', 'JudgeSettings', 'Judge', 'Estimate', 'estimate_rounds']
+           'read_grades', 'over_rounds', 'Agreement', 'judge_agreement', 'JudgeSettings', 'Judge', 'Estimate',
+           'estimate_rounds']
 
 # %% ../../nbs/evaluation/06_judge.ipynb #2a26d00c
 import hashlib, json, math, os, random, re, threading, urllib.error, urllib.parse, urllib.request
@@ -20,6 +21,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import read_json
+from .intervals import student
 from .rows import ID_NAMES, TEXT_NAMES, named, read_rows
 from .text import plain_id, some
 
@@ -379,6 +381,44 @@ def over_rounds(
     spread = dict(rounds=len(heads), headlines=heads, mean=round(fmean(heads), 1), std=round(pstdev(heads), 2),
                   min=min(heads), max=max(heads))
     return _middle(results) | dict(spread=spread)
+
+# %% ../../nbs/evaluation/06_judge.ipynb #agree002
+def _ranks(x):
+    "Ranks from 1; equal values share theirs."
+    import numpy as np
+    _, group, n = np.unique(np.asarray(x, float), return_inverse=True, return_counts=True)
+    return (n.cumsum() - (n - 1)/2)[group]
+
+@dataclass
+class Agreement:
+    "How far two judges agree about the same answers."
+    answers:int # that both judged
+    spearman:float # correlation of ranks; NaN where one gives everybody the same
+    ranks:tuple # its 95% interval
+    shift:float # points out of 100 that the new one gives more
+    shifts:tuple # its 95% interval
+
+    def __str__(self):
+        return (f'agreement on {self.answers:,} answers: Spearman {self.spearman:.2f} ({self.ranks[0]:.2f} to '
+                f'{self.ranks[1]:.2f}), mean shift {self.shift:+.1f} points of 100 ({self.shifts[0]:+.1f} to '
+                f'{self.shifts[1]:+.1f})')
+
+def judge_agreement(
+    mine:dict, # name of a question -> points, 0 to 1
+    official:dict, # the same, of another judge
+)->Agreement:
+    "Compare two judges, answer by answer."
+    import numpy as np
+    both = [k for k in official if k in mine]
+    if (n := len(both)) < 4:
+        raise AlignGPTError(f'{n} answers were judged by both', 'take recorded reviews of the same answers')
+    a, b = (np.array([p[k] for k in both], float) for p in (mine, official))
+    with np.errstate(all='ignore'): r = float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+    z, e = math.atanh(max(-.9999, min(.9999, r))) if math.isfinite(r) else math.nan, 1.96*math.sqrt((1 + r*r/2)/(n - 3))
+    d = 100*(a - b)
+    half = student(n - 1)*float(d.std(ddof=1))/n**.5
+    shift = float(d.mean())
+    return Agreement(n, r, (math.tanh(z - e), math.tanh(z + e)), shift, (shift - half, shift + half))
 
 # %% ../../nbs/evaluation/06_judge.ipynb #b3e50004
 @dataclass(frozen=True)

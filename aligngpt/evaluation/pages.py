@@ -94,12 +94,25 @@ td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right} th:first
 figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:#777}
 .up{color:#0a7d33} .down{color:#b00020} main{display:block}"""
 
+def _control_parts(s):
+    "What the picture is worth, as HTML."
+    controls = s.get('controls', {})
+    if not controls: return []
+    def worth(i): return i and f'{i["value"]:.1f} ({i["low"]:.1f} to {i["high"]:.1f})'
+    kinds = dict.fromkeys(k for c in controls.values() for k in c['kinds'])
+    rows = {'all': {n: worth(c['worth']) for n,c in controls.items()}}
+    rows |= {k: {n: worth(c['kinds'].get(k)) for n,c in controls.items()} for k in kinds}
+    says = [*filter(None, [s.get('diagnosis')]), *(c['says'] for c in controls.values())]
+    return ['<h2>What the picture is worth</h2>', html_table(rows, 'points, 95% interval'),
+            f'<ul>{"".join(f"<li>{escape(x)}" for x in says)}</ul>']
+
 def _score_parts(run):
     "Score, notes and breakdowns, as HTML."
     s, parts = run.score, []
     if s.get('headline') is not None:
         rows = {run.name: s['headline']} | s.get('published', {})
         parts.append(html_table({m: {s['metric']: x} for m,x in rows.items()}, 'model'))
+    parts += _control_parts(s)
     if s.get('notes'): parts.append(f'<ul>{"".join(f"<li>{escape(x)}" for x in s["notes"])}</ul>')
     return parts + [f'<h2>{escape(name.replace("_", " "))}</h2>{html_table(rows)}'
                     for name,rows in breakdowns(s).items()]

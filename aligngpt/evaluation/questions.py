@@ -168,6 +168,7 @@ class Options:
     convert:bool = True  # VQAv2: clean the answers as for the upload
     columns:str = 'aligngpt' # MMBench: the upload's columns, or 'llava'
     rule:str = 'published' # MMBench: which toolkit's matching, see `MMBENCH_RULES`
+    without:str = '' # seen.json of an audit: score the rest of the pictures, too
     tidy:bool = False    # answers in the questions' order, equal repeats once; else as the official script takes them
 
 # %% ../../nbs/evaluation/09_questions.ipynb #849b882f
@@ -298,6 +299,7 @@ class Task:
     terms:Callable|None = None # (files, results) -> [(picture, numbers), ...] that add up to a score; default: `points`
     of:Callable = mean_of # (sums of these numbers) -> the headline
     most:float = 100.   # that a headline can be
+    kind:Callable = lambda q: q.category # question -> its kind, by which controls are told
 
     def __post_init__(self):
         for k,default in _defaults(self).items():

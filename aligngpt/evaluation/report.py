@@ -60,8 +60,15 @@ class ScoreReport:
     @property
     def doubt(self)->str: # '' where it is not known
         "The interval of the score, in words."
-        if not (i := self.details.get('interval')): return ''
-        return f", 95% interval {i['low']:.1f} to {i['high']:.1f} ({i['pictures']:,} pictures)"
+        if not (i := self.details.get('interval')): return self._clean
+        return f", 95% interval {i['low']:.1f} to {i['high']:.1f} ({i['pictures']:,} pictures){self._clean}"
+
+    @property
+    def _clean(self):
+        "The score of the pictures that were not seen in training, where that was asked for."
+        if not (c := self.details.get('clean')): return ''
+        if c['headline'] is None: return f"; too few of the pictures were not seen in training ({c['pictures']:,})"
+        return f"; {c['headline']} on the {c['pictures']:,} pictures not seen in training"
 
 def standing(
     saved:dict, # from a score.json without a headline
@@ -78,7 +85,8 @@ def results_of(
 
 # %% ../../nbs/evaluation/07_report.ipynb #60e16c44
 NO_GROUPS = ('published', 'manifest', 'per_question', 'per_image', 'correct', 'mapped', 'converted', 'tuples',
-             'grades', 'calls', 'submission', 'partial_results', 'interval')
+             'grades', 'calls', 'submission', 'partial_results', 'interval', 'controls',
+             'clean')
 
 def _num(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 

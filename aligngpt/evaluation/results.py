@@ -13,6 +13,7 @@ from typing import Callable
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, read_json, write_json
 from .benchmarks import MODELS
+from .controls import control_run, keep_worths, picture_worth
 from .intervals import Interval, pictures_needed, unpaired
 from .judge import Judge, estimate_rounds
 from .pages import error_page
@@ -44,13 +45,20 @@ def column_rows(
     "What each column is, ours and the published figures'."
     return {s['title']: {'metric': s['metric'] + ''.join(f', {x}' for x in _more(s)),
                          'published figures': s.get('published_as', '') if s['published'] else 'none to compare with',
-                         'questions': _of(s), **_doubt(s)} for s in scores.values()}
+                         'questions': _of(s), **_doubt(s), **_worths(s)} for s in scores.values()}
+
+def _worths(s):
+    "What the picture is worth, by each control."
+    def told(i): return i and f"{i['value']:.1f} ({i['low']:.1f} to {i['high']:.1f})"
+    return {f'worth of the picture, {n}': told(c['worth']) for n,c in s.get('controls', {}).items()}
 
 def _doubt(s):
     "The interval of a score, and the least difference to a published one that is more than noise."
     if not (i := s.get('interval')): return {}
     own = Interval(**i)
-    return {'95% interval': f'{own.low:.1f} to {own.high:.1f}',
+    clean = s.get('clean', {})
+    rest = f'{clean["headline"]} ({clean["pictures"]:,} pictures)' if clean.get('headline') is not None else ''
+    return {'95% interval': f'{own.low:.1f} to {own.high:.1f}', **({'not seen in training': rest} if clean else {}),
             'noise against a published figure': f'below {unpaired(own):.1f}' if s['published'] else ''}
 
 def _more(s):
@@ -133,14 +141,21 @@ def _extras(run):
     except AlignGPTError as e: return [f'no upload: {e.message}', page]
     return [f'for the server: {up}', page]
 
-def _evaluate_run(model, processor, run, judge, tell, agree):
-    "Ask, score, write upload and page of one task; None in all processes but the first, which speaks."
-    path = predict(model, processor, run)
-    if path is None: return None
-    report = score_run(run, _judge_of(run, judge, tell, agree))
-    tell(f'{report}    {path}')
-    for line in [*report.notes, *_extras(run)]: tell(f'  {line}')
-    return report
+def _evaluate_run(ask, run, score, controls):
+    "Ask, score, write upload and page of one task; the report and lines, None in all processes but the first."
+    path = predict(*ask, run)
+    report = None if path is None else score(run)
+    others = [control_run(*ask, run, *c) for c in controls]
+    if report is None: return None
+    said = _weighed(run, others, score) if others else []
+    return report, [f'{report}    {path}', *(f'  {line}' for line in [*said, *report.notes, *_extras(run)])]
+
+def _weighed(run, others, score):
+    "Score the controls, and say what the picture is worth."
+    for other in others: score(other)
+    worths = [picture_worth(run, other) for other in others]
+    keep_worths(run, worths)
+    return [*filter(None, [run.score.get('diagnosis')]), *(w.says() for w in worths)]
 
 # %% ../../nbs/evaluation/15_results.ipynb #d4560c6e
 def evaluate_all(
@@ -151,18 +166,23 @@ def evaluate_all(
     judge:Callable|None=None, # (task) -> a judge for it; None stops after the answers
     tell:Callable=print, # told what is ready
     agree:Callable=lambda estimate: True, # asked before a judge is paid
+    controls:list=(), # (name, file of captions or None) of each control, see `Control`
     **settings, # of `AskSettings`; `model_id` is what the model is called in the table
 )->dict: # task -> report; empty in all processes but the first
     "Ask, score, write uploads and pages; everything that is done already is kept."
     how, reports, failed = AskSettings(**settings), {}, []
     how = replace(how, weights=how.weights or weights_hash(model))
+    def score(run): return score_run(run, _judge_of(run, judge, tell, agree))
     for n, folder in tasks.items():
         run = Run.start(n, folder, out, how)
-        try: reports[run.task.name] = _evaluate_run(model, processor, run, judge, tell, agree)
+        try: done = _evaluate_run((model, processor), run, score, controls)
         except AlignGPTError as e:
             failed.append(e)
             if len(tasks) > 1: tell(f'{run.task.title}: {e.message}')
-    reports = {n: r for n,r in reports.items() if r is not None}
+            continue
+        if done is None: continue # another process speaks
+        reports[run.task.name], lines = done
+        for line in lines: tell(line)
     if reports: write_table(out, how.model_id)
     if failed: raise failed[0]
     return reports

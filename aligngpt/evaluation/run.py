@@ -119,6 +119,7 @@ class AskSettings:
     on_missing_image:str = 'error' # or 'skip', with a count
     alignment:Any = None # a level or mixture [N] for all questions; None lets the gate decide
     lenient:bool = False # go on where the official script stops, if there is a sensible way
+    without:str = '' # seen.json of an audit: score the rest of the pictures, too
     model_id:str = '' # written beside every answer
     weights:str = '' # `weights_hash` of the model, if it is known
     quiet:bool = False # no progress bar
@@ -135,6 +136,7 @@ class Run:
     data:Path # the task's files
     folder:Path # holds answers.jsonl, manifest.json, score.json
     how:AskSettings = AskSettings() # how it is asked
+    control:Any = None # a `Control`: what is shown instead of the pictures
 
     @cached_property
     def files(self)->Files:
@@ -229,6 +231,12 @@ def _plain_config(config):
     return {k: _plain_config(v) if isinstance(v, dict) else v for k,v in config.items()
             if k not in ('_name_or_path', 'transformers_version', 'history')}
 
+def _settings(run, skipped, model):
+    "The settings that answers depend on."
+    how, shown = run.how, run.control and dict(control=run.control.said)
+    return dict(max_new_tokens=run.task.max_new_tokens, alignment=how.alignment, skipped=skipped,
+                dtype=str(model.dtype)) | (shown or {})
+
 def manifest(
     model, # an AlignGPT model
     processor, # its processor
@@ -241,8 +249,7 @@ def manifest(
                 prompts=_hash([(q.id, q.user, q.picture) for q in run.asked]),
                 processor=_hash(processor.to_dict()), template=processor.template,
                 model=how.weights or weights_hash(model), config=_hash(_plain_config(model.config.to_dict())),
-                settings=dict(max_new_tokens=run.task.max_new_tokens, alignment=how.alignment, skipped=skipped,
-                              dtype=str(model.dtype)))
+                settings=_settings(run, skipped, model))
 
 def scorer_version(
     task:Task|None=None, # with its own code, if it is from a file
@@ -302,19 +309,24 @@ def ask_share(
 )->None: # the answers are in a file of this process
     "Ask what neither this process nor another has answered yet, and write it down."
     how, qs = run.how, [q for q in run.asked if q.key not in gone]
-    asks, by_name = [Ask(i, q.text, q.picture) for i,q in enumerate(qs)], {q.picture: q for q in qs}
+    asks, by_name = [Ask(i, *shown) for i,shown in enumerate(_shown(run, qs))], {q.picture: q for q in qs}
     n, share = window_size(asks, how.batch_size), _share(run, qs, known)
     file, before = AnswerFile(run.folder/'parts'/f'rank-{share.pieces.rank}.jsonl'), _stamp(run.answers)
     rules = ImageRules() if run.task.file else AS_STORED # one's own questions as in training
     parts = answers(model, processor, asks, lambda name: load_image(by_name[name], run.images, rules),
                     run.task.max_new_tokens, how.batch_size, n, how.alignment, share)
-    with progress(desc=run.task.title, total=len(qs), initial=len(share.done), unit='question',
+    title = f'{run.task.title}, {run.control.name}' if run.control else run.task.title
+    with progress(desc=title, total=len(qs), initial=len(share.done), unit='question',
                   disable=how.quiet or share.pieces.rank > 0) as bar:
         for part in parts:
             file.add([qs[i].row(t, run.manifest['model_id']) for i,t in part])
             share.done.update(i for i,_ in part)
             bar.update(len(share.done) - bar.n)
             if _stamp(run.answers) != before: return _tidy(run.folder) # the first process had all, too
+
+def _shown(run, qs):
+    "(words, picture) of each question."
+    return run.control(qs) if run.control else [(q.text, q.picture) for q in qs]
 
 def _share(run, qs, known):
     "What this process has to answer; it hears what others have, whole line by whole line."
@@ -361,7 +373,8 @@ def score_run(
     n, path = m['settings']['skipped'], run.folder/'score.json'
     path.unlink(missing_ok=True)
     check_answers(run.answers)
-    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or n > 0, tidy=True))
+    report = score_answers(run.files, run.answers, Options(judge, run.how.lenient or n > 0, tidy=True,
+                                                               without=run.how.without))
     notes = [f'{n} of {m["questions"]} questions had no image that can be read: '
              'their answers are empty, and count as such']*(n > 0)
     report = replace(report, notes=notes + report.notes,

@@ -90,10 +90,26 @@ def score(self:DualEncoder,
     with torch.inference_mode():
         images, texts = ({k:v.to(self.model.device, non_blocking=True) for k,v in batch[side].items()}
                          for side in ('images', 'texts'))
-        pixels = self._normalize(images['pixel_values']).to(self.model.dtype)
-        I = _pooled(self.model.get_image_features(**{**images, 'pixel_values':pixels}))
+        I = self._seen(images)
         T = _pooled(self.model.get_text_features(**texts))
         return torch.nn.functional.cosine_similarity(I.float(), T.float()).cpu()
+
+@patch
+def picture_vectors(self:DualEncoder,
+    images:list, # PIL images
+)->'torch.Tensor': # [n, width] float32, of length one
+    "What the encoder makes of pictures."
+    import torch
+    raw = dict(do_rescale=False, do_normalize=False) if self.late else {}
+    with torch.inference_mode():
+        inputs = {k: v.to(self.model.device) for k,v in self.image_processor(list(images), return_tensors='pt',
+            **raw).items()}
+        return torch.nn.functional.normalize(self._seen(inputs).float(), dim=-1).cpu()
+
+@patch
+def _seen(self:DualEncoder, images):
+    pixels = self._normalize(images['pixel_values']).to(self.model.dtype)
+    return _pooled(self.model.get_image_features(**{**images, 'pixel_values':pixels}))
 
 @patch
 def _normalize(self:DualEncoder, x):

@@ -47,7 +47,7 @@ _PARTS = ('core', 'text', 'model', 'data', 'levels', 'checkpoints', 'training', 
 _FREE = ('quiet', 'features', 'workers', 'trackers', 'keep', 'save_every', 'show', 'yes', 'judge_jobs',
          'judge_retries',
          'judge_timeout') # keys that change no result
-_MUST = 'data', 'images', 'scores', 'ids', 'predictions', 'replies' # keys whose paths must be there
+_MUST = 'data', 'images', 'scores', 'ids', 'without', 'captions', 'against', 'predictions', 'replies' # keys whose paths must be there
 _PATHS = *_MUST, 'folder', 'files', 'clip', 'llm', 'tower', 'model', 'run', 'processor', 'valid', 'src', 'drawings'
 _CACHE = 'features', # keys of folders that fill by themselves, and change no result
 _SHARED = 'pretrain', 'finetune', 'eval' # commands before which the file's own launcher stands
@@ -335,7 +335,8 @@ def _changes(job, out):
     old, now = known[0][1]['identity'], job.identity
     keys = [k for k in {**old['options'], **now['options']} if old['options'].get(k) != now['options'].get(k)]
     told = [_change(k, old['options'].get(k), now['options'].get(k)) for k in keys]
-    return '; '.join(told + [k for k in ('command', 'launcher', 'leaves', 'code') if old.get(k) != now[k]]) or 'another'
+    return '; '.join(told + [k for k in ('command', 'launcher', 'leaves', 'code')
+                             if old.get(k) != now[k]]) or 'another'
 
 def _change(key, was, now):
     "A change in words."

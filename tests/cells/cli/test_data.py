@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 import typer
 from aligngpt.core.markup import echo
 from fastcore.test import *
+from PIL import Image
 from typer.testing import CliRunner
 from aligngpt.data.archives import HEAD
 from aligngpt.cli.data import register_data

@@ -131,11 +131,44 @@ def test_register_eval():
     # nbs/cli/04_evaluate.ipynb #7a682904
     assert 'not comparable? alignment: None and 0' in shown and (tmp/'compare.html').exists()
 
+    # nbs/cli/04_evaluate.ipynb #clictl02
+    (tmp/'captions.csv').write_text('image,caption\nred.png,All red.\nblue.png,All blue.\n')
+    shown = say('eval', tmp/'toy', '--tasks', tmp/'colours.jsonl', '--out', tmp/'a', '--control',
+                'blind,shuffled,caption',
+                '--captions', tmp/'captions.csv', '--device', 'cpu')
+
+    # nbs/cli/04_evaluate.ipynb #clictl03
+    controls = json.loads((tmp/'a'/'colours'/'score.json').read_text())['controls']
+    test_eq([*controls], ['blind', 'shuffled', 'caption'])
+    assert 'without the picture: ' in shown and 'worth of the picture, blind' in (tmp/'a'/'results.md').read_text()
+    assert 'What the picture is worth' in (tmp/'a'/'colours'/'report.html').read_text()
+    for words, why in ((('--control', 'deaf'), 'expected blind, shuffled, caption'),
+                       (('--captions', tmp/'captions.csv'), 'captions are for')):
+        r = CliRunner().invoke(app, list(map(str,
+                                             ('eval', tmp/'toy', '--tasks', tmp/'colours.jsonl', '--out', tmp/'a',
+                                              *words))))
+        test_eq((r.exit_code, why in ' '.join(r.output.split())), (2, True))
+
     # nbs/cli/04_evaluate.ipynb #228a1965
     shown = say('eval', '--list', '--tasks', 'mm_vet', '--data', tmp)
 
     # nbs/cli/04_evaluate.ipynb #0ab699b7
     assert 'judge_replies.json' in shown and '| images |' in shown
+
+    # nbs/cli/04_evaluate.ipynb #cliagr02
+    def reviews(name, points):
+        "A file of reviews."
+        rows = [dict(question_id=i, tuple=[8, p], category='llava_bench_detail') for i,p in enumerate(points)]
+        (tmp/name).write_text('\n'.join(map(json.dumps, rows)))
+        return tmp/name
+    mine, official = reviews('mine.jsonl', (7, 6, 9, 4, 5, 8)), reviews('official.jsonl', (6, 5, 8, 3, 5, 6))
+    shown = say('score', 'llava_bench_wild', '--data', tmp, '--replies', mine, '--agreement', official, '--json',
+                tmp/'s.json')
+
+    # nbs/cli/04_evaluate.ipynb #cliagr03
+    found = json.loads((tmp/'s.json').read_text())['agreement']
+    test_eq((found['answers'], round(found['shift'], 1)), (6, 10.))
+    assert 'Spearman 0.97' in shown and 'mean shift +10.0 points' in shown
 
     # nbs/cli/04_evaluate.ipynb #8dc0bb41
     answers = tmp/'a'/'colours'/'answers.jsonl'

@@ -14,16 +14,34 @@ import json, shutil, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from aligngpt.evaluation.questions import Files, Options
-from aligngpt.evaluation.tasks import TASKS
+from aligngpt.evaluation.tasks import TASKS, score_answers
 from aligngpt.testing.synthetic import write_benchmark
 import pytest
-from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MMBENCH, MME, MM_VET, POPE, SHORT, published
+from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MMBENCH, MME, MM_VET, POPE, SHORT, VIZWIZ, VQAV2, published
 
 
 def test_published():
     # nbs/evaluation/10_benchmarks.ipynb #77c76c13
     test_eq(published(79.1, 80., 78.5, 80.)['AlignGPT-7B'], 79.1)
     published(79.1, 80., 78.5, 80.)
+
+
+def test_VIZWIZ():
+    # nbs/evaluation/10_benchmarks.ipynb #offval02
+    val = Path(tempfile.mkdtemp())
+    (val/'v2_OpenEnded_mscoco_val2014_questions.json').write_text(json.dumps(dict(
+        data_subtype='val2014', questions=[dict(question_id=42000, image_id=42, question='What is it?')])))
+    (val/'val.json').write_text(json.dumps([dict(image='VizWiz_val_7.jpg', question='What is this?', answer_type='other',
+                                                 answerable=1,
+                                                 answers=[dict(answer='soup', answer_confidence='yes')]*10)]))
+
+    # nbs/evaluation/10_benchmarks.ipynb #offval03
+    said = val/'said.jsonl'
+    said.write_text(json.dumps(dict(question_id='VizWiz_val_7.jpg', prompt='', text='Soup')))
+    test_eq(Files(VQAV2, val).questions[0].picture, 'COCO_val2014_000000000042.jpg')
+    of_val = score_answers(Files(VIZWIZ, val), said, Options(tidy=True))
+    test_eq((of_val.title, of_val.headline, of_val.published), ('VizWiz (val)', 100., {}))
+    shutil.rmtree(val)
 
 
 def test_POPE():

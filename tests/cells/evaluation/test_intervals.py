@@ -64,6 +64,7 @@ def test_difference():
     d = 100*(second.astype(float) - first)
     test_close(difference(*runs).error, d.std(ddof=1)/300**.5, 1e-9)
     assert difference(*runs).half < .6*unpaired(interval(runs[0]))
+    test_close(difference(runs[0], runs[0]).high, 100*(1 - .025**(1/300)), 1e-9)
     with expect_fail(AlignGPTError, 'other pictures'): difference(runs[0], few)
 
 

@@ -9,6 +9,7 @@ from typing import Callable
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import read_json
+from aligngpt.evaluation.intervals import student
 from aligngpt.evaluation.rows import ID_NAMES, TEXT_NAMES, named, read_rows
 from aligngpt.evaluation.text import plain_id, some
 import tempfile
@@ -18,7 +19,7 @@ from fastcore.test import *
 from aligngpt.evaluation.judge import Replies, mm_vet_calls, score_mm_vet
 from aligngpt.evaluation.report import ScoreReport, markdown_table
 import pytest
-from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, ask_all, estimate_rounds, is_recorded, llava_bench_calls, mm_vet_grade, over_rounds, parse_grade, parse_review, read_grades, read_mm_vet_header, read_reviews, relative_scores, score_llava_bench, summarise_reviews, user
+from aligngpt.evaluation.judge import AGAIN, Call, Judge, JudgeSettings, _ranks, ask_all, estimate_rounds, is_recorded, judge_agreement, llava_bench_calls, mm_vet_grade, over_rounds, parse_grade, parse_review, read_grades, read_mm_vet_header, read_reviews, relative_scores, score_llava_bench, summarise_reviews, user
 
 
 def test_Replies():
@@ -207,6 +208,24 @@ def test_over_rounds():
     with expect_fail(AlignGPTError, "round 2 of the judge is about 2 questions, the first about 1: '1' are"):
         more = summarise_reviews({'0': [8, 6], '1': [9, 9]}, dict.fromkeys('01', 'llava_bench_conv'))
         over_rounds([three[0], more], lambda r: r['summary']['all']['relative_score'])
+
+
+def test_Agreement():
+    # nbs/evaluation/06_judge.ipynb #agree003
+    draw = random.Random(0)
+    official = {str(i): draw.choice((0, .25, .5, .75, 1.)) for i in range(60)}
+    generous = {i: min(1., max(0., x + .1 + draw.gauss(0, .1))) for i,x in official.items()}
+
+    # nbs/evaluation/06_judge.ipynb #agree004
+    near = judge_agreement(generous, official)
+    assert near.ranks[0] < near.spearman < near.ranks[1] and near.spearman > .85
+    assert near.shifts[0] < near.shift < near.shifts[1]
+    same = judge_agreement(official, official)
+    test_eq((round(same.spearman, 6), same.shift, same.shifts), (1., 0., (0., 0.)))
+    test_eq(_ranks([3, 1, 3, 2]).tolist(), [3.5, 1., 3.5, 2.])
+    test_close(judge_agreement(dict(zip('abcd', (1, 2, 3, 4))), dict(zip('abcd', (1, 3, 2, 4)))).spearman, .8, 1e-9)
+    assert math.isnan(judge_agreement(dict.fromkeys(official, .5), official).spearman)
+    with expect_fail(AlignGPTError, '0 answers were judged by both'): judge_agreement({}, official)
 
 
 def test_Estimate():

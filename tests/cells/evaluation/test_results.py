@@ -6,6 +6,7 @@ from typing import Callable
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, read_json, write_json
 from aligngpt.evaluation.benchmarks import MODELS
+from aligngpt.evaluation.controls import control_run, keep_worths, picture_worth
 from aligngpt.evaluation.intervals import Interval, pictures_needed, unpaired
 from aligngpt.evaluation.judge import Judge, estimate_rounds
 from aligngpt.evaluation.pages import error_page
@@ -25,7 +26,8 @@ from aligngpt.evaluation.results import card_scores, column_rows, evaluate_all, 
 
 def test_power_rows():
     # nbs/evaluation/15_results.ipynb #5bcdb2ec
-    needed = power_rows(dict(a=dict(title='A', interval=dict(value=50., error=5., low=40., high=60., pictures=100)), b=dict(title='B')), 10.)
+    needed = power_rows(dict(a=dict(title='A', interval=dict(value=50., error=5., low=40., high=60., pictures=100)),
+                             b=dict(title='B')), 10.)
     test_eq(needed['A'], {'pictures': 100, 'against a published figure': 393,
                           'against another run, half of the doubt in common': 197})
     test_eq([*needed], ['A'])

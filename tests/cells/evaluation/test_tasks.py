@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 import numpy as np
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path
+from aligngpt.core.files import atomic_path, read_json
 from aligngpt.evaluation import choice, judge as judges
 from aligngpt.evaluation.benchmarks import GQA, LLAVA_BENCH, MM_VET, MMBENCH, MMBENCH_CN, MME, POPE, SCIENCEQA, SEED_BENCH, TEXTVQA, VIZWIZ, VQAV2
 from aligngpt.evaluation.intervals import Sums, interval
 from aligngpt.evaluation.questions import Files, Need, Options, Question, Task, need, score_plain, task_errors
 from aligngpt.evaluation.report import ScoreReport
 from aligngpt.evaluation.text import Answers, answered_only, match_ids, once, read_answers, some
-import tempfile
+import base64, tempfile
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from fastcore.test import *
@@ -26,7 +26,7 @@ from aligngpt.evaluation.report import markdown_table
 from aligngpt.evaluation.yesno import PERCEPTION
 from aligngpt.evaluation.tasks import EASY_VQA, image_folder, questions
 import pytest
-from aligngpt.evaluation.tasks import TASKS, check_release, doubts, get_task, given_answers, judge_calls, list_tasks, load_task, score, submit
+from aligngpt.evaluation.tasks import GRADERS, OURS, TASKS, check_release, clean_rest, doubts, get_task, given_answers, judge_calls, list_tasks, load_task, read_seen, score, score_answers, submit
 
 
 def test_get_task():
@@ -158,6 +158,23 @@ def test_sums_of():
     test_eq((doubts(shapes, dict(notes=[]), None), doubts(shapes, dict(correct={}), 50.)), ({}, {}))
 
 
+def test_read_seen():
+    # nbs/evaluation/11_tasks.ipynb #906f0230
+    shapes = Files(EASY_VQA, '.')
+    half_right = {q.id: int(k % 3 > 0) for k,q in enumerate(shapes.questions)} # invented: two of three
+    two_thirds = dict(correct={str(i): c for i,c in half_right.items()})
+
+    # nbs/evaluation/11_tasks.ipynb #clnrst03
+    seen = {q.picture for q in shapes.questions[:3000]}
+    clean_rest(shapes, two_thirds, 100*sum(half_right.values())/len(half_right), seen)
+
+    # nbs/evaluation/11_tasks.ipynb #clnrst04
+    rest = clean_rest(shapes, two_thirds, 100*sum(half_right.values())/len(half_right), seen)['clean']
+    test_eq((rest['left_out'], rest['left_out'] + rest['pictures']), (len(seen), 1000))
+    test_close(rest['headline'], 100*np.mean([half_right[q.id] for q in shapes.questions if q.picture not in seen]), .01)
+    test_eq(clean_rest(shapes, two_thirds, 66.67, {q.picture for q in shapes.questions})['clean']['headline'], None)
+
+
 def test_score_answers():
     # nbs/evaluation/11_tasks.ipynb #5798eaff
     work = Path(tempfile.mkdtemp())
@@ -183,6 +200,36 @@ def grade(text, row): return text.strip(' .').lower() in row['accepted']
 TASK = Task('wings', grade=grade)
 ''')
 
+    # nbs/evaluation/11_tasks.ipynb #mmbclu02
+    mmb = Path(tempfile.mkdtemp())
+    def mmb_row(i, picture):
+        "A question about a picture, its options rotated in the second round."
+        options = dict(A='cat', B='dog') if i < 1_000_000 else dict(A='dog', B='cat')
+        return dict(index=i, question='Which animal?', hint='', **options, C='', D='',
+                    answer='A' if i < 1_000_000 else 'B',
+                    category='animals', image=base64.b64encode(picture.encode()).decode(), source='', comment='',
+                    split='dev') | {'l2-category': 'x'}
+    table = [mmb_row(i + turn, f'picture {i//3}') for i in range(12) for turn in (0, 1_000_000)]
+    (mmb/'mmbench_dev_20230712.tsv').write_text('\n'.join(['\t'.join(table[0]),
+                                                           *('\t'.join(map(str, r.values())) for r in table)]))
+    (mmb/'said.jsonl').write_text('\n'.join(json.dumps(dict(question_id=r['index'], prompt='',
+                                                            text='A' if r['index'] % 1_000_000 < 6
+                                                                 else r['answer'])) for r in table))
+    circular = score('mmbench', mmb, mmb/'said.jsonl')
+
+    # nbs/evaluation/11_tasks.ipynb #mmbclu03
+    test_eq((circular.headline, circular.details['interval']['pictures']), (50., 4)) # 12 groups of 24 rows, 4 pictures
+    test_close(circular.details['interval']['error'], 100*np.std([0, 0, 1, 1], ddof=1)/2, 1e-3)
+
+    # nbs/evaluation/11_tasks.ipynb #clnrst05
+    first = Files(TASKS['mmbench'], mmb).questions[0].picture
+    (mmb/'seen.json').write_text(json.dumps(dict(benchmarks=dict(mmbench=dict(pictures=[first])))))
+    part = score_answers(Files(TASKS['mmbench'], mmb), mmb/'said.jsonl', Options(without=str(mmb/'seen.json')))
+    test_eq((part.headline, part.details['clean']['headline'], part.details['clean']['pictures']), (50., 66.67, 3))
+    assert '66.67 on the 3 pictures' in str(part)
+    (mmb/'seen.json').write_text('[]')
+    with expect_fail(AlignGPTError, 'no pictures of benchmarks'): read_seen(mmb/'seen.json')
+
     # nbs/evaluation/11_tasks.ipynb #55344b3b
     report = score(mine, work, said)
 
@@ -201,6 +248,14 @@ TASK = Task('wings', grade=grade)
             f'T = Task("odd", needs={{}}, score=lambda *args: {given}, asked=lambda files: {{5: 1}})')
         with expect_fail(AlignGPTError, why):
             score(work/'own'/'odd.py', work/'own', Answers([dict(question_id=5, text='a')]))
+
+
+def test_Grader():
+    # nbs/evaluation/11_tasks.ipynb #grader04
+    test_eq(GRADERS.keys() - TASKS.keys(), set())
+    assert all(g.instead and (g.source or 'could not be checked' in g.since) for g in GRADERS.values())
+    test_eq((str(OURS), str(GRADERS['vizwiz'])),
+            ('this program', 'EvalAI, challenge 2185: closed, reported on 2025-12-19'))
 
 
 def test_list_tasks():
