@@ -20,7 +20,7 @@ from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .data import DType, Device, register_data
 from .evaluate import register_eval
-from .experiment import Usage, register_experiment
+from .experiment import Usage, register_experiment, run_quickstart
 from .folders import register_folders
 from .serve import register_label, register_serve
 from .train import register
@@ -170,8 +170,8 @@ def _tell(text): echo(text, err=True)
 def _shapes(out, seed, rehearse):
     "Run the quickstart, and say what came out."
     import dataclasses
-    from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
-    return _found(quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed), _tell), out)
+    from aligngpt.quickstart.stages import REHEARSAL, Recipe
+    return _found(run_quickstart(app, out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)), out)
 
 def _drawings(out, seed, rehearse, folder, seeds):
     "Run the recipe of the drawings or its variants, and say what came out."
@@ -195,7 +195,7 @@ captions with colour and shape right, by forced level:
   {knob}
 the same after tuning, when "Describe the picture." is asked:
   {tuned}
-report: {out/'report.html'}
+report: {out/'report'/'report.html'}
 
 now try
   {ask}
