@@ -567,6 +567,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'aligngpt.cli.main': { 'aligngpt.cli.main._Commands': ('cli/main.html#_commands', 'aligngpt/cli/main.py'),
                                    'aligngpt.cli.main._Commands.command': ('cli/main.html#_commands.command', 'aligngpt/cli/main.py'),
                                    'aligngpt.cli.main._OfThisMachine': ('cli/main.html#_ofthismachine', 'aligngpt/cli/main.py'),
+                                   'aligngpt.cli.main._OfThisMachine.checked': ( 'cli/main.html#_ofthismachine.checked',
+                                                                                 'aligngpt/cli/main.py'),
                                    'aligngpt.cli.main._OfThisMachine.invoke': ( 'cli/main.html#_ofthismachine.invoke',
                                                                                 'aligngpt/cli/main.py'),
                                    'aligngpt.cli.main._at_home': ('cli/main.html#_at_home', 'aligngpt/cli/main.py'),

@@ -84,7 +84,7 @@ def _parsed_by(command, name, params, values):
     "The values as a command's parser reads them."
     for k in _NEEDS.get(name, ()):
         if values.get(k) in (None, []): raise AlignGPTError(f'{k} is needed')
-    try: read = command.make_context(name, _line(values, params)).params
+    try: read = command.checked(name, command.make_context(name, _line(values, params)).params)
     except Usage as e: raise AlignGPTError(e.format_message().replace('\n', ' ')) from e
     return {k:read[params[k].name] for k in values}
 

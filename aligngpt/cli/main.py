@@ -35,13 +35,17 @@ class _OfThisMachine(typer.core.TyperCommand):
     "A command whose options are paths of this machine, before anything else happens."
     def invoke(self, ctx):
         "Run the command."
-        free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
-        ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
-        for k in stored: (check_outbox if k == 'out' else check_stores)(ctx.params[k])
-        for k in stored: # the files among them
-            for v in [ctx.params[k]] if isinstance(ctx.params[k], (str, Path)) else ctx.params[k] or ():
-                if '://' not in str(v): local_path(v)
+        ctx.params.update(self.checked(ctx.info_name, ctx.params))
         return super().invoke(ctx)
+
+    def checked(self, name, params):
+        "The options with paths of this machine, where no store is possible."
+        free, stored = (table.get(name, ()) for table in (_FREE, _STORED))
+        for k in stored: (check_outbox if k == 'out' else check_stores)(params[k])
+        for k in stored: # the files among them
+            for v in [params[k]] if isinstance(params[k], (str, Path)) else params[k] or ():
+                if '://' not in str(v): local_path(v)
+        return {k:v if k in stored or k in free else local_path(v) for k,v in params.items()}
 
 class _Commands(typer.Typer):
     "Commands of that kind."

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .. import __version__
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, local_path
 from ..core.files import CARD, atomic_path, fingerprint, own_folder, path_from, read_json, write_json
 from ..core.markup import Table, html_page, markdown_html
 from ..core.steps import TIMING, note_time, noted
@@ -390,7 +390,7 @@ def plan_experiment(
 )->Experiment: # nothing has run
     "Find out what would run."
     file, said, jobs = Path(file), read_experiment(file, sets), {}
-    out = file.parent/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
+    out = file.parent/os.path.expanduser(local_path(str(said.get('out') or f'runs/{file.stem}')))
     at, stages = _At(file.parent, out, file, said.get('plain')), stages_of(said, commands, file)
     if not stages: raise AlignGPTError(f'{file}: no stages', 'see `aligngpt run --example`')
     for s in stages:

@@ -67,13 +67,14 @@ def test_run_command():
 
     # nbs/cli/07_experiment.ipynb #exp70017
     wrong = ['finetune.learning_rat=1', 'finetune.learning_rate=fast', 'pretrain.precision=fp8', 'levels.data=gone.json',
-             'finetun.epochs=2', 'finetune.data=${level.out}', 'finetune.part_rates=gate']
+             'finetun.epochs=2', 'out=s3://b/a',
+             'finetune.features=s3://b/a', 'finetune.data=${level.out}', 'finetune.part_rates=gate']
     def refused(change):
         "What is said about a change."
         try: plan_experiment(where/'experiment.yaml', commands, (change,))
         except AlignGPTError as e: return str(e).replace(f'{where}/', '').replace(str(where), '.')
     said = [refused(w) for w in wrong]
-    for text, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'", "'levels'",
+    for text, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'", "an address of 's3'", "an address of 's3'", "'levels'",
                                 'a table')): assert what in text, text
     test_eq((run('--example').stdout, run().returncode), (EXAMPLE, 2))
     print('\n'.join(line[:150] for text in said for line in text.splitlines()))

@@ -8,7 +8,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
 from aligngpt import __version__
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.files import CARD, atomic_path, fingerprint, own_folder, path_from, read_json, write_json
 from aligngpt.core.markup import Table, html_page, markdown_html
 from aligngpt.core.steps import TIMING, note_time, noted
