@@ -67,7 +67,7 @@ signal.signal(signal.SIGINT,
 starts = []
 steps = quickstart._DO # step -> what does it
 stops = dict(data=after('train_tokenizer', second), clip=training('train_clip'),
-             scores=after('pair_of', table=vars(scoring)), llm=training('train_llm'),
+             llm=training('train_llm'), scores=after('pair_of', table=vars(scoring)),
              pretrain=training('pretrain', table=steps), tune=training('finetune', table=steps),
              test=after('score_run', table=vars(asking)), report=after('plot_scores'), none=contextlib.nullcontext())
 for name, stop in stops.items(): starts.append(start(name, stop))

@@ -8,7 +8,7 @@ __all__ = ['GATE_DECIDES', 'Made', 'plot_scores', 'plot_pairs', 'InMemory', 'sta
            'write_examples', 'write_report', 'do_step']
 
 # %% ../../nbs/quickstart/01_run.ipynb #29cfd5c2
-import base64, io, json, shutil
+import base64, io, json, shutil, tarfile
 from pathlib import Path
 
 import numpy as np, torch
@@ -375,8 +375,17 @@ def _tokenizer(run): return PreTrainedTokenizerFast.from_pretrained(run/'data'/'
 
 def _data(run, r):
     write_json(caption_records(r.seed, r.captions), run/'data'/'captions.json')
+    _pack_pictures(run/'data'/'pictures.tar')
     train_tokenizer(tokenizer_texts()).save_pretrained(run/'data'/'tokenizer')
     return dict(environment=environment())
+
+def _pack_pictures(path):
+    "All training pictures in one file, so that a run has all that it needs."
+    with atomic_path(path) as p, tarfile.open(p, 'w') as t:
+        for f in sorted(folder().iterdir()):
+            info = tarfile.TarInfo(f.name)
+            info.size = f.stat().st_size
+            with open(f, 'rb') as of: t.addfile(info, of)
 
 def _clip(run, r):
     done = train_clip(_tokenizer(run), run/'clip', r.clip_epochs, r.seed)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import AlignGPTError
-from ..core.files import atomic_path, path_from
+from ..core.files import atomic_path
 from ..training.guess import Guess, read_sizes
 from ..training.settings import read_yaml
-from .easyvqa import folder, questions
+from .easyvqa import questions
 
 # %% ../../nbs/quickstart/08_stages.ipynb #b103a9d8
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Step:
 def _step(title, after='', takes='', *cost): return Step(title, tuple(after.split()), tuple(takes.split()), *cost)
 
 STEPS = dict(
-    data=_step('captions of four degrees, and a tokenizer', '', 'seed captions', (8, '', 0), 1.5),
+    data=_step('pictures, captions of four degrees, and a tokenizer', '', 'seed captions', (8, '', 0), 10),
     clip=_step('a dual encoder from scratch', 'data', 'seed clip_epochs', (8, 'clip_epochs', 9), 3.2),
     llm=_step('a language model from scratch', 'data', 'seed llm_steps', (5, 'llm_steps', .25), 5.9),
     pretrain=_step('pre-training of projector and levels', 'clip levels llm', 'seed pretrain_epochs',
@@ -81,7 +81,7 @@ def write_quickstart(
 )->Path: # quickstart.yaml
     "Write the experiment of a run, or find the one that is there."
     import yaml
-    file, said = Path(run)/_FILE, _stages(run, recipe)
+    file, said = Path(run)/_FILE, _stages(recipe)
     if (Path(run)/'steps.json').exists():
         raise AlignGPTError(f'{run}: holds a run of an earlier version', _ANOTHER)
     if file.exists(): _same(file, read_yaml(file), said)
@@ -96,19 +96,19 @@ _HEAD = '''\
 # `aligngpt run quickstart.yaml --set levels.method=uniform` makes again what depends on it, beside the first.
 '''
 
-def _stages(run, recipe):
+def _stages(recipe):
     "All stages, ordinary commands and steps."
     out = dict(out='.', plain=True)
     for name, step in STEPS.items():
-        if name == 'pretrain': out['levels'] = _levels(run)
+        if name == 'pretrain': out['levels'] = _levels()
         if name == 'gate': out['eval'] = _eval(recipe)
         given = {k:v for k in step.takes if (v := getattr(recipe, k)) is not None}
         out[name] = dict(command='shapes', step=name, **{f'from_{k}':f'${{{k}.out}}' for k in step.after}, **given)
     return out
 
-def _levels(run):
+def _levels():
     "The ordinary command that makes them."
-    return dict(data='${data.out}/captions.json', images=path_from(run, folder()), clip='${clip.out}/model',
+    return dict(data='${data.out}/captions.json', images='${data.out}/pictures.tar', clip='${clip.out}/model',
                 levels=8, batch_size=256, workers=0, device='cpu')
 
 def _eval(r):

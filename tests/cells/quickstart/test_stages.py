@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import atomic_path, path_from
+from aligngpt.core.files import atomic_path
 from aligngpt.training.guess import Guess, read_sizes
 from aligngpt.training.settings import read_yaml
-from aligngpt.quickstart.easyvqa import folder, questions
+from aligngpt.quickstart.easyvqa import questions
 from fastcore.test import *
 import dataclasses, tempfile
 from aligngpt.core.markup import Table
@@ -36,4 +36,4 @@ def test_write_quickstart():
     test_eq(write_quickstart(run, REHEARSAL), file)
     test_fail(lambda: write_quickstart(run, dataclasses.replace(REHEARSAL, seed=1)),
               contains='holds a run with seed = 0, not 1')
-    print(file.read_text().replace(path_from(run, folder()), '.../easy_vqa/train'))
+    print(file.read_text())

@@ -15,6 +15,7 @@ from aligngpt.core.steps import environment, note_time, noted
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
 from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override, spread
+from aligngpt.training.stream import SampleStream, take_turns
 from aligngpt.training.trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 from fastcore.test import *
 import signal, tempfile, matplotlib.pyplot as plt
