@@ -16,7 +16,7 @@ grace drain engine n levels batch_size workers policy cap max_length row templat
 lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
 judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
 from_column key kind edges
-ask ask_column max_new_tokens step'''.split()) # name no place
+ask ask_column max_new_tokens step stream'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
