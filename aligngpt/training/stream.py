@@ -43,7 +43,7 @@ def _in_store(address):
     (fs, at), scheme = open_store(address), address.split('://')[0]
     with reaching(address):
         if scheme in ('http', 'https') or not fs.isdir(at): return [address]
-        return [f'{address}{name[len(at):]}' for name in sorted(fs.find(at)) if name.endswith(_KINDS)]
+        return [f'{address}{name[len(at):]}' for name in sorted(fs.find(at, maxdepth=1)) if name.endswith(_KINDS)]
 
 # %% ../../nbs/training/10_stream.ipynb #str00008
 class Borrowed:
