@@ -28,8 +28,11 @@ def test_Borrowed():
         rows = [dict(id=f'{k}-{i}', conversations=[{'from':'human', 'value':'Hm?'}, {'from':'gpt', 'value':f'{k} {i}'}])
                 for i in range(n)]
         fs.pipe_file(f'/there/{k}.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
-    for k, n in enumerate((5, 3, 6, 4)): shard(k, n)
-    found = shards_of('memory://there')
+    def made():
+        "Four shards of different sizes."
+        for k, n in enumerate((5, 3, 6, 4)): shard(k, n)
+        return shards_of('memory://there')
+    found = made()
     one, two = Borrowed(found[0]), Borrowed(found[0])
     one.close()
     assert Path(two.path).exists()
@@ -41,7 +44,17 @@ def test_Borrowed():
 def test_SampleStream():
     # nbs/training/10_stream.ipynb #str00009
     os.environ['ALIGNGPT_CACHE'] = tempfile.mkdtemp()
-    found = shards_of('memory://there')
+    fs = fsspec.filesystem('memory')
+    def shard(k, n=5):
+        "Some lines in memory."
+        rows = [dict(id=f'{k}-{i}', conversations=[{'from':'human', 'value':'Hm?'}, {'from':'gpt', 'value':f'{k} {i}'}])
+                for i in range(n)]
+        fs.pipe_file(f'/there/{k}.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
+    def made():
+        "Four shards of different sizes."
+        for k, n in enumerate((5, 3, 6, 4)): shard(k, n)
+        return shards_of('memory://there')
+    found = made()
 
     # nbs/training/10_stream.ipynb #str00013
     class Names:
@@ -78,7 +91,17 @@ def test_SampleStream():
 
 def test_Placed():
     # nbs/training/10_stream.ipynb #str00009
-    found = shards_of('memory://there')
+    fs = fsspec.filesystem('memory')
+    def shard(k, n=5):
+        "Some lines in memory."
+        rows = [dict(id=f'{k}-{i}', conversations=[{'from':'human', 'value':'Hm?'}, {'from':'gpt', 'value':f'{k} {i}'}])
+                for i in range(n)]
+        fs.pipe_file(f'/there/{k}.jsonl', ''.join(json.dumps(r) + '\n' for r in rows).encode())
+    def made():
+        "Four shards of different sizes."
+        for k, n in enumerate((5, 3, 6, 4)): shard(k, n)
+        return shards_of('memory://there')
+    found = made()
 
     # nbs/training/10_stream.ipynb #str00013
     class Names:
