@@ -136,8 +136,8 @@ def run_command(app):
         _run(file, commands_of(app), dict(sets=tuple(set or ()), only=only, any_code=any_code), dry_run)
     return command
 
-_GUESSED = ('note: a guess is made of the number of records and the size of the model, for A100s, or with device: cpu for the '
-            'cores of this machine')
+_GUESSED = ('note: a guess is made of the number of records and the size of the model, for A100s, or with '
+            'device: cpu for the cores of this machine')
 
 def _run(file, commands, how, dry):
     "Show or run, and say what is there."

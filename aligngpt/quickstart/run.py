@@ -27,7 +27,8 @@ from ..data.records import Records
 from ..levels.alignment import DualEncoder, read_scores
 from ..levels.plots import spearman
 from ..checkpoints.layouts import from_base, load
-from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses, run_stage
+from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses
+from ..training.stage import run_stage
 from ..evaluation.tasks import easy_vqa_rows
 from .easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions
 from .easyvqa import tuning_records

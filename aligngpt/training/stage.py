@@ -45,7 +45,8 @@ def _record(stage, args, model, data, extra):
     record = dict(stage={k:v for k,v in dataclasses.asdict(stage).items() if k != 'said'},
                   global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size,
                   engine='deepspeed' if deepspeed else 'fsdp' if args.fsdp else 'plain',
-                  data=getattr(data, 'fingerprint', None), samples=None if isinstance(data, SampleStream) else len(data), trained=freeze(model, stage.train),
+                  data=getattr(data, 'fingerprint', None),
+                  samples=None if isinstance(data, SampleStream) else len(data), trained=freeze(model, stage.train),
                   environment=environment(), **extra)
     return json.loads(json.dumps(record, default=str))
 

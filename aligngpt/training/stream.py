@@ -153,7 +153,8 @@ def check_streaming(
         if said: raise AlignGPTError(f'{k}: needs all of the data at once, and --stream has one shard at a time',
                                      _INSTEAD.get(k, f'leave out {k}, or --stream'))
     if isinstance(sources.images, (list, tuple)):
-        raise AlignGPTError('images: a stream has one place for all pictures', 'name one, or use shards with pictures')
+        raise AlignGPTError('images: a stream has one place for all pictures',
+                            'name one, or use shards with pictures')
 
 _INSTEAD = dict(valid='name a file of validation records', top='make the selection before: aligngpt select',
                 group="group=none, or leave out --stream")

@@ -74,7 +74,8 @@ def test_run_command():
         try: plan_experiment(where/'experiment.yaml', commands, (change,))
         except AlignGPTError as e: return str(e).replace(f'{where}/', '').replace(str(where), '.')
     said = [refused(w) for w in wrong]
-    for text, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'", "an address of 's3'", "an address of 's3'", "'levels'",
+    for text, what in zip(said, ("'learning_rate'", 'fast', 'Valid: auto', 'gone.json: no such', "'finetune'",
+                                 "an address of 's3'", "an address of 's3'", "'levels'",
                                 'a table')): assert what in text, text
     test_eq((run('--example').stdout, run().returncode), (EXAMPLE, 2))
     print('\n'.join(line[:150] for text in said for line in text.splitlines()))

@@ -17,7 +17,8 @@ from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, read_scores
 from aligngpt.levels.plots import spearman
 from aligngpt.checkpoints.layouts import from_base, load
-from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses, run_stage
+from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses
+from aligngpt.training.stage import run_stage
 from aligngpt.evaluation.tasks import easy_vqa_rows
 from aligngpt.quickstart.easyvqa import COLORS, DEGREES, REQUESTS, SHAPES, caption_records, facts, folder, questions
 from aligngpt.quickstart.easyvqa import tuning_records

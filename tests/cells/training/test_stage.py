@@ -187,7 +187,8 @@ def test_plot_alpha():
         log = Path(folder)/'log.jsonl'
         log.write_text('{"step": 1, "loss": 2.5}\n')
         test_eq(plot_alpha(folder), None)
-        log.write_text(''.join(json.dumps(dict(step=s, gate_entropy=.5, alpha_0=.8, alpha_1=.2)) + '\n' for s in (10, 20)))
+        log.write_text(''.join(json.dumps(dict(step=s, gate_entropy=.5, alpha_0=.8, alpha_1=.2)) + '\n'
+                               for s in (10, 20)))
         left, right = plot_alpha(folder).axes
     test_eq((left.get_xlim(), len(left.collections)), ((10, 20), 2))
     plt.close('all')
