@@ -13,7 +13,6 @@ from ..core.errors import AlignGPTError
 from ..core.files import atomic_path
 from ..training.guess import Guess, read_sizes
 from ..training.settings import read_yaml
-from .easyvqa import questions
 
 # %% ../../nbs/quickstart/08_stages.ipynb #b103a9d8
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def guess_step(
     step = STEPS[values['step']]
     start, key, unit = step.seconds
     s = start + unit*float(values.get(key, 0))
-    pairs = int(values.get('captions', 0))*len(questions()) or None
+    pairs = 4000*int(values.get('captions', 0)) or None # so many pictures
     return Guess((s/2, s*2), step.mb*1e6, pairs, read_sizes(dict(preset='tiny')))
 
 # %% ../../nbs/quickstart/08_stages.ipynb #qst00011

@@ -6,10 +6,10 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path
 from aligngpt.training.guess import Guess, read_sizes
 from aligngpt.training.settings import read_yaml
-from aligngpt.quickstart.easyvqa import questions
 from fastcore.test import *
 import dataclasses, tempfile
 from aligngpt.core.markup import Table
+from aligngpt.quickstart.easyvqa import questions
 from aligngpt.quickstart.stages import REHEARSAL, STEPS, Recipe, guess_step, write_quickstart
 import pytest
 
@@ -25,6 +25,7 @@ def test_Step():
 
 def test_guess_step():
     # nbs/quickstart/08_stages.ipynb #qst00015
+    test_eq(guess_step(dict(step='data', captions=2)).records, 2*len(questions()))
     test_eq(guess_step(dict(step='clip', clip_epochs=14)).seconds, (67, 268))
     Table([(k, *guess_step(dict(dataclasses.asdict(Recipe()), step=k)).words()) for k in STEPS], ('step', 'time', 'size'))
 
