@@ -79,6 +79,7 @@ _OTHERS = (
     ('stage.json', 'a run that is not finished',
      'give its command again: it goes on, and leaves a model when it is done'),
     ('steps.json', 'a quickstart that is not finished', 'give its command again: it goes on where it stopped'),
+    ('quickstart.yaml', 'a quickstart that is not finished', 'give its command again: it goes on where it stopped'),
     ('mm_projector.bin', "what LLaVA's pre-training leaves: a projector without alignment levels",
      'put it into a new AlignGPT: load_parts(from_base(LLM, TOWER)[0], FILE)'),
     ('*.gguf', 'weights for llama.cpp',

@@ -21,7 +21,7 @@ from ..core.versions import untested
 from .ablate import register_ablate
 from .data import DType, Device, register_data
 from .evaluate import register_eval
-from .experiment import Usage, register_experiment
+from .experiment import Usage, register_experiment, run_quickstart
 from .folders import register_folders
 from .serve import register_label, register_serve
 from .train import register
@@ -36,13 +36,17 @@ class _OfThisMachine(typer.core.TyperCommand):
     "A command whose options are paths of this machine, before anything else happens."
     def invoke(self, ctx):
         "Run the command."
-        free, stored = (table.get(ctx.info_name, ()) for table in (_FREE, _STORED))
-        ctx.params.update({k:local_path(v) for k,v in ctx.params.items() if k not in (*free, *stored)})
-        for k in stored: (check_outbox if k == 'out' else check_stores)(ctx.params[k])
-        for k in stored: # the files among them
-            for v in [ctx.params[k]] if isinstance(ctx.params[k], (str, Path)) else ctx.params[k] or ():
-                if '://' not in str(v): local_path(v)
+        ctx.params.update(self.checked(ctx.info_name, ctx.params))
         return super().invoke(ctx)
+
+    def checked(self, name, params):
+        "The options with paths of this machine, where no store is possible."
+        free, stored = (table.get(name, ()) for table in (_FREE, _STORED))
+        for k in stored: (check_outbox if k == 'out' else check_stores)(params[k])
+        for k in stored: # the files among them
+            for v in [params[k]] if isinstance(params[k], (str, Path)) else params[k] or ():
+                if '://' not in str(v): local_path(v)
+        return {k:v if k in stored or k in free else local_path(v) for k,v in params.items()}
 
 class _Commands(typer.Typer):
     "Commands of that kind."
@@ -171,8 +175,8 @@ def _tell(text): echo(text, err=True)
 def _shapes(out, seed, rehearse):
     "Run the quickstart, and say what came out."
     import dataclasses
-    from aligngpt.quickstart.run import REHEARSAL, Recipe, quickstart
-    return _found(quickstart(out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed), _tell), out)
+    from aligngpt.quickstart.stages import REHEARSAL, Recipe
+    return _found(run_quickstart(app, out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)), out)
 
 def _drawings(out, seed, rehearse, folder, seeds):
     "Run the recipe of the drawings or its variants, and say what came out."
@@ -196,7 +200,7 @@ captions with colour and shape right, by forced level:
   {knob}
 the same after tuning, when "Describe the picture." is asked:
   {tuned}
-report: {out/'report.html'}
+report: {out/'report'/'report.html'}
 
 now try
   {ask}

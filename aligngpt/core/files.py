@@ -428,6 +428,7 @@ def pretrained(
 
 # %% ../../nbs/core/02_files.ipynb #f0a1c842
 _BARE = {'adapter_config.json':'an adapter', 'steps.json':'a quickstart that is not finished',
+         'quickstart.yaml':'a quickstart that is not finished',
          'stage.json':'a run that is not finished', 'complete.json':'a checkpoint in the middle of a run',
          'mm_projector_align.bin':'projector and levels alone', 'mm_projector.bin':'a projector alone',
          'processor_config.json':'a processor without a model', 'tokenizer*':'a tokenizer without a model',

@@ -10,7 +10,8 @@ from ..core.lazy import lazy_names
 
 # %% ../../nbs/quickstart/index.ipynb #0f66a861
 __getattr__, __dir__ = lazy_names('aligngpt.quickstart',
-    run='quickstart',
+    run='do_step',
     easyvqa='questions',
     scratch='train_clip train_llm train_tokenizer',
+    stages='write_quickstart',
     words='run_drawings')

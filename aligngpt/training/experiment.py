@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .. import __version__
-from ..core.errors import AlignGPTError
+from ..core.errors import AlignGPTError, local_path
 from ..core.files import CARD, atomic_path, fingerprint, own_folder, path_from, read_json, write_json
 from ..core.markup import Table, html_page, markdown_html
 from ..core.steps import TIMING, note_time, noted
 from ..core.values import check_name
+from .guess import count_records, guess_stage, read_sizes
 from .settings import read_yaml
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80008
@@ -32,6 +33,7 @@ class Command:
     out:str # the key that names what it leaves; '' if it leaves nothing
     read:Callable # {key: value} -> the values as the command reads them; `AlignGPTError` where it would refuse
     words:Callable # {key: value} -> the words of its line
+    guess:Callable|None=None # {key: value} -> a `Guess`, where the command has an own way to one
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80010
 _IMPLIED = dict(select=dict(data=('levels.out',)),
@@ -51,7 +53,7 @@ _MUST = 'data', 'images', 'scores', 'ids', 'without', 'captions', 'against', 'pr
 _PATHS = *_MUST, 'folder', 'files', 'clip', 'llm', 'tower', 'model', 'run', 'processor', 'valid', 'src', 'drawings'
 _CACHE = 'features', # keys of folders that fill by themselves, and change no result
 _SHARED = 'pretrain', 'finetune', 'eval' # commands before which the file's own launcher stands
-_TOP = 'out', 'launcher' # keys of the file that are no stage
+_TOP = 'out', 'launcher', 'plain' # keys of the file that are no stage
 _OWN_KEYS = 'command', 'launcher', 'variants', 'matrix' # keys of a stage that are no options
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80012
@@ -210,15 +212,13 @@ class Job:
     at:Any # where paths go from
     values:dict # key -> value, as the command gets it
     identity:dict # all that the result depends on
+    key:str # the same in eight letters
     folder:Path # of the results
     state:str='' # 'done', 'goes on', or 'runs'
     why:str='' # for a person
 
     @property
     def name(self)->str: return self.stage.name
-
-    @property
-    def key(self)->str: return self.folder.name[-8:]
 
     @property
     def out(self)->Path: # file or folder that it leaves
@@ -244,6 +244,7 @@ def _filled(v, jobs):
 def _identified(k, v, jobs, at):
     "A value as the key has it: stages by their keys, paths by their content."
     if isinstance(v, (list, tuple)): return [_identified(k, x, jobs, at) for x in v]
+    if isinstance(v, dict): return {n:_identified(k, x, jobs, at) for n,x in v.items()}
     if not isinstance(v, str): return v
     if found := _REF.search(v):
         job = jobs[found[1]]
@@ -253,8 +254,8 @@ def _identified(k, v, jobs, at):
 
 class _At:
     "Paths of a file, from its folder; each is looked at once."
-    def __init__(self, base, *but): # what is left out: the results, and the file itself
-        self.base, but = base, {os.path.abspath(p) for p in but}
+    def __init__(self, base, out, file, plain=False): # results and the file itself are no content of a folder
+        self.base, self.out, self.plain, but = base, out, plain, {os.path.abspath(p) for p in (out, file)}
         self.print_of = cache(lambda p: _print_of(p, but))
 
     def path(self, key, text):
@@ -264,10 +265,10 @@ class _At:
         return p if p.exists() else None
 
 def _holds_path(v): return isinstance(v, dict) and ('made' in v or 'content' in v) or (
-    isinstance(v, list) and any(map(_holds_path, v)))
+    isinstance(v, (list, dict)) and any(map(_holds_path, v.values() if isinstance(v, dict) else v)))
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80023
-def _job(stage, jobs, at, out, file):
+def _job(stage, jobs, at, file):
     "Find out what a stage depends on."
     command, given = stage.command, {k:v for k,v in stage.options.items() if k != stage.command.out}
     jobs = {name:jobs[s.name] for name,s in stage.refs.items()}
@@ -281,7 +282,7 @@ def _job(stage, jobs, at, out, file):
                 code=_code(command.name))
     identity = json.loads(json.dumps(said, default=str, sort_keys=True))
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    return Job(stage, at, values, identity, out/f'{stage.name}-{key}')
+    return Job(stage, at, values, identity, key, at.out/f'{stage.name}-{key}')
 
 def _leaves(stage, file=''):
     "The name of a result in its folder; '' if it is the folder."
@@ -301,13 +302,14 @@ def _must_be_there(key, v, base, jobs, where):
 # %% ../../nbs/training/08_experiment.ipynb #exp80025
 _MADE, _FILE = 'made.json', 'experiment.yaml' # of a stage's folder: what it is, and the file that makes it again
 
-def _look(job, out, any_code):
+def _look(job, any_code):
     "Find the folder of a job, what is to be done, and why."
-    if any_code: job.folder = _same_but_code(job, out) or job.folder
+    job.folder = any_code and _same_but_code(job) or _plain_folder(job) or job.folder
     job.values[job.stage.command.out] = path_from(job.at.base, job.folder/_leaves(job.stage))
-    made = read_json(job.folder/_MADE) if (job.folder/_MADE).exists() else None
+    made = _made(job.folder)
+    job.key = made['key'] if made else job.key
     job.state = 'runs' if made is None else 'done' if made['done'] else 'goes on'
-    job.why = 'unchanged' if job.state == 'done' else 'interrupted' if made else _changes(job, out)
+    job.why = 'unchanged' if job.state == 'done' else 'interrupted' if made else _changes(job)
     if job.state == 'done': _check_files(job.folder, made['files'])
 
 def _check_files(folder, files):
@@ -317,21 +319,30 @@ def _check_files(folder, files):
         if not f.exists() or f.stat().st_size != size:
             raise AlignGPTError(f'{folder}: {name} is not what was made', 'restore it, or remove the folder')
 
-def _others(name, out):
-    "What is known of a stage: the records of its folders, newest first."
-    found = sorted(out.glob(f'{escape_glob(name)}-{"[0-9a-f]"*8}/{_MADE}'), key=lambda p: -p.stat().st_mtime)
-    return [(p.parent, read_json(p)) for p in found]
+def _made(folder):
+    "What a folder says that it is, if it is of a stage."
+    return dict(key=folder.name[-8:]) | read_json(folder/_MADE) if (folder/_MADE).exists() else None
 
-def _same_but_code(job, out):
-    "A finished folder that differs in the code alone."
+def _others(job):
+    "What is known of a stage: its folders with what they say, newest first."
+    named, out = escape_glob(job.name), job.at.out
+    found = [*out.glob(f'{named}-{"[0-9a-f]"*8}/{_MADE}'), *out.glob(f'{named}/{_MADE}')]
+    return [(p.parent, _made(p.parent)) for p in sorted(found, key=lambda p: -p.stat().st_mtime)]
+
+def _same_but_code(job):
+    "A folder that differs in the code alone: a finished one, before one that would go on."
     def but(identity): return {k:v for k,v in identity.items() if k != 'code'}
-    return next((f for f,made in _others(job.name, out) if made['done']
-                 and but(made['identity']) == but(job.identity)),
-                None)
+    same = [(not made['done'], f) for f,made in _others(job) if but(made['identity']) == but(job.identity)]
+    return min(same, key=lambda s: s[0])[1] if same else None
 
-def _changes(job, out):
+def _plain_folder(job):
+    "The folder without a key, where the file wants such, unless it holds other results."
+    folder = job.at.out/job.name
+    return folder if job.at.plain and (_made(folder) or dict(key=job.key))['key'] == job.key else None
+
+def _changes(job):
     "What is other than last time."
-    if not (known := _others(job.name, out)): return 'new'
+    if not (known := _others(job)): return 'new'
     old, now = known[0][1]['identity'], job.identity
     keys = [k for k in {**old['options'], **now['options']} if old['options'].get(k) != now['options'].get(k)]
     told = [_change(k, old['options'].get(k), now['options'].get(k)) for k in keys]
@@ -356,19 +367,20 @@ class Experiment:
     def rows(self)->list[tuple]: # of what is shown
         "What would run, and why, how long and how large."
         past = {r['step']:r for r in noted(self.out) if 'step' in r}
-        return [(j.name, j.state, j.why, *_figures(past.get(j.name), j.state == 'done'),
+        return [(j.name, j.state, j.why, *_figures(past.get(j.name), j, self.known),
                  path_from(self.file.parent, j.folder)) for j in self.jobs]
 
     def table(self)->Table: return Table(self.rows(), ('stage', '', 'why', 'time', 'size', 'folder'))
     def _repr_markdown_(self): return self.table()._repr_markdown_()
     def __repr__(self): return str(self.table())
 
-def _figures(row, done):
-    "How long and how large it was last time, and may be again."
-    if not row: return 'unknown', 'unknown'
+def _figures(row, job, jobs):
+    "How long and how large it was last time, and may be again; else a guess."
+    if not row:
+        return guess.words() if (guess := _guess(job, jobs)) else ('unknown', 'unknown')
     s, mb = row['seconds'], row['bytes']/1e6
     time_ = f'{s/3600:.1f} h' if s >= 3600 else f'{s/60:.0f} min' if s >= 120 else f'{s:.0f} s'
-    return 'about '*(not done) + time_, f'{mb:,.0f} MB' if mb >= 10 else f'{mb:.1f} MB'
+    return 'about '*(job.state != 'done') + time_, f'{mb:,.0f} MB' if mb >= 10 else f'{mb:.1f} MB'
 
 def plan_experiment(
     file:str|Path, # YAML
@@ -379,12 +391,12 @@ def plan_experiment(
 )->Experiment: # nothing has run
     "Find out what would run."
     file, said, jobs = Path(file), read_experiment(file, sets), {}
-    out = file.parent/os.path.expanduser(said.get('out') or f'runs/{file.stem}')
-    at, stages = _At(file.parent, out, file), stages_of(said, commands, file)
+    out = file.parent/os.path.expanduser(local_path(str(said.get('out') or f'runs/{file.stem}')))
+    at, stages = _At(file.parent, out, file, said.get('plain')), stages_of(said, commands, file)
     if not stages: raise AlignGPTError(f'{file}: no stages', 'see `aligngpt run --example`')
     for s in stages:
-        jobs[s.name] = _job(s, jobs, at, out, file)
-        _look(jobs[s.name], out, any_code)
+        jobs[s.name] = _job(s, jobs, at, file)
+        _look(jobs[s.name], any_code)
     every = [*jobs.values()]
     return Experiment(file, out, _needed(only, stages, jobs, file) if only else every, every)
 
@@ -396,6 +408,38 @@ def _needed(only, stages, jobs, file):
     want, todo = set(), [s for s in stages if only in (s.name, s.name.split('.')[0])]
     while todo: s = todo.pop(); want.add(s.name); todo += s.refs.values()
     return [j for n,j in jobs.items() if n in want]
+
+# %% ../../nbs/training/08_experiment.ipynb #exp80046
+def _guess(job, jobs):
+    "How long and how large a stage may be."
+    command = job.stage.command
+    if command.guess: return command.guess(job.values)
+    return guess_stage(command.name, job.values, _records(job, jobs), _sizes_of(job, jobs), job.stage.launcher,
+                       job.at.base)
+
+def _records(job, jobs):
+    "How many records a stage reads, about."
+    if job.stage.command.guess: return job.stage.command.guess(job.values).records
+    data = job.values.get('data')
+    counts = [_records_at(job.at.base/os.path.expanduser(str(d)), job, jobs)
+              for d in (data if isinstance(data, list) else [data] if data else [])]
+    return sum(counts) if counts and None not in counts else None
+
+def _records_at(path, job, jobs):
+    "Those of a file that is there, or of what will be made from others."
+    if path.exists(): return count_records(path)
+    maker = next((j for j in _before(job, jobs) if j.folder in (path, *path.parents)), None)
+    return _records(maker, jobs) if maker else None
+
+def _before(job, jobs):
+    names = {s.name for s in job.stage.refs.values()}
+    return [j for j in jobs if j.name in names]
+
+def _sizes_of(job, jobs):
+    "How large the model of a stage is, by itself or by the stage that makes it."
+    guess = job.stage.command.guess
+    own = guess(job.values).sizes if guess else read_sizes(job.values, job.at.base)
+    return own or next((s for j in _before(job, jobs) if (s := _sizes_of(j, jobs))), None)
 
 # %% ../../nbs/training/08_experiment.ipynb #exp80029
 class StageFailed(AlignGPTError):
@@ -438,9 +482,10 @@ def _again(job, file):
     while todo: s = todo.pop(); found[s.name] = s; todo += s.refs.values()
     said = {s.name:dict(command=s.command.name, **({'launcher':s.launcher} if s.launcher else {}),
                         **{k:_moved(k, v, s, job) for k,v in s.options.items()}) for s in reversed(found.values())}
+    top = dict(out='..', **({'plain':True} if job.at.plain else {}))
     head = f'# Made from {file.name} by aligngpt {__version__}: `aligngpt run` finds this done, or makes it again.\n'
     with atomic_path(job.folder/_FILE) as p:
-        p.write_text(head + yaml.safe_dump(dict(out='..', **said), sort_keys=False, allow_unicode=True))
+        p.write_text(head + yaml.safe_dump({**top, **said}, sort_keys=False, allow_unicode=True))
 
 def _moved(k, v, stage, job):
     "A value as the file in a job's folder has it."
@@ -450,19 +495,23 @@ def _moved(k, v, stage, job):
     p = job.at.base/v if k in _CACHE else job.at.path(k, v)
     return path_from(job.folder, p) if p else v
 
-def _run_job(job, out, file, program, tell):
+def _run_job(job, file, program, tell, child):
     "Make one, and note that it is done."
     job.folder.mkdir(parents=True, exist_ok=True)
     _again(job, file)
-    if not (job.folder/_MADE).exists(): write_json(dict(done=False, identity=job.identity), job.folder/_MADE)
+    if not (job.folder/_MADE).exists(): _note(job, done=False)
     line = [*(shlex.split(job.stage.launcher) or [sys.executable]), *program, job.stage.command.name,
             *job.stage.command.words(job.values)]
-    with _alone(job, tell) as held: since, code = time.time(), run_child(line, job.at.base, held)
+    with _alone(job, tell) as held: since, code = time.time(), child(line, job.at.base, held)
     if code: raise StageFailed(*_said_of(job.name, code), code)
     if not job.out.exists(): raise StageFailed(f'{job.name}: ended, and {job.out} is not there')
     size = sum(f.stat().st_size for f in job.folder.rglob('*') if f.is_file())
-    note_time(out, step=job.name, key=job.key, seconds=round(time.time() - since, 1), bytes=size)
-    write_json(dict(done=True, identity=job.identity, files=_sizes(job.folder)), job.folder/_MADE)
+    note_time(job.at.out, step=job.name, key=job.key, seconds=round(time.time() - since, 1), bytes=size)
+    _note(job, done=True, files=_sizes(job.folder))
+
+def _note(job, **what):
+    "Write down what a folder is."
+    write_json(dict(key=job.key, identity=job.identity, **what), job.folder/_MADE)
 
 def _said_of(name, code):
     "An error and a hint for an exit code."
@@ -493,6 +542,7 @@ def run_experiment(
     commands:dict[str,Command], # all there are
     program:tuple=('-m', 'aligngpt.cli'), # of the commands, for Python or a launcher
     tell:Callable=print, # told what goes on
+    child:Callable=run_child, # what runs a line
     **how:Any, # of `plan_experiment`
 )->Experiment: # all is done
     "Make what is not made yet."
@@ -500,8 +550,8 @@ def run_experiment(
     with own_folder(plan.out):
         for n, job in enumerate(plan.jobs, 1):
             tell(f'[{n}/{len(plan.jobs)}] {job.name}: {job.why}')
-            if job.state != 'done': _run_job(job, plan.out, plan.file, program, tell)
-            _look(job, plan.out, how.get('any_code', False))
+            if job.state != 'done': _run_job(job, plan.file, program, tell, child)
+            _look(job, how.get('any_code', False))
         write_experiment(plan)
     return plan
 

@@ -6,7 +6,7 @@
 __all__ = ['SampleSubset', 'hold_out', 'Start', 'begin', 'settings_of', 'settings_text', 'StageSources', 'pretrain', 'finetune']
 
 # %% ../../nbs/training/06_recipes.ipynb #5fb2eaca
-import dataclasses, importlib.util, os
+import dataclasses, importlib.util, math, os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import checkpoint_folder, fingerprint, path_from
 from ..core.markup import echo
 from ..core.shards import process_rank
-from ..core.stores import here
-from ..data.batches import SampleDataset
+from ..core.stores import here, store_address
+from ..data.batches import Collator, SampleDataset
 from ..data.features import FeatureStore
 from ..data.images import Sources
 from ..data.packing import PackedCollator, PackedDataset, pack, token_lengths
@@ -31,8 +31,9 @@ from ..checkpoints.layouts import from_base, load
 from ..checkpoints.weights import find_weights
 from ..checkpoints.zoo import get_preset
 from .freezing import add_gate
-from .settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override
+from .settings import FINETUNE, PRETRAIN, StageConfig, fill_in, origins, override, spread
 from .stage import StageData, run_stage
+from .stream import Placed, check_streaming, count_samples, open_stream
 
 # %% ../../nbs/training/06_recipes.ipynb #b78a826d
 class SampleSubset(torch.utils.data.Subset):
@@ -126,19 +127,24 @@ class StageSources(Sources):
     "Where the samples of a stage come from, and what it is validated on."
     valid:float|str|Path=0. # share held out for validation, or a file of records
     features:str|Path|None=None # folder for a cache of the tower's features
+    stream:bool=False # read shard by shard, see `SampleStream`
 
     def __post_init__(self):
+        data, self.data = self.data, [] if self.stream else self.data # a stream fetches no more than a shard
         super().__post_init__()
+        if self.stream: self.data = data
         self.valid = here(self.valid)
 
     def check(self,
         *more:str|Path, # other paths, which need not exist
+        stage:StageConfig|None=None, # to see whether a stream can do what it wants
     )->None:
         "A mistyped path, or an address, is told before a model is loaded."
         local_path([self.features, *more])
+        if self.stream: check_streaming(self, stage)
         for some in (self.data, self.images, self.valid):
             for p in some if isinstance(some, (list, tuple)) else [some]:
-                if isinstance(p, (str, Path)):
+                if isinstance(p, (str, Path)) and not (self.stream and store_address(p)):
                     with os_errors(p): Path(p).stat()
 
 # %% ../../nbs/training/06_recipes.ipynb #d729de9f
@@ -157,6 +163,7 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
                             'leave it out, or tune what pre-training left')
     processor = processor.with_settings(template=stage.template, image_aspect_ratio=stage.image_aspect_ratio,
                                         gate_text=model.config.gate_text)
+    if sources.stream: return _run_stream(model, processor, sources, stage, out, device, quiet, about)
     whole, train, held = _split(model, processor, sources, stage, quiet)
     store = _fill(model, [d for d in (whole, held) if isinstance(d, SampleDataset)], sources.features, stage,
                   quiet) if sources.features else None
@@ -172,6 +179,24 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     skips = _Skips(out, {k:d for k,d in dict(train=whole, valid=held).items()
                          if isinstance(d, SampleDataset) and d.policy == 'skip'})
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, (skips,), record)
+
+def _run_stream(model, processor, sources, stage, out, device, quiet, about):
+    "Train a stage on shards, one after the other."
+    stream = open_stream(sources, processor, stage, model.config.num_levels)
+    held = _split(model, processor, dataclasses.replace(sources, stream=False, data=sources.valid, valid=0.), stage,
+                  quiet)[0] if sources.valid else None
+    stage = dataclasses.replace(stage, group='none', max_steps=_steps(stream, stage))
+    files = [dict(path=s if store_address(s) else path_from(out, s)) for s in stream.shards[:1000]]
+    record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files, shards=len(stream.shards),
+                  selected=str(sources.select or ''))
+    collate = Placed(Collator(processor.tokenizer.pad_token_id))
+    return run_stage(model, StageData(stream, collate, held), stage, out, processor, device, quiet, (), record)
+
+def _steps(stream, stage):
+    "How many steps a stream makes."
+    if stage.max_steps >= 0: return stage.max_steps
+    one = spread(stage, n := process_rank()[1])
+    return math.ceil(count_samples(stream)*stage.epochs/(one.batch_size*one.accumulate*n))
 
 def _split(model, processor, sources, stage, quiet):
     "All samples of the files, those to train on, and those to validate on."
@@ -249,7 +274,7 @@ def pretrain(
     if preset and start.model is None:
         p = get_preset(preset)
         start = dataclasses.replace(start, llm=start.llm or p.llm, tower=start.tower or p.tower)
-    sources.check(out)
+    sources.check(out, stage=stage)
     model, processor = begin(start, device)
     return _run(model, processor, sources, stage, out, device, quiet, _about('pretrain', preset, start, out))
 
@@ -275,7 +300,7 @@ def finetune(
         p = get_preset(preset)
         start = dataclasses.replace(start, model=p.weights.get('pretrain'), llm=start.llm or p.llm)
     if start.model is None: raise AlignGPTError('Nothing to tune', 'name what pre-training left: model=FOLDER')
-    sources.check(out)
+    sources.check(out, stage=stage)
     model, processor = begin(start, device)
     if model.gate is None and 'gate' in stage.train: add_gate(model, gate_text, stage.gate_norm)
     if lora: add_lora(model, lora, 2*lora)

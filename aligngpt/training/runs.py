@@ -85,7 +85,9 @@ def resume(
 )->TrainOutput: # from `Trainer.train`
     "Train on, or only load the checkpoint if it is the end of its run."
     state = read_json(start/'trainer_state.json') if start else {}
-    if start and state['global_step'] >= state['max_steps']:
+    endless = isinstance(trainer.train_dataset, torch.utils.data.IterableDataset) # which knows how much it gave
+    trainer.args.ignore_data_skip = endless
+    if start and not endless and state['global_step'] >= state['max_steps']:
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state['epoch'] + 1e-6) # all are done
     return trainer.train(resume_from_checkpoint=str(start) if start else None)
 

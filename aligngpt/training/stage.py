@@ -26,6 +26,7 @@ from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
                                     sound_checkpoint)
 from .settings import FINETUNE, PRETRAIN, StageConfig, override, spread
+from .stream import SampleStream, take_turns
 from .trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 
 # %% ../../nbs/training/05_stage.ipynb #9bcea047
@@ -44,7 +45,8 @@ def _record(stage, args, model, data, extra):
     record = dict(stage={k:v for k,v in dataclasses.asdict(stage).items() if k != 'said'},
                   global_batch=stage.batch_size*stage.accumulate*args.world_size, processes=args.world_size,
                   engine='deepspeed' if deepspeed else 'fsdp' if args.fsdp else 'plain',
-                  data=getattr(data, 'fingerprint', None), samples=len(data), trained=freeze(model, stage.train),
+                  data=getattr(data, 'fingerprint', None),
+                  samples=None if isinstance(data, SampleStream) else len(data), trained=freeze(model, stage.train),
                   environment=environment(), **extra)
     return json.loads(json.dumps(record, default=str))
 
@@ -165,6 +167,7 @@ def run_stage(
             write_json(now, folder/'stage.json', sealed=True)
             note_time(folder, event='start', after=start and start.name)
         _recut(start, args)
+        if isinstance(data.train, SampleStream): take_turns(data.train, start, stage, *process_rank())
         set_seed(stage.seed)
         types = _widen(model, args)
         call = RunCallback(folder, '' if quiet else stage.name, stage.keep)

@@ -26,6 +26,7 @@ from ..checkpoints.adapters import has_adapter, save_adapter
 from .freezing import param_groups
 from .runs import saving
 from .settings import StageConfig
+from .stream import SampleStream, note_place
 
 # %% ../../nbs/training/04_trainer.ipynb #0abe070f
 class GroupedSampler(torch.utils.data.Sampler):
@@ -101,6 +102,7 @@ class AlignGPTTrainer(Trainer):
     ):
         with _adapters_shown(kwargs.get('model')): super().__init__(*args, **kwargs)
         self.stage, self.base, self.last_loss, self.last_weights = stage, '', torch.zeros(()), None
+        self.place, self.sampler = None, None # of a stream; of other data
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self.add_callback(_Epochs(self))
 
@@ -109,6 +111,13 @@ class AlignGPTTrainer(Trainer):
         super().log(logs | (gate_stats(self.last_weights) if 'loss' in logs else {}), start_time)
         kept = self.state.log_history[-1]
         for k in [k for k in kept if k.endswith(('_runtime', '_per_second'))]: del kept[k]
+
+    def get_train_dataloader(self):
+        "Batches; those of a stream are dealt already."
+        if not isinstance(self.train_dataset, SampleStream): return super().get_train_dataloader()
+        how = dict(num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
+        return torch.utils.data.DataLoader(self.train_dataset, self.stage.batch_size, collate_fn=self.data_collator,
+                                           **how)
 
     def _get_train_sampler(self, train_dataset=None):
         d, s = train_dataset if train_dataset is not None else self.train_dataset, self.stage
@@ -131,6 +140,7 @@ class AlignGPTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The loss of a batch, in step with other processes."
+        self.place = inputs.pop('place', None)
         loss, out = super().compute_loss(model, self.in_step(inputs), True, num_items_in_batch)
         self.last_loss, weights = loss.detach(), getattr(out, 'weights', None)
         self.last_weights = weights if weights is None else weights.detach()
@@ -165,6 +175,10 @@ class _Epochs(TrainerCallback):
         for o in (self.trainer.train_dataset, self.trainer.sampler):
             if hasattr(o, 'set_epoch'): o.set_epoch(int((state.epoch or 0) + 1e-6))
 
+    def on_step_end(self, args, state, control, **kwargs):
+        "Of a stream: the share of the run, from whatever step it went on."
+        if self.trainer.place is not None: state.epoch = state.global_step/state.max_steps
+
 def _adapted(model):
     "Has the model, which may be any, a language model with adapters?"
     return hasattr(model, 'language_model') and has_adapter(model)
@@ -187,7 +201,9 @@ def _fill_gradients(optimizer, *_):
 def _save_checkpoint(self:AlignGPTTrainer, model, trial):
     folder = Path(self.args.output_dir)
     _check_finite(self)
-    with saving(folder, folder/f'checkpoint-{self.state.global_step}'): Trainer._save_checkpoint(self, model, trial)
+    with saving(folder, checkpoint := folder/f'checkpoint-{self.state.global_step}'):
+        Trainer._save_checkpoint(self, model, trial)
+        note_place(checkpoint, self.place, self.args.process_index, self.args.world_size)
 
 def _check_finite(trainer):
     "All processes stop if a number of any is not finite."

@@ -29,7 +29,7 @@ def alone(model, processor, text, image, tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (RUN/'metrics.json').exists(),
+@pytest.mark.skipif(not (RUN/'report'/'metrics.json').exists(),
                     reason=f'no finished quickstart in {RUN}: name one with ALIGNGPT_QUICKSTART')
 def test_batches_pay():
     "In turn, an eighth of the pictures each time, since the load of a machine changes: medians."

@@ -1,10 +1,11 @@
 """`aligngpt quickstart` as a command: whole, again, stopped in every step and continued, twice at once; then asked
 about pictures."""
-import dataclasses, json, os, shutil, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 from aligngpt.core.files import read_json
+from world import differing
 
 root = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, PYTHONPATH=str(root), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
@@ -17,29 +18,41 @@ def command(*args, patience=PATIENCE):
                           timeout=patience)
 
 def metrics(run):
-    "What was measured, without the times."
-    return {k: v for k, v in read_json(run/'metrics.json').items() if 'seconds' not in k}
+    "What was measured."
+    return read_json(run/'report'/'metrics.json')
 
 
 def test_whole(rehearsal, tmp_path):
     "It leaves metrics, a report and a model; the same call again finds all done, and a folder belongs to one recipe."
     from aligngpt.checkpoints.layouts import load
-    from aligngpt.core.errors import AlignGPTError
-    from aligngpt.quickstart.run import REHEARSAL, quickstart
+    from aligngpt.quickstart.stages import REHEARSAL
     from aligngpt.checkpoints.zoo import count_parameters, get_preset
     said = (rehearsal/'said.txt').read_text()
     assert 'aligngpt chat' in said and 'report.html' in said, said
     m = metrics(rehearsal)
     assert m['questions'] == REHEARSAL.test_questions and m['spearman'] > .2 and m['accuracy'] > .1, m
-    for name in ('report.html', 'report.md', 'stages.yaml', 'figures/the-knob.png', 'model/config.json',
-                 'model/model.safetensors'):
+    for name in ('report/report.html', 'report/report.md', 'quickstart.yaml', 'report/figures/the-knob.png',
+                 'model/config.json', 'model/model.safetensors'):
         assert (rehearsal/name).exists(), name
     assert count_parameters(load(rehearsal/'model')[0].config) == get_preset('tiny').parameters
     run = shutil.copytree(rehearsal, tmp_path/'run')
-    again = quickstart(run, REHEARSAL, lambda text: None)
-    assert {k: v for k, v in again.items() if 'seconds' not in k} == m
-    with pytest.raises(AlignGPTError, match='holds a run with seed = 0, not 1'):
-        quickstart(run, dataclasses.replace(REHEARSAL, seed=1))
+    again = command('-m', 'aligngpt.cli', 'quickstart', '--rehearse', '--out', run)
+    assert again.stderr.count('unchanged') == 13 and metrics(run) == m, again.stderr
+    other = command('-m', 'aligngpt.cli', 'quickstart', '--rehearse', '--out', run, '--seed', 1)
+    assert 'holds a run with seed = 0, not 1' in other.stderr, other.stderr
+
+
+@pytest.mark.slow
+def test_one_way(rehearsal, tmp_path):
+    "`aligngpt run` of its file leaves the same bytes; a change makes again what depends on it, beside the first."
+    run = tmp_path/'run'
+    run.mkdir()
+    shutil.copy(rehearsal/'quickstart.yaml', run)
+    assert command('-m', 'aligngpt.cli', 'run', run/'quickstart.yaml').returncode == 0
+    assert [f for f in differing(rehearsal, run) if f != 'said.txt'] == []
+    dry = command('-m', 'aligngpt.cli', 'run', run/'quickstart.yaml', '--dry-run', '--set', 'levels.method=uniform')
+    states = dict(line.split()[:2] for line in dry.stdout.splitlines()[1:])
+    assert [k for k, v in states.items() if v == 'done'] == ['data', 'examples', 'clip', 'llm'], dry.stdout
 
 
 def test_interrupted(rehearsal, tmp_path):

@@ -14,7 +14,7 @@ from aligngpt.core.versions import untested
 from aligngpt.cli.ablate import register_ablate
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
-from aligngpt.cli.experiment import Usage, register_experiment
+from aligngpt.cli.experiment import Usage, register_experiment, run_quickstart
 from aligngpt.cli.folders import register_folders
 from aligngpt.cli.serve import register_label, register_serve
 from aligngpt.cli.train import register
@@ -69,6 +69,13 @@ score pope --data {data} --predictions {answers} --json {out}
 convert {model} {out}
 quickstart --out {out}
 chat {model}
+answer {data} --images {images} --model {model} --ask x --out {out}
+caption {data} --images {images} --model {model} --out {out}
+recaption {data} --images {images} --model {model} --clip {clip} --scores {scores} --out {out}
+label {data} --images {images}
+levels {data} --from-column x --scores {scores} --method {method} --out {out}
+select {data} --levels 1-2 --ids {ids} --out {out}
+run {file}
 serve {model}""".splitlines()
     addresses = dict(s3='s3://b/a', http='http://127.0.0.1:9/a', hf='hf://datasets/o/n', gs='gs://b/a')
     if importlib.util.find_spec('aiohttp'):
@@ -80,13 +87,13 @@ serve {model}""".splitlines()
             aligngpt.cli.main.main(words)
         return err.getvalue().splitlines()[0]
     with patch('aligngpt.cli.main.untested', return_value=[]):
-        told = {(line.split()[0], slot): [refusal(line, slot, a) for a in addresses.values()]
+        told = {(line, slot): [refusal(line, slot, a) for a in addresses.values()]
                 for line in lines for slot in re.findall(r'{(\w+)}', line)}
-    told['levels', 'out'], len(told)
+    told[lines[1], 'out'], len(told)
 
     # nbs/cli/01_main.ipynb #dc6139e2
-    for (name, slot), errors in told.items():
-        for scheme, e in zip(addresses, errors): assert f"an address of '{scheme}'" in e, (name, slot, e)
+    for (line, slot), errors in told.items():
+        for scheme, e in zip(addresses, errors): assert f"an address of '{scheme}'" in e, (line, slot, e)
     test_eq([*Path().glob('s3*')], [])
 
     # nbs/cli/01_main.ipynb #8121e4a1

@@ -15,6 +15,6 @@ import pytest
 def test_dir():
     # nbs/quickstart/index.ipynb #482d32af
     names = [n for n in dir(aligngpt.quickstart) if n not in vars(aligngpt.quickstart)]
-    assert 'quickstart' in names
+    assert 'write_quickstart' in names
     for n in names: getattr(aligngpt.quickstart, n)
     names

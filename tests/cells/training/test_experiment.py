@@ -8,11 +8,12 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, Callable
 from aligngpt import __version__
-from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.files import CARD, atomic_path, fingerprint, own_folder, path_from, read_json, write_json
 from aligngpt.core.markup import Table, html_page, markdown_html
 from aligngpt.core.steps import TIMING, note_time, noted
 from aligngpt.core.values import check_name
+from aligngpt.training.guess import count_records, guess_stage, read_sizes
 from aligngpt.training.settings import read_yaml
 from fastcore.test import *
 import tempfile, textwrap
@@ -203,6 +204,17 @@ out = pathlib.Path(given['out']); out.mkdir(exist_ok=True)
     test_eq([(j.name, j.state, j.key) for j in again.jobs if j.name == last.name], [(last.name, 'done', last.key)])
     test_eq({j.state for j in again.jobs}, {'done'})
     print((last.folder/'experiment.yaml').read_text())
+
+    # nbs/training/08_experiment.ipynb #exp80044
+    plainly = 'plain=true', 'out=plain'
+    test_eq([j.folder.name for j in make(*plainly)[0].jobs],
+            ['first', 'second.much', 'second.little', 'third.much', 'third.little'])
+    test_eq(make(*plainly)[1], ['unchanged']*5)
+    beside = [j.folder.name for j in make(*plainly, 'second.variants.little.n=200')[0].jobs]
+    test_eq(beside[:2] + beside[3:4], ['first', 'second.much', 'third.much'])
+    test_eq([n[:-8] for n in (beside[2], beside[4])], ['second.little-', 'third.little-'])
+    test_eq(make(*plainly)[1], ['unchanged']*5)
+    beside
 
     # nbs/training/08_experiment.ipynb #exp80042
     (where/'bad.yaml').write_text('first: {command: add, data: data.txt}')

@@ -15,6 +15,7 @@ from aligngpt.core.steps import environment, note_time, noted
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
 from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override, spread
+from aligngpt.training.stream import SampleStream, take_turns
 from aligngpt.training.trainer import AlignGPTTrainer, GroupedSampler, training_arguments
 from fastcore.test import *
 import signal, tempfile, matplotlib.pyplot as plt
@@ -196,7 +197,8 @@ def test_plot_alpha():
         log = Path(folder)/'log.jsonl'
         log.write_text('{"step": 1, "loss": 2.5}\n')
         test_eq(plot_alpha(folder), None)
-        log.write_text(''.join(json.dumps(dict(step=s, gate_entropy=.5, alpha_0=.8, alpha_1=.2)) + '\n' for s in (10, 20)))
+        log.write_text(''.join(json.dumps(dict(step=s, gate_entropy=.5, alpha_0=.8, alpha_1=.2)) + '\n'
+                               for s in (10, 20)))
         left, right = plot_alpha(folder).axes
     test_eq((left.get_xlim(), len(left.collections)), ((10, 20), 2))
     plt.close('all')

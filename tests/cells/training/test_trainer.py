@@ -17,6 +17,7 @@ from aligngpt.checkpoints.adapters import has_adapter, save_adapter
 from aligngpt.training.freezing import param_groups
 from aligngpt.training.runs import saving
 from aligngpt.training.settings import StageConfig
+from aligngpt.training.stream import SampleStream, note_place
 from fastcore.test import *
 import math, subprocess, sys, tempfile, matplotlib.pyplot as plt
 from torch.nn.utils import clip_grad_norm_
