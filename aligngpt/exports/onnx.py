@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRAPHS', 'EXAMPLE', 'PictureGraph', 'TextGraph', 'GateGraph', 'DecoderGraph', 'write_graphs', 'prompt_pieces',
-           'picture_rules', 'compare', 'export_onnx', 'write_onnx', 'describe']
+           'picture_rules', 'compare', 'greedy_answer', 'export_onnx', 'write_onnx', 'describe']
 
 # %% ../../nbs/exports/05_onnx.ipynb #ox000003
 import contextlib, logging, runpy, warnings
@@ -193,7 +193,7 @@ def _record(graph, name, file):
 @contextlib.contextmanager
 def _quiet():
     "Without what torch says about its own affairs while it records."
-    loggers = [logging.getLogger(n) for n in ('torch.onnx', 'onnx_ir', 'onnxscript')]
+    loggers = [logging.getLogger(n) for n in ('torch.onnx', 'torch.__trace', 'onnx_ir', 'onnxscript')]
     before = [o.level for o in loggers]
     for o in loggers: o.setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -316,7 +316,7 @@ def compare(
     theirs, rows = runpy.run_path(str(folder/'example.py'))['Model'](folder), []
     for picture, question, level in asked:
         picture = open_picture(picture)
-        batch, ours, weights = _answer(model, processor, picture, question, level, longest)
+        batch, ours, weights = greedy_answer(model, processor, picture, question, level, longest)
         _, w, said = theirs.answer(picture, question, level, longest)
         rows.append((said == ours, _far(theirs.pixels(picture), batch['pixel_values']), _far(w, weights),
                      dict(question=question, level=level, ours=ours, theirs=said)))
@@ -327,8 +327,15 @@ def compare(
 
 def _far(a, b): return float((torch.from_numpy(a) - b).abs().max())
 
-def _answer(model, processor, picture, question, level, longest):
-    "What was prepared for the model, its tokens, and its weights over the levels."
+def greedy_answer(
+    model:AlignGPTForConditionalGeneration, # in Python
+    processor:AlignGPTProcessor, # of the model
+    picture:Any, # what `open_picture` opens
+    question:str, # about it
+    level:int|None=None, # None: the gate decides
+    longest:int=32, # tokens
+)->tuple[dict,list[int],Tensor]: # (what the model was given, the tokens of its answer, its weights over the levels)
+    "What the model says to one question, for others to be compared with."
     ask = [dict(role='user', content=[dict(type='image', image=picture), dict(type='text', text=question)])]
     batch = processor.apply_chat_template(ask, add_generation_prompt=True, tokenize=True, return_dict=True,
                                           return_tensors='pt')
@@ -366,14 +373,13 @@ def export_onnx(
 )->dict: # what export.json says
     "Write a model as ONNX, with all that a program needs to ask it, and compare it with the original."
     _need_packages()
-    source, out = checkpoint_folder(local_path(source)), Path(local_path(out))
+    name, source, out = Path(source).resolve().name, checkpoint_folder(local_path(source)), Path(local_path(out))
     if out.exists(): raise AlignGPTError(f'{out}: exists already', 'name another folder, or remove this one')
     model, processor = load(source, **{'dtype':'float32', 'device':'cpu', **how})
     if has_adapter(model): merge_lora(model)
     with atomic_path(out) as folder:
         folder.mkdir()
-        return write_onnx(model, processor, folder, asked, name=Path(source).resolve().name,
-                          print=fingerprint(source))
+        return write_onnx(model, processor, folder, asked, name, fingerprint(source))
 
 def _need_packages():
     lacks = [n for n in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(n)]
@@ -387,11 +393,11 @@ def write_onnx(
     folder:Path, # an empty one
     asked:list[tuple]|None=None, # as for `export_onnx`
     name:str='', # what the model is called
-    print:str='', # its fingerprint
+    made:str='', # its fingerprint
 )->dict: # what export.json says
     "Fill a folder."
     model.eval()
-    about = describe(model, processor, write_graphs(model, folder)) | dict(model=name, fingerprint=print)
+    about = describe(model, processor, write_graphs(model, folder)) | dict(model=name, fingerprint=made)
     processor.encoder.rest.save(str(folder/'tokenizer.json'))
     (folder/'chat_template.jinja').write_text(processor.chat_template, encoding='utf-8')
     (folder/'example.py').write_text(EXAMPLE, encoding='utf-8')

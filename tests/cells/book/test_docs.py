@@ -143,7 +143,9 @@ validation: {links: {anchors: warn}}
     def write(name, *cells):
         write_nb(new_nb([mk_cell(s, 'markdown' if s[0] == '#' and s[1] != '|' else 'code', id=f'c{i}')
                          for i,s in enumerate(cells)]), tmp/'nbs'/name)
-    write('index.ipynb', '# Toy\n\n> To play with.\n\nSee `double` and `Ball.roll`, in [one](00_one.ipynb#double).')
+    write('index.ipynb', '# Toy\n\n> To play with.\n\nSee `double` and `Ball.roll`, in [one](00_one.ipynb#double).\n\n'
+          '[Ask it](https://toy.example/toy/live/index.html)')
+    (tmp/'docs_src'/'live').mkdir(); (tmp/'docs_src'/'live'/'index.html').write_text('a page of its own')
     write('00_one.ipynb', '# One\n\n> It.', '#| default_exp one', '#| export\ndef double(x): return 2*x',
           '#| export\nclass Ball:\n    def roll(self):\n        "Roll."', 'double(2)')
     export_book(tmp)
@@ -156,4 +158,7 @@ validation: {links: {anchors: warn}}
     # nbs/book/04_docs.ipynb #d09ed918
     test_eq([f'id="{a}"' in page for a in ('double', 'ball', 'ball.roll')], [True]*3)
     test_eq('href="one.html#ball.roll"' in (tmp/'_docs'/'index.html').read_text(), True)
+    home = (tmp/'_docs'/'index.html').read_text()
+    for part in ('<iframe class="live" src="live/index.html" title="Ask it">', '<a href="live/index.html">Ask it</a>'): assert part in home
+    test_eq((tmp/'_docs'/'live'/'index.html').read_text(), 'a page of its own')
     test_eq(build_docs(tmp), 1)
