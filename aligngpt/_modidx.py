@@ -2468,6 +2468,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'aligngpt/exports/browser.py'),
                                           'aligngpt.exports.browser._archive': ( 'exports/browser.html#_archive',
                                                                                  'aligngpt/exports/browser.py'),
+                                          'aligngpt.exports.browser._asked': ('exports/browser.html#_asked', 'aligngpt/exports/browser.py'),
                                           'aligngpt.exports.browser._check_filter': ( 'exports/browser.html#_check_filter',
                                                                                       'aligngpt/exports/browser.py'),
                                           'aligngpt.exports.browser._live': ('exports/browser.html#_live', 'aligngpt/exports/browser.py'),

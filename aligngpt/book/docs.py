@@ -274,7 +274,8 @@ def _subtitle(md): return re.sub(r'^(# .*\n+)> (.*)', r'\1\2\n{ .subtitle }', md
 
 def _framed(md):
     "A paragraph that is only a link to the live page becomes that page, with the link below."
-    return re.sub(r'^\[(.*)\]\((live/index\.html)\)$', r'<iframe class="live" src="\2" title="\1"></iframe>\n\n\g<0>', md,
+    return re.sub(r'^\[(.*)\]\((live/index\.html)\)$', r'<iframe class="live" src="\2" title="\1"></iframe>\n\n\g<0>',
+                  md,
                   flags=re.M)
 
 # %% ../../nbs/book/04_docs.ipynb #358bf5db
@@ -394,7 +395,8 @@ def main(
     "The command `aligngpt_docs`."
     about = 'Build the documentation site from the notebooks, failing on a broken link.'
     parser = argparse.ArgumentParser('aligngpt_docs', description=about)
-    parser.add_argument('--live', metavar='FOLDER', help='a page with a model, as aligngpt.exports.write_browser writes it')
+    parser.add_argument('--live', metavar='FOLDER',
+                        help='a page with a model, as aligngpt.exports.write_browser writes it')
     live = parser.parse_args(argv).live
     if live and not (Path(live)/'recorded.js').is_file():
         return print(f'{live}: no folder that aligngpt.exports.write_browser has written', file=sys.stderr) or 1

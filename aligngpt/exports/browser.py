@@ -9,6 +9,7 @@ __all__ = ['PACKAGES', 'PAGE', 'Package', 'write_runtime', 'record', 'write_brow
 import base64, hashlib, io, json, os, runpy, shutil, tarfile
 from collections import Counter
 from dataclasses import dataclass
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Iterable
 
@@ -73,7 +74,7 @@ def record(
     folder:Path, # an ONNX export
     pictures:list[Path], # to begin with
     questions:list[str], # about each
-)->dict: # 'levels', 'prompts' (tokens of each question), 'answers' ('picture|question' -> 'said' at each level and auto)
+)->dict: # 'levels', 'prompts' (tokens of each question), 'answers' ('picture|question' -> 'said' and 'weights')
     "Ask everything there is to ask."
     model, out = runpy.run_path(str(folder/'example.py'))['Model'](folder), {}
     levels = model.about['levels']
@@ -96,7 +97,7 @@ def _split_plainly(file):
         if step.get('type') != 'Split' or step['behavior'] in ('Isolated', 'Removed'): continue
         mark = step['pattern'].get('String', '')
         if step['behavior'] != 'MergedWithNext' or len(mark) != 1 or step.get('invert'):
-            raise AlignGPTError(f"the tokenizer cuts its text in a way ({step['behavior']}) that the page does not know",
+            raise AlignGPTError(f"the tokenizer cuts its text in a way that the page does not know: {step['behavior']}",
                                 'export it as onnx')
         mark = f'\\u{ord(mark):04x}'
         step.update(behavior='Isolated', pattern=dict(Regex=f'{mark}[^{mark}]*'))
@@ -116,13 +117,14 @@ def _questions(run, given, most=5):
     if given: return list(given)
     file = Path(run)/'data'/'tuning.json'
     if not file.is_file(): return list(_SAFE)
-    turns = [t['value'].replace('<image>', '').strip() for r in read_json(file)[:500] for t in r['conversations'][::2]]
+    turns = [t['value'].replace('<image>', '').strip() for r in read_json(file)[:500]
+             for t in r['conversations'][::2]]
     often = {' '.join(q.split()[:2]):q for q,_ in reversed(Counter(turns).most_common())} # one of each kind
     kinds = sorted(often.values(), key=lambda q: -turns.count(q))
     return list(dict.fromkeys([_SAFE[0], *kinds]))[:most]
 
 # %% ../../nbs/exports/06_browser.ipynb #br000016
-PAGE = 'index.html', 'page.css', 'page.js', 'model.js' # beside this module, in the folder `page`
+PAGE = 'index.html', 'page.css', 'page.js', 'model.js', 'offline.js' # beside this module, in the folder `page`
 _NEEDED = 'export.json', 'tokenizer.json' # of an export, beside its graphs
 
 def write_browser(
@@ -139,19 +141,21 @@ def write_browser(
     pictures, questions = _pictures(source, pictures), _questions(source, questions)
     with atomic_path(out) as folder:
         (folder/'pictures').mkdir(parents=True)
-        about = export_onnx(source, folder/'model')
-        _check_filter(about)
-        _split_plainly(folder/'model'/'tokenizer.json')
-        seal_folder(folder/'model')
-        told = record(folder/'model', pictures, questions)
+        about, told = _asked(source, folder, pictures, questions)
         shown = [_small(p, folder/'pictures'/f'{i}.png', folder) for i,p in enumerate(pictures)]
-        files = _live(folder, about, packages) if live else None
-        if not live: shutil.rmtree(folder/'model')
-        size = sum((files or {}).values())
-        said = dict(pictures=shown, questions=questions, **told, files=files, size=size)
+        files = _live(folder, about, packages) if live else shutil.rmtree(folder/'model')
+        said = dict(pictures=shown, questions=questions, **told, files=files, size=sum((files or {}).values()))
         (folder/'recorded.js').write_text(_script(said), encoding='utf-8')
-        for name in PAGE: shutil.copy(Path(__file__).parent/'page'/name, folder/name)
-    return about | dict(size=size)
+        for name in PAGE: (folder/name).write_bytes((resources('aligngpt.exports')/'page'/name).read_bytes())
+    return about | dict(size=said['size'])
+
+def _asked(source, folder, pictures, questions):
+    "Export a model so that a page can read it; what it says to all there is to ask."
+    about = export_onnx(source, folder/'model')
+    _check_filter(about)
+    _split_plainly(folder/'model'/'tokenizer.json')
+    seal_folder(folder/'model')
+    return about, record(folder/'model', pictures, questions)
 
 def _live(folder, about, packages):
     "The files that the page loads, with their sizes."

@@ -183,7 +183,7 @@ def _record(graph, name, file):
     how = dict(dynamo=True, verbose=False, dynamic_shapes=free, input_names=into, output_names=out)
     try: program = torch.onnx.export(graph, args, **how)
     except Exception as e:
-        raise _refused(f'torch.onnx cannot record the graph {name!r} ({type(e).__name__})') from e
+        raise _refused(f'torch.onnx cannot record the graph {name!r}: {type(e).__name__} {str(e)[:200]!r}') from e
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None

@@ -109,7 +109,7 @@ def connect(page, at):
 
 def test_equal(folder, tmp_path):
     "Twenty answers, pixels and weights."
-    with browser_page('live_equal') as page, served(folder) as (at, _):
+    with browser_page('live_equal', service_workers='block') as page, served(folder) as (at, _):
         connect(page, at)
         assert equal(page, *toy(), toy_questions(20), tmp_path) == 20
 
@@ -117,7 +117,7 @@ def test_equal(folder, tmp_path):
 @pytest.mark.slow
 def test_equal_200(folder, tmp_path):
     "Two hundred."
-    with browser_page('live_equal_200') as page, served(folder) as (at, _):
+    with browser_page('live_equal_200', service_workers='block') as page, served(folder) as (at, _):
         connect(page, at)
         assert equal(page, *toy(), toy_questions(200), tmp_path) == 200
 
@@ -147,19 +147,31 @@ def test_page(folder, tmp_path):
         said('Cool, since it is **blue**.')
         page.get_by_role('button', name=HOSTILE[0]).click()
         inert(page, '#form')
+        page.context.set_offline(False)
         assert not page.errors and not page.abroad
         assert all(p.startswith(('/model/', '/runtime/', '/pictures/')) or p[1:] in
-                   ('index.html', 'page.css', 'page.js', 'model.js', 'recorded.js') for p in asked), asked
+                   ('', 'index.html', 'page.css', 'page.js', 'model.js', 'recorded.js', 'offline.js') for p in asked), asked
         for width, height in ((1280, 800), (390, 844)):
             page.set_viewport_size(dict(width=width, height=height))
             assert page.evaluate('document.documentElement.scrollWidth') <= width
             shot(page, f'live_{width}')
 
 
+def test_offline(folder):
+    "A page that was there once opens without a server."
+    with browser_page('live_offline') as page:
+        with served(folder) as (at, _):
+            page.goto(at)
+            page.locator('html[data-kept]').wait_for()
+        page.reload()
+        page.locator('#answer[data-live]').wait_for()
+        assert page.get_by_role('status').text_content() == 'The model runs in this page.'
+
+
 @pytest.mark.parametrize('how', ['no WebAssembly', 'a file', 'a piece is missing'])
 def test_recorded(folder, how, tmp_path):
     "Where the model cannot run, the recorded answers are shown, and why."
-    with browser_page('live_recorded') as page, served(folder) as (at, _):
+    with browser_page('live_recorded', service_workers='block') as page, served(folder) as (at, _):
         if how == 'no WebAssembly': page.add_init_script('delete window.WebAssembly')
         if how == 'a piece is missing': page.route('**/decoder.onnx', lambda route: route.fulfill(body=b'half'))
         page.goto(f'file://{folder}/index.html' if how == 'a file' else at)

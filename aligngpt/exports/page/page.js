@@ -58,6 +58,7 @@ function start() {
   loading ??= load().then(got => {
     model = got
     say('The model runs in this page.')
+    keep().catch(() => {}) // a browser that keeps nothing
   }).catch(e => {
     say(`The model could not be loaded (${e.message}): these are recorded answers.`)
     only()
@@ -81,6 +82,16 @@ async function ask() {
   await busy
 }
 
+async function keep() { // for a time without a network
+  if (!navigator.serviceWorker || !window.isSecureContext) return
+  await navigator.serviceWorker.register('offline.js')
+  await navigator.serviceWorker.ready
+  const scripts = ['runtime/ort.js', 'runtime/ort-wasm.js', 'runtime/tokenizers.js']
+  const all = ['./', 'index.html', 'page.css', 'page.js', 'model.js', 'recorded.js', ...scripts, ...pictures, ...Object.keys(files)]
+  await (await caches.open('aligngpt-live')).addAll(all)
+  document.documentElement.dataset.kept = 'yes'
+}
+
 function only() { // what was not recorded cannot be asked
   at('own').hidden = at('ask').hidden = true
   at('question').readOnly = true
@@ -93,7 +104,7 @@ function shelve(value, src, alt) {
 }
 
 function build() {
-  pictures.toReversed().forEach((src, i, all) => shelve(String(all.length - 1 - i), src, `Picture ${all.length - i}`))
+  [...pictures].reverse().forEach((src, i, all) => shelve(String(all.length - 1 - i), src, `Picture ${all.length - i}`))
   at('shelf').querySelector('input').checked = true
   for (const q of questions) at('questions').append(make('button', {type: 'button', textContent: q}))
   at('question').value = questions[0]

@@ -23,7 +23,7 @@ from aligngpt.core.devices import pick_device
 from aligngpt.core.files import fingerprint
 from aligngpt.core.steps import Steps
 import pytest
-from aligngpt.book.docs import DocRenderer, Index, _definitions, _nav, _order, _relink, _subtitle, build_docs, export_markdown, output_markdown
+from aligngpt.book.docs import DocRenderer, Index, _definitions, _framed, _nav, _order, _relink, _subtitle, build_docs, export_markdown, output_markdown
 
 
 def test_DocRenderer():
@@ -75,7 +75,7 @@ def test_kind():
 
 def test_export_markdown():
     # nbs/book/04_docs.ipynb #3d36a725
-    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
+    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main', doc_host='https://a.example', doc_baseurl='/b')
     md = export_markdown('def fingerprint():\n    1', 'aligngpt.core', {'fingerprint':'fingerprint'}, cfg)
 
     # nbs/book/04_docs.ipynb #857a1ce5
@@ -89,7 +89,7 @@ def test_export_markdown():
 
 def test_page_name():
     # nbs/book/04_docs.ipynb #3d36a725
-    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
+    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main', doc_host='https://a.example', doc_baseurl='/b')
 
     # nbs/book/04_docs.ipynb #8985d9dc
     test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)',
@@ -97,6 +97,8 @@ def test_page_name():
             f'[a](x.md#y) [b](../evaluation/mme.md) [c]({cfg.git_url}/blob/{cfg.branch}/LICENSE) [d](https://x/1_y.ipynb)')
     test_eq(_relink('![a](../../docs_src/assets/a.png)', Path('evaluation/00_z.ipynb'), cfg), '![a](../assets/a.png)')
     test_eq(_relink('![a](../docs_src/assets/a.png)', Path('index.ipynb'), cfg), '![a](assets/a.png)')
+    test_eq(_framed(_relink('[Ask](https://a.example/b/live/index.html)', Path('index.ipynb'), cfg)),
+            '<iframe class="live" src="live/index.html" title="Ask"></iframe>\n\n[Ask](live/index.html)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
     _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
 
@@ -159,6 +161,7 @@ validation: {links: {anchors: warn}}
     test_eq([f'id="{a}"' in page for a in ('double', 'ball', 'ball.roll')], [True]*3)
     test_eq('href="one.html#ball.roll"' in (tmp/'_docs'/'index.html').read_text(), True)
     home = (tmp/'_docs'/'index.html').read_text()
-    for part in ('<iframe class="live" src="live/index.html" title="Ask it">', '<a href="live/index.html">Ask it</a>'): assert part in home
+    for part in ('<iframe class="live" src="live/index.html" title="Ask it">', '<a href="live/index.html">Ask it</a>'):
+        assert part in home
     test_eq((tmp/'_docs'/'live'/'index.html').read_text(), 'a page of its own')
     test_eq(build_docs(tmp), 1)
