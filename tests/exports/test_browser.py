@@ -165,7 +165,7 @@ def test_offline(folder):
             page.locator('html[data-kept]').wait_for()
         page.reload()
         page.locator('#answer[data-live]').wait_for()
-        assert page.get_by_role('status').text_content() == 'The model runs in this page.'
+        assert page.locator('#status').text_content() == 'The model runs in this page.'
 
 
 @pytest.mark.parametrize('how', ['no WebAssembly', 'a file', 'a piece is missing'])

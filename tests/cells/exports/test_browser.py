@@ -17,52 +17,41 @@ from fastcore.test import *
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from aligngpt.checkpoints.layouts import save
 from aligngpt.core.markup import Table
-from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy
+from aligngpt.model.toy import QUESTIONS, swatch, toy
 import pytest
 from aligngpt.exports.browser import Package, _SAFE, _questions, _script, _split_plainly, _sum, write_browser, write_runtime
 
 
 def test_Package():
     # nbs/exports/06_browser.ipynb #br000009
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'@a/b/-').mkdir(parents=True)
-    with tarfile.open(tmp/'@a/b/-/b-1.0.tgz', 'w:gz') as archive:
-        (tmp/'x.js').write_text('export const x = 1')
-        archive.add(tmp/'x.js', 'package/x.js')
+    shop = Path(tempfile.mkdtemp())
+    cache = os.environ['ALIGNGPT_CACHE'] = str(shop/'cache')
+    (shop/'@a/b/-').mkdir(parents=True)
+    with tarfile.open(shop/'@a/b/-/b-1.0.tgz', 'w:gz') as archive:
+        (shop/'x.js').write_text('export const x = 1')
+        archive.add(shop/'x.js', 'package/x.js')
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=shop))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     at = f'http://127.0.0.1:{server.server_port}'
-    small = Package('@a/b', '1.0', _sum((tmp/'@a/b/-/b-1.0.tgz').read_bytes()), {'package/x.js':'y.js'})
-    write_runtime(tmp/'runtime', [small], at)
+    small = Package('@a/b', '1.0', _sum((shop/'@a/b/-/b-1.0.tgz').read_bytes()), {'package/x.js':'y.js'})
+    write_runtime(shop/'runtime', [small], at)
 
     # nbs/exports/06_browser.ipynb #br000010
-    test_eq((tmp/'runtime'/'y.js').read_text(), 'export const x = 1')
+    test_eq((shop/'runtime'/'y.js').read_text(), 'export const x = 1')
     other = Package('@a/b', '1.0', 'AAAA', {})
-    test_fail(lambda: write_runtime(tmp/'third', [other], at), contains='its sum is')
+    test_fail(lambda: write_runtime(shop/'third', [other], at), contains='its sum is')
+    test_eq([f.name for f in (Path(cache)/'npm').iterdir()], ['@a-b-1.0.tgz'])
     server.shutdown()
     server.server_close()
-    test_eq(write_runtime(tmp/'again', [small], at), ['y.js'])                                   # from the cache
-    test_fail(lambda: write_runtime(tmp/'third', [other], at), contains='/@a/b/-/b-1.0.tgz')     # nobody is there
+    test_eq(write_runtime(shop/'again', [small], at), ['y.js'])                                   # from the cache
+    test_fail(lambda: write_runtime(shop/'third', [other], at), contains='/@a/b/-/b-1.0.tgz')     # nobody is there
 
 
 def test_record():
-    # nbs/exports/06_browser.ipynb #br000009
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'@a/b/-').mkdir(parents=True)
-    with tarfile.open(tmp/'@a/b/-/b-1.0.tgz', 'w:gz') as archive:
-        (tmp/'x.js').write_text('export const x = 1')
-        archive.add(tmp/'x.js', 'package/x.js')
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    at = f'http://127.0.0.1:{server.server_port}'
-    small = Package('@a/b', '1.0', _sum((tmp/'@a/b/-/b-1.0.tgz').read_bytes()), {'package/x.js':'y.js'})
-    write_runtime(tmp/'runtime', [small], at)
-
     # nbs/exports/06_browser.ipynb #br00001c
+    tmp = Path(tempfile.mkdtemp())
     toy_tokens = dict(pre_tokenizer=dict(type='Split', behavior='MergedWithNext', pattern=dict(String=' '), invert=False))
     write_json(toy_tokens, tmp/'tokenizer.json')
     _split_plainly(tmp/'tokenizer.json')
@@ -75,22 +64,10 @@ def test_record():
     test_fail(lambda: _split_plainly(tmp/'tokenizer.json'), contains='does not know: Contiguous')
 
 
-def test_write_browser():
-    # nbs/exports/06_browser.ipynb #br000009
-    tmp = Path(tempfile.mkdtemp())
-    (tmp/'@a/b/-').mkdir(parents=True)
-    with tarfile.open(tmp/'@a/b/-/b-1.0.tgz', 'w:gz') as archive:
-        (tmp/'x.js').write_text('export const x = 1')
-        archive.add(tmp/'x.js', 'package/x.js')
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    at = f'http://127.0.0.1:{server.server_port}'
-    small = Package('@a/b', '1.0', _sum((tmp/'@a/b/-/b-1.0.tgz').read_bytes()), {'package/x.js':'y.js'})
-    write_runtime(tmp/'runtime', [small], at)
-
+@pytest.mark.slow
+def test_write_browser_slow():
     # nbs/exports/06_browser.ipynb #br00001c
+    tmp = Path(tempfile.mkdtemp())
     toy_tokens = dict(pre_tokenizer=dict(type='Split', behavior='MergedWithNext', pattern=dict(String=' '), invert=False))
     write_json(toy_tokens, tmp/'tokenizer.json')
     _split_plainly(tmp/'tokenizer.json')
@@ -101,8 +78,12 @@ def test_write_browser():
     write_json(toy_tokens, tmp/'tokenizer.json')
 
     # nbs/exports/06_browser.ipynb #br000017
-    for c in COLOURS: swatch(c).save(tmp/f'{c}.png')
-    shown = [tmp/f'{c}.png' for c in ('red', 'blue')]
+    def kept(colour):
+        file = tmp/f'{colour}.png'
+        swatch(colour).save(file)
+        return file
+    shown = [kept(c) for c in ('red', 'blue')]
+    about = write_browser(save(*toy(), tmp/'toy'), tmp/'page', shown, QUESTIONS[:2], packages=())
     Table([(f.relative_to(tmp/'page').as_posix(), f.stat().st_size) for f in sorted((tmp/'page').rglob('*'))
            if f.is_file()],
           ('file', 'bytes'))
@@ -113,11 +94,24 @@ def test_write_browser():
     # nbs/exports/06_browser.ipynb #br000019
     test_eq((told['questions'], told['levels'], len(told['answers'])), (list(QUESTIONS[:2]), 8, 4))
     test_eq([told['answers'][f'{i}|0']['said'][8] for i in (0, 1)], ['It is **red**.', 'It is **blue**.'])
-    test_eq(told['size'], sum((tmp/'page'/f).stat().st_size for f in told['files']))
+    test_eq([told['size'], about['size']], [sum((tmp/'page'/f).stat().st_size for f in told['files'])]*2)
     assert '<' not in _script(dict(a='</script><script>'))
     test_fail(lambda: write_browser(tmp/'toy', tmp/'page', shown), contains='exists already')
     test_fail(lambda: write_browser(tmp/'toy', tmp/'other'), contains='no folder examples')
     assert not (tmp/'other').exists()
+
+
+def test_write_browser():
+    # nbs/exports/06_browser.ipynb #br00001c
+    tmp = Path(tempfile.mkdtemp())
+    toy_tokens = dict(pre_tokenizer=dict(type='Split', behavior='MergedWithNext', pattern=dict(String=' '), invert=False))
+    write_json(toy_tokens, tmp/'tokenizer.json')
+    _split_plainly(tmp/'tokenizer.json')
+    json.loads((tmp/'tokenizer.json').read_text())
+
+    # nbs/exports/06_browser.ipynb #br00001d
+    toy_tokens['pre_tokenizer']['behavior'] = 'Contiguous'
+    write_json(toy_tokens, tmp/'tokenizer.json')
 
     # nbs/exports/06_browser.ipynb #br000020
     run = tmp/'run'
