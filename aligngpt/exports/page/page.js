@@ -7,7 +7,7 @@ const make = (tag, fields = {}, ...inside) => {
   return e
 }
 const AUTO = levels
-let model = null, loading = null, own = null, turn = 0, busy = Promise.resolve()
+let model = null, loading = null, failed = false, own = null, turn = 0, busy = Promise.resolve()
 
 const why = files === null ? 'These are recorded answers: the model itself is not on this site.'
   : typeof WebAssembly !== 'object' ? 'This browser has no WebAssembly, which the model needs: these are recorded answers.'
@@ -48,7 +48,7 @@ function show({text, weights}) {
 async function load() {
   const mb = bytes => (bytes/1e6).toFixed(1)
   const {Model, decode} = await import('./model.js')
-  const model = await Model.load(files, done => say(`Loading the model: ${mb(done)} of ${mb(size)} MB`))
+  const model = await Model.load(files, done => failed || say(`Loading the model: ${mb(done)} of ${mb(size)} MB`))
   const odd = questions.find((q, i) => String(model.prompt(q).ids) !== String(prompts[i]))
   if (odd) throw new Error(`the tokenizer of this page reads ${JSON.stringify(odd)} in another way`)
   return {decode, model}
@@ -60,6 +60,7 @@ function start() {
     say('The model runs in this page.')
     keep().catch(() => {}) // a browser that keeps nothing
   }).catch(e => {
+    failed = true // what is still on its way says nothing more
     say(`The model could not be loaded (${e.message}): these are recorded answers.`)
     only()
     throw e
