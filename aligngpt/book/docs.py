@@ -273,13 +273,20 @@ def _page_name(nb):
     return (nb.parent/re.sub(r'^\d+[a-zA-Z0-9]*_', '', nb.stem.lower())).as_posix()
 
 def _relink(md, nb, cfg):
-    "Links to notebooks, to the site's own pictures, and to files outside of the notebooks' folder."
+    "Links to notebooks, to the site's own pictures and pages, and to files outside of the notebooks' folder."
+    md = md.replace(f']({cfg.doc_host}{cfg.doc_baseurl}/', '](' + '../'*(len(nb.parts)-1))
     md = re.sub(r'\]\((?:\.\./)+(?:docs_src|nbs)/', '](' + '../'*(len(nb.parts)-1), md)
     md = re.sub(r'(\]\((?!https?:|#)[\w./-]*?)(\w+)\.ipynb', lambda m: f'{m[1]}{_page_name(Path(m[2]))}.md', md)
     up = r'\]\(' + r'\.\./'*len(nb.parts) + r'(?!\.\./)([\w./-]+)'
     return re.sub(up, rf']({cfg.git_url}/blob/{cfg.branch}/\1', md)
 
 def _subtitle(md): return re.sub(r'^(# .*\n+)> (.*)', r'\1\2\n{ .subtitle }', md, count=1)
+
+def _framed(md):
+    "A paragraph that is only a link to the live page becomes that page, with the link below."
+    return re.sub(r'^\[(.*)\]\((live/index\.html)\)$', r'<iframe class="live" src="\2" title="\1"></iframe>\n\n\g<0>',
+                  md,
+                  flags=re.M)
 
 # %% ../../nbs/book/04_docs.ipynb #358bf5db
 def page_markdown(
@@ -294,7 +301,7 @@ def page_markdown(
     for c in read_nb(cfg.nbs_path/nb_path).cells:
         if not c.source.strip(): continue
         if c.cell_type != 'code':
-            md = index.linkify(_relink(c.source, nb_path, cfg), page)
+            md = index.linkify(_framed(_relink(c.source, nb_path, cfg)), page)
             parts.append(md if parts else _subtitle(md))
             level = _level(md, level)
             continue
@@ -338,11 +345,14 @@ def _nav(pages):
 def write_pages(
     out:Path, # an empty or missing folder
     cfg, # of the project, see `in_project`
+    live:str|Path|None=None, # a folder with a live page; None: its recorded answers, where there are any
 )->None:
     "Write all pages and the configuration from which MkDocs builds the site."
     docs, src = out/'docs', cfg.config_path/'docs_src'
     shutil.copytree(src/'assets', docs/'assets')
     shutil.copytree(cfg.nbs_path, docs, dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.ipynb', '.*', '*.py'))
+    for folder in [Path(live)] if live else [cfg.lib_path/'exports'/'page', src/'live']:
+        if folder.is_dir(): shutil.copytree(folder, docs/'live', dirs_exist_ok=True)
     index = Index(runpy.run_path(str(cfg.lib_path/'_modidx.py'))['d'])
     nav = list(_all_pages(docs, src, index, cfg))
     yml = [f'INHERIT: {relpath(src/"mkdocs.yml", out)}', 'docs_dir: docs', f'site_dir: {relpath(cfg.doc_path, out)}',
@@ -381,12 +391,13 @@ def _commands(cfg):
 # %% ../../nbs/book/04_docs.ipynb #11c77fbe
 def build_docs(
     root:str|Path='.', # the project: the folder of settings.ini
+    live:str|Path|None=None, # a folder with a live page, see `write_pages`
 )->int: # exit code: 0 if the site was built and all its links lead somewhere
     "Build the site of the project at `root` into its `doc_path`."
     with in_project(root) as cfg:
         out = cfg.config_path/'_proc'
         shutil.rmtree(out, ignore_errors=True)
-        write_pages(out, cfg)
+        write_pages(out, cfg, live)
         res = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--config-file', out/'mkdocs.yml'],
                              env={**os.environ, 'NO_MKDOCS_2_WARNING':'1'})
     if not res.returncode:
@@ -400,8 +411,13 @@ def main(
 )->int: # exit code
     "The command `aligngpt_docs`."
     about = 'Build the documentation site from the notebooks, failing on a broken link.'
-    argparse.ArgumentParser('aligngpt_docs', description=about).parse_args(argv)
-    try: return build_docs(get_config().config_path)
+    parser = argparse.ArgumentParser('aligngpt_docs', description=about)
+    parser.add_argument('--live', metavar='FOLDER',
+                        help='a page with a model, as aligngpt.exports.write_browser writes it')
+    live = parser.parse_args(argv).live
+    if live and not (Path(live)/'recorded.js').is_file():
+        return print(f'{live}: no folder that aligngpt.exports.write_browser has written', file=sys.stderr) or 1
+    try: return build_docs(get_config().config_path, live and Path(live).resolve())
     except BookError as e: return print(e, file=sys.stderr) or 1
 
 # %% ../../nbs/book/04_docs.ipynb #3a627a64

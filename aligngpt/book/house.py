@@ -34,7 +34,7 @@ def arrows(
 
 # %% ../../nbs/book/05_house.ipynb #067dd5f2
 # from the ground up
-FLOORS = ('core text model data levels checkpoints training evaluation chat serving quickstart cli testing book'
+FLOORS = ('core text model data levels checkpoints exports training evaluation chat serving quickstart cli testing book'
           .split())
 
 def part(

@@ -25,7 +25,7 @@ from aligngpt.core.devices import pick_device
 from aligngpt.core.files import fingerprint
 from aligngpt.core.steps import Steps
 import pytest
-from aligngpt.book.docs import DocRenderer, Index, _definitions, _nav, _order, _relink, _subtitle, build_docs, export_markdown, output_markdown
+from aligngpt.book.docs import DocRenderer, Index, _definitions, _framed, _nav, _order, _relink, _subtitle, build_docs, export_markdown, output_markdown
 
 
 def test_DocRenderer():
@@ -81,7 +81,7 @@ def test_kind():
 
 def test_export_markdown():
     # nbs/book/04_docs.ipynb #3d36a725
-    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
+    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main', doc_host='https://a.example', doc_baseurl='/b')
     md = export_markdown('def fingerprint():\n    1', 'aligngpt.core', {'fingerprint':'fingerprint'}, cfg)
 
     # nbs/book/04_docs.ipynb #857a1ce5
@@ -95,7 +95,7 @@ def test_export_markdown():
 
 def test_page_name():
     # nbs/book/04_docs.ipynb #3d36a725
-    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main')
+    cfg = SimpleNamespace(git_url='https://git.example/a', branch='main', doc_host='https://a.example', doc_baseurl='/b')
 
     # nbs/book/04_docs.ipynb #8985d9dc
     test_eq(_relink('[a](02_x.ipynb#y) [b](../evaluation/03_mme.ipynb) [c](../../LICENSE) [d](https://x/1_y.ipynb)',
@@ -105,6 +105,8 @@ def test_page_name():
     test_eq(_relink('[a](../../nbs/core/01_errors.ipynb)', Path('guides/a.md'), cfg), '[a](../core/errors.md)')
     test_eq(_relink('![a](../docs_src/assets/a.png) [b](../docs_src/start.md)', Path('index.ipynb'), cfg),
             '![a](assets/a.png) [b](start.md)')
+    test_eq(_framed(_relink('[Ask](https://a.example/b/live/index.html)', Path('index.ipynb'), cfg)),
+            '<iframe class="live" src="live/index.html" title="Ask"></iframe>\n\n[Ask](live/index.html)')
     test_eq(_subtitle('# T\n\n> Sub\n\nText'), '# T\n\nSub\n{ .subtitle }\n\nText')
     _relink('[a](02_x.ipynb#y)', Path('evaluation/00_z.ipynb'), cfg)
 
@@ -151,7 +153,9 @@ validation: {links: {anchors: warn}}
     def write(name, *cells):
         write_nb(new_nb([mk_cell(s, 'markdown' if s[0] == '#' and s[1] != '|' else 'code', id=f'c{i}')
                          for i,s in enumerate(cells)]), tmp/'nbs'/name)
-    write('index.ipynb', '# Toy\n\n> To play with.\n\nSee `double` and `Ball.roll`, in [one](00_one.ipynb#double).')
+    write('index.ipynb', '# Toy\n\n> To play with.\n\nSee `double` and `Ball.roll`, in [one](00_one.ipynb#double).\n\n'
+          '[Ask it](https://toy.example/toy/live/index.html)')
+    (tmp/'docs_src'/'live').mkdir(); (tmp/'docs_src'/'live'/'index.html').write_text('a page of its own')
     write('00_one.ipynb', '# One\n\n> It.', '#| default_exp one', '#| export\ndef double(x): return 2*x',
           '#| export\nclass Ball:\n    def roll(self):\n        "Roll."', 'double(2)')
     export_book(tmp)
@@ -164,4 +168,8 @@ validation: {links: {anchors: warn}}
     # nbs/book/04_docs.ipynb #d09ed918
     test_eq([f'id="{a}"' in page for a in ('double', 'ball', 'ball.roll')], [True]*3)
     test_eq('href="one.html#ball.roll"' in (tmp/'_docs'/'index.html').read_text(), True)
+    home = (tmp/'_docs'/'index.html').read_text()
+    for part in ('<iframe class="live" src="live/index.html" title="Ask it">', '<a href="live/index.html">Ask it</a>'):
+        assert part in home
+    test_eq((tmp/'_docs'/'live'/'index.html').read_text(), 'a page of its own')
     test_eq(build_docs(tmp), 1)
