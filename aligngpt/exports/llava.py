@@ -133,7 +133,7 @@ def _differ(i, want, got, tokenizer):
     a, b = (tokenizer.decode(ids[max(0, at-2):at+3]) for ids in (want, got))
     return AlignGPTError(f'conversation {i}: the prompts differ at token {at}: {a!r} here, {b!r} in a Llava', _REPORT)
 
-# %% ../../nbs/exports/02_llava.ipynb #ea21ff38
+# %% ../../nbs/exports/02_llava.ipynb #ec1166fe
 FLOATS = {'f32':torch.float32, 'f16':torch.float16, 'bf16':torch.bfloat16}
 
 _USE_LLAVA = """```python
@@ -167,7 +167,7 @@ def write_llava(
     out.to(FLOATS[dtype]).save_pretrained(folder)
     other.save_pretrained(folder)
     other.image_processor.save_pretrained(folder)
-    write_export(folder, 'llava-hf', knob, dict(dtype=dtype, prompts=same, **(about or {})),
+    write_export(folder, 'llava-hf', knob, dict(dtype=dtype, prompts=same) | (about or {}),
                  _USE_LLAVA.format(default=knob.default, token=knob.token()))
 
 # %% ../../nbs/exports/02_llava.ipynb #2e8ea493

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL_TOKEN', 'EXPORT', 'Knob', 'plain_name', 'make_knob', 'LevelRows', 'level_rows', 'level_template',
-           'exported_ids', 'export_folder', 'write_export', 'read_export']
+           'exported_ids', 'export_folder', 'write_export', 'add_to_export', 'read_export']
 
 # %% ../../nbs/exports/01_rows.ipynb #e02b9436
 import copy, json, re
@@ -235,7 +235,7 @@ def exported_ids(
     new = rows.ids[name or rows.knob.default]
     return [new if i == processor.align_token_id else i for i in layout]
 
-# %% ../../nbs/exports/01_rows.ipynb #59a68695
+# %% ../../nbs/exports/01_rows.ipynb #ea58644f
 EXPORT = 'export.json'
 
 def export_folder(
@@ -273,6 +273,13 @@ Alignment: {names}; `{default}` where nothing is asked for.
 
 {lost}
 """
+
+def add_to_export(
+    folder:Path, # of an export
+    **more, # such as the outcome of a check
+)->None:
+    "Write more into an export.json."
+    write_json(read_export(folder) | more, Path(folder)/EXPORT, sealed=True)
 
 def read_export(
     folder:str|Path, # of an export

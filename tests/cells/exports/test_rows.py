@@ -23,7 +23,7 @@ from aligngpt.testing.fixtures import letter_processor, tiny_model
 from aligngpt.text.conversation import TEMPLATES
 from aligngpt.text.tokenizer import sentencepiece_backend
 import pytest
-from aligngpt.exports.rows import Knob, export_folder, exported_ids, level_template, plain_name, read_export, write_export
+from aligngpt.exports.rows import Knob, add_to_export, export_folder, exported_ids, level_template, plain_name, read_export, write_export
 
 
 def test_plain_name():
@@ -192,7 +192,7 @@ def test_export_folder():
         folder.mkdir()
         write_export(folder, 'trials', knob, dict(dtype='f32'), 'Nothing to use.')
 
-    # nbs/exports/01_rows.ipynb #11305ee3
+    # nbs/exports/01_rows.ipynb #ba567441
     try:
         with export_folder(tmp/'half') as folder:
             folder.mkdir()
@@ -207,4 +207,5 @@ def test_export_folder():
     with export_folder(tmp/'out') as folder: # an older export is replaced
         folder.mkdir()
         write_export(folder, 'another trial', knob, {}, '')
-    test_eq(read_export(tmp/'out')['target'], 'another trial')
+    add_to_export(tmp/'out', check=dict(asked=20))
+    test_eq([read_export(tmp/'out')[k] for k in ('target', 'check')], ['another trial', dict(asked=20)])
