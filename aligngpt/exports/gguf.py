@@ -321,11 +321,11 @@ def to_four_bits(
     src.unlink()
     return dst.name
 
-# %% ../../nbs/exports/03_gguf.ipynb #51272225
+# %% ../../nbs/exports/03_gguf.ipynb #7e61e022
 _USE_GGUF = """`llama-server -m {model} --mmproj {eyes}` serves it; the level goes into a request as
-`"chat_template_kwargs": {{"level": {default!r}}}`, or, from clients that cannot send this, as `{token}` at the head of
-the system message. `llama-mtmd-cli -m {model} --mmproj {eyes} --image PICTURE.png -p 'What is this?'` asks once.
-`ollama create NAME` in this folder makes a model of the Modelfile, in which the level is written.
+`"chat_template_kwargs": {{"level": "{default}"}}`, or, from clients that cannot send this, as `{token}` at the head of
+the system message. `llama-mtmd-cli -m {model} --mmproj {eyes} --image PICTURE.png -p 'What is this?'`
+asks once. `ollama create NAME` in this folder makes a model of the Modelfile, in which the level is written.
 
 Pictures that are not square are resized before they are padded there, and after it here: pad them with the tower's mean
 colour first, and both see the same.{layout}"""

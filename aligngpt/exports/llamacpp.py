@@ -6,8 +6,8 @@
 __all__ = ['CHECKED', 'check_questions', 'LlamaServer', 'to_openai', 'ask_server', 'Agreement', 'agreement', 'reference_answer',
            'check_gguf']
 
-# %% ../../nbs/exports/04_llamacpp.ipynb #4611072f
-import base64, json, shutil, socket, subprocess, tempfile, time, urllib.error, urllib.request
+# %% ../../nbs/exports/04_llamacpp.ipynb #639bcf8d
+import base64, json, shutil, signal, socket, subprocess, tempfile, time, urllib.error, urllib.request
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -45,7 +45,7 @@ def check_questions(
         out.append(dict(role='user', content=[dict(type='image', image=im), dict(type='text', text=_ASKED[i % 8])]))
     return out
 
-# %% ../../nbs/exports/04_llamacpp.ipynb #f55aecd4
+# %% ../../nbs/exports/04_llamacpp.ipynb #f27f93d6
 class LlamaServer:
     "llama.cpp's own server on an export, as a context."
     def __init__(self,
@@ -79,8 +79,10 @@ class LlamaServer:
         while time.monotonic() < end and self.process.poll() is None:
             try: return self.call('/health')
             except (OSError, AlignGPTError): time.sleep(.1)
-        raise AlignGPTError(f'llama-server does not start: {self.words() or "it says nothing"}',
-                            'is it older than the export? Its own words say more')
+        code = self.process.poll()
+        why = f'it was ended by {signal.Signals(-code).name}' if code is not None and code < 0 else self.words()
+        raise AlignGPTError(f'llama-server does not start: {why or "it says nothing"}',
+                            'does it start on this file by hand? SIGILL: it was built for another processor')
 
     def words(self)->str: # the last line that names an error, or the last
         "What it said."
@@ -102,7 +104,7 @@ class LlamaServer:
         except urllib.error.HTTPError as e:
             raise AlignGPTError(f'llama-server: {e.read()[:300].decode(errors="replace")}') from e
 
-# %% ../../nbs/exports/04_llamacpp.ipynb #133722d6
+# %% ../../nbs/exports/04_llamacpp.ipynb #226de426
 def to_openai(
     turn:dict, # of a user, with pictures
     prepared:Any=None, # a processor: pad and resize the pictures as it does
@@ -134,9 +136,11 @@ def ask_server(
     max_tokens:int=32, # of the answer
 )->list[int]: # tokens
     "Ask a question greedily."
-    said = server.call('/v1/chat/completions', dict(messages=[turn], max_tokens=max_tokens, temperature=0, top_k=1,
-        logprobs=True, cache_prompt=False, chat_template_kwargs=dict(level=level)))
-    return [t['id'] for t in (said['choices'][0].get('logprobs') or {}).get('content') or []]
+    asked = dict(messages=[turn], chat_template_kwargs=dict(level=level))
+    pictures = [p['image_url']['url'].partition(',')[2] for p in turn['content'] if p['type'] == 'image_url']
+    prompt = dict(prompt_string=server.call('/apply-template', asked)['prompt'], multimodal_data=pictures)
+    return server.call('/completion', dict(prompt=prompt, n_predict=max_tokens, temperature=0, top_k=1,
+                                           cache_prompt=False, return_tokens=True))['tokens']
 
 # %% ../../nbs/exports/04_llamacpp.ipynb #cc1f1fd6
 @dataclass

@@ -27,8 +27,8 @@ def test_Target():
 
 
 def test_export_command():
-    # nbs/cli/08_export.ipynb #9ba85390
-    tmp, (model, processor) = Path(tempfile.mkdtemp()), toy(40)
+    # nbs/cli/08_export.ipynb #27873e2f
+    tmp, (model, processor) = Path(tempfile.mkdtemp()), toy(150)
     save(model, processor, tmp/'model')
     def run(*words):
         done = CliRunner().invoke(app, list(map(str, words)))
