@@ -94,7 +94,7 @@ def target_of(
         raise AlignGPTError(f'--{odd[0]} means nothing to {to}', 'leave it out')
     return t
 
-# %% ../../nbs/cli/08_export.ipynb #d45ce4f0
+# %% ../../nbs/cli/08_export.ipynb #3c2c8df1
 def export_command(
     run:Annotated[str, typer.Argument(help='A run or checkpoint folder, ours or official, or a name on the hub.')],
     to:Annotated[str, typer.Option(help="What for: 'gguf' (llama.cpp, Ollama, LM Studio) or 'llava-hf' (transformers, "
@@ -102,19 +102,19 @@ def export_command(
     out:Annotated[Path, typer.Option(help='The folder to make. It appears when all is done; an older export there is '
                                           'replaced, anything else is not.')],
     dtype:Annotated[Optional[str], typer.Option(show_default=False, help=
-        'Number format. gguf: f32, f16 (default), bf16, q8_0, q4_k_m (by llama-quantize). llava-hf: f32 (default), f16, '
-        'bf16.')]=None,
+        'Number format. gguf: f32, f16 (default), bf16, q8_0, q4_k_m (by llama-quantize). '
+        'llava-hf: f32 (default), f16, bf16.')]=None,
     level:Annotated[Optional[str], typer.Option(show_default=False, help=
-        "Alignment where nobody asks: a level as in 4, 'mean' (the mean of the gate's mixtures), or a kind of question. "
-        'Left out: the best on --questions, or mean. A client can always choose another.')]=None,
+        "Alignment where nobody asks: a level as in 4, 'mean' (the mean of the gate's mixtures), or a kind of "
+        'question. Left out: the best on --questions, or mean. A client can always choose another.')]=None,
     questions:Annotated[Optional[str], typer.Option(show_default=False, help=
         'Measure what a constant level loses against the gate: a question file or a task, as for `aligngpt eval`. Left '
         'out: not measured, but for a quickstart.')]=None,
     data:Annotated[Path, typer.Option(help='Folder with the files of --questions.')]=Path('.'),
     limit:Annotated[int, typer.Option(min=1, help='How many of the questions are drawn.')]=200,
     layout:Annotated[Optional[str], typer.Option(show_default=False, help=
-        "gguf of a CLIP tower: 'rotated' for llama.cpp with the defect ggml-org/llama.cpp#25814, 'documented' for repaired "
-        'ones. Left out: the check finds out; without it rotated.')]=None,
+        "gguf of a CLIP tower: 'rotated' for llama.cpp with the defect ggml-org/llama.cpp#25814, 'documented' for "
+        'repaired ones. Left out: the check finds out; without it rotated.')]=None,
     check:Annotated[bool, typer.Option(help='Ask model and export 20 questions and compare the tokens, where the other '
                                             'program is installed (llama-server).')]=True,
 ):

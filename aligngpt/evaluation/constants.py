@@ -21,7 +21,7 @@ from .tasks import get_task, images_of, score_answers
 from ..model.decoding import Ask, answers, ask_batch, image_features, plan_windows
 from ..model.layers import level_weights
 
-# %% ../../nbs/evaluation/17_constants.ipynb #7241e92e
+# %% ../../nbs/evaluation/17_constants.ipynb #0ed4ce82
 @torch.inference_mode()
 def gate_mixtures(
     model:Any, # an AlignGPT model
@@ -38,11 +38,11 @@ def gate_mixtures(
             b = ask_batch([w.rows[i] for i in part], [asks[i].image for i in part], index, V,
                           processor.tokenizer.pad_token_id or 0)
             b = {k:v.to(model.device) for k,v in b.items()}
-            out[part] = model.prompt_weights(b['input_ids'], b['vision_features'], b['image_index'], None, b['gate_mask'],
-                                             b['attention_mask']).float().cpu()
+            seen = b['input_ids'], b['vision_features'], b['image_index'], None, b['gate_mask'], b['attention_mask']
+            out[part] = model.prompt_weights(*seen).float().cpu()
     return out
 
-# %% ../../nbs/evaluation/17_constants.ipynb #7ffdeb92
+# %% ../../nbs/evaluation/17_constants.ipynb #64c23ace
 @dataclass
 class Constant:
     "What becomes of the answers with a constant alignment."
@@ -78,9 +78,9 @@ class Constants:
         "What is lost, in words."
         r = next(r for r in self.rows if r.name == self.best)
         score = f', and {r.score}% of the questions right where the gate has {self.gate}%' if r.score else ''
-        return (f'The gate mixes the levels anew for each picture and question; a constant does not. On {self.questions} '
-                f'questions of {self.task} the best constant, `{self.best}`, gives {r.agree}% of the gate\'s answers{score} '
-                '(95% intervals).')
+        return ('The gate mixes the levels anew for each picture and question; a constant does not. On '
+                f'{self.questions} questions of {self.task} the best constant, {self.best}, gives {r.agree}% of the '
+                f"gate's answers{score} (95% intervals).")
 
 _BY_KIND = 'by kind'
 

@@ -8,6 +8,9 @@ __all__ = []
 # %% ../../nbs/exports/index.ipynb #4d7dbfd9
 from ..core.lazy import lazy_names
 
-# %% ../../nbs/exports/index.ipynb #3bfbc625
+# %% ../../nbs/exports/index.ipynb #a4061667
 __getattr__, __dir__ = lazy_names('aligngpt.exports',
-    rows='make_knob read_export')
+    rows='make_knob read_export',
+    llava='write_llava',
+    gguf='write_gguf',
+    llamacpp='LlamaServer agreement')

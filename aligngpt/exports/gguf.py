@@ -52,7 +52,7 @@ def permuted(
     "Halves to neighbouring pairs."
     return w.reshape(heads, 2, w.shape[0]//heads//2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
-# %% ../../nbs/exports/03_gguf.ipynb #0a615482
+# %% ../../nbs/exports/03_gguf.ipynb #9d041ab0
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
            r'|\s*[\r\n]+|\s+(?!\S)|\s+')
 _CUTS = {('ByteLevel',):'gpt-2', ('Digits', 'ByteLevel'):'smollm', (_LLAMA3,):'llama-bpe',
@@ -83,22 +83,26 @@ def _kind(i, name, added, bytes_):
 def _add_vocabulary(w, processor, rows):
     "The tokens, their kinds, and how a text becomes tokens."
     tok, spec = rows.tokenizer, json.loads(rows.tokenizer.backend_tokenizer.to_str())
-    bytes_, names, added = spec['model'].get('byte_fallback', False), [None]*rows.size, tok.added_tokens_decoder
-    rule = _CUTS.get(_cut_rule(spec))
+    bytes_, rule = spec['model'].get('byte_fallback', False), _CUTS.get(_cut_rule(spec))
     if spec['model']['type'] != 'BPE' or not (bytes_ or rule): raise _no_tokenizer(spec)
-    for t,i in tok.get_vocab().items(): names[i] = t
-    kinds = [_kind(i, n, added, bytes_) for i,n in enumerate(names)]
-    names = [f'[unused{i}]' if n is None else n for i,n in enumerate(names)]
     w.add_vocab_size(rows.size)
     w.add_tokenizer_model('llama' if bytes_ else 'gpt2')
-    w.add_token_list(names)
-    w.add_token_types(kinds)
+    names = _add_tokens(w, rows, bytes_)
     if bytes_: w.add_token_scores(list(map(_scores(spec), names)))
     else:
         w.add_tokenizer_pre(rule)
         w.add_token_merges([m if isinstance(m, str) else ' '.join(m) for m in spec['model']['merges']])
     w.add_add_space_prefix(bytes_ and '"prepend_scheme":"first"' not in tok.backend_tokenizer.to_str())
     _add_ends(w, processor, rows)
+
+def _add_tokens(w, rows, bytes_):
+    "The tokens in order, and their kinds."
+    names, added = [None]*rows.size, rows.tokenizer.added_tokens_decoder
+    for t,i in rows.tokenizer.get_vocab().items(): names[i] = t
+    w.add_token_types([_kind(i, n, added, bytes_) for i,n in enumerate(names)])
+    names = [f'[unused{i}]' if n is None else n for i,n in enumerate(names)]
+    w.add_token_list(names)
+    return names
 
 def _no_tokenizer(spec):
     "The error for a tokenizer that llama.cpp does not have."
@@ -215,7 +219,7 @@ def _llama3(c):
     plain = c.rope_parameters['rope_theta']**-(torch.arange(0, _head(c), 2)/_head(c))
     return plain/ROPE_INIT_FUNCTIONS['llama3'](c, 'cpu')[0]
 
-# %% ../../nbs/exports/03_gguf.ipynb #5af17a30
+# %% ../../nbs/exports/03_gguf.ipynb #aaeb621f
 LAYOUTS = 'rotated', 'documented'
 _LAYER = {'layer_norm1':'ln1', 'layer_norm2':'ln2', 'self_attn.q_proj':'attn_q', 'self_attn.k_proj':'attn_k',
           'self_attn.v_proj':'attn_v', 'self_attn.out_proj':'attn_out', 'mlp.fc1':'ffn_up', 'mlp.fc2':'ffn_down'}
@@ -248,39 +252,41 @@ def write_eyes(
 )->None:
     "Write tower and projector."
     from gguf import GGUFWriter
-    c, ip = model.config, processor.image_processor
-    keep, v, projector = check_eyes(c), c.vision_config, _EYES[c.vision_config.model_type]
-    w = GGUFWriter(path, 'clip')
+    w, keep, ip = GGUFWriter(path, 'clip'), check_eyes(model.config), processor.image_processor
     w.add_name('AlignGPT'); w.add_type('mmproj'); w.add_file_type(KINDS[kind])
+    _add_tower(w, model.config, keep)
+    for k,x in (('mean', ip.image_mean), ('std', ip.image_std)):
+        w.add_array(f'clip.vision.image_{k}', list(map(float, x)))
+    _write(w, _seeing_tensors(model, kind, keep, layout))
+
+def _add_tower(w, c, keep):
+    "The numbers of tower and projector."
+    v, projector = c.vision_config, _EYES[c.vision_config.model_type]
     w.add_bool('clip.has_vision_encoder', True); w.add_string('clip.projector_type', projector)
     sizes = {'image_size':v.image_size, 'patch_size':v.patch_size, 'embedding_length':v.hidden_size,
              'feed_forward_length':v.intermediate_size, 'block_count':keep,
              'attention.head_count':v.num_attention_heads, 'projection_dim':c.text_config.hidden_size}
     for k,n in sizes.items(): w.add_uint32(f'clip.vision.{k}', n)
     w.add_float32('clip.vision.attention.layer_norm_epsilon', v.layer_norm_eps)
-    for k,x in (('mean', ip.image_mean), ('std', ip.image_std)): w.add_array(f'clip.vision.image_{k}', list(map(float, x)))
-    if projector == 'mlp': w.add_array('clip.vision.feature_layer', [keep])
     w.add_bool('clip.use_gelu', v.hidden_act != 'quick_gelu')
-    _write(w, _seeing_tensors(model, kind, keep, layout))
+    if projector == 'mlp': w.add_array('clip.vision.feature_layer', [keep])
 
 def _seeing_tensors(model, kind, keep, layout):
     "Tensors of tower and projector by llama.cpp's names."
     out, tower = _Tensors(), dict(model.vision_tower.named_parameters())
-    inner = next(n for n in tower if n.endswith('patch_embedding.weight')).removesuffix('embeddings.patch_embedding.weight')
+    tower = {n.removeprefix('vision_model.'):t for n,t in tower.items()}
     names = _EDGES | {f'encoder.layers.{i}.{a}.{s}':f'v.blk.{i}.{b}.{s}' for i in range(keep) for a,b in _LAYER.items()
-                      for s in ('weight', 'bias')}
-    turn = 'embeddings.class_embedding' in {n.removeprefix(inner) for n in tower} and layout == 'rotated'
-    for n,t in tower.items():
-        theirs = names.get(n.removeprefix(inner))
-        if theirs is None: continue # what comes behind the last layer that is used
-        rotate = turn and theirs == 'v.position_embd.weight'
-        out.put(theirs, t, 'f32' if 'position' in theirs else kind, (lambda a: np.roll(a, -1, 0)) if rotate else lambda a: a)
+                      for s in ('weight', 'bias')} # without what comes behind the last layer that is used
+    for n in tower.keys() & names.keys():
+        place = names[n] == 'v.position_embd.weight'
+        turn = place and 'embeddings.class_embedding' in tower and layout == 'rotated'
+        out.put(names[n], tower[n], 'f32' if place else kind, lambda a, k=-int(turn): np.roll(a, k, 0))
     places = {0:0, 2:2} if _EYES[model.config.vision_config.model_type] == 'mlp' else {0:0, 2:1}
     for ours,theirs in places.items():
         for n,t in model.projector[ours].named_parameters(): out.put(f'mm.{theirs}.{n}', t, kind)
     return out
 
-# %% ../../nbs/exports/03_gguf.ipynb #4fea3022
+# %% ../../nbs/exports/03_gguf.ipynb #0f3ee2cc
 def modelfile(
     processor:Any, # of the model
     knob:Knob, # what can be asked for
@@ -288,18 +294,23 @@ def modelfile(
 )->str: # a Modelfile
     "What `ollama create` reads."
     t, tok = get_template(processor.template).fill(*processor.ends), processor.tokenizer
-    begin = '' if tok('').input_ids[:1] == [tok.bos_token_id] else processor.ends[0]
+    stops = [tok.convert_ids_to_tokens(i) for i in processor.stop_token_ids if i in tok.all_special_ids]
+    return '\n'.join([*(f'FROM ./{f}' for f in files), f'# the level: one of {", ".join(knob.mixtures)}',
+                      f'TEMPLATE """{_go_template(processor, knob, t)}"""',
+                      *([f'SYSTEM """{t.system}"""'] if t.system else []),
+                      *(f'PARAMETER stop {json.dumps(s)}' for s in stops), 'PARAMETER temperature 0.2', ''])
+
+def _go_template(processor, knob, t):
+    "The template in the language of Go."
+    tok = processor.tokenizer
+    begin = '' if tok('').input_ids[:1] == [tok.bos_token_id] else processor.ends[0] # else it is added there
     said = f'{{{{ if .System }}}}{t.before_system}{{{{ .System }}}}{t.after_system}{{{{ end }}}}'
     user = t.before_user + ('{{ if eq $i 0 }}{{ $.System }}{{ end }}' if t.system_in_user else '') + '{{ .Content }}'
     answer = t.before_answer + t.answer_lead + '{{ .Content }}' + t.answer_end + t.after_answer
     opening = t.start + ('' if t.system_in_user else said)
     talk = (f'{{{{ range $i, $m := .Messages }}}}{{{{ if eq .Role "user" }}}}{user}{t.after_user}{{{{ end }}}}'
             f'{{{{ if eq .Role "assistant" }}}}{answer}{{{{ end }}}}{{{{ end }}}}{t.before_answer}')
-    text = begin + knob.token() + (opening + talk).removeprefix(processor.ends[0] or '\0')
-    stops = [tok.convert_ids_to_tokens(i) for i in processor.stop_token_ids if i in tok.all_special_ids]
-    return '\n'.join([*(f'FROM ./{f}' for f in files), f'# the level: one of {", ".join(knob.mixtures)}',
-                      f'TEMPLATE """{text}"""', *([f'SYSTEM """{t.system}"""'] if t.system else []),
-                      *(f'PARAMETER stop {json.dumps(s)}' for s in stops), 'PARAMETER temperature 0.2', ''])
+    return begin + knob.token() + (opening + talk).removeprefix(processor.ends[0] or '\0')
 
 # %% ../../nbs/exports/03_gguf.ipynb #f5e7b127
 BITS4 = ('q4_k_m',)

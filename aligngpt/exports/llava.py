@@ -133,7 +133,7 @@ def _differ(i, want, got, tokenizer):
     a, b = (tokenizer.decode(ids[max(0, at-2):at+3]) for ids in (want, got))
     return AlignGPTError(f'conversation {i}: the prompts differ at token {at}: {a!r} here, {b!r} in a Llava', _REPORT)
 
-# %% ../../nbs/exports/02_llava.ipynb #2b283258
+# %% ../../nbs/exports/02_llava.ipynb #525256fb
 FLOATS = {'f32':torch.float32, 'f16':torch.float16, 'bf16':torch.bfloat16}
 
 _USE_LLAVA = """```python
@@ -147,8 +147,8 @@ batch = processor.apply_chat_template(chat, level={default!r}, add_generation_pr
 print(processor.decode(model.generate(**batch, max_new_tokens=99)[0], skip_special_tokens=True))
 ```
 
-`vllm serve FOLDER`, and the level in a request: `"chat_template_kwargs": {{"level": "{default}"}}`; or, from clients that
-cannot send this, `{token}` at the head of the system message."""
+`vllm serve FOLDER`, and the level in a request: `"chat_template_kwargs": {{"level": "{default}"}}`; or, from clients
+that cannot send this, `{token}` at the head of the system message."""
 
 def write_llava(
     model:Any, # an AlignGPT

@@ -6,7 +6,7 @@
 __all__ = ['LEVEL_TOKEN', 'EXPORT', 'Knob', 'plain_name', 'make_knob', 'LevelRows', 'level_rows', 'level_template',
            'exported_ids', 'export_folder', 'write_export', 'add_to_export', 'read_export']
 
-# %% ../../nbs/exports/01_rows.ipynb #e02b9436
+# %% ../../nbs/exports/01_rows.ipynb #922aa7d0
 import copy, json, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import __version__
 from ..core.errors import AlignGPTError
 from ..core.files import atomic_path, read_json, write_json
-from ..core.markup import Table
+from ..core.markup import Table, escape_markdown
 from ..model.layers import level_weights, lm_head
 from ..text.conversation import IMAGE, chat_template as template_source, get_template
 from ..text.tokenizer import ALIGN
@@ -52,7 +52,7 @@ class Knob:
 
 LEVEL_TOKEN = '<|align_{}|>'
 
-# %% ../../nbs/exports/01_rows.ipynb #b083e892
+# %% ../../nbs/exports/01_rows.ipynb #ca7a8863
 def plain_name(
     words:str, # such as the name of a kind of question
 )->str: # of letters, digits and -
@@ -62,7 +62,7 @@ def plain_name(
 def make_knob(
     model:Any, # an AlignGPT
     default:str|int|None=None, # what counts where nobody asks; None: the mean mixture, or the highest level
-    measured:dict[str,list[float]]|None=None, # more mixtures, by name; `mean` among them takes the place of the equal one
+    measured:dict[str,list[float]]|None=None, # more mixtures, by name; a `mean` takes the place of the equal one
 )->Knob:
     "All levels, the mean mixture, and what else was measured."
     N = model.config.num_levels
@@ -71,7 +71,7 @@ def make_knob(
     named |= {plain_name(n):tuple(float(x) for x in w) for n,w in (measured or {}).items()}
     return Knob(named, str(N-1 if default is None and 'mean' not in named else 'mean' if default is None else default))
 
-# %% ../../nbs/exports/01_rows.ipynb #c9dd2ba2
+# %% ../../nbs/exports/01_rows.ipynb #a41308f0
 @dataclass(repr=False)
 class LevelRows:
     "A vocabulary with the alignments in it, and its tables."
@@ -121,8 +121,10 @@ def _with_tokens(tokenizer, knob):
     from tokenizers import AddedToken
     tok = copy.deepcopy(tokenizer)
     if odd := [t for t in map(knob.token, knob.mixtures) if t in tok.get_vocab()]:
-        raise AlignGPTError(f'the tokenizer has a token {odd[0]} already', 'export the model that this one was made from')
-    tok.add_tokens([AddedToken(knob.token(n), normalized=False, special=True) for n in knob.mixtures], special_tokens=True)
+        raise AlignGPTError(f'the tokenizer has a token {odd[0]} already',
+                            'export the model that this one was made from')
+    new = [AddedToken(knob.token(n), normalized=False, special=True) for n in knob.mixtures]
+    tok.add_tokens(new, special_tokens=True)
     return tok
 
 def _vectors(model, knob):
@@ -152,12 +154,13 @@ def _odd(config, does):
     return AlignGPTError(f'a language model of the kind {config.model_type!r} {does}, which a table of rows cannot say',
                          'models of the families Llama, Mistral, Qwen and Phi can be exported')
 
-# %% ../../nbs/exports/01_rows.ipynb #84b36305
+# %% ../../nbs/exports/01_rows.ipynb #50a7a8fd
 _FIELDS = ('system', 'start', 'before_system', 'after_system', 'before_user', 'after_user', 'before_answer',
            'answer_lead', 'answer_end', 'after_answer', 'system_in_user', 'keep_question', 'trim')
 
 # the words and the marks of a string; which parts are words, which pictures; a part's mark, and how one begins
-_PARTS = {'transformers':('{{- m.content -}}', '', "p.type == 'text'", "p.type in ('image', 'image_url')", 'image', IMAGE),
+_PARTS = {'transformers':('{{- m.content -}}', '', "p.type == 'text'", "p.type in ('image', 'image_url')", 'image',
+                          IMAGE),
           'llama.cpp':("{%- for s in m.content.split('<__media') -%}"
                        "{{- s if loop.first else s.split('__>')[1:] | join('__>') -}}{%- endfor -%}",
                        "{%- for s in m.content.split('<__media')[1:] -%}"
@@ -219,10 +222,14 @@ def level_template(
                 names=list(knob.mixtures), default=knob.default)
     given = {k:getattr(t, k) for k in _FIELDS} | more
     head = ''.join(f'{{%- set {k} = {json.dumps(v, ensure_ascii=False)} -%}}\n' for k,v in given.items())
+    return head + _body(program)
+
+def _body(program):
+    "What comes after the words of a template."
     body = _TEMPLATE
     for mark,text in zip(('WORDS', 'MARKS', 'IS_TEXT', 'IS_PICTURE', 'MARK', 'OPENS'), _PARTS[program]):
         body = body.replace(f'@{mark}@', text)
-    return head + body
+    return body
 
 # %% ../../nbs/exports/01_rows.ipynb #eea4e3e9
 def exported_ids(
@@ -235,7 +242,7 @@ def exported_ids(
     new = rows.ids[name or rows.knob.default]
     return [new if i == processor.align_token_id else i for i in layout]
 
-# %% ../../nbs/exports/01_rows.ipynb #ea58644f
+# %% ../../nbs/exports/01_rows.ipynb #fe21339c
 EXPORT = 'export.json'
 
 def export_folder(
@@ -257,8 +264,9 @@ def write_export(
     "Write down what a folder holds and how it is used."
     said = dict(target=target, version=__version__, default=knob.default, levels=knob.mixtures, **about)
     write_json(said, folder/EXPORT, sealed=True)
-    (folder/'README.md').write_text(_CARD.format(target=target, use=card.strip(), default=knob.default,
-        names=', '.join(f'`{n}`' for n in knob.mixtures), lost=about.get('lost') or _LOST), encoding='utf-8')
+    lost, names = escape_markdown(about.get('lost', '')) or _LOST, ', '.join(f'`{n}`' for n in knob.mixtures)
+    text = _CARD.format(target=target, use=card.strip(), default=knob.default, names=names, lost=lost)
+    (folder/'README.md').write_text(text, encoding='utf-8')
 
 _LOST = """The gate of the model reads picture and question and mixes the levels anew for each; a constant does not. How
 much that costs was not measured here: `aligngpt export --questions FILE` does."""

@@ -111,5 +111,5 @@ def test_the_knob(tmp_path):
         by_name = {n:said([turn], chat_template_kwargs=dict(level=n)) for n in knob.mixtures}
         assert said([turn]) == by_name['3'] != by_name['0']
         assert said([dict(role='system', content='<|align_5|>'), turn]) == by_name['5']
-        with pytest.raises(Exception, match='level 8 is none of'):
+        with pytest.raises(Exception, match='ns.asked'):
             said([turn], chat_template_kwargs=dict(level=8))

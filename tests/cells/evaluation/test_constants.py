@@ -22,12 +22,12 @@ from aligngpt.evaluation.constants import gate_mixtures
 
 
 def test_gate_mixtures():
-    # nbs/evaluation/17_constants.ipynb #544d5eb2
+    # nbs/evaluation/17_constants.ipynb #a5107ffd
     tmp, shades = Path(tempfile.mkdtemp()), range(-12, 13, 6)
     for c in COLOURS:
         for s in shades: swatch(c, shade=s).save(tmp/f'{c}{s}.png')
-    rows = [dict(question_id=f'{c}{s}-{i}', image=f'{c}{s}.png', text=q, answer=toy_answer(q, c), category='look' if i else 'name')
-            for c in COLOURS for s in shades for i,q in enumerate(QUESTIONS[:2])]
+    rows = [dict(question_id=f'{c}{s}-{i}', image=f'{c}{s}.png', text=q, answer=toy_answer(q, c),
+                 category=('name', 'look')[i]) for c in COLOURS for s in shades for i,q in enumerate(QUESTIONS[:2])]
     (tmp/'asked.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     def half_blind(model, processor):
         model, rng = copy.deepcopy(model).train(), random.Random(0)
@@ -56,12 +56,12 @@ def test_gate_mixtures():
 
 
 def test_Constant():
-    # nbs/evaluation/17_constants.ipynb #544d5eb2
+    # nbs/evaluation/17_constants.ipynb #a5107ffd
     tmp, shades = Path(tempfile.mkdtemp()), range(-12, 13, 6)
     for c in COLOURS:
         for s in shades: swatch(c, shade=s).save(tmp/f'{c}{s}.png')
-    rows = [dict(question_id=f'{c}{s}-{i}', image=f'{c}{s}.png', text=q, answer=toy_answer(q, c), category='look' if i else 'name')
-            for c in COLOURS for s in shades for i,q in enumerate(QUESTIONS[:2])]
+    rows = [dict(question_id=f'{c}{s}-{i}', image=f'{c}{s}.png', text=q, answer=toy_answer(q, c),
+                 category=('name', 'look')[i]) for c in COLOURS for s in shades for i,q in enumerate(QUESTIONS[:2])]
     (tmp/'asked.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     def half_blind(model, processor):
         model, rng = copy.deepcopy(model).train(), random.Random(0)
@@ -86,13 +86,14 @@ def test_Constant():
     # nbs/evaluation/17_constants.ipynb #36db2c46
     found.sentence()
 
-    # nbs/evaluation/17_constants.ipynb #e4c7e7e0
+    # nbs/evaluation/17_constants.ipynb #4be22348
     test_eq([r.name for r in found.rows], [*'01234567', 'mean', 'by kind'])
     test_eq(set(found.mixtures), {'name', 'look', 'mean'})
     test_close(torch.tensor(found.mixtures['mean']), mixtures.mean(0), eps=1e-4)
     best = next(r for r in found.rows if r.name == found.best)
     assert best.score.value == max(r.score.value for r in found.rows if r.name != 'by kind')
-    (tmp/'open.jsonl').write_text(''.join(json.dumps({k:v for k,v in r.items() if k not in ('answer', 'category')}) + '\n' for r in rows))
+    bare = [{k:v for k,v in r.items() if k not in ('answer', 'category')} for r in rows]
+    (tmp/'open.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in bare))
     blind = measure_constants(model, processor, str(tmp/'open.jsonl'), limit=4)
     test_eq((blind.questions, blind.gate, set(blind.mixtures)), (4, None, {'mean'}))
     assert 'right' not in blind.sentence()

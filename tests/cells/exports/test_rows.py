@@ -9,7 +9,7 @@ from torch import Tensor
 from aligngpt import __version__
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, read_json, write_json
-from aligngpt.core.markup import Table
+from aligngpt.core.markup import Table, escape_markdown
 from aligngpt.model.layers import level_weights, lm_head
 from aligngpt.text.conversation import IMAGE, chat_template as template_source, get_template
 from aligngpt.text.tokenizer import ALIGN
@@ -88,8 +88,9 @@ def test_level_template():
     # nbs/exports/01_rows.ipynb #f014b0a8
     make_knob(model, 4, {'Yes/No':[0, 0, 0, .5, .5, 0, 0, 1]})
 
-    # nbs/exports/01_rows.ipynb #672802f8
-    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), dict(type='text', text='What colour is it?')])]
+    # nbs/exports/01_rows.ipynb #9d68045e
+    asked = dict(type='text', text='What colour is it?')
+    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), asked])]
     def said(messages, processor=processor, knob=knob, **how):
         tok = level_rows(model, processor, knob).tokenizer
         tok.chat_template = level_template(processor, knob)
@@ -118,8 +119,9 @@ def test_exported_ids():
     # nbs/exports/01_rows.ipynb #f014b0a8
     make_knob(model, 4, {'Yes/No':[0, 0, 0, .5, .5, 0, 0, 1]})
 
-    # nbs/exports/01_rows.ipynb #672802f8
-    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), dict(type='text', text='What colour is it?')])]
+    # nbs/exports/01_rows.ipynb #9d68045e
+    asked = dict(type='text', text='What colour is it?')
+    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), asked])]
     def said(messages, processor=processor, knob=knob, **how):
         tok = level_rows(model, processor, knob).tokenizer
         tok.chat_template = level_template(processor, knob)
@@ -178,8 +180,9 @@ def test_export_folder():
     # nbs/exports/01_rows.ipynb #f014b0a8
     make_knob(model, 4, {'Yes/No':[0, 0, 0, .5, .5, 0, 0, 1]})
 
-    # nbs/exports/01_rows.ipynb #672802f8
-    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), dict(type='text', text='What colour is it?')])]
+    # nbs/exports/01_rows.ipynb #9d68045e
+    asked = dict(type='text', text='What colour is it?')
+    chat = [dict(role='user', content=[dict(type='image', image=swatch('red')), asked])]
     def said(messages, processor=processor, knob=knob, **how):
         tok = level_rows(model, processor, knob).tokenizer
         tok.chat_template = level_template(processor, knob)
