@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gate_mixtures', 'Constant', 'Constants', 'measure_constants']
 
-# %% ../../nbs/evaluation/17_constants.ipynb #7f656fcd
+# %% ../../nbs/evaluation/17_constants.ipynb #fa95198a
 import json, random, tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from ..core.markup import Table
 from ..core.pictures import AS_STORED, ImageRules
 from .intervals import Interval, Sums, interval
-from .questions import Files, Question, load_image
+from .questions import Files, load_image
 from .tasks import get_task, images_of, score_answers
 from ..model.decoding import Ask, answers, ask_batch, image_features, plan_windows
 from ..model.layers import level_weights

@@ -6,11 +6,11 @@
 __all__ = ['FAMILIES', 'KINDS', 'LAYOUTS', 'BITS4', 'Family', 'family_of', 'permuted', 'write_language_model', 'check_eyes',
            'write_eyes', 'modelfile', 'to_four_bits', 'write_gguf', 'has_layout', 'describe_gguf']
 
-# %% ../../nbs/exports/03_gguf.ipynb #4c71a3d9
+# %% ../../nbs/exports/03_gguf.ipynb #efe874c9
 import json, shutil, subprocess, warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch

@@ -6,7 +6,7 @@
 __all__ = ['CHECKED', 'check_questions', 'LlamaServer', 'to_openai', 'ask_server', 'Agreement', 'agreement', 'compared',
            'reference_answer', 'check_gguf']
 
-# %% ../../nbs/exports/04_llamacpp.ipynb #639bcf8d
+# %% ../../nbs/exports/04_llamacpp.ipynb #1eb77305
 import base64, json, shutil, signal, socket, subprocess, tempfile, time, urllib.error, urllib.request
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from ..core.errors import AlignGPTError
-from ..core.markup import Table
 from ..core.pictures import open_picture
 from .llava import first_difference
 from .rows import Knob

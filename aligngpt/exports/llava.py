@@ -6,7 +6,7 @@
 __all__ = ['FLOATS', 'check_llava', 'llava_config', 'as_llava', 'llava_processor', 'check_prompts', 'write_llava', 'same_answers',
            'first_difference']
 
-# %% ../../nbs/exports/02_llava.ipynb #ddc2fc40
+# %% ../../nbs/exports/02_llava.ipynb #83b86517
 import copy
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from ..core.errors import AlignGPTError
-from ..core.pictures import open_picture
 from .rows import Knob, LevelRows, exported_ids, level_rows, level_template, write_export
 
 # %% ../../nbs/exports/02_llava.ipynb #2be51c12

@@ -6,7 +6,7 @@
 __all__ = ['LEVEL_TOKEN', 'EXPORT', 'Knob', 'plain_name', 'make_knob', 'LevelRows', 'level_rows', 'level_template',
            'exported_ids', 'export_folder', 'write_export', 'add_to_export', 'read_export']
 
-# %% ../../nbs/exports/01_rows.ipynb #922aa7d0
+# %% ../../nbs/exports/01_rows.ipynb #38bb668f
 import copy, json, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from ..core.files import atomic_path, read_json, write_json
 from ..core.markup import Table, escape_markdown
 from ..model.layers import level_weights, lm_head
 from ..text.conversation import IMAGE, chat_template as template_source, get_template
-from ..text.tokenizer import ALIGN
 
 # %% ../../nbs/exports/01_rows.ipynb #20198e43
 _NAME = re.compile(r'[a-z0-9][a-z0-9-]*')

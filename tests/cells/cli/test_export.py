@@ -27,14 +27,16 @@ def test_Target():
 
 
 def test_export_command():
-    # nbs/cli/08_export.ipynb #27873e2f
+    # nbs/cli/08_export.ipynb #ba28e150
     tmp, (model, processor) = Path(tempfile.mkdtemp()), toy(150)
     save(model, processor, tmp/'model')
     def run(*words):
         done = CliRunner().invoke(app, list(map(str, words)))
         return done.output + (f'{type(done.exception).__name__}: {done.exception}' if done.exception else '')
+    told = run('export', tmp/'model', '--to', 'llava-hf', '--out', tmp/'llava', '--level', 4)
 
-    # nbs/cli/08_export.ipynb #12af62d1
+    # nbs/cli/08_export.ipynb #4278d9d7
+    assert 'check: 20 of 20' in told
     said = read_export(tmp/'llava')
     test_eq((said['default'], said['dtype'], said['check']['whole'], len(said['fingerprint'])), ('4', 'f32', 20, 16))
     assert 'Unknown level' in run('export', tmp/'model', '--to', 'llava-hf', '--out', tmp/'no', '--level', 8)
@@ -42,13 +44,16 @@ def test_export_command():
     assert 'something else already' in run('export', tmp/'model', '--to', 'llava-hf', '--out', tmp/'thesis')
     test_eq(sorted(p.name for p in tmp.iterdir()), ['llava', 'model', 'thesis'])
 
-    # nbs/cli/08_export.ipynb #83835441
+    # nbs/cli/08_export.ipynb #38779946
     rows = [dict(question_id=f'{c}-{i}', image=f'{c}.png', text=q, answer=toy_answer(q, c), category=('name', 'look')[i])
             for c in COLOURS for i,q in enumerate(QUESTIONS[:2])]
     for c in COLOURS: swatch(c).save(tmp/f'{c}.png')
     (tmp/'asked.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    line = 'export', tmp/'model', '--to', 'llava-hf', '--out', tmp/'llava', '--questions', tmp/'asked.jsonl', '--no-check'
+    measured = run(*line)
 
-    # nbs/cli/08_export.ipynb #3eb73b48
+    # nbs/cli/08_export.ipynb #4a675b6e
+    assert 'same as the gate' in measured and 'not checked' in measured
     said = read_export(tmp/'llava')
     assert {'look', 'name', 'mean'} <= said['levels'].keys() and 'check' not in said
     assert 'On 8 questions of asked' in said['lost'] and 'On 8 questions of asked' in (tmp/'llava'/'README.md').read_text()

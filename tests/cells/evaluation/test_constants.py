@@ -8,7 +8,7 @@ import torch
 from aligngpt.core.markup import Table
 from aligngpt.core.pictures import AS_STORED, ImageRules
 from aligngpt.evaluation.intervals import Interval, Sums, interval
-from aligngpt.evaluation.questions import Files, Question, load_image
+from aligngpt.evaluation.questions import Files, load_image
 from aligngpt.evaluation.tasks import get_task, images_of, score_answers
 from aligngpt.model.decoding import Ask, answers, ask_batch, image_features, plan_windows
 from aligngpt.model.layers import level_weights

@@ -3,7 +3,7 @@
 import json, shutil, subprocess, warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 from aligngpt.core.errors import AlignGPTError

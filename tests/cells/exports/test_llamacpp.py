@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 import torch
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.markup import Table
 from aligngpt.core.pictures import open_picture
 from aligngpt.exports.llava import first_difference
 from aligngpt.exports.rows import Knob
@@ -23,11 +22,11 @@ from aligngpt.exports.llamacpp import LlamaServer, agreement, reference_answer
 
 
 def test_check_questions():
-    # nbs/exports/04_llamacpp.ipynb #bef5d03f
+    # nbs/exports/04_llamacpp.ipynb #8c7f2ed6
     turns = check_questions()
     test_eq(len(turns), CHECKED)
     test_eq([t['content'][1] for t in check_questions(3)], [t['content'][1] for t in turns[:3]])
-    test_eq(list(check_questions(3)[2]['content'][0]['image'].getdata()), list(turns[2]['content'][0]['image'].getdata()))
+    test_eq(*(t['content'][0]['image'].tobytes() for t in (check_questions(3)[2], turns[2])))
 
 
 def test_Agreement():

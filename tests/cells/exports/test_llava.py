@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.pictures import open_picture
 from aligngpt.exports.rows import Knob, LevelRows, exported_ids, level_rows, level_template, write_export
 import tempfile
 import numpy as np

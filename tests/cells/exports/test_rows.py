@@ -12,7 +12,6 @@ from aligngpt.core.files import atomic_path, read_json, write_json
 from aligngpt.core.markup import Table, escape_markdown
 from aligngpt.model.layers import level_weights, lm_head
 from aligngpt.text.conversation import IMAGE, chat_template as template_source, get_template
-from aligngpt.text.tokenizer import ALIGN
 import tempfile
 import sentencepiece, transformers
 from fastcore.test import *
@@ -60,7 +59,7 @@ def test_LevelRows():
         logits = h @ rows.head.T
     best = logits.argmax(1)
 
-    # nbs/exports/01_rows.ipynb #9beafeba
+    # nbs/exports/01_rows.ipynb #89f9f6fa
     test_eq(set(best.tolist()) & set(rows.hidden), set())
     zeros = rows.head.clone()
     zeros[rows.hidden] = 0
@@ -74,6 +73,9 @@ def test_LevelRows():
     test_eq(processor.tokenizer.convert_tokens_to_ids('<|align_3|>'), processor.tokenizer.unk_token_id) # a copy has them
     class Loud(torch.nn.Embedding):
         def forward(self, ids): return 2*super().forward(ids)
+    wide = level_rows(tiny_model(vocab_size=120, align_token_id=99, image_token_id=100), letter_processor(16, 4),
+                      make_knob(tiny_model())) # a table with room for them
+    test_eq((wide.size, min(wide.hidden), max(wide.hidden)), (120, 99, 109))
     loud = tiny_model()
     loud.set_input_embeddings(Loud(60, 48))
     test_fail(lambda: level_rows(loud, letter_processor(16, 4), make_knob(loud)), contains='scales its embeddings')
