@@ -84,7 +84,7 @@ def test_same_answers():
     said = plain.generate(**prepare.apply_chat_template(chat, **how), max_new_tokens=12, do_sample=False)
     prepare.decode(said[0], skip_special_tokens=True)
 
-    # nbs/exports/02_llava.ipynb #707ce305
+    # nbs/exports/02_llava.ipynb #839b784e
     def questions(knob, n):
         rng, found = np.random.default_rng(0), []
         for i in range(n):
@@ -94,7 +94,7 @@ def test_same_answers():
             found.append(([dict(role='user', content=part)], list(knob.mixtures)[i % len(knob.mixtures)]))
         return found
     knob = make_knob(model, 7)
-    parted = same_answers(model, processor, plain, prepare, questions(knob, 40), knob, 8)
+    parted = same_answers(model, processor, plain, prepare, questions(knob, 18), knob, 8)
 
     # nbs/exports/02_llava.ipynb #50f8adb6
     test_eq(set(parted), {-1})
@@ -102,7 +102,7 @@ def test_same_answers():
     test_eq(first_difference([1, 2, 3], [1, 2]), 2)
     test_eq(read_export(tmp/'llava')['default'], '7')
 
-    # nbs/exports/02_llava.ipynb #51a75240
+    # nbs/exports/02_llava.ipynb #9c408467
     def siglip(**more):
         config = tiny_config(len(toy_processor().tokenizer) - 2, vision_config=SiglipVisionConfig(hidden_size=32,
             intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8), **more)
@@ -115,7 +115,7 @@ def test_same_answers():
         set_seed(0)
         made = toy_processor().with_settings(num_image_tokens=config.num_image_tokens, image_aspect_ratio='square')
         return AlignGPTForConditionalGeneration(config).eval(), made
-    def compare(name, model, processor, n=10):
+    def compare(name, model, processor, n=9):
         knob = make_knob(model)
         with export_folder(tmp/name) as folder: write_llava(model, processor, folder, knob)
         others = LlavaForConditionalGeneration.from_pretrained(tmp/name), AutoProcessor.from_pretrained(tmp/name)
@@ -125,7 +125,7 @@ def test_same_answers():
     found = {'SigLIP':compare('siglip', *siglip()), 'class token':compare('cls', *clip(vision_feature_select='cls_patch')),
              'tied tables':compare('tied', *clip(text_config=text))}
 
-    # nbs/exports/02_llava.ipynb #47cf11c9
-    test_eq(set(found.values()), {10})
+    # nbs/exports/02_llava.ipynb #ad269369
+    test_eq(set(found.values()), {9})
     both = LlavaForConditionalGeneration.from_pretrained(tmp/'tied')
     assert both.lm_head.weight is not both.get_input_embeddings().weight # they part, or a level could be an answer
