@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'KINDS', 'LAYOUTS', 'BITS4', 'Family', 'family_of', 'permuted', 'write_language_model', 'check_eyes',
-           'write_eyes', 'modelfile', 'to_four_bits', 'write_gguf', 'has_layout', 'describe_gguf']
+           'write_eyes', 'modelfile', 'to_four_bits', 'write_gguf', 'has_layout', 'describe_gguf', 'check_choice']
 
 # %% ../../nbs/exports/03_gguf.ipynb #efe874c9
 import json, shutil, subprocess, warnings
@@ -332,7 +332,7 @@ def to_four_bits(
     src.unlink()
     return dst.name
 
-# %% ../../nbs/exports/03_gguf.ipynb #7e61e022
+# %% ../../nbs/exports/03_gguf.ipynb #25708f85
 _USE_GGUF = """`llama-server -m {model} --mmproj {eyes}` serves it; the level goes into a request as
 `"chat_template_kwargs": {{"level": "{default}"}}`, or, from clients that cannot send this, as `{token}` at the head of
 the system message. `llama-mtmd-cli -m {model} --mmproj {eyes} --image PICTURE.png -p 'What is this?'`
@@ -357,7 +357,7 @@ def write_gguf(
     layout:str='rotated', # order of a CLIP's positions, one of `LAYOUTS`
 )->list[str]: # names of the two files
     "Write a folder for llama.cpp and Ollama."
-    _check_choice(model, processor, dtype, layout)
+    check_choice(model, processor, dtype, layout)
     rows, kind = level_rows(model, processor, knob), 'f16' if dtype in BITS4 else dtype
     names = [f'model-{kind}.gguf', f"mmproj-{'f32' if dtype == 'f32' else 'f16'}.gguf"]
     folder.mkdir()
@@ -386,7 +386,12 @@ def describe_gguf(
                            layout=_ROTATED*(layout == 'rotated'))
     write_export(folder, 'gguf', knob, dict(files=names, **({'layout':layout} if layout else {}), **about), use)
 
-def _check_choice(model, processor, dtype, layout):
+def check_choice(
+    model:Any, # an AlignGPT
+    processor:Any, # its processor
+    dtype:str, # as for `write_gguf`
+    layout:str, # one of `LAYOUTS`
+)->None: # or `AlignGPTError`
     "What cannot be is found before anything is written."
     if find_spec('gguf') is None:
         raise AlignGPTError('a GGUF file is written by the package gguf, which is not installed',

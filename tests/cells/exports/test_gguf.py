@@ -22,7 +22,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from gguf.quants import dequantize
 import pytest
-from aligngpt.exports.gguf import LAYOUTS, _CUTS, _LLAMA3, _check_choice, _cut_rule, _format, _packed, check_eyes, family_of, modelfile, permuted, to_four_bits, write_eyes, write_language_model
+from aligngpt.exports.gguf import LAYOUTS, _CUTS, _LLAMA3, _cut_rule, _format, _packed, check_choice, check_eyes, family_of, modelfile, permuted, to_four_bits, write_eyes, write_language_model
 
 
 def test_Family():
@@ -225,11 +225,11 @@ def test_write_gguf():
     # nbs/exports/03_gguf.ipynb #5acf9b06
     write_language_model(model, processor, rows, tmp/'model-f16.gguf')
 
-    # nbs/exports/03_gguf.ipynb #680f64c3
+    # nbs/exports/03_gguf.ipynb #6e06a7b8
     test_fail(lambda: write_gguf(model, processor, tmp/'no', knob, 'q9'), contains='Valid: f32, f16, bf16, q8_0, q4_k_m')
     test_fail(lambda: write_gguf(model, processor, tmp/'no', knob, layout='odd'), contains='Valid: rotated, documented')
     assert not (tmp/'no').exists()
     assert '#25814' in (tmp/'out'/'README.md').read_text()
     with warnings.catch_warnings(record=True) as told:
-        _check_choice(model, processor.with_settings(image_aspect_ratio='square'), 'f16', 'rotated')
+        check_choice(model, processor.with_settings(image_aspect_ratio='square'), 'f16', 'rotated')
     assert 'pads them' in str(told[0].message)
