@@ -22,6 +22,8 @@ from .ablate import register_ablate
 from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .experiment import Usage, register_experiment, run_quickstart
+from .experiment import Usage, register_experiment
+from .export import register_export
 from .folders import register_folders
 from .serve import register_label, register_serve
 from .train import register
@@ -306,3 +308,6 @@ register_folders(app)
 # %% ../../nbs/cli/01_main.ipynb #exp70102
 register_experiment(app)
 register_ablate(app)
+
+# %% ../../nbs/cli/01_main.ipynb #exp28002
+register_export(app)

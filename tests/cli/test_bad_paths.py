@@ -16,7 +16,7 @@ grace drain engine n levels batch_size workers policy cap max_length row templat
 lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
 judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
 from_column key kind edges
-ask ask_column max_new_tokens step stream'''.split()) # name no place
+ask ask_column max_new_tokens step stream layout check'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -52,6 +52,7 @@ def good(d, out):
         audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', ids=d/'some.npy', **images),
         show=dict(data=d/'pairs.json', processor=d/'toy', format='llava', **images),
         unpack=dict(files=d/'film.mp4', out=out/'u', md5=d/'md5.json', extract_to=out/'x'),
+        export=dict(run=d/'toy', out=out/'export', to='llava-hf', questions=d/'asked.jsonl', data=d),
         convert=dict(src=d/'toy', dst=out/'c', llm=d/'toy', tower=d/'clip'), pretrain={**stage, **more},
         finetune={**stage, **more}, eval=dict(run=d/'toy', data=d, out=out/'e', compare=d/'toy'),
         score=dict(task=d/'asked.jsonl', data=d, predictions=d/'answers.jsonl', json=out/'s.json', upload=out/'up',

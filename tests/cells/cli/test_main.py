@@ -14,7 +14,9 @@ from aligngpt.core.versions import untested
 from aligngpt.cli.ablate import register_ablate
 from aligngpt.cli.data import DType, Device, register_data
 from aligngpt.cli.evaluate import register_eval
+from aligngpt.cli.experiment import Usage, register_experiment
 from aligngpt.cli.experiment import Usage, register_experiment, run_quickstart
+from aligngpt.cli.export import register_export
 from aligngpt.cli.folders import register_folders
 from aligngpt.cli.serve import register_label, register_serve
 from aligngpt.cli.train import register

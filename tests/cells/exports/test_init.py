@@ -8,8 +8,8 @@ import pytest
 
 
 def test_dir():
-    # nbs/exports/index.ipynb #ex000008
+    # nbs/exports/index.ipynb #b146b685
     names = [n for n in dir(aligngpt.exports) if n not in vars(aligngpt.exports)]
-    assert 'export_onnx' in names
+    assert 'make_knob' in names
     for n in names: getattr(aligngpt.exports, n)
     names
