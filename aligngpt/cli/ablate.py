@@ -15,12 +15,12 @@ from ..core.markup import echo
 from ..core.values import read_value
 
 # %% ../../nbs/cli/09_ablate.ipynb #cliab005
-_REDUCED = dict(worlds=('scenes',), arms=('none', 'gate', 'filter'), noises=(50,), seeds=2)
+_REDUCED = dict(arms=('none', 'gate', 'filter'), noises=(50,), seeds=2)
 
 def ablate_command(
     arms:Annotated[Optional[str], typer.Option(help='Ways to use noisy pairs, as in none,gate,filter. Default: all.',
                                                show_default=False)]=None,
-    worlds:Annotated[Optional[str], typer.Option(help="Data: 'shapes', 'scenes'. Default: both.",
+    worlds:Annotated[Optional[str], typer.Option(help="Data: 'shapes', or 'scenes', which is harder. Default: shapes.",
                                                  show_default=False)]=None,
     noises:Annotated[Optional[str], typer.Option('--noise', help='Per cent of the captions that are not exact. Default: '
                                                                  '0,25,50,75; some arms at 50 only.',
@@ -32,7 +32,7 @@ def ablate_command(
     out:Annotated[Path, typer.Option(help='Folder; the same one goes on, and adds to what is there.')]=
         Path('runs/ablation'),
     plan:Annotated[bool, typer.Option('--plan', help='Say what there is to do and how long it takes; do nothing.')]=False,
-    reduced:Annotated[bool, typer.Option('--reduced', help='Three arms, one noise, two seeds, on scenes.')]=False,
+    reduced:Annotated[bool, typer.Option('--reduced', help='Three arms, one noise, two seeds.')]=False,
     rehearse:Annotated[bool, typer.Option('--rehearse', help='Models that hardly learn, in seconds.')]=False,
 ):
     """Train small models on pairs of known noise in many ways, and compare them with intervals.

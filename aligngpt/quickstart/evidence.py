@@ -6,7 +6,7 @@
 __all__ = ['ARMS', 'WORLDS', 'STUDY_REHEARSAL', 'SWEPT', 'Arm', 'kmeans_edges', 'arm_levels', 'World', 'noisy_pairs', 'Study',
            'Trial', 'plan_trials', 'Bench', 'pretrain_arm', 'tune_arm', 'read_levels', 'told_words', 'describe_levels',
            'test_arm', 'question_counts', 'run_trial', 'run_study', 'seconds_a_trial', 'plan_text', 'right_answers',
-           'arm_table', 'plot_arms', 'plot_noise', 'told_by_level', 'plot_told', 'study_text']
+           'drawn_again', 'arm_table', 'plot_arms', 'plot_noise', 'told_by_level', 'plot_told', 'study_text']
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000003
 import dataclasses, random, shutil, time
@@ -35,7 +35,6 @@ from .run import InMemory, gate_weights
 from .scenes import scene, scene_documents, scene_numbers, scene_pairs, scene_rows, scene_talks
 from .scenes import scene_tokenizer, train_scene_clip, write_scenes
 from .scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer
-from .variants import interval
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000006
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class Trial:
 SWEPT = 'none', 'gate', 'filter', 'weight', 'random', 'oracle' # arms that are tried at every noise
 
 def plan_trials(
-    worlds:tuple=tuple(WORLDS), # data
+    worlds:tuple=('shapes',), # data, of `WORLDS`
     arms:tuple=tuple(ARMS), # ways to use them
     noises:tuple[int,...]=(0, 25, 50, 75), # per cent; arms that are not `SWEPT` are tried at 50 only, if it is there
     seeds:int=5, # of each
@@ -446,6 +445,19 @@ def right_answers(
            for w, a, p, s in [key.split()] if (w, a, int(p)) == (world, arm, noise)}
     return np.array([own[s] for s in sorted(own)]), numbers(results['questions'][world]), sorted(own)
 
+def drawn_again(
+    right:np.ndarray, # answers about each picture, or differences of such, [seeds, pictures]
+    asked:np.ndarray, # questions about each picture, [pictures]
+    n:int=2000, # drawings
+)->tuple[float,float,float]: # (share, 2.5th and 97.5th percentile)
+    "A share of the questions, with its interval when seeds and pictures are drawn again."
+    rng, (S, P) = np.random.default_rng(0), right.shape
+    def once():
+        pictures = rng.integers(P, size=P)
+        return right[rng.integers(S, size=S)].mean(0)[pictures].sum()/asked[pictures].sum()
+    low, high = np.percentile([once() for _ in range(n)], (2.5, 97.5))
+    return float(right.mean(0).sum()/asked.sum()), float(low), float(high)
+
 def arm_table(
     results:dict, # of a study
     world:str, # one of `WORLDS`
@@ -459,8 +471,9 @@ def arm_table(
         right, _, own = right_answers(results, world, arm, noise, kind)
         both = [s for s in own if s in seeds]
         if not both: continue
-        mine, theirs = (x[[of.index(s) for s in both]]/asked.mean() for x, of in ((right, own), (base, seeds)))
-        out.append(dict(arm=arm, seeds=len(both), accuracy=interval(mine, 2000), gain=interval(mine - theirs, 2000)))
+        mine, theirs = (x[[of.index(s) for s in both]] for x, of in ((right, own), (base, seeds)))
+        out.append(dict(arm=arm, seeds=len(both), accuracy=drawn_again(mine, asked),
+                        gain=drawn_again(mine - theirs, asked)))
     return out
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000034

@@ -25,7 +25,7 @@ def test_register_ablate():
 
     # nbs/cli/09_ablate.ipynb #cliab008
     assert '6 trials, 0 of them done' in ran('--reduced', '--plan')
-    assert '4 trials' in ran('--arms', 'none,gate', '--noise', '50', '--seed', '3', '--plan')
+    assert '2 trials' in ran('--arms', 'none,gate', '--noise', '50', '--seed', '3', '--plan')
     assert "Unknown arm 'best'. Valid: none" in ran('--arms', 'best', '--plan')
     assert "expected per cent" in ran('--noise', '50,150', '--plan')
     assert not (tmp/'ablation').exists(), 'a plan leaves nothing'
@@ -44,6 +44,6 @@ def test_register_ablate_slow():
 
     # nbs/cli/09_ablate.ipynb #cliab009
     made = ran('--reduced', '--seeds', '1', '--rehearse')
-    assert made.count('scenes, 50% of the captions not exact') == 1 and 'filter' in made
+    assert made.count('shapes, 50% of the captions not exact') == 1 and 'filter' in made
     assert '6 trials, 3 of them done' in ran('--reduced', '--plan')
     print(made)

@@ -15,7 +15,7 @@ from aligngpt.cli.main import app
 from aligngpt.exports.rows import read_export
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 import pytest
-from aligngpt.cli.export import TARGETS, target_of
+from aligngpt.cli.export import TARGETS, WITH_GATE, _no_constant, target_of
 
 
 def test_Target():
@@ -24,6 +24,13 @@ def test_Target():
     test_fail(lambda: target_of('tflite'), contains="Unknown --to 'tflite'. Valid: gguf, llava-hf")
     test_fail(lambda: target_of('llava-hf', 'q8_0'), contains='Valid: f32, f16, bf16')
     test_fail(lambda: target_of('llava-hf', layout='rotated'), contains='--layout means nothing to llava-hf')
+
+
+def test_no_constant():
+    # nbs/cli/08_export.ipynb #exg00003
+    test_fail(lambda: _no_constant('onnx', level='4', dtype=None), contains='--level means nothing to onnx')
+    _no_constant('onnx', level=None)
+    sorted([*TARGETS, *WITH_GATE])
 
 
 def test_export_command():

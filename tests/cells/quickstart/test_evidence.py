@@ -24,12 +24,11 @@ from aligngpt.quickstart.run import InMemory, gate_weights
 from aligngpt.quickstart.scenes import scene, scene_documents, scene_numbers, scene_pairs, scene_rows, scene_talks
 from aligngpt.quickstart.scenes import scene_tokenizer, train_scene_clip, write_scenes
 from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer
-from aligngpt.quickstart.variants import interval
 from fastcore.test import *
 import pandas as pd, tempfile
 from aligngpt.levels.plots import spearman
 import pytest
-from aligngpt.quickstart.evidence import ARMS, STUDY_REHEARSAL, Trial, WORLDS, arm_levels, arm_table, kmeans_edges, plan_text, plan_trials, question_counts, run_study, told_words
+from aligngpt.quickstart.evidence import ARMS, STUDY_REHEARSAL, Trial, WORLDS, arm_levels, arm_table, drawn_again, kmeans_edges, plan_text, plan_trials, question_counts, run_study, told_words
 
 
 def test_kmeans_edges():
@@ -58,7 +57,7 @@ def test_World():
 
 def test_Study():
     # nbs/quickstart/09_evidence.ipynb #ev000016
-    test_eq(len(plan_trials(seeds=1)), 2*(6*4 + len(ARMS) - 6))
+    test_eq(len(plan_trials(tuple(WORLDS), seeds=1)), 2*(6*4 + len(ARMS) - 6))
     test_eq(plan_trials(('scenes',), ('none', 'gate'), (50,), 2)[-1].key, 'scenes gate 50 1')
     test_fail(lambda: plan_trials(arms=('gaet',)), contains="Unknown arm 'gaet'. Valid: none, gate")
     test_fail(lambda: plan_trials(noises=(150,)), contains='0 to 100')
@@ -116,6 +115,10 @@ def test_run_study_slow():
 
 def test_right_answers():
     # nbs/quickstart/09_evidence.ipynb #ev000033
+    coins, asked = np.random.default_rng(1).random((3, 400)) < .3, np.ones(400)
+    mean, low, high = drawn_again(coins, asked)
+    assert low < .3 < high and .02 < high - low < .15
+    test_eq(drawn_again(np.array([[2, 0]*50]), np.array([2, 0]*50)), (1, 1, 1)) # nobody is asked about the others
     made = dict(questions=dict(scenes=dict(count='1'*50, place='2'*50)), trials={
         f'scenes {arm} 50 {s}': dict(right=dict(count='01'[good]*50, place='12'[good]*50))
         for arm, good in (('none', 0), ('gate', 1)) for s in range(2)})
