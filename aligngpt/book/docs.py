@@ -28,7 +28,8 @@ def _short(o):
     text = o.__name__ if inspect.isfunction(o) or inspect.isclass(o) and not hasattr(o, '__origin__') else repr(o)
     text = re.sub(r'<factory>|<dataclasses\._HAS_DEFAULT_FACTORY_CLASS object>', '...',
                   re.sub(r'\b(?:\w+\.)+(?=[A-Za-z_])', '', text))
-    text = re.sub(r'<(?:function |class )?([\w.]+)(?: object)? at 0x[0-9a-f]+>', r'\1(...)', text) # no address of memory
+    text = re.sub(r'<(?:function |class )?([\w.]+)(?: object)? at 0x[0-9a-f]+>', r'\1(...)',
+                  text) # no address of memory
     return text if len(text) <= 60 else text[:57] + '...'
 
 def _no_attributes(s):
@@ -44,7 +45,8 @@ def _anno(o):
 
 def _besides(o):
     "What the option of a command says about itself."
-    return next((h for x in get_args(o)[1:] if (h := getattr(x, 'help', None))), '') if get_origin(o) is Annotated else ''
+    return next((h for x in get_args(o)[1:] if (h := getattr(x, 'help', None))),
+                '') if get_origin(o) is Annotated else ''
 
 # %% ../../nbs/book/04_docs.ipynb #9cb0128e
 class DocRenderer:
@@ -381,7 +383,9 @@ def _all_pages(docs, src, index, cfg):
     yield from (c for c in chapters if not c[0])
     for entry in written:
         if entry[2] != 'chapters': yield entry
-        else: yield from (((*(['The book']*(len(written) > 1)), *sections), *rest) for sections, *rest in chapters if sections)
+        else:
+            yield from (((*(['The book']*(len(written) > 1)), *sections), *rest) for sections, *rest in chapters
+                        if sections)
 
 def _commands(cfg):
     "The reference of the application that settings.ini names as `docs_commands`."

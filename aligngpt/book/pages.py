@@ -48,7 +48,8 @@ def _output_of(line, python):
     return f'```text\n$ {line}\n{done.stdout.strip()}\n```'
 
 # %% ../../nbs/book/06_pages.ipynb #pg000011
-def _cell(text): return html.escape(' '.join(str(text).split()), quote=False).replace('|', '&#124;').replace('{', '&#123;')
+def _cell(text):
+    return html.escape(' '.join(str(text).split()), quote=False).replace('|', '&#124;').replace('{', '&#123;')
 
 _KINDS = {str:'text', int:'whole number', float:'number', Path:'path'}
 
@@ -63,7 +64,8 @@ def _value_of(annotation):
     parts = [k for k in get_args(kind) if k is not type(None)]
     if said := next((m for b in besides if (m := getattr(b, 'metavar', None))), ''): return said.strip('<>')
     if get_origin(kind) is list: return f'{_KINDS.get(parts[0], "text")}, several times'
-    if parts and get_origin(kind) is not Literal: return _value_of(Annotated[(parts[0], *besides)] if besides else parts[0])
+    if parts and get_origin(kind) is not Literal:
+        return _value_of(Annotated[(parts[0], *besides)] if besides else parts[0])
     if kind is bool: return ''
     low, high = (next((v for b in besides if (v := getattr(b, k, None)) is not None), None) for k in ('min', 'max'))
     ends = '' if low is high is None else f', {low} to {high}' if None not in (low, high) else \
@@ -96,7 +98,8 @@ def _command_page(c, name):
     first, *more = _lines(c)
     types = {k: v.annotation for k, v in inspect.signature(c.callback).parameters.items()}
     params = [p for p in c.params if p.name in types and not p.hidden]
-    needed = [p.name.upper() if p.required else f'[{p.name.upper()}]' for p in params if p.param_type_name == 'argument']
+    needed = [p.name.upper() if p.required else f'[{p.name.upper()}]' for p in params
+              if p.param_type_name == 'argument']
     rows = [f'| {_called(p)} | {_cell(_value_of(types[p.name]))} | {_default_of(p)} | {_cell(p.help or "")} |'
             for p in params]
     return '\n\n'.join([f'# {name}', f'{first}\n{{ .subtitle }}', *map(_cell, more),
@@ -110,7 +113,8 @@ def in_order(
     "The pages of a folder, as its index names them."
     pages = {f.stem for f in folder.glob('*.md')} - {'index'}
     index = folder/'index.md'
-    named = re.findall(r'\]\((\w[\w-]*)\.md[)#]', index.read_text(encoding='utf-8')) if index.exists() else sorted(pages)
+    named = re.findall(r'\]\((\w[\w-]*)\.md[)#]',
+                       index.read_text(encoding='utf-8')) if index.exists() else sorted(pages)
     if left := pages - {*named}: raise BookError(f'{index}: does not name {", ".join(sorted(left))}')
     return ['index']*index.exists() + [p for p in dict.fromkeys(named) if p in pages]
 

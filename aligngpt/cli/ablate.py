@@ -20,9 +20,11 @@ _REDUCED = dict(arms=('none', 'gate', 'filter'), noises=(50,), seeds=2)
 def ablate_command(
     arms:Annotated[Optional[str], typer.Option(help='Ways to use noisy pairs, as in none,gate,filter. Default: all.',
                                                show_default=False)]=None,
-    worlds:Annotated[Optional[str], typer.Option(help="Data: 'shapes', or 'scenes', which is harder. Default: shapes.",
+    worlds:Annotated[Optional[str],
+                     typer.Option(help="Data: 'shapes', or 'scenes', which is harder. Default: shapes.",
                                                  show_default=False)]=None,
-    noises:Annotated[Optional[str], typer.Option('--noise', help='Per cent of the captions that are not exact. Default: '
+    noises:Annotated[Optional[str], typer.Option('--noise',
+                                                 help='Per cent of the captions that are not exact. Default: '
                                                                  '0,25,50,75; some arms at 50 only.',
                                                  show_default=False)]=None,
     seeds:Annotated[Optional[int], typer.Option(min=1, help='Of each; 0, 1, ... Default: 5.',
@@ -31,7 +33,8 @@ def ablate_command(
                                                show_default=False)]=None,
     out:Annotated[Path, typer.Option(help='Folder; the same one goes on, and adds to what is there.')]=
         Path('runs/ablation'),
-    plan:Annotated[bool, typer.Option('--plan', help='Say what there is to do and how long it takes; do nothing.')]=False,
+    plan:Annotated[bool, typer.Option('--plan',
+                                      help='Say what there is to do and how long it takes; do nothing.')]=False,
     reduced:Annotated[bool, typer.Option('--reduced', help='Three arms, one noise, two seeds.')]=False,
     rehearse:Annotated[bool, typer.Option('--rehearse', help='Models that hardly learn, in seconds.')]=False,
 ):

@@ -94,7 +94,8 @@ TARGETS = {
     'llava-hf':Target('aligngpt.exports.llava', 'write_llava', ('f32', 'f16', 'bf16'), (), check_llava_hf,
                       fits_llava_hf)}
 
-WITH_GATE = dict(onnx=('aligngpt.exports.onnx', 'export_onnx'), browser=('aligngpt.exports.browser', 'write_browser')) # see below
+WITH_GATE = dict(onnx=('aligngpt.exports.onnx', 'export_onnx'),
+                 browser=('aligngpt.exports.browser', 'write_browser')) # see below
 
 def target_of(
     to:str, # what the user named
@@ -128,7 +129,8 @@ def _export_whole(to, run, out):
 # %% ../../nbs/cli/08_export.ipynb #ec8be1aa
 def export_command(
     run:Annotated[str, typer.Argument(help='A run or checkpoint folder, ours or official, or a name on the hub.')],
-    to:Annotated[str, typer.Option(help="What for: 'gguf' (llama.cpp, Ollama, LM Studio), 'llava-hf' (transformers, vLLM, "
+    to:Annotated[str,
+                 typer.Option(help="What for: 'gguf' (llama.cpp, Ollama, LM Studio), 'llava-hf' (transformers, vLLM, "
                                         'SGLang, TGI; without our package), or with the gate: '
                                         "'onnx' (onnxruntime) and 'browser' (a page with the model in it).")],
     out:Annotated[Path, typer.Option(help='The folder to make. It appears when all is done; an older export there is '
@@ -147,7 +149,8 @@ def export_command(
     layout:Annotated[Optional[str], typer.Option(show_default=False, help=
         "gguf of a CLIP tower: 'rotated' for llama.cpp with the defect ggml-org/llama.cpp#25814, 'documented' for "
         'repaired ones. Left out: the check finds out; without it rotated.')]=None,
-    check:Annotated[bool, typer.Option(help='Ask model and export 20 questions and compare the tokens, where the other '
+    check:Annotated[bool,
+                    typer.Option(help='Ask model and export 20 questions and compare the tokens, where the other '
                                             'program is installed (llama-server).')]=True,
 ):
     """Export a model for other programs; the alignment level goes along as a token.
@@ -201,7 +204,8 @@ def _export(target, model, processor, folder, how, asked, lost, about, check):
     made.names = write(model, processor, folder, knob, about=about, dtype=about['dtype'], **made.asked)
     found = target.check(made) if check else {}
     if found: add_to_export(folder, **{k:asdict(v) for k,v in found.items()})
-    return '\n'.join(filter(None, [f"default: {knob.default}; to choose: {', '.join(knob.mixtures)}", about.get('lost'),
+    return '\n'.join(filter(None, [f"default: {knob.default}; to choose: {', '.join(knob.mixtures)}",
+                                   about.get('lost'),
                                    *_said(found, check)]))
 
 def _said(found, check):

@@ -47,7 +47,8 @@ OWN = dict(
     llm=(str, 'Language model: a folder or a name on the hub.'),
     tower=(str, 'Vision tower: a folder or a name on the hub.'),
     valid=(str, 'Share held out for validation, or a file of records.'),
-    stream=(bool, 'Read the data shard by shard, here or in a store, and keep none of them; with `--max-steps`, or as '
+    stream=(bool,
+            'Read the data shard by shard, here or in a store, and keep none of them; with `--max-steps`, or as '
                   'many steps as the shards on this machine have samples for.'),
     features=(str, "Folder for a cache of the tower's features."),
     policy=(str, "What to do about bad records: 'error' or 'skip'."),

@@ -140,7 +140,8 @@ WORLDS = dict(
     scenes=World(lambda split, n, home: write_scenes(home/split, scene_numbers(split, n)),
                  lambda n: [f'{i}.png' for i in scene_numbers('train', n)], scene_pairs, scene_talks, scene_rows,
                  _scene_truth, scene_tokenizer,
-                 lambda tok, out, few: train_scene_clip(tok, out, 200 if few else 4000, 20 if few else 900, quiet=few),
+                 lambda tok, out, few: train_scene_clip(tok, out, 200 if few else 4000, 20 if few else 900,
+                                                        quiet=few),
                  lambda tok, out, few: train_llm(tok, out, 30 if few else 900, documents=scene_documents, quiet=few)))
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000015
@@ -214,7 +215,8 @@ class Bench:
         model, processor = from_base(self.home/'llm'/'model', self.home/'clip'/'model', dtype='float32', device='cpu',
                                      image_aspect_ratio='pad', num_levels=n)
         self.store = FeatureStore(self.home/'features', model, self.world.names(self.study.pictures), 'evidence')
-        self.store.fill(model.eval(), lambda names: processor.prepare_images([self.images/n for n in names]), quiet=True)
+        self.store.fill(model.eval(), lambda names: processor.prepare_images([self.images/n for n in names]),
+                        quiet=True)
         return model, processor
 
     def pairs(self,
@@ -521,7 +523,8 @@ def told_by_level(
 )->dict: # level or 'auto' -> (told, wrong), means over seeds
     "What descriptions name at each level."
     own = [t[stage] for key, t in results['trials'].items() if key.split()[:3] == [world, arm, str(noise)]]
-    return {k: tuple(float(np.mean([t[k][m] for t in own])) for m in ('told', 'wrong')) for k in (own[0] if own else ())}
+    return {k: tuple(float(np.mean([t[k][m] for t in own])) for m in ('told', 'wrong'))
+            for k in (own[0] if own else ())}
 
 def plot_told(
     results:dict, # of a study
@@ -551,8 +554,10 @@ def study_text(
     for world in results['questions']:
         for noise in sorted({int(k.split()[2]) for k in results['trials'] if k.split()[0] == world}):
             rows = arm_table(results, world, noise)
-            out += [f'{world}, {noise}% of the captions not exact', f'{"":10}{"seeds":>6}{"right":>24}{"above none":>26}',
-                    *(f'{r["arm"]:10}{r["seeds"]:6}{_said(r["accuracy"]):>24}{_said(r["gain"], "+"):>26}' for r in rows), '']
+            out += [f'{world}, {noise}% of the captions not exact',
+                    f'{"":10}{"seeds":>6}{"right":>24}{"above none":>26}',
+                    *(f'{r["arm"]:10}{r["seeds"]:6}{_said(r["accuracy"]):>24}{_said(r["gain"], "+"):>26}'
+                      for r in rows), '']
     return '\n'.join(out)
 
 def _said(x, sign=''): return f'{100*x[0]:{sign}.1f} ({100*x[1]:{sign}.1f} to {100*x[2]:{sign}.1f})'

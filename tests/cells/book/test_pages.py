@@ -25,7 +25,8 @@ def test_put_in():
 
     # nbs/book/06_pages.ipynb #pg000009
     home = Path(tempfile.mkdtemp())
-    (home/'toy').mkdir(); (home/'toy'/'cli.py').write_text('import sys\nprint("said", *sys.argv[1:])\nsys.exit(len(sys.argv) - 2)')
+    (home/'toy').mkdir()
+    (home/'toy'/'cli.py').write_text('import sys\nprint("said", *sys.argv[1:])\nsys.exit(len(sys.argv) - 2)')
     toy = (sys.executable, '-c', f'import sys, runpy; sys.path.insert(0, {str(home)!r}); del sys.argv[0]; '
                                  'runpy.run_module(sys.argv[0], run_name="__main__")')
     test_eq(put_in('::: run toy hello', toy), '```text\n$ toy hello\nsaid hello\n```')
@@ -80,7 +81,8 @@ def test_in_order():
 
     # nbs/book/06_pages.ipynb #pg000009
     home = Path(tempfile.mkdtemp())
-    (home/'toy').mkdir(); (home/'toy'/'cli.py').write_text('import sys\nprint("said", *sys.argv[1:])\nsys.exit(len(sys.argv) - 2)')
+    (home/'toy').mkdir()
+    (home/'toy'/'cli.py').write_text('import sys\nprint("said", *sys.argv[1:])\nsys.exit(len(sys.argv) - 2)')
 
     # nbs/book/06_pages.ipynb #pg000012
     page = command_pages(house(), 'house')['paint']
@@ -91,7 +93,8 @@ def test_in_order():
                        'guides/b': '# B'}.items():
         (home/'docs_src'/f'{name}.md').write_text(text)
     def written():
-        return list(write_written(home/'site', home/'docs_src', lambda md, page: md, lambda md, page: md[2:].split('\n')[0],
+        return list(write_written(home/'site', home/'docs_src', lambda md, page: md, lambda md,
+                                  page: md[2:].split('\n')[0],
                                   dict(paint=page)))
     test_eq(written(), [((), 'Begin', 'start'), (('Guides',), None, 'guides/index'), (('Guides',), 'B', 'guides/b'),
                         (('Guides',), 'A', 'guides/a'), ((), '', 'chapters'),

@@ -196,7 +196,8 @@ def test_picture_format():
     parts = [dict(type='image', image='1.png'), dict(type='text', text='a')]
     test_eq(shown(chat(parts, 'b'))[0], '1.png')
     for record, why in (({'id': 1}, 'it shows no picture'), ({'img': '1.png'}, "no column 'q'; it has img"),
-                        ({'img': '1.png', 'q': ' <image> '}, "'q' is empty"), ({'img': '1.png', 'q': None}, 'missing or null')):
+                        ({'img': '1.png', 'q': ' <image> '}, "'q' is empty"),
+                        ({'img': '1.png', 'q': None}, 'missing or null')):
         test_fail(lambda: shown(record, 'q'), contains=why)
     test_ne(format_key(asks), format_key(picture_format()))
 

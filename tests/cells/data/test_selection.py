@@ -105,7 +105,8 @@ def test_Selection():
     test_fail(lambda: Records(crawl, select=Selection(levels='1'), quiet=True),
               contains='make levels of the scores first')
     test_eq(Records(crawl, quiet=True).similarities(), [.3349, 1])
-    test_eq([r['caption'] if 'caption' in r else r['similarity'] for r in Records(crawl, select=Selection(least=.5), quiet=True)], [1])
+    test_eq([r['caption'] if 'caption' in r else r['similarity']
+             for r in Records(crawl, select=Selection(least=.5), quiet=True)], [1])
     test_eq([r['id'] for r in Records(data(), select=Selection(least=7), quiet=True)], list(range(7, 40, 8)))
     test_eq(str(Selection('4-7', .3, by='clip')), 'levels 4-7, top 0.3 by clip')
     bad_too = Records(data('bad.json', [dict(id='bad'), *rows]), policy='skip', cap=.1, select=Selection(levels='7'),

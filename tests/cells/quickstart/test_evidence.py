@@ -52,7 +52,8 @@ def test_World():
         assert {r['image'] for r in world.rows(5)} == set(world.truth(5)), 'questions and truth are about the same'
         assert {r['image'] for r in pairs} <= set(world.names(400))
     pd.DataFrame([(w, r['category'], r['text'], r['answer']) for w, world in WORLDS.items()
-                  for r in {r['category']:r for r in world.rows(9)}.values()], columns=('world', 'kind', 'question', 'answer'))
+                  for r in {r['category']:r for r in world.rows(9)}.values()],
+                  columns=('world', 'kind', 'question', 'answer'))
 
 
 def test_Study():
@@ -67,7 +68,8 @@ def test_told_words():
     # nbs/quickstart/09_evidence.ipynb #ev000022
     test_eq(told_words(['a red circle, a shape', 'the blue square and a triangle.'],
                        [{'red', 'circle'}, {'red', 'triangle'}]), dict(told=.75, wrong=.5))
-    test_eq(question_counts([dict(category='a', image='x'), dict(category='b', image='y'), dict(category='a', image='x')]),
+    test_eq(question_counts([dict(category='a', image='x'), dict(category='b', image='y'),
+                             dict(category='a', image='x')]),
             dict(a=dict(x=2, y=0), b=dict(x=0, y=1)))
 
 

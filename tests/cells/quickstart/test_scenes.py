@@ -49,7 +49,8 @@ def test_scene_questions():
     Table([(d, scene_caption(some[2], k, rng)) for k, d in enumerate(DEGREES)], ('degree', 'caption'))
 
     # nbs/quickstart/08_scenes.ipynb #sc000013
-    asked = [(q, a) for n in range(3000) for q, a, kind in scene_questions(scene(n), rng) if kind in ('presence', 'relation')]
+    asked = [(q, a) for n in range(3000) for q, a, kind in scene_questions(scene(n), rng)
+             if kind in ('presence', 'relation')]
     test_close(np.mean([a == 'yes' for _, a in asked]), .5, .02)
     Table(scene_questions(next(s for s in some if len(s.things) == 4), rng), ('question', 'answer', 'kind'))
 
