@@ -61,6 +61,6 @@ def test_training(rehearsal, tmp_path):
     "Two steps of tuning with adapters."
     pytest.importorskip('peft')
     from aligngpt.quickstart.easyvqa import folder
-    quiet(run('finetune', '--model', rehearsal/'model', '--data', rehearsal/'data'/'tuning.json', '--images',
+    quiet(run('finetune', '--model', rehearsal/'model', '--data', rehearsal/'finetune'/'tuning.json', '--images',
               folder(), '--out', tmp_path/'run',
               '--max-steps', 2, '--batch-size', 2, '--lora', 4, '--device', 'cpu'))

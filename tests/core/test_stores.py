@@ -52,16 +52,16 @@ def test_in_memory(place):
     from aligngpt.data.audit import audit
     from aligngpt.levels.scoring import levels
     fs = fsspec.filesystem('memory')
-    fs.put(str(place/'data'), '/there', recursive=True)
-    found = audit('memory://there/pairs.json', 'memory://there/images', 'memory://there/audit', workers=0, quiet=True)
-    assert found.safe and fs.exists('/there/audit/report.html') and not fs.exists('/there/audit.begun')
+    fs.put(str(place/'data'), '/held', recursive=True)
+    found = audit('memory://held/pairs.json', 'memory://held/images', 'memory://held/audit', workers=0, quiet=True)
+    assert found.safe and fs.exists('/held/audit/report.html') and not fs.exists('/held/audit.begun')
     for data, images, out in (('data/pairs.json', 'data/images', 'levels.json'),
-                              ('memory://there/pairs.json', 'memory://there/images', 'memory://there/levels.json')):
+                              ('memory://held/pairs.json', 'memory://held/images', 'memory://held/levels.json')):
         done = levels(data, images, clip=lambda image, text: len(text), out=out, workers=0, quiet=True)
         assert done['json'] == out
-    assert fs.cat('/there/levels.json') == (place/'levels.json').read_bytes()
-    assert fs.exists('/there/levels.parquet') and not [*Path().glob('memory*')]
-    fs.rm('/there', recursive=True)
+    assert fs.cat('/held/levels.json') == (place/'levels.json').read_bytes()
+    assert fs.exists('/held/levels.parquet') and not [*Path().glob('memory*')]
+    fs.rm('/held', recursive=True)
 
 @pytest.fixture
 def bucket(place, monkeypatch):

@@ -15,11 +15,12 @@ import pytest
 
 def test_register_ablate():
     # nbs/cli/09_ablate.ipynb #cliab007
-    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    register_ablate(app)
     tmp = Path(tempfile.mkdtemp())
     def ran(*words):
         "What the command says, and its error."
+        app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.callback()(lambda: None)
+        register_ablate(app)
         done = CliRunner().invoke(app, ['ablate', *words, '--out', str(tmp/'ablation')])
         return done.output + (f'{done.exception}\n' if isinstance(done.exception, AlignGPTError) else '')
 
@@ -34,11 +35,12 @@ def test_register_ablate():
 @pytest.mark.slow
 def test_register_ablate_slow():
     # nbs/cli/09_ablate.ipynb #cliab007
-    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    register_ablate(app)
     tmp = Path(tempfile.mkdtemp())
     def ran(*words):
         "What the command says, and its error."
+        app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+        app.callback()(lambda: None)
+        register_ablate(app)
         done = CliRunner().invoke(app, ['ablate', *words, '--out', str(tmp/'ablation')])
         return done.output + (f'{done.exception}\n' if isinstance(done.exception, AlignGPTError) else '')
 
