@@ -12,11 +12,13 @@ from world import command
 pytestmark = pytest.mark.slow
 OTHER = set('''recipe ablate seed rehearse question level temperature max_tokens device dtype host port name max_batch
 queue max_seconds max_request_mb max_images max_image_mb max_megapixels max_text_kb max_connections remote_images page
-grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet gate_text
-lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
+grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet
+gate_text lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model
 judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_is rule top least by similarity
 from_column key kind edges
-ask ask_column max_new_tokens step stream layout check'''.split()) # name no place
+ask ask_column max_new_tokens step stream layout check any_code arms control dry_run example file needs_picture
+noises only opened pairs plan power rating_as rating_least rating_of rating_scale ratings reduced report seeds set
+unrated who worlds'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -41,28 +43,33 @@ def good(d, out):
     "For each command, values with which it would begin."
     images, stage = dict(images=d/'images'), dict(data=d/'pairs.json', images=d/'images', model=d/'toy', out=out/'run')
     more = dict(llm=d/'toy', tower=d/'clip', valid=d/'pairs.json', features=out/'f', config=d/'settings.yaml',
-                format='llava', ids=d/'some.npy')
+                format='llava', ids=d/'some.npy', without=d/'left.jsonl')
     return dict(
         quickstart=dict(out=out/'quick', drawings=d/'images'), shapes=dict(step='examples', out=out/'shapes'),
         chat=dict(run=d/'toy', image=d/'images'/'0.png', question='Hm?'),
         serve=dict(run=d/'toy', api_key_file=d/'pairs.json'), zoo={}, plan={},
         levels=dict(data=d/'pairs.json', clip=d/'clip', out=out/'l.json', format='llava', method='quantile',
                     scores=d/'pairs.json', **images),
-        select=dict(data=d/'pairs.json', out=out/'some.json', ids=d/'some.npy', format='llava'),
-        audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', ids=d/'some.npy', **images),
+        select=dict(data=d/'pairs.json', out=out/'some.json', ids=d/'some.npy', format='llava', without=d/'left.jsonl'),
+        audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', ids=d/'some.npy',
+                   without=d/'left.jsonl', against=d/'images', model=d/'toy', clip=d/'clip', **images),
         show=dict(data=d/'pairs.json', processor=d/'toy', format='llava', **images),
         unpack=dict(files=d/'film.mp4', out=out/'u', md5=d/'md5.json', extract_to=out/'x'),
         export=dict(run=d/'toy', out=out/'export', to='llava-hf', questions=d/'asked.jsonl', data=d),
         convert=dict(src=d/'toy', dst=out/'c', llm=d/'toy', tower=d/'clip'), pretrain={**stage, **more},
-        finetune={**stage, **more}, eval=dict(run=d/'toy', data=d, out=out/'e', compare=d/'toy'),
+        finetune={**stage, **more}, eval=dict(run=d/'toy', data=d, out=out/'e', compare=d/'toy',
+                                                without=d/'left.json', captions=d/'said.csv'),
         score=dict(task=d/'asked.jsonl', data=d, predictions=d/'answers.jsonl', json=out/'s.json', upload=out/'up',
-                   replies=d/'answers.jsonl'),
+                   replies=d/'answers.jsonl', without=d/'left.json', agreement=d/'answers.jsonl'),
         answer=dict(data=d/'pairs.json', model=d/'toy', ask='Hm?', out=out/'said.csv', images=d/'images'),
         caption=dict(data=d/'pairs.json', model=d/'toy', out=out/'said.csv', images=d/'images', limit=1,
                      max_new_tokens=1),
+        label=dict(data=d/'levels.json', out=out/'labels', **images), notebook=dict(run=d/'toy', out=out/'chat.ipynb'),
+        ablate=dict(out=out/'ablation'), run=dict(),
         recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
                        scores=d/'levels.parquet', **images))
 
+_LONG = 'serve', 'quickstart', 'label', 'notebook', 'ablate', 'run' # those that serve, open or train: tried elsewhere
 ARGUMENTS = dict(run=0, data=0, files=0, src=0, dst=1, task=0)
 FOLDERS = 'out', 'features', 'extract_to', 'images', 'drawings' # which may be there, or are made
 
@@ -97,7 +104,7 @@ def cases(place, out):
         values = good(place, out)[name]
         needed = {p.name for p in params if p.required} | {'question', 'ask', 'limit', 'max_new_tokens'} & set(values)
         if name in ('pretrain', 'finetune'): needed |= {'data', 'images', 'out', 'model'}
-        for k in set(values) - {'format', 'method', 'task', *OTHER} if name not in ('serve', 'quickstart') else {}:
+        for k in set(values) - {'format', 'method', 'task', *OTHER} if name not in _LONG else {}:
             for what in ('folder', 'file', 'pipe', 'circle', 'nothing', 'x'*300, '\udcff\x1b[31m\n'):
                 odd = Path('/dev/zero') if what == 'nothing' and k in ('data', 'predictions') else place/'odd'/what
                 yield line(name, params, {x:values[x] for x in values if x in needed} | {k:odd}), k, what
