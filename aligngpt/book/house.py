@@ -34,8 +34,8 @@ def arrows(
 
 # %% ../../nbs/book/05_house.ipynb #067dd5f2
 # from the ground up
-FLOORS = ('core text model data levels checkpoints exports training evaluation chat serving quickstart cli '
-          'testing book').split()
+FLOORS = ('core text model data levels checkpoints exports training evaluation chat serving quickstart insight '
+          'cli testing book').split()
 
 def part(
     module:str, # dotted name below the package
