@@ -19,10 +19,10 @@ from ..core.shards import process_rank
 from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .ablate import register_ablate
+from .bench import register_bench
 from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .experiment import Usage, register_experiment, run_quickstart
-from .experiment import Usage, register_experiment
 from .export import register_export
 from .folders import register_folders
 from .serve import register_label, register_serve
@@ -308,6 +308,7 @@ register_folders(app)
 # %% ../../nbs/cli/01_main.ipynb #exp70102
 register_experiment(app)
 register_ablate(app)
+register_bench(app)
 
 # %% ../../nbs/cli/01_main.ipynb #exp28002
 register_export(app)

@@ -18,7 +18,7 @@ judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_
 from_column key kind edges
 ask ask_column max_new_tokens step stream layout check any_code arms control dry_run example file needs_picture
 noises only opened pairs plan power rating_as rating_least rating_of rating_scale ratings reduced report seeds set
-unrated who worlds'''.split()) # name no place
+unrated who worlds workload shape precision turns'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -65,11 +65,11 @@ def good(d, out):
         caption=dict(data=d/'pairs.json', model=d/'toy', out=out/'said.csv', images=d/'images', limit=1,
                      max_new_tokens=1),
         label=dict(data=d/'levels.json', out=out/'labels', **images), notebook=dict(run=d/'toy', out=out/'chat.ipynb'),
-        ablate=dict(out=out/'ablation'), run=dict(),
+        ablate=dict(out=out/'ablation'), run=dict(), bench=dict(json=out/'b.json'),
         recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
                        scores=d/'levels.parquet', **images))
 
-_LONG = 'serve', 'quickstart', 'label', 'notebook', 'ablate', 'run' # those that serve, open or train: tried elsewhere
+_LONG = 'serve', 'quickstart', 'label', 'notebook', 'ablate', 'run', 'bench' # those that serve, open or train: tried elsewhere
 ARGUMENTS = dict(run=0, data=0, files=0, src=0, dst=1, task=0)
 FOLDERS = 'out', 'features', 'extract_to', 'images', 'drawings' # which may be there, or are made
 
