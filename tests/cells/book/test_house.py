@@ -4,10 +4,12 @@ import ast
 from collections import Counter
 from importlib.util import resolve_name
 from pathlib import Path
+from aligngpt.core.figures import figure_style
 from fastcore.test import *
 import tempfile
 import aligngpt
 from aligngpt.book.house import draw_house
+from aligngpt.core.figures import chapter_figures
 import pytest
 from aligngpt.book.house import FLOORS, arrows, circles, part, upward
 
