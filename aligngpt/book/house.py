@@ -10,7 +10,6 @@ import ast
 from collections import Counter
 from importlib.util import resolve_name
 from pathlib import Path
-from ..core.figures import figure_style
 
 # %% ../../nbs/book/05_house.ipynb #2771b76b
 def arrows(
@@ -66,7 +65,6 @@ def circles(
     return sorted(m for m in uses if m in reached(m))
 
 # %% ../../nbs/book/05_house.ipynb #73146ab6
-@figure_style()
 def draw_house(
     package:str|Path, # folder of a package with these floors
     room:str='', # a part, to show its arrows alone

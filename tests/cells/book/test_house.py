@@ -4,7 +4,6 @@ import ast
 from collections import Counter
 from importlib.util import resolve_name
 from pathlib import Path
-from aligngpt.core.figures import figure_style
 from fastcore.test import *
 import tempfile
 import aligngpt
