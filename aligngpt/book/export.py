@@ -91,7 +91,7 @@ def _clean(path):
     nb = read_nb(path)
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [o for o in map(_tidy, c.outputs) if o]
-    clean_nb(nb)
+    clean_nb(nb, allowed_out_metadata_keys=['image/png']) # how large a picture is shown
     write_nb(nb, path)
 
 def _test_file(module):

@@ -196,9 +196,9 @@ def build_app(
     reader = open_session(run, load=load).reader
     app = add_responses(create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts)))
     if not page: return app
-    from aligngpt.chat.widget import folder_examples
+    from aligngpt.chat.widget import drawn_examples, folder_examples
     from aligngpt.serving.page import mount_page
-    return mount_page(app, examples=folder_examples(run))
+    return mount_page(app, examples=folder_examples(run) or drawn_examples(run))
 
 # %% ../../nbs/cli/05_serve.ipynb #3d98570c
 def _for_vllm(ctx):

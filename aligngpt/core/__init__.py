@@ -17,4 +17,4 @@ __getattr__, __dir__ = lazy_names('aligngpt.core',
     pictures='AS_STORED ImageRules open_picture',
     shards='Pieces Shards process_rank',
     markup='html_page picture_tag',
-    versions='LEANS')
+    versions='LEANS', figures='chapter_figures figure_style legend_beside level_colours write_numbers')

@@ -110,10 +110,12 @@ def picture_tag(
 _PAGE = """<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content="width=device-width"><title>{title}</title><style>
 :root{{color-scheme:light dark;--ink:#222;--paper:#fff;--soft:#5f6368;--line:#ddd;--panel:#eee;--good:#e6f4ea;
---bad:#fce8e6;--error:#b00020}} @media (prefers-color-scheme:dark){{:root{{--ink:#e4e6ea;--paper:#1b1d22;
---soft:#a9afb9;--line:#3a3f48;--panel:#2a2e36;--good:#17361f;--bad:#471c1c;--error:#ff8a80}}}}
+--bad:#fce8e6;--error:#b00020;--up:#0a7d33;--mark:#0072b2}} @media (prefers-color-scheme:dark){{:root{{--ink:#e4e6ea;--paper:#1b1d22;
+--soft:#a9afb9;--line:#3a3f48;--panel:#2a2e36;--good:#17361f;--bad:#471c1c;--error:#ff8a80;
+--up:#7bd694;--mark:#56b4e9}}}}
 body{{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:var(--ink);
-background:var(--paper);overflow-wrap:anywhere}} a{{color:inherit}} img{{max-width:100%}}
+background:var(--paper);overflow-wrap:anywhere}} a{{color:inherit}} img{{max-width:100%;border-radius:4px}}
+table{{display:block;overflow-x:auto}} td,th{{overflow-wrap:break-word}} pre{{overflow-x:auto}}
 h1{{font-size:1.5em}} h2{{font-size:1.1em;margin-top:2em}}
 .verdict{{padding:.7em 1em;border-radius:8px;background:var(--{kind})}} .note{{color:var(--soft)}}
 .error{{color:var(--error)}}

@@ -467,9 +467,9 @@ def _bars(lengths):
     top, w = max(n for *_,n in lengths), 900/len(lengths)
     def bar(i, a, b, n):
         y, height = 150 - n/top*140, n/top*140
-        return (f'<rect x="{i*w:.1f}" y="{y:.1f}" width="{w-2:.1f}" height="{height:.1f}" fill="#4a7">'
+        return (f'<rect x="{i*w:.1f}" y="{y:.1f}" width="{w-2:.1f}" height="{height:.1f}" fill="var(--mark)">'
                 f'<title>{a} to {b}: {n:,}</title></rect>')
     bars = ''.join(bar(i, *v) for i,v in enumerate(lengths))
-    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12" fill="#777">{a}</text>'
+    ticks = ''.join(f'<text x="{i*w:.1f}" y="168" font-size="12" fill="var(--soft)">{a}</text>'
                     for i,(a,_,_) in enumerate(lengths) if i % 4 == 0)
-    return f'<svg viewBox="0 0 900 175" role="img">{bars}{ticks}</svg>'
+    return f'<svg viewBox="0 0 900 175" role="img" aria-label="tokens in a record, and how many have so many">{bars}{ticks}</svg>'

@@ -90,9 +90,9 @@ def html_table(
 
 # %% ../../nbs/evaluation/13_pages.ipynb #f8fdaaba
 CSS = """table{border-collapse:collapse;margin:.5em 0}
-td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:right} th:first-child{text-align:left;font-weight:600}
-figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:#777}
-.up{color:#0a7d33} .down{color:#b00020} main{display:block}"""
+td,th{padding:.15em .8em;border-bottom:1px solid var(--line);text-align:right} th:first-child{text-align:left;font-weight:600}
+figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:var(--soft)}
+.up{color:var(--up)} .down{color:var(--error)} main{display:block}"""
 
 def _control_parts(s):
     "What the picture is worth, as HTML."

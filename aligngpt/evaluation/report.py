@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from ..core.figures import figure_style
 from ..core.files import write_json
 from ..core.markup import Table, escape_markdown
 
@@ -148,6 +149,7 @@ def _repr_markdown_(self:ScoreReport)->str:
     return '\n\n'.join([f'**{escape_markdown(self.title)}**', markdown_table(head), *doubt, *tables, *notes])
 
 @patch
+@figure_style()
 def plot(self:ScoreReport,
     name:str='', # a breakdown; the first one by default
     column:str='', # one of its columns; by default the first of accuracy, score, f1, relative_score, or the first

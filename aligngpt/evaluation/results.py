@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..core.errors import AlignGPTError
+from ..core.figures import COLOURS, figure_style
 from ..core.files import atomic_path, read_json, write_json
 from .benchmarks import MODELS
 from .controls import control_run, keep_worths, picture_worth
@@ -100,25 +101,26 @@ def _rim(ax, angles, labels):
     for label, a in zip(ax.get_xticklabels(), angles):
         label.set_horizontalalignment('center' if abs(np.cos(a)) < .1 else 'left' if np.cos(a) > 0 else 'right')
 
+@figure_style()
 def plot_radar(
     rows:dict, # from `results_rows`
     ax=None, # polar matplotlib axes
 ): # the axes; None with fewer than three benchmarks that can be compared
     "The scores of several models on several benchmarks."
     import numpy as np, matplotlib.pyplot as plt
-    ours = next(iter(rows.values()))
-    axes = [t for t,x in ours.items() if x is not None and all(t in r for r in rows.values())]
+    axes = [t for t,x in next(iter(rows.values())).items()
+            if x is not None and all(t in r for r in rows.values())]
     if len(axes) < 3 or len(rows) < 2: return None
     if ax is None: _, ax = plt.subplots(figsize=(6, 6), subplot_kw=dict(polar=True))
     values = np.array([[r[t] for t in axes] for r in rows.values()], dtype=float)
     angles = np.linspace(0, 2*np.pi, len(axes), endpoint=False)
-    colors = ['#c0392b', '#7fb2e5', '#1f5fa8', '#8fd3a8', '#2e8b57']
+    ours, *others = (COLOURS[c] for c in ('orange', 'sky', 'blue', 'green', 'grey'))
     for k, (model, r) in enumerate(zip(rows, _radius(values))):
-        style = dict(color=colors[0], lw=2.5, zorder=3) if k == 0 else dict(color=colors[(k-1)%4 + 1], lw=1.2)
+        style = dict(color=ours, lw=2.5, zorder=3) if k == 0 else dict(color=others[(k-1)%4], lw=1.2)
         ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
-        if k == 0: ax.fill(angles, r, color=colors[0], alpha=.12)
+        if k == 0: ax.fill(angles, r, color=ours, alpha=.12)
     _rim(ax, angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], values.max(0))])
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.15), ncols=3, frameon=False, fontsize=9)
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.15), ncols=3)
     return ax
 
 # %% ../../nbs/evaluation/15_results.ipynb #b3ed0002
@@ -200,7 +202,7 @@ def write_table(
     tables = markdown_table(rows, 'model'), markdown_table(column_rows(scores), 'column')
     with atomic_path(out/'results.md') as p: p.write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
     if (ax := plot_radar(rows)) is not None:
-        ax.figure.savefig(out/'radar.png', dpi=120, bbox_inches='tight'); plt.close(ax.figure)
+        ax.figure.savefig(out/'radar.png', dpi=200, bbox_inches='tight'); plt.close(ax.figure)
     return out/'results.md'
 
 # %% ../../nbs/evaluation/15_results.ipynb #ca4d1002

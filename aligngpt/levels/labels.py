@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import anywidget, numpy as np, traitlets
 
 from ..core.errors import AlignGPTError, BadRecord, os_errors
+from ..core.figures import figure_style, level_colours
 from ..core.files import atomic_path, write_json
 from ..core.markup import Table, escape, html_page, json_line, picture_tag
 from ..core.shards import Tail
@@ -264,6 +265,7 @@ def _rows_of(records, folder):
     return sorted(pairs, key=lambda i: records.row(i) not in rows)
 
 # %% ../../nbs/levels/05_labels.ipynb #lblabc29
+@figure_style()
 def plot_precision(
     report:LabelReport, # of labels
 )->Any: # a matplotlib figure
@@ -272,10 +274,10 @@ def plot_precision(
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
     p, at = report.precision, np.flatnonzero(report.counts.sum(1))
     x = p[at]
-    ax.bar(at, x[:, 0], color=plt.get_cmap('viridis')(np.linspace(0, 1, len(p)))[at],
+    ax.bar(at, x[:, 0], color=level_colours(len(p))[at],
            yerr=np.abs(x[:, [0]] - x[:, 1:]).T, capsize=3, ecolor='#555')
     if best := report.best(): ax.axvline(best[0] - .5, color='k', lw=.8, ls='--')
-    ax.set(xlabel='level', ylabel='names it', ylim=(0, 1), xticks=range(len(p)),
+    ax.set(xlabel='level', ylabel='share that names it', ylim=(0, 1), xticks=range(len(p)),
            title=f'{int(report.counts.sum())} pairs labelled, 95% intervals; kept from the dashed line on')
     return fig
 
@@ -297,7 +299,7 @@ def write_label_report(
 def _png_of(fig):
     "A figure as HTML."
     out = io.BytesIO()
-    fig.savefig(out, format='png', dpi=120)
+    fig.savefig(out, format='png', dpi=200)
     data = base64.b64encode(out.getvalue()).decode()
     return f'<img alt="precision of each level" src="data:image/png;base64,{data}">'
 

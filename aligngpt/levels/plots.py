@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import AlignGPTError
+from ..core.figures import figure_style, legend_beside, level_colours, write_numbers
 from ..data.images import ImageSource, load_image
 from ..data.records import Records
 from .alignment import Levels, pair_of, place
 
 # %% ../../nbs/levels/03_plots.ipynb #76176278
+@figure_style()
 def plot_scores(
     scores:np.ndarray, # [n_pairs], NaN for none
     levels:Levels, # with the edges
@@ -28,10 +30,10 @@ def plot_scores(
     fig, ax = plt.subplots(figsize=(8, 3))
     n, s = len(levels.edges) + 1, np.asarray(scores)[~np.isnan(scores)]
     ax.hist([s[place(s, levels.edges) == k] for k in range(n)], bins=np.histogram_bin_edges(s, bins), stacked=True,
-            color=plt.get_cmap('viridis')(np.linspace(0, 1, n)), label=[str(k) for k in range(n)])
+            color=level_colours(n), label=[str(k) for k in range(n)])
     for e in levels.edges: ax.axvline(e, color='k', lw=.8, ls='--')
     ax.set(xlabel='score', ylabel='pairs', title=f'{len(s):,} pairs, {n} levels')
-    ax.legend(title='level', ncols=2, fontsize=8)
+    legend_beside(ax, title='level', bbox_to_anchor=(1.01 if precision is None else 1.09, 1))
     if precision is not None: _add_precision(ax, np.asarray(precision), [s.min(), *levels.edges, s.max()])
     return fig
 
@@ -39,9 +41,11 @@ def _add_precision(ax, p, ends):
     "The precision of each level in the middle of its scores."
     at, right = (np.array(ends[1:]) + ends[:-1])/2, ax.twinx()
     right.errorbar(at, p[:, 0], np.abs(p[:, [0]] - p[:, 1:]).T, fmt='ko', ms=4, capsize=3)
-    right.set(ylim=(0, 1), ylabel='names it')
+    right.set(ylim=(0, 1), ylabel='share that names it')
+    right.spines['right'].set_visible(True)
 
 # %% ../../nbs/levels/03_plots.ipynb #595a3021
+@figure_style()
 def show_pairs(
     records:Records, # the data
     images:ImageSource, # its pictures
@@ -61,7 +65,6 @@ def show_pairs(
         own = np.sort(rng.choice(own, min(per_level, len(own)), replace=False))
         for ax, i in zip(row, own.tolist()): _show_pair(ax, records[i], images, scores[i], width)
         row[0].text(-.15, .5, f'{k}', transform=row[0].transAxes, fontsize=16, va='center', ha='right')
-    fig.tight_layout()
     return fig
 
 def _show_pair(ax, record, images, score, width):
@@ -72,6 +75,7 @@ def _show_pair(ax, record, images, score, width):
     ax.set_title('\n'.join([*textwrap.wrap(caption, width)[:3], f'{score:.3f}']), fontsize=7)
 
 # %% ../../nbs/levels/03_plots.ipynb #0fe823a8
+@figure_style()
 def plot_lengths(
     levels:Levels, # of pairs
     lengths:np.ndarray, # characters, words or tokens of each caption, [n_pairs]
@@ -110,14 +114,16 @@ class Agreement:
         return (f'{self.matrix.sum():,} pairs: {self.exact:.1%} equal, {self.near:.1%} within one level, '
                 f'rank correlation {self.rank:.3f}')
 
+    @figure_style()
     def plot(self,
         names:tuple[str,str]=('one', 'other'), # of the scorers
     )->Any: # a matplotlib figure
         "Show the matrix, each row as shares."
         import matplotlib.pyplot as plt
-        fig, ax = plt.subplots(figsize=(4, 3.6))
+        fig, ax = plt.subplots(figsize=(5, 4.2))
         share = self.matrix/np.maximum(self.matrix.sum(1, keepdims=True), 1)
-        im = ax.imshow(share, origin='lower', cmap='viridis', vmin=0, vmax=1)
+        im = ax.imshow(share, origin='lower', vmin=0, vmax=1)
+        write_numbers(ax, '.0%', .005, 7)
         ax.set(ylabel=f'level by {names[0]}', xlabel=f'level by {names[1]}',
                title=f'{self.exact:.0%} equal, rank correlation {self.rank:.2f}')
         fig.colorbar(im, label='share of the row')
@@ -148,13 +154,14 @@ class Drift:
     ks:float # Kolmogorov-Smirnov statistic, the largest gap between the two distributions
 
     def __repr__(self): return f'stability index {self.psi:.3f}, largest gap {self.ks:.3f}'
+    @figure_style()
     def plot(self)->Any: # a matplotlib figure
         "Show the shares."
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(6, 2.5))
         x = np.arange(len(self.old))
         ax.bar(x-.2, self.old, .4, label='old'); ax.bar(x+.2, self.new, .4, label='new')
-        ax.set(xlabel='level', ylabel='share', title=repr(self)); ax.legend()
+        ax.set(xlabel='level', ylabel='share of the pairs', title=repr(self), xticks=x); legend_beside(ax)
         return fig
 
 def drift(

@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 
 from ..core.errors import AlignGPTError
+from ..core.figures import figure_style, legend_beside
 from ..core.files import own_folder, read_json, write_json
 from ..core.steps import note_time, noted
 from ..model.decoding import Ask, answers
@@ -479,6 +480,7 @@ def arm_table(
     return out
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000034
+@figure_style()
 def plot_arms(
     results:dict, # of a study
     world:str, # one of `WORLDS`
@@ -496,6 +498,7 @@ def plot_arms(
     ax.invert_yaxis()
     return fig
 
+@figure_style()
 def plot_noise(
     results:dict, # of a study
     world:str, # one of `WORLDS`
@@ -511,7 +514,7 @@ def plot_noise(
         ax.errorbar([*found], mean, yerr=np.abs([mean - low, high - mean]), fmt='o-', capsize=3, label=arm)
     ax.set(xlabel='captions that are not exact, per cent', ylabel='answers right, per cent', title=world,
            xticks=noises)
-    ax.legend(fontsize=8)
+    legend_beside(ax)
     return fig
 
 def told_by_level(
@@ -526,6 +529,7 @@ def told_by_level(
     return {k: tuple(float(np.mean([t[k][m] for t in own])) for m in ('told', 'wrong'))
             for k in (own[0] if own else ())}
 
+@figure_style()
 def plot_told(
     results:dict, # of a study
     world:str, # one of `WORLDS`
@@ -542,7 +546,7 @@ def plot_told(
                 ax.plot(list(found), [v[m] for v in found.values()], style, label=f'{arm}, {("told", "wrong")[m]}')
         ax.set(xlabel='level', title=dict(pretrained='after pre-training', tuned='after tuning')[stage])
     axs[0].set_ylabel('words a picture: share told, number wrong')
-    axs[0].legend(fontsize=7)
+    legend_beside(axs[1])
     return fig
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000038

@@ -16,6 +16,7 @@ import numpy as np, torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from ..core.figures import figure_style, legend_beside, write_numbers
 from ..core.files import atomic_path, plain, read_json, write_json
 from ..core.markup import escape, escape_markdown, html_page
 from ..core.steps import environment
@@ -46,6 +47,7 @@ class Made:
     def __truediv__(self, name): return self.elsewhere.get(name) or self.base/name
 
 # %% ../../nbs/quickstart/01_run.ipynb #5e710d6c
+@figure_style()
 def plot_scores(
     run:Path, # with levels and data
 ): # a matplotlib figure
@@ -58,13 +60,15 @@ def plot_scores(
     a.hist([scores[degrees == d] for d in range(4)], 60, stacked=True, label=DEGREES)
     for e in about['edges']: a.axvline(e, color='k', lw=.6)
     a.set(xlabel='cosine of picture and caption', ylabel='pairs', title='CLIP scores and the edges of the levels')
-    a.legend(title='hidden degree')
+    a.legend(title='hidden degree', loc='upper center')
     counts = [[((levels == l) & (degrees == d)).sum() for d in range(4)] for l in range(8)]
     b.imshow(counts, cmap='Blues', aspect='auto', origin='lower')
+    write_numbers(b, ',.0f', 1)
     b.set(xticks=range(4), xticklabels=DEGREES, yticks=range(8), ylabel='level', title='pairs by level and degree')
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #2661f84a
+@figure_style()
 def plot_pairs(
     run:Path, # with levels
     each:int=5, # pairs for each level
@@ -186,6 +190,7 @@ def _named(said, known):
                 wrong=np.mean(wrong), says=said[:5])
 
 # %% ../../nbs/quickstart/01_run.ipynb #26da38af
+@figure_style()
 def plot_knob(
     knob:dict, # from `turn_knob`
 ): # a matplotlib figure
@@ -196,8 +201,8 @@ def plot_knob(
         ax.plot([float(v[key]) for v in knob.values()], style, label={'color':'colour'}.get(key, key))
     ax.set(xlabel='forced alignment level', ylabel='share of captions', ylim=(-.03, 1.03), xticks=range(8),
            title='Captions of unseen pictures that name the right ...')
-    ax.legend()
-    ax.grid(alpha=.3)
+    legend_beside(ax)
+    ax.grid()
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #69475c61
@@ -218,19 +223,20 @@ def turn_tuned(
     return {str(n): at(n) for n in range(model.config.num_levels)} | {GATE_DECIDES: at(None)}
 
 # %% ../../nbs/quickstart/01_run.ipynb #cb3ec6f5
+@figure_style()
 def plot_tuned(
     felt:dict, # from `turn_tuned`
 ): # a matplotlib figure
     "What descriptions name, and how many questions are answered rightly, at each forced level and by the gate."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7, 3), layout='constrained')
+    fig, ax = plt.subplots(figsize=(8, 3), layout='constrained')
     lines = (('both', 'o-', 'description names colour and shape'), ('color', 's:', 'colour'),
              ('shape', '^:', 'shape'), ('accuracy', 'k--', 'answers to questions right'))
     for key, style, label in lines: ax.plot(range(len(felt)), [v[key] for v in felt.values()], style, label=label)
     ax.set(xlabel='forced alignment level, or what the gate decides', ylabel='share', ylim=(-.03, 1.03),
            xticks=range(len(felt)), xticklabels=felt, title='The tuned model on unseen pictures')
-    ax.legend(fontsize=8)
-    ax.grid(alpha=.3)
+    legend_beside(ax)
+    ax.grid()
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #a1570761
@@ -241,6 +247,7 @@ def detail_by_level(
     shares = [v['color'] + v['shape'] - v['wrong'] for k, v in felt.items() if k != GATE_DECIDES]
     return spearman(range(len(shares)), shares)
 
+@figure_style()
 def plot_said(
     felt:dict, # from `turn_tuned`
     shown:tuple=(0, 4, 7, GATE_DECIDES), # levels
@@ -294,6 +301,7 @@ def _questions_by_kind(n):
     return rows
 
 # %% ../../nbs/quickstart/01_run.ipynb #ed8742d1
+@figure_style()
 def plot_gate(
     gate:dict, # from `gate_by_kind`
 ): # a matplotlib figure
@@ -302,9 +310,9 @@ def plot_gate(
     fig, ax = plt.subplots(figsize=(6, 2.5))
     x, w = np.arange(7), .8/len(gate)
     for k, (kind, a) in enumerate(gate.items()): ax.bar(x + k*w, a, w, label=kind)
-    ax.set(xticks=x + .4 - w/2, xticklabels=x, xlabel='local level', ylabel='mean α',
+    ax.set(xticks=x + .4 - w/2, xticklabels=x, xlabel='local level', ylabel='mean weight α',
            title='What the gate gives to questions about ...')
-    ax.legend()
+    legend_beside(ax)
     return fig
 
 # %% ../../nbs/quickstart/01_run.ipynb #42a2e659
@@ -358,7 +366,7 @@ def _png(fig):
     "The bytes of a figure's PNG file; the figure is closed."
     import matplotlib.pyplot as plt
     b = io.BytesIO()
-    fig.savefig(b, format='png', dpi=110, bbox_inches='tight', metadata={'Software':None})
+    fig.savefig(b, format='png', dpi=200, bbox_inches='tight', metadata={'Software':None})
     plt.close(fig)
     return b.getvalue()
 

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import numpy as np
 
 from ..core.errors import AlignGPTError
+from ..core.figures import COLOURS, figure_style
 from ..core.files import own_folder, read_json, write_json
 from .drawings import Ingredients
 from .words import VARIANTS, Place, Words, examine, pretrain_words, tune_words
@@ -92,6 +93,7 @@ def results_text(
                               for k, row in results.items())])
 
 # %% ../../nbs/quickstart/07_variants.ipynb #wo000069
+@figure_style()
 def plot_results(
     results:dict, # from `summary`
 ): # a matplotlib figure
@@ -102,7 +104,7 @@ def plot_results(
     fig, axs = plt.subplots(1, 3, figsize=(9, 2.6), layout='constrained', sharey=True)
     for (k, title), ax in zip(titles.items(), axs):
         mean, lo, hi = np.array([results[v][k] for v in names]).T
-        ax.barh(names, mean, xerr=np.abs([mean - lo, hi - mean]), color='#9bd')
-        ax.set(title=title, xlim=(0, None))
+        ax.barh(names, mean, xerr=np.abs([mean - lo, hi - mean]), color=COLOURS['sky'])
+        ax.set(title=title, xlabel='share', xlim=(0, None))
         ax.invert_yaxis()
     return fig

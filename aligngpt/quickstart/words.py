@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import DynamicCache
 
 from ..core.errors import AlignGPTError, BadRecord
+from ..core.figures import figure_style, legend_beside, write_numbers
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.pictures import open_image, open_picture
 from ..core.steps import Steps, note_time, noted, progress
@@ -170,6 +171,7 @@ def named_by_level(
     return [float(np.mean(h)) if h else 0. for h in hits]
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000025
+@figure_style()
 def plot_levels(
     metrics:dict, # of a run
     scores:list, # of the halves
@@ -179,10 +181,11 @@ def plot_levels(
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(10, 2.8), layout='constrained')
     a.hist(scores, 60, stacked=True, label=['first half', 'second half'])
     a.set(xlabel='cosine', ylabel='pairs', title='scores')
-    a.legend()
+    a.legend(loc='upper center', bbox_to_anchor=(.5, -.25), ncols=2)
     b.bar(range(8), metrics['named'])
-    b.set(xlabel='level', ylabel='share', title='titles with a word of the path', xticks=range(8))
-    c.imshow(metrics['agreement']['matrix'], origin='lower')
+    b.set(xlabel='level', ylabel='share of the titles', title='titles with a word of the path', xticks=range(8))
+    c.imshow(metrics['agreement']['matrix'], origin='lower', aspect='auto')
+    write_numbers(c, ',.0f', 1, 6)
     c.set(xlabel='level by the one', ylabel='by the other',
           title=f"two scorers, rank correlation {metrics['agreement']['rank']:.2f}")
     return fig
@@ -630,6 +633,7 @@ now try
   aligngpt chat {out} --image PICTURE.png --level 7"""
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000094
+@figure_style()
 def plot_described(
     rows:list[dict], # from `describe`
     images:Path, # of the drawings

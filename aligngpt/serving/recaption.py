@@ -17,6 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, local_path
+from ..core.figures import figure_style, legend_beside
 from ..core.files import atomic_path
 from ..core.markup import Table, escape, html_page, json_line, picture_tag
 from ..text.conversation import IMAGE, record_images
@@ -164,18 +165,18 @@ class Recaptioned:
 
 # %% ../../nbs/serving/11_recaption.ipynb #recap017
 @patch
+@figure_style()
 def plot(self:Recaptioned)->Any: # a matplotlib figure
     "Scores of the chosen pairs, before, as described, and as they are kept."
     import matplotlib.pyplot as plt
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     rows = self.rows[~np.isnan(self.scores[self.rows])]
     bins = np.histogram_bin_edges(np.concatenate([self.have.scores[rows], self.scores[rows]]), 40)
-    for s,label in ((self.have.scores, 'before'), (self.scores, 'described anew')):
-        a.hist(s[rows], bins, alpha=.6, label=label)
-    a.set(xlabel='score', ylabel='pairs'); a.legend(fontsize=8)
+    for s in (self.have.scores, self.scores): a.hist(s[rows], bins, alpha=.6)
+    a.set(xlabel='score', ylabel='pairs')
     x, old, new = zip(*self.counts)
-    b.bar(np.array(x) - .2, old, .4, label='before'); b.bar(np.array(x) + .2, new, .4, label='after')
-    b.set(xlabel='level', xticks=x); b.legend(fontsize=8)
+    b.bar(np.array(x) - .2, old, .4, label='before'); b.bar(np.array(x) + .2, new, .4, label='described anew')
+    b.set(xlabel='level', ylabel='pairs', xticks=x); legend_beside(b)
     return fig
 
 @patch
@@ -216,7 +217,7 @@ def page(self:Recaptioned,
     gain = self.scores - self.have.scores
     best = sorted(self.better.tolist(), key=lambda i: (-gain[i], i))[:n]
     worse = sorted((i for i in self.texts if gain[i] <= 0), key=lambda i: (gain[i], i))[:n//3]
-    parts = [picture_tag(_drawn(self.plot()), 900),
+    parts = [picture_tag(_drawn(self.plot()), 1800),
              *(f'<h2>{title}</h2><div class=grid>{"".join(map(self._figure, some))}</div>'
                      for title,some in (('Kept', best), ('Not kept: the old caption is better', worse)) if some)]
     with atomic_path(path) as tmp:
@@ -236,7 +237,7 @@ def _drawn(fig):
     import matplotlib.pyplot as plt
     from PIL import Image
     b = io.BytesIO()
-    fig.savefig(b, format='png', dpi=100)
+    fig.savefig(b, format='png', dpi=200)
     plt.close(fig)
     return Image.open(b).convert('RGB')
 

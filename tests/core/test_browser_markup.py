@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from browsing import HOSTILE, browser_page, inert
+from browsing import HOSTILE, browser_page, faults_of, inert, shot
 
 pytestmark = pytest.mark.browser
 
@@ -98,6 +98,20 @@ def test_reports(tmp_path):
             page.abroad.clear() # the file itself
             inert(page)
             assert 'onerror' in page.locator('body').inner_text(), f'{path.name} shows what was written'
+
+def test_everybody_can_read_reports(tmp_path):
+    "In light and in dark axe finds nothing serious, and on a phone nothing is wider than the screen."
+    with browser_page('readable') as page:
+        for i, path in enumerate(reports(tmp_path)):
+            page.goto(path.as_uri())
+            for scheme in ('light', 'dark'):
+                page.emulate_media(color_scheme=scheme)
+                assert faults_of(page) == [], (path.name, scheme)
+                page.set_viewport_size(dict(width=390, height=844))
+                shot(page, f'report{i}_{scheme}_phone')
+                assert page.evaluate('document.documentElement.scrollWidth') <= 390, path.name
+                page.set_viewport_size(dict(width=1280, height=1000))
+                shot(page, f'report{i}_{scheme}')
 
 def test_site(tmp_path):
     pytest.importorskip('pymdownx', reason='no pymdownx: pip install mkdocs-material')

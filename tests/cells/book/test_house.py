@@ -8,6 +8,7 @@ from fastcore.test import *
 import tempfile
 import aligngpt
 from aligngpt.book.house import draw_house
+from aligngpt.core.figures import chapter_figures
 import pytest
 from aligngpt.book.house import FLOORS, arrows, circles, part, upward
 

@@ -6,6 +6,7 @@ import os, subprocess, sys
 from pathlib import Path
 import aligngpt
 from aligngpt.book.house import draw_house
+from aligngpt.core.figures import chapter_figures
 import pytest
 
 

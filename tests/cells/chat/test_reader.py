@@ -15,6 +15,7 @@ from aligngpt.model.layers import level_weights
 import copy, matplotlib.pyplot as plt, pandas as pd
 from functools import partial
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import QUESTIONS, swatch, toy
 from aligngpt.chat.session import ChatSession
 import pytest

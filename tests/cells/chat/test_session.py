@@ -17,6 +17,7 @@ from fastcore.test import *
 from PIL import Image
 from IPython.display import Markdown
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, MistralConfig
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.model.cpu import OneDNNLinear, has_slow_mkl
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
@@ -161,6 +162,7 @@ def test_open_session():
     test_eq(known[2], 0)
 
     # nbs/chat/02_session.ipynb #bea76986
+    chapter_figures()
     from_full = copy.copy(processor)
     from_full.gate_text = 'full'
     full = ChatSession(model, from_full, temperature=0)
@@ -170,8 +172,8 @@ def test_open_session():
     fig, ax = plt.subplots(figsize=(5, 1.8))
     for i,a in enumerate((one, two)):
         ax.bar([k + .4*i - .2 for k in range(7)], a.weights[:-1], width=.4, label=f'turn {i+1}')
-    ax.set(xlabel="level: with gate_text='full' the weights move", ylabel='α')
-    ax.legend();
+    ax.set(xlabel="level: with gate_text='full' the weights move", ylabel='weight α')
+    legend_beside(ax);
 
     # nbs/chat/02_session.ipynb #c163783f
     long = ChatSession(model, processor, temperature=0, max_new_tokens=24)

@@ -15,6 +15,7 @@ from aligngpt.chat.reader import Settings
 from aligngpt.chat.session import ChatSession, Reply
 import easy_vqa, io, matplotlib.pyplot as plt, numpy as np, re, tempfile
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.terminal import thumbnail
 import pytest

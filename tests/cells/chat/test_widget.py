@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 import anywidget, ipywidgets as w, traitlets
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageDraw
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import inside, is_hub_name, not_here, path_from, read_json, write_json
 from aligngpt.core.files import write_json
@@ -20,9 +20,9 @@ from IPython.display import HTML, Markdown
 import nbformat, tempfile
 from aligngpt.model.toy import COLOURS, swatch, toy
 from aligngpt.chat.session import ChatSession
-from aligngpt.chat.widget import Chat, folder_examples
+from aligngpt.chat.widget import Chat, drawn_examples, folder_examples, thumb_url
 import pytest
-from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, thumb_url, weights_html, write_notebook
+from aligngpt.chat.widget import CSS, ChatView, answer_html, error_html, question_html, weights_html, write_notebook
 
 
 def test_thumb_url():
@@ -74,6 +74,14 @@ def test_ChatView():
     script = str(ChatView._esm)
     assert 'fetch(' not in script and 'import' not in script
     Markdown('```js\n' + script[script.index('  function send'):script.index('  function stop')] + '```')
+
+
+def test_drawn_examples():
+    # nbs/chat/03_widget.ipynb #fdd5af73
+    examples = drawn_examples('runs/7b')
+    test_eq([im.size for im,_ in examples], [(224, 224)]*3)
+    test_eq(drawn_examples(None), [])
+    HTML(''.join(f'<img alt="{q}" src="{thumb_url(im, 128)}" style="margin:2px"> {q} ' for im,q in examples))
 
 
 def test_Chat_stop():

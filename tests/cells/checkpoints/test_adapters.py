@@ -17,6 +17,7 @@ from fastcore.test import *
 from transformers import LlamaConfig
 from transformers.utils import logging
 from aligngpt.checkpoints.adapters import add_lora
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.testing.fixtures import tiny_model

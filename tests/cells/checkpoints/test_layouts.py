@@ -32,6 +32,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, set_seed
 from transformers.utils import logging, WEIGHTS_INDEX_NAME
 from aligngpt.checkpoints.adapters import add_lora, merge_lora
 from aligngpt.checkpoints.layouts import NAMES
+from aligngpt.core.figures import chapter_figures
 from aligngpt.testing.fixtures import letter_processor, small_pictures, tiny_config
 import pytest
 from aligngpt.checkpoints.layouts import ALIGN_FILE, Parts, find_tower, from_base, guess_template, layout, load, load_parts, load_pretrained_align, local_folder, official_name, open_checkpoint, open_model, our_name, parts_config, save, text_config, tower_config, tower_entries

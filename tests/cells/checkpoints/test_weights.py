@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import *
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.checkpoints.weights import entries
 from aligngpt.testing.fixtures import tiny_model

@@ -6,6 +6,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import Table
 from fastcore.test import *
 import dataclasses, matplotlib.pyplot as plt
+from aligngpt.core.figures import chapter_figures
 from aligngpt.text.conversation import TEMPLATES
 from aligngpt.checkpoints.zoo import PRESETS
 from aligngpt.training.settings import FINETUNE, PRETRAIN, fill_in

@@ -14,6 +14,7 @@ from unittest.mock import patch
 from fastcore.test import *
 from fastcore.xtras import modified_env
 from typer.testing import CliRunner
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import toy
 from aligngpt.levels.labels import LabelFile, labels_folder, pair_key
 import pytest
@@ -85,6 +86,7 @@ def test_label_command():
         return CliRunner().invoke(app, ['label', str(pairs/'levels.json'), *more]).output
 
     # nbs/cli/05_serve.ipynb #clilab04
+    chapter_figures()
     for i in range(8):
         LabelFile(labels_folder(pairs/'levels.json'), 'anna').say(pair_key(dict(image=f'{i}.png', conversations=pair)),
                                                                 'names' if i % 2 else 'no')

@@ -5,6 +5,7 @@ from typing import Callable
 from fastcore.test import *
 import matplotlib.pyplot as plt, os, subprocess, tempfile
 from pathlib import Path
+from aligngpt.core.figures import chapter_figures
 import pytest
 from aligngpt.core.lazy import lazy_names
 

@@ -18,6 +18,7 @@ from fastcore.test import *
 import base64, easy_vqa, gzip, json, matplotlib.pyplot as plt, pickle, shutil, tempfile
 from matplotlib.colors import ListedColormap
 from torch.utils.data import DataLoader
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.batches import Collator, SampleDataset
 from aligngpt.testing.fixtures import letter_processor, tiny_model
 import pytest

@@ -10,6 +10,7 @@ from aligngpt.core.files import check_fetched, inside, no_bomb, read_json
 from fastcore.test import *
 import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, random, shutil, tempfile
 import tracemalloc
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.containers import array_records
 import pytest
 from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records

@@ -11,6 +11,7 @@ from aligngpt.core.steps import progress
 from fastcore.test import *
 import easy_vqa, matplotlib.pyplot as plt, shutil, tempfile, time
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.features import FeatureStore
 from aligngpt.testing.fixtures import small_pictures, tiny_model
 import pytest

@@ -18,6 +18,7 @@ from fastcore.test import *
 import datasets, easy_vqa, io, json, matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq, fsspec
 import shutil, tarfile, tempfile
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.images import ImageFolder, load_image
 import pytest
 from aligngpt.data.images import Sources, StoreFolder, TableImages, TarImages, TextImages, as_sources, image_sources, open_images

@@ -16,6 +16,7 @@ from aligngpt.data.records import Records
 from aligngpt.data.selection import row_id, version_of, write_left_out
 from fastcore.test import *
 import json, matplotlib.pyplot as plt, random, shutil, tempfile
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.data.selection import Selection
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.data.needs import *

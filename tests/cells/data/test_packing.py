@@ -11,6 +11,7 @@ from fastcore.test import *
 import easy_vqa, json, matplotlib.pyplot as plt, shutil, tempfile, time
 from pathlib import Path
 from transformers.masking_utils import find_packed_sequence_indices
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.packing import pack
 from aligngpt.data.records import Records
 from aligngpt.testing.fixtures import letter_processor, tiny_model

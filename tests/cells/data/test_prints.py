@@ -15,6 +15,7 @@ from aligngpt.core.steps import progress
 from fastcore.test import *
 import io, matplotlib.pyplot as plt, random, shutil, tempfile
 from PIL import Image, ImageDraw, ImageFilter
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.data.prints import *
 import pytest
 from aligngpt.data.prints import CodeIndex, Prints, cut_codes, find_copies, likeness, look_codes, look_terms, picture_looks

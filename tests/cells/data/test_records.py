@@ -18,6 +18,7 @@ from aligngpt.data.ratings import Rated, Ratings, rating_problems, read_ratings
 from aligngpt.data.selection import Selection
 from fastcore.test import *
 import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.records import Records
 import pytest
 from aligngpt.data.records import RecordFacts, Source, _build_index, _state, build_index, check_caption, check_record, ensure_index

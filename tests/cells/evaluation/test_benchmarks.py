@@ -13,6 +13,7 @@ from aligngpt.evaluation.text import ID, Answers, check_rows, plain_id, read_ans
 import json, shutil, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.questions import Files, Options
 from aligngpt.evaluation.tasks import TASKS, score_answers
 from aligngpt.testing.synthetic import write_benchmark

@@ -11,6 +11,7 @@ import random, tempfile, time
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.choice import mmbench_match
 import pytest
 from aligngpt.evaluation.choice import ROTATION, check_mmbench_submission, mmbench_prompt, options_shown, parse_scienceqa, read_mmbench, score_mmbench, score_scienceqa, score_seed_bench, submit_mmbench, submit_seed_bench, write_xlsx

@@ -16,6 +16,7 @@ from aligngpt.evaluation.tasks import sums_of
 from fastcore.test import *
 import json, matplotlib.pyplot as plt, shutil, tempfile
 from IPython.display import HTML
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.core.files import write_json
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.compare import compare

@@ -17,6 +17,7 @@ from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile, time, torch
 from copy import deepcopy
 from IPython.display import Markdown
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.pictures import open_picture
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.report import markdown_table

@@ -7,6 +7,7 @@ import numpy as np
 from aligngpt.core.errors import AlignGPTError
 from fastcore.test import *
 import matplotlib.pyplot as plt, pandas as pd
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.intervals import Sums, interval, mean_of
 import pytest
 from aligngpt.evaluation.intervals import difference, f1_of, influence, pictures_needed, relative_of, standard_error, student, subtasks_of, unpaired

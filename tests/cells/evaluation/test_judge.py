@@ -16,6 +16,7 @@ import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from IPython.display import Markdown
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.judge import Replies, mm_vet_calls, score_mm_vet
 from aligngpt.evaluation.report import ScoreReport, markdown_table
 import pytest

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from importlib.util import find_spec
 from types import SimpleNamespace
 from IPython.utils.capture import capture_output
+from aligngpt.core.figures import chapter_figures, write_numbers
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.evaluation.lmms_eval import Examinee
 import pytest

@@ -21,6 +21,7 @@ import json, tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from PIL import Image, ImageDraw
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.questions import Question, load_image
 from aligngpt.evaluation.text import Answers
 import pytest

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from fastcore.basics import patch
+from aligngpt.core.figures import figure_style
 from aligngpt.core.files import write_json
 from aligngpt.core.markup import Table, escape_markdown
 import tempfile
 from dataclasses import replace
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
 from aligngpt.evaluation.report import ScoreReport
 import pytest

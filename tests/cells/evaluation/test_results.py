@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import COLOURS, figure_style
 from aligngpt.core.files import atomic_path, read_json, write_json
 from aligngpt.evaluation.benchmarks import MODELS
 from aligngpt.evaluation.controls import control_run, keep_worths, picture_worth
@@ -16,6 +17,7 @@ from aligngpt.evaluation.tasks import TASKS, judge_calls, write_upload
 from fastcore.test import *
 import json, matplotlib.pyplot as plt, shutil, tempfile
 from IPython.display import Markdown
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import swatch, toy
 from aligngpt.evaluation.judge import JudgeSettings, Replies
 from aligngpt.evaluation.report import ScoreReport

@@ -19,6 +19,7 @@ from aligngpt.evaluation.tasks import check_release, get_task, images_of, score_
 from fastcore.test import *
 import contextlib, io, matplotlib.pyplot as plt, numpy as np, tempfile
 from fastcore.xtras import modified_env
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_answer
 from aligngpt.model.decoding import windows
 from aligngpt.evaluation.run import evaluate

@@ -58,6 +58,7 @@ def test_load_task():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -113,6 +114,7 @@ def test_Given():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -193,6 +195,7 @@ def test_score_answers():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -271,6 +274,7 @@ def test_list_tasks():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -355,6 +359,7 @@ def test_check_release():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -451,6 +456,7 @@ def test_write_upload():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -553,6 +559,7 @@ def test_judge_calls():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']

@@ -11,6 +11,7 @@ import json, random, tempfile, time
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.text import evalai_process, vqa_normalise
 import pytest
 from aligngpt.evaluation.text import Answers, CONTRACTIONS, ID, answered_only, check_rows, match_ids, once, read_answers, read_jsonl, round_half_up, some, vqa_accuracy

@@ -10,6 +10,7 @@ import random, time
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.vqa import gqa_answer, vizwiz_accuracy, vqav2_accuracy
 import pytest
 from aligngpt.evaluation.vqa import VIZWIZ_CONTRACTIONS, gqa_distribution, gqa_steps, group_means, mean, score_gqa, score_textvqa, score_vizwiz, score_vqav2, submit_vizwiz, submit_vqav2, textvqa_question

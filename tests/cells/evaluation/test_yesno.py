@@ -10,6 +10,7 @@ import random, tempfile, time
 import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.evaluation.yesno import pope_counts
 import pytest
 from aligngpt.evaluation.yesno import SHORT, labels_of, mme_key, mme_label, parse_mme, pope_answer, read_mme_answers, read_mme_labels, score_mme, score_pope

@@ -16,6 +16,7 @@ from fastcore.test import *
 import easy_vqa, matplotlib.pyplot as plt, os, tempfile, time, torch
 from PIL import Image
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, set_seed
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.alignment import levels_from_scores, pair_scores
 from aligngpt.testing.fixtures import tiny_clip, word_tokenizer
 import pyarrow.parquet as pq

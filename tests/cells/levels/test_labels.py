@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import anywidget, numpy as np, traitlets
 from aligngpt.core.errors import AlignGPTError, BadRecord, os_errors
+from aligngpt.core.figures import figure_style, level_colours
 from aligngpt.core.files import atomic_path, write_json
 from aligngpt.core.markup import Table, escape, html_page, json_line, picture_tag
 from aligngpt.core.shards import Tail
@@ -17,6 +18,7 @@ from aligngpt.levels.alignment import pair_of
 from fastcore.test import *
 import random, tempfile
 from IPython.display import HTML
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.labels import Labelling, draw_pairs, label_report
 from aligngpt.levels.plots import plot_scores
 from aligngpt.model.toy import COLOURS, swatch

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 import numpy as np
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import figure_style, legend_beside, level_colours, write_numbers
 from aligngpt.data.images import ImageSource, load_image
 from aligngpt.data.records import Records
 from aligngpt.levels.alignment import Levels, pair_of, place
 from fastcore.test import *
 import easy_vqa, json, random, tempfile
 from pathlib import Path
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.images import ImageFolder
 from aligngpt.levels.alignment import levels_from_scores, pair_scores
 from aligngpt.levels.plots import show_pairs

@@ -18,6 +18,7 @@ from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores
 from fastcore.test import *
 import easy_vqa, matplotlib.pyplot as plt, os, random, signal, subprocess, sys, tempfile, time, torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import write_json
 from aligngpt.core.markup import Table
 from aligngpt.levels.scoring import score_pairs

@@ -7,6 +7,7 @@ from torch import nn, Tensor
 import resource, time
 import matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.cpu import keep_freed_memory
 import pytest
 from aligngpt.model.cpu import OneDNNLinear, use_onednn

@@ -14,6 +14,7 @@ from fastcore.test import *
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, set_seed
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.model.decoding import greedy
 from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.testing.fixtures import small_pictures, tiny_model

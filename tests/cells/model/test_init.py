@@ -10,6 +10,7 @@ import json, os, subprocess, sys
 from pathlib import Path
 import aligngpt
 from aligngpt.book.house import draw_house
+from aligngpt.core.figures import chapter_figures
 import pytest
 
 

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import *
 from transformers import AutoModelForCausalLM, CLIPVisionConfig, CohereConfig, Gemma2Config
 from transformers import GraniteConfig, Qwen3Config, set_seed
+from aligngpt.core.figures import chapter_figures, write_numbers
 from aligngpt.model.layers import AlignmentGate, AlignmentLevels
 from aligngpt.testing.fixtures import tiny_config
 import pytest

@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import *
 from matplotlib.colors import ListedColormap
 from transformers import SiglipVisionConfig, set_seed
+from aligngpt.core.figures import chapter_figures, legend_beside, write_numbers
 from aligngpt.testing.fixtures import letter_processor, tiny_config
 import pytest
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, PARTS, Prompt, part_parameters, stored_name

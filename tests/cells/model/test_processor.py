@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipVisionConfig
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import write_json
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.toy import toy_processor

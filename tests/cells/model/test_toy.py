@@ -11,6 +11,7 @@ from aligngpt.model.processor import AlignGPTProcessor
 import time
 import matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer
 import pytest
 from aligngpt.model.toy import toy, toy_chat, toy_model, toy_processor

@@ -12,6 +12,7 @@ from aligngpt.quickstart.easyvqa import tuning_records as easy_vqa_records
 from fastcore.test import *
 import matplotlib.pyplot as plt, tempfile
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.core.pictures import open_picture
 from aligngpt.model.sharing import card_says

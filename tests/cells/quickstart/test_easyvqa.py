@@ -8,6 +8,7 @@ from aligngpt.core.errors import AlignGPTError
 from fastcore.test import *
 import matplotlib.pyplot as plt, pandas as pd
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.quickstart.easyvqa import COLORS, REQUESTS, SHAPES, facts, folder, questions
 import pytest
 from aligngpt.quickstart.easyvqa import DEGREES, Facts, caption_records, captions, text_documents, tuning_records

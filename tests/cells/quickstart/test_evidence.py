@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import figure_style, legend_beside
 from aligngpt.core.files import own_folder, read_json, write_json
 from aligngpt.core.steps import note_time, noted
 from aligngpt.model.decoding import Ask, answers
@@ -26,6 +27,7 @@ from aligngpt.quickstart.scenes import scene_tokenizer, train_scene_clip, write_
 from aligngpt.quickstart.scratch import tokenizer_texts, train_clip, train_llm, train_tokenizer
 from fastcore.test import *
 import pandas as pd, tempfile
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.plots import spearman
 import pytest
 from aligngpt.quickstart.evidence import ARMS, STUDY_REHEARSAL, Trial, WORLDS, arm_levels, arm_table, drawn_again, kmeans_edges, plan_text, plan_trials, question_counts, run_study, told_words

@@ -4,6 +4,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
+from aligngpt.core.figures import chapter_figures, level_colours
 from aligngpt.core.files import read_json
 from aligngpt.levels.alignment import levels_from_scores
 from aligngpt.quickstart.easyvqa import caption_records, folder

@@ -16,6 +16,7 @@ from aligngpt.quickstart.scratch import fit, shift
 from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.alignment import pair_scores
 from aligngpt.checkpoints.layouts import tower_config
 from aligngpt.quickstart.drawings import read_drawings
@@ -90,8 +91,9 @@ def test_texts_of():
     test_eq(first['pixel_values'].max().item(), 0)
     test_eq(torch.equal(batches(0)['pixel_values'], first['pixel_values']), True)
     assert (first['same'].diagonal() == 1).all() and first['same'].sum() > 8
-    plt.imshow(first['same'].numpy(), cmap='Blues')
-    _ = plt.title('which texts of a batch say the same')
+    _, ax = plt.subplots(figsize=(3.5, 3.5))
+    ax.imshow(first['same'].numpy(), cmap='Blues')
+    _ = ax.set(xlabel='text', ylabel='text', title='which texts of a batch say the same')
 
 
 def test_train_matching():

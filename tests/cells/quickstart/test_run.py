@@ -6,6 +6,7 @@ from typing import Any, Callable
 import numpy as np, torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, set_seed
+from aligngpt.core.figures import figure_style, legend_beside, write_numbers
 from aligngpt.core.files import atomic_path, plain, read_json, write_json
 from aligngpt.core.markup import escape, escape_markdown, html_page
 from aligngpt.core.steps import environment
@@ -28,6 +29,7 @@ from aligngpt.quickstart.stages import Recipe
 from fastcore.test import *
 from IPython.display import display
 import dataclasses, matplotlib.pyplot as plt, os, pandas as pd, subprocess, sys, tempfile
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.core.steps import noted
 from aligngpt.checkpoints.zoo import count_parameters, get_preset
@@ -48,6 +50,7 @@ def test_Made():
 
 def test_detail_by_level():
     # nbs/quickstart/01_run.ipynb #09621891
+    chapter_figures()
     test_close(detail_by_level({0: dict(color=.3, shape=.3, wrong=1.4), 1: dict(color=.1, shape=.2, wrong=0),
                                'gate': dict(color=0, shape=0, wrong=0)}), 1.)
     plot_said({k: dict(says=[f'a description at {k}']*3) for k in (0, 4, 7, 'gate')});

@@ -12,6 +12,7 @@ from aligngpt.quickstart.easyvqa import COLORS, REQUESTS, SHAPES
 from aligngpt.quickstart.scratch import clip_tokenizer, fit, train_tokenizer
 from fastcore.test import *
 import matplotlib.pyplot as plt, tempfile
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.quickstart.easyvqa import DEGREES
 import pytest
@@ -20,6 +21,7 @@ from aligngpt.quickstart.scenes import draw_scene, scene, scene_caption, scene_d
 
 def test_Scene():
     # nbs/quickstart/08_scenes.ipynb #sc000007
+    chapter_figures()
     some = [scene(i) for i in range(8)]
     test_eq(scene(3), some[3])
     assert all(1 <= len(s.things) <= 4 for s in some)

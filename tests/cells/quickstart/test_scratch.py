@@ -18,6 +18,7 @@ from aligngpt.training.stage import training_arguments
 from aligngpt.quickstart.easyvqa import COLORS, SHAPES, caption, facts, folder, questions, text_documents
 from fastcore.test import *
 import matplotlib.pyplot as plt, shutil, tempfile
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.alignment import pair_scores
 from aligngpt.quickstart.scratch import load_pixels, shift
 import pytest

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Callable
 import numpy as np
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import COLOURS, figure_style
 from aligngpt.core.files import own_folder, read_json, write_json
 from aligngpt.quickstart.drawings import Ingredients
 from aligngpt.quickstart.words import VARIANTS, Place, Words, examine, pretrain_words, tune_words
 from fastcore.test import *
 import pandas as pd, tempfile
+from aligngpt.core.figures import chapter_figures
 from aligngpt.quickstart.words import run_drawings
 from aligngpt.testing.fixtures import tiny_drawings, tiny_sentences, tiny_talker
 import pytest

@@ -9,6 +9,7 @@ import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import DynamicCache
 from aligngpt.core.errors import AlignGPTError, BadRecord
+from aligngpt.core.figures import figure_style, legend_beside, write_numbers
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
 from aligngpt.core.pictures import open_image, open_picture
 from aligngpt.core.steps import Steps, note_time, noted, progress
@@ -32,6 +33,7 @@ from fastcore.test import *
 import pandas as pd, tempfile
 from dataclasses import replace
 from IPython.display import display
+from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.alignment import read_scores
 from aligngpt.quickstart.words import run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker

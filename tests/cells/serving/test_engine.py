@@ -18,6 +18,7 @@ from aligngpt.chat.session import setting_changes
 import copy, matplotlib.pyplot as plt, pandas as pd
 from fastcore.test import *
 from transformers import MistralConfig
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model
 from aligngpt.chat.session import ChatSession
 from aligngpt.serving.engine import Engine

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, local_path
+from aligngpt.core.figures import figure_style, legend_beside
 from aligngpt.core.files import atomic_path
 from aligngpt.core.markup import Table, escape, html_page, json_line, picture_tag
 from aligngpt.text.conversation import IMAGE, record_images
@@ -20,6 +21,7 @@ from aligngpt.serving.folders import DESCRIBE, Asking, Shown, collect_answers
 from fastcore.test import *
 import copy, json, random, tempfile, torch
 from PIL import Image
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.pictures import open_picture
 from aligngpt.levels.scoring import levels
 from aligngpt.model.decoding import Ask, answers

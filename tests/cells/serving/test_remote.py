@@ -12,6 +12,7 @@ import http.server, io, matplotlib.pyplot as plt, pandas as pd, struct, threadin
 from collections import Counter
 from fastcore.test import *
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.model.toy import COLOURS, swatch
 from aligngpt.serving.remote import safe_picture
 from aligngpt.testing.hostile import bombs, half_pictures, no_pictures, odd_pictures

@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.text.conversation import render
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.reader import Answer, Turn, prompt_layout

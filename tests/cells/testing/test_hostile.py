@@ -7,6 +7,7 @@ from fastcore.test import *
 import contextlib, matplotlib.pyplot as plt, pandas as pd, tempfile, warnings
 from collections import Counter
 from aligngpt.core.errors import AlignGPTError, BadRecord
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.pictures import open_picture
 from aligngpt.data.audit import audit
 from aligngpt.data.batches import SampleDataset

@@ -7,6 +7,7 @@ from aligngpt.core.files import atomic_path
 from fastcore.test import *
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, subprocess, sys, tempfile
 from collections import Counter
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.records import Records
 from aligngpt.testing.scale import MIX
 import pytest

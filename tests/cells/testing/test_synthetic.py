@@ -8,6 +8,7 @@ from aligngpt.evaluation.yesno import COGNITION, PERCEPTION
 import shutil, tempfile, time
 import pandas as pd
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation.questions import Files
 from aligngpt.evaluation.tasks import TASKS, questions, score
 from aligngpt.testing.synthetic import write_benchmark

@@ -14,6 +14,7 @@ from fastcore.test import *
 from IPython.display import HTML
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import escape
 from aligngpt.text.conversation import render
 from aligngpt.text.tokenizer import TextEncoder
@@ -524,6 +525,7 @@ def test_TokenText():
     unfold('two, three', [', th'])
 
     # nbs/text/02_tokenizer.ipynb #c16242ad
+    chapter_figures()
     class Counting:
         "A tokenizer that counts what it decodes."
         decoded = 0

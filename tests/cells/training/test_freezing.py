@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 import matplotlib.pyplot as plt, torch
 from transformers import set_seed
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.checkpoints.weights import entries
 from aligngpt.checkpoints.zoo import get_preset

@@ -10,6 +10,7 @@ from aligngpt.training.settings import StageConfig, override
 from fastcore.test import *
 import json, os, subprocess, sys, matplotlib.pyplot as plt
 from transformers import CLIPVisionConfig, LlamaConfig
+from aligngpt.core.figures import chapter_figures, legend_beside
 from aligngpt.core.markup import Table
 from aligngpt.checkpoints.zoo import get_preset
 from aligngpt.training.plan import plan

@@ -29,6 +29,7 @@ from aligngpt.training.stream import Placed, check_streaming, count_samples, ope
 from fastcore.test import *
 import json, random, shutil, tempfile
 from transformers.utils import logging
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
 from aligngpt.core.markup import Table
 from aligngpt.data.ratings import Ratings
@@ -122,6 +123,7 @@ def test_finetune():
     world = write_world(Path(tempfile.mkdtemp()))
 
     # nbs/training/06_recipes.ipynb #6ec10004
+    chapter_figures()
     small = dict(batch_size=8, accumulate=1, log_every=1, save_every=0, device='cpu', quiet=True, trackers=['none'],
                  warmup=0, precision='fp32', checkpointing=False)
     captions, chats = (StageSources(world/f'{k}.json', world) for k in ('pairs', 'chats'))

@@ -12,6 +12,7 @@ from aligngpt.core.steps import TIMING, note_time, progress
 from fastcore.test import *
 import subprocess, tempfile, matplotlib.pyplot as plt
 from types import SimpleNamespace
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.steps import noted
 from aligngpt.data.batches import Collator
 from aligngpt.training.runs import MARKER, Stop, seal

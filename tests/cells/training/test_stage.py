@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.figures import figure_style, legend_beside, level_colours
 from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from aligngpt.core.markup import json_line
 from aligngpt.core.shards import process_rank
@@ -20,6 +21,7 @@ from aligngpt.training.trainer import AlignGPTTrainer, GroupedSampler, training_
 from fastcore.test import *
 import signal, tempfile, matplotlib.pyplot as plt
 from transformers.utils import logging
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, stored_name
 from aligngpt.data.batches import Collator
 from aligngpt.training.stage import StageData, run_stage

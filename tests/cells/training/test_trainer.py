@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 from transformers.utils import logging
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.data.batches import Collator
 from aligngpt.model.layers import level_weights
@@ -59,6 +60,7 @@ def test_trainer():
         plain.append(loss.item())
 
     # nbs/training/04_trainer.ipynb #7a1e0003
+    chapter_figures()
     stage = override(FINETUNE, batch_size=16, learning_rate=5e-3, warmup=0, shuffle=False, group='none', precision='fp32',
                      log_every=1, save_every=0)
     trainer = AlignGPTTrainer(model=tiny_model(), args=training_arguments(stage, tempfile.mkdtemp(), 'cpu'),
