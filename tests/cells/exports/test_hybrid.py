@@ -32,19 +32,19 @@ from aligngpt.exports.hybrid import BITS, HybridRows, hybrid_of, kind_of, open_h
 
 
 def test_kind_of():
-    # nbs/exports/07_hybrid.ipynb #8fcda31c
+    # nbs/exports/07_hybrid.ipynb #1c712029
     c = toy_model(toy_processor()).config.text_config
     test_fail(lambda: kind_of(5, c), contains='Unknown --bits 5. Valid: 32, 16, 8, 4')
     {b:kind_of(b, c) for b in BITS}
 
-    # nbs/exports/07_hybrid.ipynb #fe137f47
+    # nbs/exports/07_hybrid.ipynb #6d909e75
     test_eq(kind_of(4, c), 'q4_0')
     c.hidden_size, c.intermediate_size = 4096, 11008
     test_eq(kind_of(4, c), 'q4_k_m')
 
 
 def test_hybrid_of():
-    # nbs/exports/07_hybrid.ipynb #214b6443
+    # nbs/exports/07_hybrid.ipynb #41e8c302
     class StandIn:
         "As a `Decoder`, computed by a model of transformers."
         def __init__(self, model):
@@ -68,7 +68,7 @@ def test_hybrid_of():
                 self.lengths[s] += part.shape[1]
             return torch.cat(out)[torch.from_numpy(wanted)].numpy()
 
-    # nbs/exports/07_hybrid.ipynb #bf7e0fa7
+    # nbs/exports/07_hybrid.ipynb #900df0af
     model, processor = toy()
     hybrid = hybrid_of(model, StandIn(model))
     asks = [Ask((q, c), q, c) for q in QUESTIONS for c in COLOURS]
@@ -76,7 +76,7 @@ def test_hybrid_of():
     there, here = said(hybrid), said(model)
     pd.DataFrame([(asks[i].text, asks[i].image, there[i]) for i in range(0, 16, 3)], columns=['question', 'picture', 'answer'])
 
-    # nbs/exports/07_hybrid.ipynb #5fa6052f
+    # nbs/exports/07_hybrid.ipynb #3cf400f4
     test_eq(there, here)
     test_eq(sorted(hybrid.decoder.freed), sorted(hybrid.decoder.caches)) # all sequences are given back
     test_fail(lambda: hybrid(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])), contains='no loss')
@@ -84,7 +84,7 @@ def test_hybrid_of():
 
 
 def test_HybridRows():
-    # nbs/exports/07_hybrid.ipynb #214b6443
+    # nbs/exports/07_hybrid.ipynb #41e8c302
     class StandIn:
         "As a `Decoder`, computed by a model of transformers."
         def __init__(self, model):
@@ -108,11 +108,11 @@ def test_HybridRows():
                 self.lengths[s] += part.shape[1]
             return torch.cat(out)[torch.from_numpy(wanted)].numpy()
 
-    # nbs/exports/07_hybrid.ipynb #bf7e0fa7
+    # nbs/exports/07_hybrid.ipynb #900df0af
     model, processor = toy()
     hybrid = hybrid_of(model, StandIn(model))
 
-    # nbs/exports/07_hybrid.ipynb #295058ad
+    # nbs/exports/07_hybrid.ipynb #d8ed6fba
     prompts = [ask_row(processor, Ask(0, q)) for q in QUESTIONS[:3]]
     def likeliest(logits): return logits.argmax(-1).tolist()
     def batch_of(ps): return ask_batch(ps, [None]*len(ps), {}, None, 0)
@@ -126,17 +126,17 @@ def test_HybridRows():
         rows.keep([0, 2])
         heard([0, 2], likeliest(rows.decode([said_by[0][-1], said_by[2][-1]])))
 
-    # nbs/exports/07_hybrid.ipynb #3c077acf
+    # nbs/exports/07_hybrid.ipynb #855de964
     for p,s in zip(prompts, said_by):
         test_eq(s, greedy(model, batch_of([p]), len(s), ())[0])
     test_eq(len(rows), 2)
 
 
 def test_open_hybrid():
-    # nbs/exports/07_hybrid.ipynb #bf7e0fa7
+    # nbs/exports/07_hybrid.ipynb #900df0af
     model, processor = toy()
 
-    # nbs/exports/07_hybrid.ipynb #7b275d32
+    # nbs/exports/07_hybrid.ipynb #f8073893
     folder = save(model, processor, Path(tempfile.mkdtemp())/'toy')
     with instead('aligngpt.exports.hybrid.find_spec', return_value=None):
         test_fail(lambda: open_hybrid(folder), contains='not installed: llama_cpp, gguf')
