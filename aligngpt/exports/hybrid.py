@@ -6,7 +6,7 @@
 __all__ = ['BITS', 'MOST_ROWS', 'kind_of', 'check_bits', 'check_library', 'language_file', 'make_language_file', 'write_packed',
            'Decoder', 'Sequences', 'Words', 'HybridAlignGPT', 'hybrid_of', 'HybridRows', 'open_hybrid']
 
-# %% ../../nbs/exports/07_hybrid.ipynb #49fdd7c8
+# %% ../../nbs/exports/07_hybrid.ipynb #055c2095
 import ctypes, hashlib, threading, weakref
 from collections import Counter, deque
 from functools import lru_cache, partial
@@ -30,7 +30,7 @@ from .gguf import family_of, write_bare_model
 from ..model.layers import take_placeholders
 from ..model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput, AlignGPTPreTrainedModel
 
-# %% ../../nbs/exports/07_hybrid.ipynb #f6332273
+# %% ../../nbs/exports/07_hybrid.ipynb #63e68180
 BITS = {32:'f32', 16:'f16', 8:'q8_0', 4:'q4_k_m'} # of a weight, and what llama.cpp calls that
 _FOUR = {'q4_k_m':15, 'q4_0':2} # llama_ftype of those that the library packs
 
@@ -55,7 +55,7 @@ def check_library()->None: # or `AlignGPTError`
         raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", "pip install 'aligngpt[llamacpp]'; "
             'llama-cpp-python comes as source and is built here, with CMake and a C++ compiler, for five to ten minutes')
 
-# %% ../../nbs/exports/07_hybrid.ipynb #f1e77b00
+# %% ../../nbs/exports/07_hybrid.ipynb #bb42a0c8
 def language_file(
     c:Checkpoint, # from `open_checkpoint`
     kind:str, # a number format
@@ -80,7 +80,7 @@ def make_language_file(
     with atomic_path(file.parent) as folder: write_packed(model, folder/file.name, kind)
     return file
 
-# %% ../../nbs/exports/07_hybrid.ipynb #b1dc47db
+# %% ../../nbs/exports/07_hybrid.ipynb #087315d7
 def write_packed(
     model:Any, # an AlignGPT
     path:Path, # the file, in a folder that may not be there
@@ -114,7 +114,7 @@ def _ears():
     lib.llama_log_set(hear, ctypes.c_void_p(0))
     return words, hear # which must stay
 
-# %% ../../nbs/exports/07_hybrid.ipynb #0834f933
+# %% ../../nbs/exports/07_hybrid.ipynb #8c5827ba
 MOST_ROWS = 256 # sequences of a context, in llama.cpp
 
 class _Owned:
@@ -184,7 +184,7 @@ class Decoder:
         with self.lock: self.lib.llama_memory_seq_rm(self.memory, seq, n, -1)
         self.lengths[seq] = n
 
-# %% ../../nbs/exports/07_hybrid.ipynb #76bd562f
+# %% ../../nbs/exports/07_hybrid.ipynb #f38d9bc0
 @patch
 def read(self:Decoder,
     seqs:np.ndarray, # the sequence of each token, those of one together, [n]
@@ -247,10 +247,10 @@ def _copy(self:Decoder, seq):
     self.lib.llama_state_seq_get_data(self.context.at, data, n, seq)
     return data
 
-# %% ../../nbs/exports/07_hybrid.ipynb #a2b0f4a6
+# %% ../../nbs/exports/07_hybrid.ipynb #88452ad4
 class Sequences:
     "The rows of a batch in llama.cpp, as a cache."
-    is_compileable = False
+    is_compileable, is_linear = False, (False,) # what `generate` asks of any cache
 
     def __init__(self,
         decoder:Any, # a `Decoder`
@@ -308,7 +308,7 @@ class Sequences:
         self.seqs, other.seqs = self.seqs + other.seqs, []
         self.columns = max(self.columns, other.columns)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #193836f0
+# %% ../../nbs/exports/07_hybrid.ipynb #77db7d6e
 class Words(PreTrainedModel):
     "The embedding table of a language model; what it is given comes out again."
     base_model_prefix = ''
@@ -371,8 +371,8 @@ class HybridAlignGPT(AlignGPTForConditionalGeneration):
         cache, out = past_key_values if cache is None else cache, None
         if input_ids is not None and input_ids.shape[1] == 1: x = input_ids
         else:
-            out = self.model(input_ids, pixel_values, attention_mask, inputs_embeds=inputs_embeds, return_dict=True,
-                             **kwargs)
+            out = self.model(input_ids, pixel_values, attention_mask,
+                             **kwargs | dict(inputs_embeds=inputs_embeds, return_dict=True))
             x = out.last_hidden_state
         logits = (self.new_cache() if cache is None else cache).read(x, attention_mask, logits_to_keep)
         return AlignGPTOutput(None, logits, cache, image_hidden_states=out and out.image_hidden_states,
@@ -386,7 +386,7 @@ class HybridAlignGPT(AlignGPTForConditionalGeneration):
 _SAME = 'AlignGPTForConditionalGeneration' # whose names of tensors are ours
 register_checkpoint_conversion_mapping('HybridAlignGPT', get_checkpoint_conversion_mapping(_SAME), True)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #55a9bab8
+# %% ../../nbs/exports/07_hybrid.ipynb #5303785e
 def hybrid_of(
     model:AlignGPTForConditionalGeneration, # whose parts it takes
     decoder:Any, # that has the same language model
@@ -400,7 +400,7 @@ def hybrid_of(
     out.generation_config, out.decoder = model.generation_config, decoder
     return out.eval()
 
-# %% ../../nbs/exports/07_hybrid.ipynb #f8fd0f51
+# %% ../../nbs/exports/07_hybrid.ipynb #db07718d
 class HybridRows:
     "Token sequences that are decoded together."
     def __init__(self,
@@ -431,7 +431,7 @@ class HybridRows:
         "Let the other rows go."
         if len(rows) < len(self): self.cache.batch_select_indices(rows)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #2df1c94d
+# %% ../../nbs/exports/07_hybrid.ipynb #280df659
 def open_hybrid(
     run:str|Path, # a folder with a run or a checkpoint, or a name on the hub
     bits:int=16, # of the language model's weights, one of `BITS`

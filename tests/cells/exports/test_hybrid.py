@@ -26,57 +26,34 @@ from fastcore.test import *
 from aligngpt.checkpoints.layouts import save
 from aligngpt.model.decoding import Ask, answers, ask_batch, ask_row, greedy
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model, toy_processor
+from aligngpt.testing.fixtures import TorchDecoder
 from unittest.mock import patch as instead
 import pytest
 from aligngpt.exports.hybrid import BITS, HybridRows, hybrid_of, kind_of, open_hybrid
 
 
 def test_kind_of():
-    # nbs/exports/07_hybrid.ipynb #1c712029
+    # nbs/exports/07_hybrid.ipynb #51002d66
     c = toy_model(toy_processor()).config.text_config
     test_fail(lambda: kind_of(5, c), contains='Unknown --bits 5. Valid: 32, 16, 8, 4')
     {b:kind_of(b, c) for b in BITS}
 
-    # nbs/exports/07_hybrid.ipynb #6d909e75
+    # nbs/exports/07_hybrid.ipynb #a597da4d
     test_eq(kind_of(4, c), 'q4_0')
     c.hidden_size, c.intermediate_size = 4096, 11008
     test_eq(kind_of(4, c), 'q4_k_m')
 
 
 def test_hybrid_of():
-    # nbs/exports/07_hybrid.ipynb #41e8c302
-    class StandIn:
-        "As a `Decoder`, computed by a model of transformers."
-        def __init__(self, model):
-            self.model, self.caches, self.lengths, self.freed = model, {}, {}, []
-            self.vocabulary = model.config.text_config.vocab_size
-        def begin(self):
-            s = len(self.caches)
-            self.caches[s], self.lengths[s] = self.model.new_cache(), 0
-            return s
-        def end(self, seqs): self.freed += seqs
-        def cut(self, s, n):
-            if n < self.lengths[s]: self.caches[s].crop(n - self.lengths[s])
-            self.lengths[s] = n
-        @torch.no_grad()
-        def read(self, seqs, x, wanted):
-            x, out = torch.from_numpy(x), []
-            for s in dict.fromkeys(seqs.tolist()):
-                part = x[torch.from_numpy(seqs == s)][None]
-                how = dict(input_ids=part) if part.dim() == 2 else dict(inputs_embeds=part)
-                out.append(self.model(**how, cache=self.caches[s], use_cache=True).logits[0])
-                self.lengths[s] += part.shape[1]
-            return torch.cat(out)[torch.from_numpy(wanted)].numpy()
-
-    # nbs/exports/07_hybrid.ipynb #900df0af
+    # nbs/exports/07_hybrid.ipynb #b6b525b3
     model, processor = toy()
-    hybrid = hybrid_of(model, StandIn(model))
+    hybrid = hybrid_of(model, TorchDecoder(model))
     asks = [Ask((q, c), q, c) for q in QUESTIONS for c in COLOURS]
     def said(m): return {i:t for part in answers(m, processor, asks, swatch, 16, batch_size=5) for i,t in part}
     there, here = said(hybrid), said(model)
     pd.DataFrame([(asks[i].text, asks[i].image, there[i]) for i in range(0, 16, 3)], columns=['question', 'picture', 'answer'])
 
-    # nbs/exports/07_hybrid.ipynb #3cf400f4
+    # nbs/exports/07_hybrid.ipynb #f1249aaf
     test_eq(there, here)
     test_eq(sorted(hybrid.decoder.freed), sorted(hybrid.decoder.caches)) # all sequences are given back
     test_fail(lambda: hybrid(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])), contains='no loss')
@@ -84,35 +61,11 @@ def test_hybrid_of():
 
 
 def test_HybridRows():
-    # nbs/exports/07_hybrid.ipynb #41e8c302
-    class StandIn:
-        "As a `Decoder`, computed by a model of transformers."
-        def __init__(self, model):
-            self.model, self.caches, self.lengths, self.freed = model, {}, {}, []
-            self.vocabulary = model.config.text_config.vocab_size
-        def begin(self):
-            s = len(self.caches)
-            self.caches[s], self.lengths[s] = self.model.new_cache(), 0
-            return s
-        def end(self, seqs): self.freed += seqs
-        def cut(self, s, n):
-            if n < self.lengths[s]: self.caches[s].crop(n - self.lengths[s])
-            self.lengths[s] = n
-        @torch.no_grad()
-        def read(self, seqs, x, wanted):
-            x, out = torch.from_numpy(x), []
-            for s in dict.fromkeys(seqs.tolist()):
-                part = x[torch.from_numpy(seqs == s)][None]
-                how = dict(input_ids=part) if part.dim() == 2 else dict(inputs_embeds=part)
-                out.append(self.model(**how, cache=self.caches[s], use_cache=True).logits[0])
-                self.lengths[s] += part.shape[1]
-            return torch.cat(out)[torch.from_numpy(wanted)].numpy()
-
-    # nbs/exports/07_hybrid.ipynb #900df0af
+    # nbs/exports/07_hybrid.ipynb #b6b525b3
     model, processor = toy()
-    hybrid = hybrid_of(model, StandIn(model))
+    hybrid = hybrid_of(model, TorchDecoder(model))
 
-    # nbs/exports/07_hybrid.ipynb #d8ed6fba
+    # nbs/exports/07_hybrid.ipynb #2cbd738d
     prompts = [ask_row(processor, Ask(0, q)) for q in QUESTIONS[:3]]
     def likeliest(logits): return logits.argmax(-1).tolist()
     def batch_of(ps): return ask_batch(ps, [None]*len(ps), {}, None, 0)
@@ -126,17 +79,17 @@ def test_HybridRows():
         rows.keep([0, 2])
         heard([0, 2], likeliest(rows.decode([said_by[0][-1], said_by[2][-1]])))
 
-    # nbs/exports/07_hybrid.ipynb #855de964
+    # nbs/exports/07_hybrid.ipynb #85c732d0
     for p,s in zip(prompts, said_by):
         test_eq(s, greedy(model, batch_of([p]), len(s), ())[0])
     test_eq(len(rows), 2)
 
 
 def test_open_hybrid():
-    # nbs/exports/07_hybrid.ipynb #900df0af
+    # nbs/exports/07_hybrid.ipynb #b6b525b3
     model, processor = toy()
 
-    # nbs/exports/07_hybrid.ipynb #f8073893
+    # nbs/exports/07_hybrid.ipynb #4966b577
     folder = save(model, processor, Path(tempfile.mkdtemp())/'toy')
     with instead('aligngpt.exports.hybrid.find_spec', return_value=None):
         test_fail(lambda: open_hybrid(folder), contains='not installed: llama_cpp, gguf')
