@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper,
-                          TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+from transformers import (GenerationConfig, LogitsProcessor, LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper,
+                          TopKLogitsWarper, TopPLogitsWarper)
 from transformers.generation.streamers import BaseStreamer
 from fastcore.basics import patch
 
@@ -264,7 +264,7 @@ def keep(self:Reader,
     try:
         if n < have: self.cache.crop(n - have)
     except (RuntimeError, ValueError): n = 0 # a sliding window has forgotten what we would go back to
-    if not n: self.cache = DynamicCache(config=self.model.config.text_config)
+    if not n: self.cache = self.model.new_cache()
     self.ids, self.images, self.weights = prompt['input_ids'][0].tolist(), prompt['images'], weights
     return n
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALIGN_FILE', 'NAMES', 'LLAMA', 'local_folder', 'layout', 'our_name', 'official_name', 'parts_config', 'text_config',
            'find_tower', 'guess_template', 'tower_config', 'tower_entries', 'Parts', 'Checkpoint', 'open_checkpoint',
-           'load', 'save', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
+           'load', 'read_parts', 'save', 'open_model', 'from_base', 'load_parts', 'load_pretrained_align']
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #1a9121a2
 import contextlib, pickle, re, warnings
@@ -465,14 +465,14 @@ def load(
     return _set_stops(model, c.processor), c.processor
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #18b8fee8
-def _read_model(c, how):
+def _read_model(c, how, cls=AlignGPTForConditionalGeneration):
     "Read the weights of a checkpoint into a model."
     if quantised := getattr(c.config, 'quantization_config', None): quantised['llm_int8_skip_modules'] = _FULL
     if c.layout == 'hf' and all(n == e.key for n,e in c.tensors.items()):
-        return pretrained(AlignGPTForConditionalGeneration, c.folder, config=c.config, **how)
+        return pretrained(cls, c.folder, config=c.config, **how)
     files = {f:map_tensors(f) for f in {e.file for e in c.tensors.values()}}
     weights = {n:tensor_of(e, files[e.file]) for n,e in c.tensors.items()}
-    return AlignGPTForConditionalGeneration.from_pretrained(None, config=c.config, state_dict=weights, **how)
+    return cls.from_pretrained(None, config=c.config, state_dict=weights, **how)
 
 def _adapter_base(folder, hint):
     "The checkpoint that an adapter belongs to."
@@ -514,6 +514,16 @@ def _few_bits(kind, dtype):
     if kind == 'int8': return BitsAndBytesConfig(llm_int8_skip_modules=_FULL, load_in_8bit=True)
     return BitsAndBytesConfig(llm_int8_skip_modules=_FULL, load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True)
+
+# %% ../../nbs/checkpoints/04_layouts.ipynb #a03a5b00
+def read_parts(
+    c:Checkpoint, # from `open_checkpoint`
+    cls:type, # a model that has some of the parts
+    device:str='auto', # 'auto', or a torch device
+    dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
+)->Any: # of that class, ready for `generate`
+    "Read a checkpoint into a model of another class; what has no place in it stays on the disk."
+    return _set_stops(_read_model(c, _how(device, dtype, 'auto'), cls), c.processor)
 
 # %% ../../nbs/checkpoints/04_layouts.ipynb #baa4f3d1
 def save(

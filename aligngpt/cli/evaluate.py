@@ -13,8 +13,9 @@ from typing import Annotated, Any, Callable, Optional
 
 import typer
 
+from ..core.errors import AlignGPTError
 from ..core.markup import echo
-from .data import DType, Device
+from .data import Bits, DType, Device, Engine, check_engine, open_asked
 
 # %% ../../nbs/cli/04_evaluate.ipynb #834baa31
 def _judge(kind, help, *names, **kwargs):
@@ -73,7 +74,6 @@ def folders_of(
     data:Path, # the benchmarks' files
 )->dict: # name or file -> folder with its files
     "Which tasks are asked for, and where their files are. Of all, those whose files are there."
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.core.values import read_value
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import TASKS, get_task
@@ -91,7 +91,6 @@ def check_files(
     folders:dict, # from `folders_of`
 )->None: # or `AlignGPTError`, if not one task can be asked
     "Are the questions there?"
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.evaluation.questions import Files
     from aligngpt.evaluation.tasks import get_task
     errors = []
@@ -160,7 +159,6 @@ def power_table(
     gap:float, # a difference in points
 )->str: # lines
     "What a difference would take, for each score in a folder."
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.evaluation.results import power_rows, scores_of
     if out is None: raise typer.BadParameter('name the folder of an evaluation with --out', param_hint='--power')
     if rows := power_rows(scores_of(out), gap): return table_text(rows, f'a difference of {gap:g}')
@@ -268,7 +266,7 @@ def eval_command(
     judge:JudgeURL='none', judge_model:JudgeModel=None, judge_key:JudgeKey='OPENAI_API_KEY', judge_jobs:JudgeJobs=8,
     judge_retries:JudgeRetries=8, judge_timeout:JudgeTimeout=120., judge_price:JudgePrice=None, rounds:Rounds=1,
     yes:Yes=False,
-    device:Device='auto', dtype:DType='auto',
+    engine:Engine='auto', bits:Bits=None, device:Device='auto', dtype:DType='auto',
 ):
     """Ask a model the questions of benchmarks, and score the answers.
     Under torchrun on all devices; goes on where it was killed."""
@@ -279,15 +277,17 @@ def eval_command(
     if run is None: raise typer.BadParameter('name a run or checkpoint folder', param_hint='RUN')
     from aligngpt.core.devices import quiet_libraries
     from aligngpt.core.files import checkpoint_folder
-    from aligngpt.checkpoints.layouts import open_model
     from aligngpt.evaluation.judge import JudgeSettings
+    check_engine(engine, bits)
+    if card and engine != 'auto':
+        raise AlignGPTError(f'--card: not with --engine {engine}', 'a card has the scores of the model as it was trained')
     if card and not Path(run).exists(): raise typer.BadParameter('a card lies in a folder', param_hint='--card')
     quiet_libraries()
     name = Path(run).resolve().name if Path(run).exists() else run.split('/')[-1]
     out = out or Path('runs/eval')/name
     boss = JudgeSettings(judge_model or '', judge, judge_key, judge_jobs, judge_retries, judge_timeout,
                          price=judge_price)
-    ask_tasks(lambda: open_model(run, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
+    ask_tasks(lambda: open_asked(run, engine, bits, device, dtype), folders_of(tasks or 'easy_vqa', base), out,
               hire(boss, out/'judge.jsonl', rounds), agreed(yes), card and checkpoint_folder(run), model_id=name,
               controls=controls_of(control, captions), batch_size=batch_size, limit=limit, without=str(without or ''),
               on_missing_image=on_missing_image, lenient=lenient, alignment=level)
@@ -327,7 +327,6 @@ def _hired(boss, yes, files, predictions):
 def _agree(files, report, path):
     "Say how far a judge agrees with recorded reviews."
     from dataclasses import asdict
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.evaluation.judge import judge_agreement
     from aligngpt.evaluation.questions import Options
     from aligngpt.evaluation.tasks import score_answers
@@ -340,7 +339,6 @@ def _agree(files, report, path):
 
 def _tell(report, lenient, predictions):
     "The score and the notes; of a part of the answers an error, unless a part is wanted."
-    from aligngpt.core.errors import AlignGPTError
     for note in report.notes: echo(f'note: {note}', err=True)
     if report.status == 'partial' and not lenient:
         n = f'{report.answered:,} of {report.questions:,} questions of {report.title}'
@@ -370,7 +368,6 @@ def score_command(
     yes:Yes=False,
 ):
     "Score a file of answers as the benchmark's authors do."
-    from aligngpt.core.errors import AlignGPTError
     from aligngpt.evaluation.judge import JudgeSettings
     from aligngpt.evaluation.questions import Files, Options
     from aligngpt.evaluation.tasks import get_task, score_answers, write_upload

@@ -17,7 +17,7 @@ from ..core.errors import AlignGPTError, os_errors
 from ..core.files import checkpoint_folder
 from ..core.markup import echo, fold, terminal_width
 from ..serving.remote import Limits
-from .data import DType, Device
+from .data import Bits, DType, Device, check_engine, open_asked
 
 # %% ../../nbs/cli/05_serve.ipynb #dcb6169b
 def need(
@@ -133,11 +133,12 @@ def serve_command(
     drain:Annotated[float, typer.Option(
         min=0, help='Seconds before that in which all goes on and only /ready says no, for a balancer to see.')]=0.,
     engine:Annotated[str, typer.Option(
-        help='auto: ours; vllm: many requests, several GPUs or machines; what stands after -- goes to vLLM.')]='auto',
-    device:Device='auto', dtype:DType='auto',
+        help='auto: ours; llama.cpp: ours, with the language model there, in --bits; vllm: many requests, several GPUs '
+             'or machines; what stands after -- goes to vLLM.')]='auto',
+    bits:Bits=None, device:Device='auto', dtype:DType='auto',
 ):
     "Serve a model: an OpenAI-compatible API, and a web page."
-    _check_engine(engine, ctx.args)
+    _check_engine(engine, bits, ctx.args)
     key = read_key(api_key_file)
     if engine == 'vllm': return _vllm(vllm_line(*_for_vllm(ctx), ctx.args), key)
     need(['fastapi', 'uvicorn', 'prometheus_client', 'httpcore'] + ['gradio', 'python_multipart']*page, 'serve')
@@ -145,11 +146,10 @@ def serve_command(
         run=run, name=name or Path(run).resolve().name, key=key, limits=_limits(ctx.params), hosts=own_names(host),
         page=page,
         engine=dict(max_batch=max_batch, queue_size=queue, temperature=temperature),
-        load=dict(device=device, dtype=dtype)))
+        load=dict(engine=engine, bits=bits, device=device, dtype=dtype)))
 
-def _check_engine(engine, more):
-    if engine not in ('auto', 'vllm'):
-        raise typer.BadParameter(f'{engine!r}. Valid: auto, vllm', param_hint='--engine')
+def _check_engine(engine, bits, more):
+    check_engine(engine, bits, ('auto', 'llama.cpp', 'vllm'))
     if more and engine != 'vllm': raise typer.BadParameter(f"unexpected: {' '.join(more)}")
 
 def _limits(p):
@@ -184,7 +184,7 @@ def build_app(
     hosts:frozenset|None, # names to answer to; None: any
     page:bool, # with the web page
     engine:dict, # see `Engine`
-    load:dict, # see `aligngpt.checkpoints.layouts.load`
+    load:dict, # see `open_asked`
 ): # a FastAPI app
     "Model, engine, API, page."
     from aligngpt.core.devices import quiet_libraries
@@ -193,12 +193,20 @@ def build_app(
     from aligngpt.serving.engine import Engine
     from aligngpt.serving.responses import add_responses
     quiet_libraries()
-    reader = open_session(run, load=load).reader
+    engine |= _rows(load.get('engine'), engine.get('max_batch', 16))
+    reader = (open_session(*open_asked(run, **load)) if isinstance(run, (str, Path)) else open_session(run)).reader
     app = add_responses(create_app(Api(Engine(reader.model, reader.processor, **engine), name, key, limits, hosts)))
     if not page: return app
     from aligngpt.chat.widget import drawn_examples, folder_examples
     from aligngpt.serving.page import mount_page
     return mount_page(app, examples=folder_examples(run) or drawn_examples(run))
+
+def _rows(engine, most):
+    "What decodes, as an argument of `Engine`."
+    if engine != 'llama.cpp': return {}
+    from aligngpt.exports.hybrid import MOST_ROWS, HybridRows
+    if most <= MOST_ROWS: return dict(rows=HybridRows)
+    raise AlignGPTError(f'--max-batch {most}: llama.cpp decodes at most {MOST_ROWS} answers at a time', 'take fewer')
 
 # %% ../../nbs/cli/05_serve.ipynb #3d98570c
 def _for_vllm(ctx):
@@ -227,7 +235,8 @@ NOT_IN_VLLM = dict(
     max_megapixels=_PROXY, max_text_kb=_PROXY, max_connections=_PROXY,
     page='leave it out: the page is of our own engine', drain=_PROXY,
     grace='leave it out, or give vLLM what its release has for that, after --',
-    device='leave it out: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names') # and those that it has not
+    device='leave it out: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names',
+    bits='leave it out: vLLM reads what the checkpoint has') # and those that it has not
 _SAME = dict(page=False, device='auto') # values of these that say what vLLM does anyway
 
 def vllm_line(

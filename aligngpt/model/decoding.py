@@ -13,7 +13,6 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
 from ..core.shards import Pieces
 from ..text.conversation import render
@@ -28,7 +27,7 @@ def greedy(
 )->list[list[int]]: # new token ids of each row, without the end token
     "Greedy decoding of a batch; rows leave when they end."
     ids, mask = batch['input_ids'], batch['attention_mask']
-    cache, eos = DynamicCache(config=model.config.text_config), torch.tensor(sorted(eos), device=ids.device)
+    cache, eos = model.new_cache(), torch.tensor(sorted(eos), device=ids.device)
     out, rows = [[] for _ in ids], torch.arange(len(ids), device=ids.device)
     step = dict(batch, position_ids=(mask.cumsum(-1)-1).clamp(min=0)) # the first is the prefill
     for _ in range(max_new_tokens):

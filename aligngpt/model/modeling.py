@@ -192,6 +192,10 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         "Replace the output layer."
         self.lm_head = value
 
+    def new_cache(self)->DynamicCache: # empty
+        "A cache of keys and values for this model."
+        return DynamicCache(config=self.config.text_config)
+
     def prepare_inputs_for_generation(self,
         input_ids:Tensor, # prompts and what was generated, [batch, length]
         prompt:'Prompt|None'=None, # the prompts with their placeholders

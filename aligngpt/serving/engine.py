@@ -10,7 +10,7 @@ import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch, torch.nn.functional as F
 from torch import Tensor
@@ -229,13 +229,14 @@ class Engine:
         queue_size:int=64, # questions that may wait
         read_tokens:int=8192, # prompt tokens, with padding, of one prefill; at least one prompt is taken
         keep_pictures:int=64, # what the tower saw in this many pictures is kept
+        rows:Callable[[Any],Any]=Rows, # makes what decodes for a model: `Rows`, or what has its methods
         **settings, # defaults of the answers, see `Settings`
     ):
         self.model, self.processor, self.settings = model.eval(), processor, setting_changes(Settings(), settings)
         self.max_batch, self.queue_size, self.read_tokens = max_batch, queue_size, read_tokens
         self.stops, self.limit = frozenset(stop_ids(model, processor)), context_limit(model, processor)
         self.longest = max(map(len, processor.tokenizer.get_vocab())) # characters of a token, at most
-        self.waiting, self.jobs, self.rows, self.pace = deque(), [], Rows(model), 1.
+        self.make_rows, self.waiting, self.jobs, self.rows, self.pace = rows, deque(), [], rows(model), 1.
         self.sights, self.layout_lock = Sights(model, keep_pictures), threading.Lock()
         self.changed, self.closing = threading.Condition(), False # guards `waiting` and `closing`
         self.thread = threading.Thread(target=self._run, name='aligngpt engine', daemon=True)
@@ -371,7 +372,7 @@ def _fail(self:Engine, jobs, error):
     for j in jobs: j._say(finish='error', error=error)
     if jobs is self.jobs or len(self.rows) != len(self.jobs):
         for j in self.jobs: j._say(finish='error', error=error)
-        self.jobs, self.rows = [], Rows(self.model)
+        self.jobs, self.rows = [], self.make_rows(self.model)
 
 # %% ../../nbs/serving/02_engine.ipynb #cfb75b20
 @patch

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLIP_WORDS', 'letters', 'small_pictures', 'letter_processor', 'tiny_config', 'tiny_model', 'save_language_model',
-           'word_tokenizer', 'tiny_clip', 'tiny_drawings', 'tiny_talker', 'tiny_sentences']
+           'TorchDecoder', 'word_tokenizer', 'tiny_clip', 'tiny_drawings', 'tiny_talker', 'tiny_sentences']
 
 # %% ../../nbs/testing/01_fixtures.ipynb #11638734
 import random
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import numpy as np, torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from PIL import Image, ImageDraw
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel
@@ -74,6 +75,49 @@ def save_language_model(
     whole.base_model.load_state_dict(model.language_model.state_dict())
     whole.set_output_embeddings(model.lm_head)
     whole.save_pretrained(folder)
+
+# %% ../../nbs/testing/01_fixtures.ipynb #f01f4482
+class TorchDecoder:
+    "As a `Decoder` of `aligngpt.exports.hybrid`, computed by a model of transformers."
+    def __init__(self,
+        model:AlignGPTForConditionalGeneration, # whose language model it is
+    ):
+        self.model, self.caches, self.lengths, self.freed = model, {}, {}, []
+
+    def begin(self)->int: # its number
+        "A new sequence."
+        s = len(self.caches)
+        self.caches[s], self.lengths[s] = self.model.new_cache(), 0
+        return s
+
+    def end(self,
+        seqs:list[int], # numbers
+    )->None:
+        "Note that nobody needs these."
+        self.freed += seqs
+
+    def cut(self,
+        seq:int, # a sequence
+        n:int, # tokens that stay
+    )->None:
+        "Forget its end."
+        if n < self.lengths[seq]: self.caches[seq].crop(n - self.lengths[seq])
+        self.lengths[seq] = n
+
+    @torch.no_grad()
+    def read(self,
+        seqs:np.ndarray, # the sequence of each token, [n]
+        x:np.ndarray, # ids [n], or embeddings [n, H]
+        wanted:np.ndarray, # whose logits are needed, [n] bool
+    )->np.ndarray: # [wanted, vocabulary]
+        "Add tokens to sequences, one sequence after the other."
+        x, out = torch.from_numpy(x), []
+        for s in dict.fromkeys(seqs.tolist()):
+            part = x[torch.from_numpy(seqs == s)][None]
+            how = dict(input_ids=part) if part.dim() == 2 else dict(inputs_embeds=part)
+            out.append(self.model(**how, cache=self.caches[s], use_cache=True).logits[0])
+            self.lengths[s] += part.shape[1]
+        return torch.cat(out)[torch.from_numpy(wanted)].numpy()
 
 # %% ../../nbs/testing/01_fixtures.ipynb #c462b19e
 def word_tokenizer(

@@ -551,7 +551,7 @@ def test_Parts():
     [f.name for f in sorted(cut.glob('*.bin'))]
 
 
-def test_load():
+def test_read_parts():
     # nbs/checkpoints/04_layouts.ipynb #3c5d0002
     logging.set_verbosity_error(); logging.disable_progress_bar()
 

@@ -4,17 +4,19 @@ import easy_vqa, hashlib, io, json, os, shutil, subprocess, sys, tarfile, tempfi
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import echo
 from fastcore.test import *
 from PIL import Image
+from unittest.mock import patch
 from typer.testing import CliRunner
 from aligngpt.data.archives import HEAD
-from aligngpt.cli.data import register_data
+from aligngpt.cli.data import open_asked, register_data
 from aligngpt.testing.fixtures import letter_processor, tiny_clip
 import pytest
 
 
-def test_levels_command():
+def test_check_engine():
     # nbs/cli/02_data.ipynb #a7d5f398
     def pairs(n, **last):
         "Captions of `n` pictures, the last of them changed."
@@ -36,6 +38,13 @@ def test_levels_command():
         finally: os.chdir(before)
     run, app = CliRunner(), typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     register_data(app)
+
+    # nbs/cli/02_data.ipynb #9fbe149a
+    with patch('aligngpt.exports.hybrid.find_spec', return_value=None):
+        test_fail(lambda: open_asked('x', 'llama.cpp'), contains='not installed: llama_cpp, gguf')
+    test_fail(lambda: open_asked('x', 'llama.cpp', 5), contains='Unknown --bits 5')
+    test_fail(lambda: open_asked('x', 'auto', 8), contains='only with --engine llama.cpp')
+    test_fail(lambda: open_asked('x', 'warp'), contains='Valid: auto, llama.cpp')
 
     # nbs/cli/02_data.ipynb #f1f4713a
     here = world(24)

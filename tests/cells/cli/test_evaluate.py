@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Any, Callable, Optional
 import typer
+from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import echo
-from aligngpt.cli.data import DType, Device
+from aligngpt.cli.data import Bits, DType, Device, Engine, check_engine, open_asked
 from fastcore.test import *
 import json, os, subprocess, sys, tempfile
 from IPython.display import HTML, Markdown
 from IPython.utils.capture import capture_output
 from typer.testing import CliRunner
 from aligngpt.core.markup import escape
-from aligngpt.core.errors import AlignGPTError
 from aligngpt.model.toy import swatch, toy
 from aligngpt.evaluation.judge import JudgeSettings
 from aligngpt.evaluation.tasks import TASKS

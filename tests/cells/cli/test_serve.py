@@ -8,7 +8,7 @@ from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import checkpoint_folder
 from aligngpt.core.markup import echo, fold, terminal_width
 from aligngpt.serving.remote import Limits
-from aligngpt.cli.data import DType, Device
+from aligngpt.cli.data import Bits, DType, Device, check_engine, open_asked
 import inspect, json, re, signal, subprocess, tempfile, time, urllib.request
 from unittest.mock import patch
 from fastcore.test import *

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.exports.rows import Knob, LevelRows, level_rows, level_template, write_export
+from aligngpt.exports.rows import Knob, LevelRows, level_rows, level_template, plain_tables, write_export
 from aligngpt.text.conversation import get_template
 import tempfile
 import gguf
@@ -22,7 +22,7 @@ from tokenizers import Regex, pre_tokenizers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from gguf.quants import dequantize
 import pytest
-from aligngpt.exports.gguf import LAYOUTS, _CUTS, _LLAMA3, _cut_rule, _format, _packed, check_choice, check_eyes, family_of, modelfile, permuted, to_four_bits, write_eyes, write_language_model
+from aligngpt.exports.gguf import LAYOUTS, _CUTS, _LLAMA3, _cut_rule, _format, _packed, check_choice, check_eyes, family_of, modelfile, permuted, to_four_bits, write_bare_model, write_eyes, write_language_model
 
 
 def test_Family():
@@ -95,6 +95,34 @@ def test_write_language_model():
     test_eq(field('tokenizer.chat_template'), level_template(processor, knob, 'llama.cpp'))
 
 
+def test_write_bare_model():
+    # nbs/exports/03_gguf.ipynb #8710ce9e
+    processor = toy_processor()
+    def readable(processor): # a tokenizer that splits as GPT-2's does
+        from tokenizers import pre_tokenizers
+        processor.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return processor
+    model, processor = toy_model(processor).eval(), readable(processor)
+    tmp = Path(tempfile.mkdtemp())
+    with export_folder(tmp/'out') as folder: write_gguf(model, processor, folder, make_knob(model), 'f16')
+
+    # nbs/exports/03_gguf.ipynb #99092392
+    knob = make_knob(model, 4)
+    rows = level_rows(model, processor, knob)
+
+    # nbs/exports/03_gguf.ipynb #b64b2c42
+    write_language_model(model, processor, rows, tmp/'lm.gguf', 'f32')
+    reader = gguf.GGUFReader(tmp/'lm.gguf')
+    held = {t.name:t.data for t in reader.tensors}
+
+    # nbs/exports/03_gguf.ipynb #4c199c62
+    write_bare_model(model, tmp/'bare.gguf', 'f32')
+    bare = {t.name:t.data for t in gguf.GGUFReader(tmp/'bare.gguf').tensors}
+    test_eq(bare['token_embd.weight'], model.get_input_embeddings().weight.detach().numpy())
+    test_eq(list(bare), list(held))
+    f"{(tmp/'bare.gguf').stat().st_size:,} bytes; with tokens and levels {(tmp/'lm.gguf').stat().st_size:,}"
+
+
 def test_check_eyes():
     # nbs/exports/03_gguf.ipynb #8710ce9e
     processor = toy_processor()
@@ -112,6 +140,9 @@ def test_check_eyes():
 
     # nbs/exports/03_gguf.ipynb #b64b2c42
     write_language_model(model, processor, rows, tmp/'lm.gguf', 'f32')
+
+    # nbs/exports/03_gguf.ipynb #4c199c62
+    write_bare_model(model, tmp/'bare.gguf', 'f32')
 
     # nbs/exports/03_gguf.ipynb #c71d167f
     for layout in LAYOUTS: write_eyes(model, processor, tmp/f'{layout}.gguf', 'f32', layout)
@@ -149,6 +180,9 @@ def test_modelfile():
     # nbs/exports/03_gguf.ipynb #b64b2c42
     write_language_model(model, processor, rows, tmp/'lm.gguf', 'f32')
 
+    # nbs/exports/03_gguf.ipynb #4c199c62
+    write_bare_model(model, tmp/'bare.gguf', 'f32')
+
     # nbs/exports/03_gguf.ipynb #c71d167f
     for layout in LAYOUTS: write_eyes(model, processor, tmp/f'{layout}.gguf', 'f32', layout)
 
@@ -174,6 +208,9 @@ def test_to_four_bits():
 
     # nbs/exports/03_gguf.ipynb #b64b2c42
     write_language_model(model, processor, rows, tmp/'lm.gguf', 'f32')
+
+    # nbs/exports/03_gguf.ipynb #4c199c62
+    write_bare_model(model, tmp/'bare.gguf', 'f32')
 
     # nbs/exports/03_gguf.ipynb #c71d167f
     for layout in LAYOUTS: write_eyes(model, processor, tmp/f'{layout}.gguf', 'f32', layout)
@@ -211,6 +248,9 @@ def test_write_gguf():
 
     # nbs/exports/03_gguf.ipynb #b64b2c42
     write_language_model(model, processor, rows, tmp/'lm.gguf', 'f32')
+
+    # nbs/exports/03_gguf.ipynb #4c199c62
+    write_bare_model(model, tmp/'bare.gguf', 'f32')
 
     # nbs/exports/03_gguf.ipynb #c71d167f
     for layout in LAYOUTS: write_eyes(model, processor, tmp/f'{layout}.gguf', 'f32', layout)

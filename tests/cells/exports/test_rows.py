@@ -3,7 +3,7 @@
 import copy, json, re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from aligngpt import __version__
@@ -43,7 +43,7 @@ def test_plain_name():
     test_fail(lambda: Knob({'a|>b':(1.,)}, 'a|>b'), contains='no name')
 
 
-def test_LevelRows():
+def test_Tables():
     # nbs/exports/01_rows.ipynb #97ca2c5a
     processor = toy_processor()
     model = toy_model(processor).eval()

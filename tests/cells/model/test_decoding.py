@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 from aligngpt.core.shards import Pieces
 from aligngpt.text.conversation import render
 import collections, tempfile, threading, time

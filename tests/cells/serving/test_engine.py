@@ -4,7 +4,7 @@ import asyncio, atexit, hashlib, math, queue, random, threading, time
 from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 from xml.sax.saxutils import escape
+import tempfile, numpy as np, torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from PIL import Image
 from PIL import Image, ImageDraw
@@ -13,11 +14,10 @@ from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor
 from fastcore.test import *
-import tempfile, torch
 from aligngpt.levels.alignment import DualEncoder, pair_scores
 from aligngpt.testing.fixtures import letter_processor
 import pytest
-from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_model, tiny_sentences, tiny_talker, word_tokenizer
+from aligngpt.testing.fixtures import TorchDecoder, tiny_clip, tiny_drawings, tiny_model, tiny_sentences, tiny_talker, word_tokenizer
 
 
 def test_letters():
@@ -28,7 +28,17 @@ def test_letters():
     processor.tokenizer.decode(row['input_ids'][-6:])
 
 
-def test_tiny_config():
+def test_TorchDecoder():
+    # nbs/testing/01_fixtures.ipynb #17e2e213
+    m = tiny_model()
+    d = TorchDecoder(m)
+    s = d.begin()
+    first = d.read(np.array([s, s]), np.array([5, 6]), np.array([True, True]))
+    d.cut(s, 1)
+    again = d.read(np.array([s]), np.array([6]), np.array([True]))
+    test_close(first[1:], again, eps=1e-5)
+    first.shape
+
     # nbs/testing/01_fixtures.ipynb #4b876cac
     model = tiny_model()
     test_eq(torch.equal(model.levels.weight, tiny_model().levels.weight), True)
