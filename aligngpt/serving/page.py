@@ -281,7 +281,7 @@ def make_page(
         chat.chatbot.clear(over, queue=False, api_visibility='private')
         if page.examples: _examples(page, side, chat.textbox)
         demo.unload(over)
-        demo.load(None, None, side, js=_NARROW, api_visibility='private')
+        demo.load(None, None, side, js=_BEGIN, api_visibility='private')
     demo.queue(max_size=api.engine.queue_size + api.engine.max_batch, api_open=False)
     return demo
 
@@ -318,7 +318,16 @@ def _thumbs(page):
     urls = [thumb_url(safe_picture(data, 'an example', page.api.limits), 128) for data,_ in page.examples]
     return ''.join(f'#example-{k} {{ background-image: url({url}) }}\n' for k,url in enumerate(urls))
 
-_NARROW = "() => ({__type__: 'update', open: window.innerWidth > 768})" # a phone begins with the conversation alone
+_BEGIN = """() => {
+  const set = (els, name) => document.querySelectorAll(els).forEach(e => e.setAttribute('aria-label', name));
+  const named = () => {
+    set('textarea:not([aria-label])', 'Question');
+    set('button:not([aria-label]):has(> .image-frame)', 'Show the picture');
+  };
+  new MutationObserver(named).observe(document.body, {childList: true, subtree: true});
+  named();
+  return {__type__: 'update', open: window.innerWidth > 768};
+}""" # names that Gradio leaves out; and a phone begins with the conversation alone
 
 def _parts():
     "The conversation, and the box to write into."
@@ -444,7 +453,8 @@ def mount_page(
     page = Page(api, gr.utils.get_upload_folder(), examples)
     _add_routes(app, path, page)
     theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'],
-                              font_mono=['ui-monospace', 'monospace'])
+                              font_mono=['ui-monospace', 'monospace']).set(
+        block_info_text_color='*neutral_600', body_text_color_subdued='*neutral_600', input_placeholder_color='*neutral_600')
     demo = make_page(page)
     demo.has_launched = True # or Gradio moves any file of the machine to where the page can read it
     page.calls = {i:len(f.inputs) for i,f in demo.fns.items()}
