@@ -15,4 +15,5 @@ __getattr__, __dir__ = lazy_names('aligngpt.exports',
     gguf='write_gguf',
     llamacpp='LlamaServer agreement',
     onnx='export_onnx',
-    browser='write_browser')
+    browser='write_browser',
+    hybrid='open_hybrid')

@@ -10,7 +10,7 @@ import world
 from world import command
 
 pytestmark = pytest.mark.slow
-OTHER = set('''recipe ablate seed rehearse question level temperature max_tokens device dtype host port name max_batch
+OTHER = set('''bits recipe ablate seed rehearse question level temperature max_tokens device dtype host port name max_batch
 queue max_seconds max_request_mb max_images max_image_mb max_megapixels max_text_kb max_connections remote_images page
 grace drain engine n levels batch_size workers policy cap max_length row template to fresh preset weights quiet
 gate_text lora quantize gpus gpu_memory gpu sharding samples tasks limit on_missing_image lenient show card judge judge_model

@@ -15,6 +15,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import atomic_path, fingerprint
+from aligngpt.core.markup import echo
 from aligngpt.core.stores import cache_home
 from aligngpt.checkpoints.layouts import Checkpoint, load, open_checkpoint, read_parts
 from aligngpt.exports.gguf import family_of, write_bare_model
@@ -33,19 +34,19 @@ from aligngpt.exports.hybrid import BITS, HybridRows, hybrid_of, kind_of, open_h
 
 
 def test_kind_of():
-    # nbs/exports/07_hybrid.ipynb #51002d66
+    # nbs/exports/07_hybrid.ipynb #1a2b6d24
     c = toy_model(toy_processor()).config.text_config
     test_fail(lambda: kind_of(5, c), contains='Unknown --bits 5. Valid: 32, 16, 8, 4')
     {b:kind_of(b, c) for b in BITS}
 
-    # nbs/exports/07_hybrid.ipynb #a597da4d
+    # nbs/exports/07_hybrid.ipynb #d6adc39c
     test_eq(kind_of(4, c), 'q4_0')
     c.hidden_size, c.intermediate_size = 4096, 11008
     test_eq(kind_of(4, c), 'q4_k_m')
 
 
 def test_hybrid_of():
-    # nbs/exports/07_hybrid.ipynb #b6b525b3
+    # nbs/exports/07_hybrid.ipynb #c58cf9b3
     model, processor = toy()
     hybrid = hybrid_of(model, TorchDecoder(model))
     asks = [Ask((q, c), q, c) for q in QUESTIONS for c in COLOURS]
@@ -53,7 +54,7 @@ def test_hybrid_of():
     there, here = said(hybrid), said(model)
     pd.DataFrame([(asks[i].text, asks[i].image, there[i]) for i in range(0, 16, 3)], columns=['question', 'picture', 'answer'])
 
-    # nbs/exports/07_hybrid.ipynb #f1249aaf
+    # nbs/exports/07_hybrid.ipynb #54844dd4
     test_eq(there, here)
     test_eq(sorted(hybrid.decoder.freed), sorted(hybrid.decoder.caches)) # all sequences are given back
     test_fail(lambda: hybrid(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])), contains='no loss')
@@ -61,11 +62,11 @@ def test_hybrid_of():
 
 
 def test_HybridRows():
-    # nbs/exports/07_hybrid.ipynb #b6b525b3
+    # nbs/exports/07_hybrid.ipynb #c58cf9b3
     model, processor = toy()
     hybrid = hybrid_of(model, TorchDecoder(model))
 
-    # nbs/exports/07_hybrid.ipynb #2cbd738d
+    # nbs/exports/07_hybrid.ipynb #f5576d5a
     prompts = [ask_row(processor, Ask(0, q)) for q in QUESTIONS[:3]]
     def likeliest(logits): return logits.argmax(-1).tolist()
     def batch_of(ps): return ask_batch(ps, [None]*len(ps), {}, None, 0)
@@ -79,17 +80,17 @@ def test_HybridRows():
         rows.keep([0, 2])
         heard([0, 2], likeliest(rows.decode([said_by[0][-1], said_by[2][-1]])))
 
-    # nbs/exports/07_hybrid.ipynb #85c732d0
+    # nbs/exports/07_hybrid.ipynb #b32ae5d2
     for p,s in zip(prompts, said_by):
         test_eq(s, greedy(model, batch_of([p]), len(s), ())[0])
     test_eq(len(rows), 2)
 
 
 def test_open_hybrid():
-    # nbs/exports/07_hybrid.ipynb #b6b525b3
+    # nbs/exports/07_hybrid.ipynb #c58cf9b3
     model, processor = toy()
 
-    # nbs/exports/07_hybrid.ipynb #4966b577
+    # nbs/exports/07_hybrid.ipynb #d7a00d4e
     folder = save(model, processor, Path(tempfile.mkdtemp())/'toy')
     with instead('aligngpt.exports.hybrid.find_spec', return_value=None):
         test_fail(lambda: open_hybrid(folder), contains='not installed: llama_cpp, gguf')
