@@ -332,6 +332,8 @@ def level_column(
     try:
         with os_errors(name): file = pq.ParquetFile(path, page_checksum_verification=True)
         about, table = json.loads((file.metadata.metadata or {})[b'aligngpt']), file.read(['row', 'level'])
+        whole = read_json(here(f'{str(folder).rstrip("/")}/levels.json'))
+        if about['cut_into']['edges'] != whole['edges']: raise ValueError('it was made before the others')
         rows, levels = table['row'].to_numpy() - about['start'], table['level'].fill_null(-1).to_numpy()
     except (pa.ArrowException, OSError, KeyError, ValueError) as e:
         raise AlignGPTError(f'{name}: no finished shard of levels: {str(e).splitlines()[0]}', again) from e

@@ -17,7 +17,7 @@ from aligngpt.data.formats import FORMATS, Format, Reader, format_key, get_forma
 from aligngpt.data.ratings import Rated, Ratings, rating_problems, read_ratings
 from aligngpt.data.selection import Selection
 from fastcore.test import *
-import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time
+import matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq, tempfile, time
 from aligngpt.data.records import Records
 import pytest
 from aligngpt.data.records import RecordFacts, Source, _build_index, _state, build_index, check_caption, check_record, ensure_index, level_column
@@ -170,11 +170,11 @@ def test_Source__tell_similarity():
 
 def test_level_column():
     # nbs/data/03_records.ipynb #reclsh03
-    def level_shard(folder, name, rows, levels, n, start=0):
+    def level_shard(folder, name, rows, levels, n, start=0, edges=(.2, .3)):
         "A shard of levels, as the engine writes it."
-        import pyarrow as pa, pyarrow.parquet as pq
         t = pa.table(dict(row=[start + r for r in rows], level=pa.array(levels, pa.int8())))
-        pq.write_table(t.replace_schema_metadata({'aligngpt':json.dumps(dict(records=n, start=start))}), folder/name)
+        pq.write_table(t.replace_schema_metadata({'aligngpt':json.dumps(dict(records=n, start=start, cut_into=dict(edges=edges)))}), folder/name)
+        (folder/'levels.json').write_text(json.dumps(dict(edges=[.2, .3])))
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         rows = [dict(id=i, image=f'{i}.png', similarity=0.31, conversations=[{'from':'human', 'value':'<image>'},
@@ -188,6 +188,8 @@ def test_level_column():
         assert placed.fingerprint != Records(d/'a.jsonl', quiet=True, similarity='score').fingerprint
         level_shard(d/'levels', 'a.parquet', [0], [5], 3)
         test_fail(lambda: Records(d/'a.jsonl', quiet=True, levels_from=d/'levels'), contains='levels of 3 records, and')
+        level_shard(d/'levels', 'a.parquet', [0], [5], 4, edges=(.1, .2))
+        test_fail(lambda: level_column(d/'levels', 'a.jsonl', 4), contains='it was made before the others')
         test_fail(lambda: level_column(d, 'gone.jsonl', 4), contains='gone.parquet')
     placed[0]['similarity']
 
