@@ -506,6 +506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'aligngpt.cli.ablate': { 'aligngpt.cli.ablate.ablate_command': ('cli/ablate.html#ablate_command', 'aligngpt/cli/ablate.py'),
                                      'aligngpt.cli.ablate.register_ablate': ('cli/ablate.html#register_ablate', 'aligngpt/cli/ablate.py')},
             'aligngpt.cli.data': { 'aligngpt.cli.data._by_encoder': ('cli/data.html#_by_encoder', 'aligngpt/cli/data.py'),
+                                   'aligngpt.cli.data._by_ray': ('cli/data.html#_by_ray', 'aligngpt/cli/data.py'),
                                    'aligngpt.cli.data._check_row': ('cli/data.html#_check_row', 'aligngpt/cli/data.py'),
                                    'aligngpt.cli.data._from_clip': ('cli/data.html#_from_clip', 'aligngpt/cli/data.py'),
                                    'aligngpt.cli.data._from_column': ('cli/data.html#_from_column', 'aligngpt/cli/data.py'),
