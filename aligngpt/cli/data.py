@@ -31,6 +31,9 @@ _Format = Annotated[Optional[str], typer.Option('--format', show_default=False, 
 _Similarity = Annotated[Optional[str], typer.Option(show_default=False, help=
     "What `similarity` is in the records: level or score. Left out: told by the values.")]
 
+_LevelsFrom = Annotated[Optional[str], typer.Option('--levels-from', show_default=False, help=
+    'Folder of level shards, or its address: what `levels --engine ray` made of the data.')]
+
 _Top = Annotated[float, typer.Option(min=0, max=1, show_default=False, help=
     'Only the best by the column `--by`, as a share: 0.3.')]
 _Least = Annotated[Optional[float], typer.Option(show_default=False, help=
@@ -44,7 +47,8 @@ _Ids = Annotated[str, typer.Option(show_default=False, help=
 def levels_command(
     data:Annotated[list[str], typer.Argument(help=_Data)],
     out:Annotated[Path, typer.Option(
-        help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it.')],
+        help='JSON to write, with the level in `similarity`; scores and edges go into a .parquet beside it. With '
+             '`--engine ray` a folder for a table of each shard.')],
     images:Annotated[Optional[list[str]], typer.Option(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs. '
              'Left out: the pictures inside of the data.')]=None,
@@ -68,15 +72,25 @@ def levels_command(
     batch_size:Annotated[int, typer.Option(min=1, help='Pairs at a time.')]=64,
     workers:Annotated[int, typer.Option(min=0, help='Processes that decode pictures, for each device.')]=1,
     policy:_Policy='error', cap:_Cap=0.01, device:Device='auto', dtype:DType='auto',
+    engine:Annotated[str, typer.Option(help=
+        'local, or ray: shard by shard on the machines of a cluster (RAY_ADDRESS), or the cores of this one.')]='local',
+    actors:Annotated[Optional[int], typer.Option(min=1, show_default=False, help=
+        'With `--engine ray`: processes that score. Left out: one for each GPU, or as many as the CPUs allow.')]=None,
 ):
     """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.
     With --clip under torchrun on all devices, and goes on where it was killed; with --from-column no CLIP is needed."""
     if bool(clip) == bool(from_column): raise typer.BadParameter('give --clip, or --from-column')
     if method and edges: raise typer.BadParameter('give --method, or --edges')
+    if engine not in ('local', 'ray'): raise typer.BadParameter(f'{engine!r}. Valid: local, ray', param_hint='--engine')
+    if actors and engine != 'ray': raise typer.BadParameter('it is for --engine ray', param_hint='--actors')
+    if engine == 'ray' and from_column: raise typer.BadParameter('it scores with --clip', param_hint='--engine')
     files, images = dict(policy=policy, cap=cap, format=format, similarity=similarity), _one_or_all(images)
     if from_column:
         done = _from_column(data, files, column=from_column, scores=scores, key=key, kind=kind, out=out, n=n,
                             method=method or edges)
+    elif engine == 'ray':
+        done = _by_ray(n, method or edges or 'quantile', actors, data=data, images=images, clip=clip, out=out,
+                       batch_size=batch_size, workers=workers, device=device, dtype=dtype, **files)
     else: done = _from_clip(data, dict(files, images=images), (clip, device, dtype), out=out, n=n,
                             method=method or edges or 'quantile', batch_size=batch_size, workers=workers)
     if done: _tell_levels(done) # or another process speaks
@@ -93,6 +107,16 @@ def _from_clip(data, files, encoder, **how):
     outbox(how['out']) # an address that cannot be written, or a bad record, is found before the encoder is loaded
     sources.open(n_levels=2**31)
     return levels(sources, clip=DualEncoder.from_pretrained(*encoder), **how)
+
+def _by_ray(n, method, actors, **job):
+    "Levels of shards."
+    from aligngpt.core.devices import quiet_libraries
+    from aligngpt.core.stores import check_outbox, check_stores
+    from aligngpt.levels.ray import ShardJob, ray_levels
+    quiet_libraries()
+    check_stores(job['data'], job['images'], job['clip'])
+    check_outbox(job['out'])
+    return ray_levels(ShardJob(**job), n, method, actors)
 
 def _from_column(data, files, **how):
     "Levels of scores that are there already."
@@ -165,7 +189,7 @@ def audit_command(
     images:Annotated[Optional[list[str]], typer.Option(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of records. '
              'Left out: only pictures inside of the data are looked at.')]=None,
-    format:_Format=None, similarity:_Similarity=None,
+    format:_Format=None, similarity:_Similarity=None, levels_from:_LevelsFrom=None,
     out:Annotated[Path, typer.Option(
         help='Folder for report.json and report.html. An interrupted audit goes on there.')]=Path('audit'),
     processor:Annotated[Optional[str], typer.Option(
@@ -210,7 +234,8 @@ def audit_command(
     if n < 2: raise typer.BadParameter('there are 2 levels at least; a single one is written as in 1-1')
     sources = Sources(data, _one_or_all(images), policy='skip', cap=cap, format=format,
                       similarity=similarity, select=Selection(part, top, least, by, ids, str(without or '')),
-                      ratings=Ratings(ratings, rating_as, rating_of, rating_least, rating_scale, unrated))
+                      ratings=Ratings(ratings, rating_as, rating_of, rating_least, rating_scale, unrated),
+                      levels_from=levels_from)
     if model and not needs_picture: raise typer.BadParameter('it is for --needs-picture', param_hint='--model')
     if clip and not against: raise typer.BadParameter('it is for --against', param_hint='--clip')
     bad = _tell_leaks(sources, against, out, workers, clip, device, dtype) if against else 0
@@ -259,7 +284,7 @@ def select_command(
     levels:Annotated[str, typer.Option(show_default=False, help='Only these levels, as in 4-7.')]='',
     without:_Leave=None,
     top:_Top=0., least:_Least=None, by:_By='similarity', ids:_Ids='',
-    format:_Format=None, similarity:_Similarity=None, policy:_Policy='error', cap:_Cap=0.01,
+    format:_Format=None, similarity:_Similarity=None, levels_from:_LevelsFrom=None, policy:_Policy='error', cap:_Cap=0.01,
 ):
     "Choose a part of the data by level, score or id, and write its ids or its records."
     from aligngpt.data.images import Sources
@@ -270,7 +295,10 @@ def select_command(
     if out.suffix not in ('.npy', '.json', '.jsonl'):
         raise typer.BadParameter(f'{out}: expected .npy, .json or .jsonl')
     if without and out.suffix == '.npy': raise typer.BadParameter('a list of rows chooses records: .json or .jsonl')
-    sources = Sources(data, format=format, similarity=similarity, policy=policy, cap=cap, select=select)
+    if levels_from and out.suffix == '.npy':
+        raise typer.BadParameter('level shards have no uid: .json or .jsonl', param_hint='--out')
+    sources = Sources(data, format=format, similarity=similarity, policy=policy, cap=cap, select=select,
+                      levels_from=levels_from)
     done = (select_ids(sources.files, select, out) if out.suffix == '.npy'
             else export_part(sources.open(n_levels=2**31, quiet=True)[0], out))
     echo(f"{done['chosen']:,} of {done['of']:,} chosen, {select}: {out}")

@@ -26,6 +26,7 @@ OWN = dict(
             'What the records are: llava, messages, cauldron, questions, captions, or a file that defines a format; '
                  'left out: told by their shape.'),
     similarity=(str, "What `similarity` is in the records: 'level' or 'score'; left out: told by the values."),
+    levels_from=(str, 'Folder of level shards, or its address: what `aligngpt levels --engine ray` made of the data.'),
     levels=(str, 'Only the records of these levels, as in `4-7`.'),
     top=(float, 'Only the best by the column `--by`, as a share: `0.3`.'),
     least=(float, 'Only records with at least this value of the column `--by`.'),
@@ -118,7 +119,7 @@ def _read(k, v):
     kind = OWN[k][0]
     if kind in (bool, int, float, _LIST): return read_value(v, kind, k)
     if isinstance(v, (int, float)): v = str(v) # such as the levels 4
-    return v if k in ('data', 'images', 'valid') else local_path(v)
+    return v if k in ('data', 'images', 'valid', 'levels_from') else local_path(v)
 
 # %% ../../nbs/cli/03_train.ipynb #18502d1c
 def training_command(

@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'WRAPPERS', 'guess_encoding', 'encoding_note', 'Found', 'found', 'array_records', 'object_records',
            'line_records', 'open_text', 'damage', 'json_records', 'plain_suffix', 'source_files', 'table_batches',
            'table_errors', 'open_table', 'picture_names', 'picture_column', 'table_records', 'csv_records',
-           'tar_members', 'sample_names', 'tar_records', 'read_records']
+           'tar_members', 'sample_names', 'tar_records', 'read_records', 'shards_of']
 
 # %% ../../nbs/data/01_containers.ipynb #882d64f0
 import bz2, codecs, contextlib, gzip, io, json, lzma, math, os, re, tarfile, zlib
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.files import check_fetched, inside, no_bomb, read_json
-
+from ..core.stores import open_store, reaching, store_address
 
 # %% ../../nbs/data/01_containers.ipynb #138ef2f5
 class _Decoder:
@@ -703,3 +703,27 @@ def read_records(
 
 def _in_json(name): return json.dumps(name, ensure_ascii=False)[1:-1].encode('utf-8', 'surrogateescape')
 
+
+# %% ../../nbs/data/01_containers.ipynb #c0ntsh02
+_SHARDS = '.jsonl', '.json', '.tar', '.parquet', '.csv', '.tsv'
+
+def shards_of(
+    data:Any, # a file or folder, here or in a store, or several
+)->list: # of files, in order
+    "List the shards of data."
+    named = data if isinstance(data, (list, tuple)) else [data]
+    found = [s for d in named for s in (_in_store(store_address(d)) if store_address(d) else _on_disk(Path(d)))]
+    if not found: raise AlignGPTError(f'{data}: no shards', f'name files, or folders of {", ".join(_SHARDS)}')
+    return found
+
+def _on_disk(path):
+    "Those of a path of this machine."
+    lists = sorted(f for f in path.iterdir() if f.suffix in _SHARDS[:2]) if path.is_dir() else ()
+    return lists or source_files(path)[1]
+
+def _in_store(address):
+    "Those of an address."
+    (fs, at), scheme = open_store(address), address.split('://')[0]
+    with reaching(address):
+        if scheme in ('http', 'https') or not fs.isdir(at): return [address]
+        return [f'{address}{name[len(at):]}' for name in sorted(fs.find(at, maxdepth=1)) if name.endswith(_SHARDS)]

@@ -341,6 +341,7 @@ class Sources:
     similarity:str|None=None # what `similarity` is in them: 'level' or 'score'; None: told by the values
     select:Any=None # a `Selection`; None: all records
     ratings:Any=None # `Ratings`: of turns, and what they do; None: nothing
+    levels_from:str|Path|None=None # folder of level shards, see `level_column`; None: as the records have it
 
     def __post_init__(self):
         several = isinstance(self.images, (list, tuple))
@@ -359,7 +360,7 @@ class Sources:
     )->tuple[Records,list]: # the records, and an image source (or None) for each file
         "Open the records and their pictures."
         records = Records(self.files, self.weights, self.policy, self.cap, n_levels, quiet, self.format,
-                          self.similarity, self.select, self.ratings)
+                          self.similarity, self.select, self.ratings, self.levels_from or None)
         if self.select and not quiet: echo(f'{len(records):,} records chosen: {self.select}', err=True)
         if records.rated and not quiet: echo(str(records.rated), err=True)
         for s in records.sources:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_TEXT', 'RecordFacts', 'check_record', 'check_caption', 'build_index', 'index_folder', 'ensure_index', 'Source',
-           'Records']
+           'file_rows', 'level_column', 'Records']
 
 # %% ../../nbs/data/03_records.ipynb #3f1bb9a9
 import bisect, contextlib, hashlib, json, multiprocessing, os
@@ -22,7 +22,8 @@ from ..core.markup import echo
 from ..core.steps import progress
 from ..core.stores import cache_home, here
 from ..text.conversation import IMAGE, get_template, record_images, to_messages
-from .containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
+from .containers import (Found, encoding_note, open_table, picture_column, read_records, source_files,
+                                      table_batches)
 from .formats import FORMATS, Format, Reader, format_key, get_format
 from .ratings import Rated, Ratings, rating_problems, read_ratings
 from .selection import Selection
@@ -211,16 +212,18 @@ class Source:
         quiet:bool=False, # no progress bar while the index is built
         format:str|Path|Format|None=None, # what its records are, see `get_format`; None: by their shape
         similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values
+        levels_from:str|Path|None=None, # folder of level shards, see `level_column`; None: as the records have it
     ):
         self.path, self.quiet, self.said, self.format = Path(here(path)), quiet, format, get_format(format)
         folder, self.meta = ensure_index(self.path, self._build, format_key(self.format))
         self._map(folder)
-        self.stated = similarity
+        self.stated, self.levels_from, self.placed = similarity, levels_from, None
+        if levels_from: self._place()
         self.similarity, self.why = self._tell_similarity()
 
     def __len__(self): return self.meta['records']
     def __repr__(self): return f'Source({str(self.path)!r}, {len(self):,} records)'
-    def __reduce__(self): return Source, (self.path, self.quiet, self.said, self.stated)
+    def __reduce__(self): return Source, (self.path, self.quiet, self.said, self.stated, self.levels_from)
 
     def raw(self,
         i:int, # row
@@ -293,6 +296,7 @@ def _tell_similarity(self:Source):
         raise AlignGPTError(f"Unknown similarity {self.stated!r}. Valid: {', '.join(_KINDS)}")
     levels, scores = self.table['level'], self.table['score']
     whole, other = (len(c) - c.null_count for c in (levels, scores))
+    if self.placed is not None: return 'level', f'levels of {self.levels_from}'
     if self.stated: return self.stated, 'as was said'
     small = whole and pc.max(levels).as_py() < 2 # a cosine may be 0 or 1 by chance
     if other and (other >= whole or small):
@@ -302,6 +306,55 @@ def _tell_similarity(self:Source):
         return '', f"'similarity' is 0 or 1 in all {whole:,} records that have it: levels, or scores?"
     return 'level', f"{whole:,} of {other + whole:,} values of 'similarity' are whole numbers"
 
+
+# %% ../../nbs/data/03_records.ipynb #recfrw01
+def file_rows(
+    source:Source, # a file or a folder
+)->list[int]: # the row that each file begins with, and the number of rows
+    "Where the files of a source begin; tar shards without pairs count to the one before."
+    kind, files = source_files(source.path)
+    if len(files) < 2 or kind not in ('parquet', 'tar'): return [0, len(source)]
+    if kind == 'parquet': return [0, *np.cumsum([open_table(f).metadata.num_rows for f in files]).tolist()]
+    shards, names = {f.name:k for k,f in enumerate(files)}, source.table['images'].to_pylist()
+    of = np.maximum.accumulate([shards.get(n[0].split('/')[0], 0) if n else 0 for n in names] or [0])
+    return [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(source)]
+
+# %% ../../nbs/data/03_records.ipynb #reclsh02
+def level_column(
+    folder:str|Path, # of level shards, or its address
+    shard:str|Path, # a file of records
+    n:int, # records in it
+)->np.ndarray: # [n] int16, -1 for none
+    "The levels of a file of records, by its name."
+    import pyarrow as pa, pyarrow.parquet as pq
+    name = f'{str(folder).rstrip("/")}/{Path(shard).stem}.parquet'
+    path, again = here(name), f'aligngpt levels {shard} --engine ray --out {folder}'
+    try:
+        with os_errors(name): file = pq.ParquetFile(path, page_checksum_verification=True)
+        about, table = json.loads((file.metadata.metadata or {})[b'aligngpt']), file.read(['row', 'level'])
+        whole = read_json(here(f'{str(folder).rstrip("/")}/levels.json'))
+        if about['cut_into']['edges'] != whole['edges']: raise ValueError('it was made before the others')
+        rows, levels = table['row'].to_numpy() - about['start'], table['level'].fill_null(-1).to_numpy()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as e:
+        raise AlignGPTError(f'{name}: no finished shard of levels: {str(e).splitlines()[0]}', again) from e
+    if about.get('records') != n or len(rows) and not 0 <= rows.min() <= rows.max() < n:
+        raise AlignGPTError(f"{name}: levels of {about.get('records'):,} records, and {shard} has {n:,}", again)
+    out = np.full(n, -1, np.int16)
+    out[rows] = levels
+    return out
+
+@patch
+def _place(self:Source):
+    "Put levels in the place of those that the records have."
+    import pyarrow as pa
+    starts, files = file_rows(self), source_files(self.path)[1]
+    if len(starts) - 1 != len(files):
+        raise AlignGPTError(f'{self.path}: where its files begin is not known', 'name the files one by one')
+    spans = zip(files, starts, starts[1:])
+    self.placed = np.concatenate([level_column(self.levels_from, f, b - a) for f,a,b in spans])
+    level = pa.array(self.placed.astype(np.int64), mask=self.placed < 0)
+    for name, column in (('level', level), ('score', pa.nulls(len(self), pa.float64()))):
+        self.table = self.table.set_column(self.table.schema.get_field_index(name), name, column)
 
 # %% ../../nbs/data/03_records.ipynb #29a0926c
 class Records:
@@ -317,13 +370,15 @@ class Records:
         similarity:str|None=None, # what `similarity` is: 'level' or 'score'; None: told by the values of each source
         select:Selection|None=None, # a part of the good records; None: all
         ratings:Ratings|None=None, # ratings of turns and what they do; None: nothing
+        levels_from:str|Path|None=None, # folder of level shards, see `level_column`; None: as the records have it
     ):
         if policy not in ('error', 'skip'): raise AlignGPTError(f'Unknown policy {policy!r}. Valid: error, skip')
         self.policy, self.cap, self.n_levels, self.quiet = policy, cap, n_levels, quiet
         self.format, self.similarity, self.select, self.ratings = format, similarity, select, ratings
+        self.levels_from = levels_from
         paths = [sources] if isinstance(sources, (str, Path)) else list(sources)
         self.weights = _weights(weights, len(paths))
-        self.sources = [Source(p, quiet, format, similarity) for p in paths]
+        self.sources = [Source(p, quiet, format, similarity, levels_from) for p in paths]
         self._ends = np.cumsum([len(s) for s in self.sources])
         self.problems:dict[int,tuple[str,str]] = self._find_problems() # row -> (reason, message)
         self.rows = self._select() # the rows of the good records, None: all
@@ -340,7 +395,7 @@ class Records:
     def __reduce__(self):
         paths = [s.path for s in self.sources]
         return Records, (paths, self.weights, self.policy, self.cap, self.n_levels, self.quiet, self.format,
-                         self.similarity, self.select, self.ratings)
+                         self.similarity, self.select, self.ratings, self.levels_from)
 
     def level(self,
         i:int, # position in the list
@@ -473,9 +528,17 @@ def raw(self:Records,
     return self.sources[s].raw(j)
 
 @patch
+def _placed(self:Records, i, record):
+    "A record with the level that stands beside it."
+    s, j = self.find(self.row(i))
+    if (placed := self.sources[s].placed) is None: return record
+    record.pop('similarity', None)
+    return record if placed[j] < 0 else {**record, 'similarity':int(placed[j])}
+
+@patch
 def __getitem__(self:Records, i):
     if isinstance(i, (int, np.integer)):
-        record = json.loads(self.raw(int(i)))
+        record = self._placed(int(i), json.loads(self.raw(int(i))))
         return self.rated.record(range(len(self))[int(i)], record) if self.rated else record
     if isinstance(i, slice): i = range(*i.indices(len(self)))
     return [self[int(j)] for j in i]
@@ -536,6 +599,7 @@ def image_names(self:Records,
 def fingerprint(self:Records)->str: # 16 hex digits
     "The identity of the data: content of all sources, weights, and what was left out."
     said = [self.similarity] if self.similarity else []
+    if self.levels_from: said.append(hashlib.sha256(self.column('level').tobytes()).hexdigest())
     if self.select: said.append(hashlib.sha256(self.rows.tobytes()).hexdigest())
     if self.rated: said.append(repr(self.ratings))
     parts = [[s.meta.get('sha256', s.meta['state']) for s in self.sources], self.weights, sorted(self.problems),

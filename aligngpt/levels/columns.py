@@ -492,5 +492,5 @@ def export_part(
     out:str|Path, # JSON file, an array, or lines if its name ends in .jsonl
 )->dict: # how many, of how many
     "Write a part of the data."
-    write_records(records, out)
+    write_records(records, out, records.column('level').tolist() if records.levels_from else None)
     return dict(records=str(out), chosen=len(records), of=sum(len(s) for s in records.sources))

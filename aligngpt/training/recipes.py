@@ -183,8 +183,8 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
 def _run_stream(model, processor, sources, stage, out, device, quiet, about):
     "Train a stage on shards, one after the other."
     stream = open_stream(sources, processor, stage, model.config.num_levels)
-    held = _split(model, processor, dataclasses.replace(sources, stream=False, data=sources.valid, valid=0.), stage,
-                  quiet)[0] if sources.valid else None
+    held = _split(model, processor, dataclasses.replace(sources, stream=False, data=sources.valid, valid=0.,
+                                                       levels_from=None), stage, quiet)[0] if sources.valid else None
     stage = dataclasses.replace(stage, group='none', max_steps=_steps(stream, stage))
     files = [dict(path=s if store_address(s) else path_from(out, s)) for s in stream.shards[:1000]]
     record = dict(about, origins=origins(stage, about['preset'] or ''), sources=files, shards=len(stream.shards),
@@ -206,7 +206,7 @@ def _split(model, processor, sources, stage, quiet):
     whole, valid = samples(sources), sources.valid
     if isinstance(valid, (str, Path)):
         return whole, whole, samples(dataclasses.replace(sources, data=valid, weights=None, select=None,
-                                                         ratings=None))
+                                                         ratings=None, levels_from=None))
     if valid and sources.weights:
         raise AlignGPTError('A share held out of weighted sources would be drawn anew each epoch',
                             'name a file of validation records instead: valid=FILE')

@@ -18,7 +18,7 @@ judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_
 from_column key kind edges
 ask ask_column max_new_tokens step stream layout check any_code arms control dry_run example file needs_picture
 noises only opened pairs plan power rating_as rating_least rating_of rating_scale ratings reduced report seeds set
-unrated who worlds workload shape precision turns'''.split()) # name no place
+unrated who worlds workload shape precision turns actors'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -43,16 +43,17 @@ def good(d, out):
     "For each command, values with which it would begin."
     images, stage = dict(images=d/'images'), dict(data=d/'pairs.json', images=d/'images', model=d/'toy', out=out/'run')
     more = dict(llm=d/'toy', tower=d/'clip', valid=d/'pairs.json', features=out/'f', config=d/'settings.yaml',
-                format='llava', ids=d/'some.npy', without=d/'left.jsonl')
+                format='llava', ids=d/'some.npy', without=d/'left.jsonl', levels_from=d/'levels')
     return dict(
         quickstart=dict(out=out/'quick', drawings=d/'images'), shapes=dict(step='examples', out=out/'shapes'),
         chat=dict(run=d/'toy', image=d/'images'/'0.png', question='Hm?'),
         serve=dict(run=d/'toy', api_key_file=d/'pairs.json'), zoo={}, plan={},
         levels=dict(data=d/'pairs.json', clip=d/'clip', out=out/'l.json', format='llava', method='quantile',
                     scores=d/'pairs.json', **images),
-        select=dict(data=d/'pairs.json', out=out/'some.json', ids=d/'some.npy', format='llava', without=d/'left.jsonl'),
+        select=dict(data=d/'pairs.json', out=out/'some.json', ids=d/'some.npy', format='llava', without=d/'left.jsonl',
+                    levels_from=d/'levels'),
         audit=dict(data=d/'pairs.json', out=out/'audit', processor=d/'toy', format='llava', ids=d/'some.npy',
-                   without=d/'left.jsonl', against=d/'images', model=d/'toy', clip=d/'clip', **images),
+                   without=d/'left.jsonl', levels_from=d/'levels', against=d/'images', model=d/'toy', clip=d/'clip', **images),
         show=dict(data=d/'pairs.json', processor=d/'toy', format='llava', **images),
         unpack=dict(files=d/'film.mp4', out=out/'u', md5=d/'md5.json', extract_to=out/'x'),
         export=dict(run=d/'toy', out=out/'export', to='llava-hf', questions=d/'asked.jsonl', data=d),

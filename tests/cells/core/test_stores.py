@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
-from aligngpt.core.errors import AlignGPTError, local_path
+from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import atomic_path, inside, name_parts, read_json, write_json
 from aligngpt.core.markup import echo
 from fastcore.test import *

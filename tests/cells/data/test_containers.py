@@ -7,13 +7,14 @@ from typing import Any, Callable, Iterator, NamedTuple
 from fastcore.basics import patch
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.files import check_fetched, inside, no_bomb, read_json
+from aligngpt.core.stores import open_store, reaching, store_address
 from fastcore.test import *
-import datasets, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, random, shutil, tempfile
+import datasets, fsspec, hashlib, matplotlib.pyplot as plt, pyarrow as pa, pyarrow.parquet as pq, random, shutil, tempfile
 import tracemalloc
 from aligngpt.core.figures import chapter_figures
 from aligngpt.data.containers import array_records
 import pytest
-from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, source_files, table_batches, table_records, tar_records
+from aligngpt.data.containers import _layout, csv_records, encoding_note, guess_encoding, json_records, line_records, object_records, picture_column, picture_names, read_records, sample_names, shards_of, source_files, table_batches, table_records, tar_records
 
 
 def test_guess_encoding():
@@ -436,3 +437,13 @@ def test_read_records():
     swapped = shards(['b.parquet', 'a.parquet'])
     test_ne(summed(swapped), sums[0][-1]) # the same rows in another order are other batches
     test_eq(len([*read_records(swapped)]), 2)
+
+
+def test_shards_of():
+    # nbs/data/01_containers.ipynb #c0ntsh03
+    store = fsspec.filesystem('memory')
+    for k in range(3): store.pipe_file(f'/shelf/{k}.jsonl', b'{}')
+    store.pipe_file('/shelf/notes.txt', b'')
+    test_eq(shards_of('memory://shelf/1.jsonl'), ['memory://shelf/1.jsonl'])
+    test_fail(lambda: shards_of([]), contains='no shards')
+    shards_of('memory://shelf')

@@ -12,16 +12,15 @@ from aligngpt.core.markup import echo
 from aligngpt.core.steps import progress
 from aligngpt.core.stores import cache_home, here
 from aligngpt.text.conversation import IMAGE, get_template, record_images, to_messages
-from aligngpt.data.containers import Found, encoding_note, picture_column, read_records, source_files, table_batches
+from aligngpt.data.containers import Found, encoding_note, open_table, picture_column, read_records, source_files, table_batches
 from aligngpt.data.formats import FORMATS, Format, Reader, format_key, get_format
 from aligngpt.data.ratings import Rated, Ratings, rating_problems, read_ratings
 from aligngpt.data.selection import Selection
 from fastcore.test import *
-import matplotlib.pyplot as plt, pickle, pyarrow as pa, tempfile, time
-from aligngpt.core.figures import chapter_figures
+import matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq, tempfile, time
 from aligngpt.data.records import Records
 import pytest
-from aligngpt.data.records import RecordFacts, Source, _build_index, _state, build_index, check_caption, check_record, ensure_index
+from aligngpt.data.records import RecordFacts, Source, _build_index, _state, build_index, check_caption, check_record, ensure_index, level_column
 
 
 def test_RecordFacts():
@@ -167,6 +166,32 @@ def test_Source__tell_similarity():
     test_eq(Source(with_similarity(1, 1, 1, name='laion.jsonl', status='success'), quiet=True).similarity, 'score')
     test_eq(Source(tmp/'whole.jsonl', quiet=True, similarity='level').column('level'), [1, 1, 1])
     test_fail(lambda: Source(small, quiet=True, similarity='cosine'), contains='Valid: level, score')
+
+
+def test_level_column():
+    # nbs/data/03_records.ipynb #reclsh03
+    def level_shard(folder, name, rows, levels, n, start=0, edges=(.2, .3)):
+        "A shard of levels, as the engine writes it."
+        t = pa.table(dict(row=[start + r for r in rows], level=pa.array(levels, pa.int8())))
+        pq.write_table(t.replace_schema_metadata({'aligngpt':json.dumps(dict(records=n, start=start, cut_into=dict(edges=edges)))}), folder/name)
+        (folder/'levels.json').write_text(json.dumps(dict(edges=[.2, .3])))
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        rows = [dict(id=i, image=f'{i}.png', similarity=0.31, conversations=[{'from':'human', 'value':'<image>'},
+                                                                             {'from':'gpt', 'value':'x'}]) for i in range(4)]
+        (d/'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        (d/'levels').mkdir()
+        level_shard(d/'levels', 'a.parquet', [0, 1, 3], [5, None, 0], 4, start=100)
+        placed = Records(d/'a.jsonl', quiet=True, levels_from=d/'levels')
+        test_eq(placed.column('level').tolist(), [5, -1, -1, 0])
+        test_eq([placed.level(i, placed[i]) for i in range(4)], [5, None, None, 0])
+        assert placed.fingerprint != Records(d/'a.jsonl', quiet=True, similarity='score').fingerprint
+        level_shard(d/'levels', 'a.parquet', [0], [5], 3)
+        test_fail(lambda: Records(d/'a.jsonl', quiet=True, levels_from=d/'levels'), contains='levels of 3 records, and')
+        level_shard(d/'levels', 'a.parquet', [0], [5], 4, edges=(.1, .2))
+        test_fail(lambda: level_column(d/'levels', 'a.jsonl', 4), contains='it was made before the others')
+        test_fail(lambda: level_column(d, 'gone.jsonl', 4), contains='gone.parquet')
+    placed[0]['similarity']
 
 
 def test_Records_row():

@@ -2,7 +2,7 @@
 "Tests of `aligngpt.levels.scoring`: the asserting cells of its notebook, made by aligngpt_export."
 import copy, hashlib, json, shutil
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.files import own_folder, read_json, write_once
@@ -13,7 +13,7 @@ from aligngpt.core.steps import progress
 from aligngpt.core.stores import deliver, outbox, store_address
 from aligngpt.core.values import read_value
 from aligngpt.data.images import Sources, as_sources, image_sources, load_image
-from aligngpt.data.records import Records
+from aligngpt.data.records import Records, file_rows
 from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores, pair_of, read_scores, write_levels
 from fastcore.test import *
 import easy_vqa, matplotlib.pyplot as plt, os, random, signal, subprocess, sys, tempfile, time, torch
@@ -24,7 +24,28 @@ from aligngpt.core.markup import Table
 from aligngpt.levels.scoring import score_pairs
 from aligngpt.testing.fixtures import tiny_clip
 import pytest
-from aligngpt.levels.scoring import PairBatches, bucket, collect_scores, levels
+from aligngpt.levels.scoring import PairBatches, bucket, collect_scores, cut_pairs, levels
+
+
+def test_cut_pairs():
+    # nbs/levels/02_scoring.ipynb #0bd9ec55
+    def make_world(n=200, **vision):
+        "A folder with `pairs.json` and a random CLIP in `clip`."
+        tmp = Path(tempfile.mkdtemp())
+        def turns(i): return [{'from': 'human', 'value': '<image>'},
+                              {'from': 'gpt', 'value': 'a '*(i % 20) + 'red circle'}]
+        rows = [dict(id=i, image=f'{i % 4000}.png', conversations=turns(i)) for i in range(n)]
+        (tmp/'pairs.json').write_text(json.dumps(rows))
+        tiny_clip(tmp/'clip', 'a red circle', **vision)
+        return tmp
+    world = make_world()
+
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
+    pairs, cuts = cut_pairs(Records([world/'a.json', world/'b.json'], quiet=True), 3)
+    test_eq((pairs.tolist(), cuts.tolist()), ([*range(10)], [0, 3, 5, 8, 10]))
+    cuts.tolist()
 
 
 def test_PairBatches():
@@ -68,6 +89,10 @@ def test_begun_with():
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
+
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
 
     # nbs/levels/02_scoring.ipynb #a6360fed
     batches = PairBatches(records, pictures, clip, batch_size=64)
@@ -123,6 +148,10 @@ def test_edges_of():
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
 
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
+
     # nbs/levels/02_scoring.ipynb #05ea0899
     def scored():
         "The folder of scores of the first example."
@@ -159,6 +188,10 @@ def test_levels():
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
 
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
+
     # nbs/levels/02_scoring.ipynb #05ea0899
     def scored():
         "The folder of scores of the first example."
@@ -192,6 +225,10 @@ def test_levels_slow():
         return tmp
     world = make_world()
     pictures = Path(easy_vqa.get_train_image_paths()[0]).parent
+
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
 
     # nbs/levels/02_scoring.ipynb #695ac791
     (world/'fewer.json').write_text(json.dumps(json.loads((world/'pairs.json').read_text())[:80]))

@@ -8,13 +8,13 @@ from typing import Any, Callable, Iterator
 import numpy as np, torch
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import read_json, write_json
-from aligngpt.core.stores import fetched_place, here, open_store, reaching, store_address
+from aligngpt.core.stores import fetched_place, here, store_address
 from aligngpt.data.batches import SampleDataset, for_loader
-from aligngpt.data.containers import source_files
+from aligngpt.data.containers import shards_of
 from fastcore.test import *
 import fsspec, json, os, tempfile
 from aligngpt.core.markup import Table
-from aligngpt.training.stream import SampleStream, Turn, shards_of
+from aligngpt.training.stream import SampleStream, Turn
 import pytest
 from aligngpt.training.stream import Borrowed, Placed, note_place, take_turns
 
