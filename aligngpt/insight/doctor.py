@@ -181,7 +181,9 @@ def _look(model, processor, records, images, facts, samples):
     from aligngpt.insight.looks import look, some_samples
     processor = processor.with_settings(template=facts.stage.template)
     data = SampleDataset(records, images, processor, facts.stage.max_length, facts.stage.levels, policy='skip')
-    return look(model, some_samples(data, samples), Collator(processor.tokenizer.pad_token_id or 0))
+    seen = look(model, some_samples(data, samples), Collator(processor.tokenizer.pad_token_id or 0))
+    seen.steps = facts.steps
+    return seen
 
 def examine_model(
     path:Any, # a folder; or a model with its processor

@@ -16,7 +16,7 @@ class Seen:
     other:np.ndarray # losses with others', [n]
     levels:np.ndarray # of each sample; -1 for none, [n]
     spread:float=math.nan # of the image tokens over the pictures, as a share of their size
-    steps:int=0 # of the run
+    steps:int=10**6 # of the run
 
     @property
     def gain(self)->np.ndarray: # [n] nats
@@ -78,7 +78,7 @@ def unused(
     least:float=.02, # of the loss
 )->Finding|None:
     "A picture that does nothing for the text."
-    if len(seen.gain) < 16: return None
+    if len(seen.gain) < 16 or seen.steps < 60: return None # too few samples, or too early
     mean, error, loss = seen.gain.mean(), seen.gain.std()/math.sqrt(len(seen.gain)), seen.right.mean()
     if mean + 2*error < least*loss or mean < error and mean < least*loss:
         return Finding('picture unused', .85, None, dict(gain=float(mean/loss)))

@@ -47,6 +47,8 @@ def data_findings(
     "What is odd about records."
     return ask_probes('data', read_data(records, **known)) if len(records) else []
 
+def _text(record): return '\n'.join(t.get('value', '') for t in record.get('conversations', ()))
+
 @probe('data')
 def copies(
     facts:DataFacts, # with a sample
@@ -71,8 +73,6 @@ def rendered_before(
     found = [re.search('|'.join(_MARKS), text) for text in map(_text, facts.sample)]
     if (share := sum(map(bool, found))/max(1, len(found))) >= .05:
         return Finding('template twice', .95, None, dict(share=share, mark=next(filter(None, found))[0]))
-
-def _text(record): return '\n'.join(t.get('value', '') for t in record.get('conversations', ()))
 
 @probe('data')
 def control_tokens(

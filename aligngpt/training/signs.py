@@ -21,7 +21,7 @@ class Kind(NamedTuple):
 FINDINGS = {k.name:k for k in (
     Kind('template wrong', 'the rows are not written in the template {template!r}: {why}',
          'train with the template of the language model: --template {better}',
-         hides=('question learnt', 'end missing', 'template twice', 'special text')),
+         hides=('question learnt', 'end missing', 'template twice', 'special text', 'part still')),
     Kind('template twice', '{share:.0%} of the rows contain the marks of a template once more, such as {mark!r}: the '
          'texts were rendered before', 'take the marks out of the texts of the records; the template writes them',
          hides=('special text', 'end missing')),

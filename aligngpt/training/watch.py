@@ -133,8 +133,8 @@ class Watch(TrainerCallback):
     )->None:
         "Look at a batch of a step and at what the model made of it."
         self.batches += 1
-        if self.batches <= 4: self._read(inputs)
-        if self.batches <= 400 and self.purse.may('about'): self._note(inputs)
+        if self.batches <= 2: self._read(inputs)
+        if self.batches <= 24 and self.purse.may('about'): self._note(inputs)
         if self.step + 1 in LOOKS: self._spread(out)
         if self.alone and self.due and self.step + 1 >= self.due[0]: self._exchange(model, inputs, out, items)
 
