@@ -67,6 +67,7 @@ def good(d, out):
                      max_new_tokens=1),
         label=dict(data=d/'levels.json', out=out/'labels', **images), notebook=dict(run=d/'toy', out=out/'chat.ipynb'),
         ablate=dict(out=out/'ablation'), run=dict(), bench=dict(json=out/'b.json'),
+        doctor=dict(target=d/'pairs.json', data=d/'pairs.json', images=d/'images', processor=d/'toy', out=out/'doctor'),
         recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
                        scores=d/'levels.parquet', **images))
 

@@ -2,6 +2,7 @@
 "Tests of `aligngpt.training.trainer`: the asserting cells of its notebook, made by aligngpt_export."
 import contextlib, dataclasses
 from pathlib import Path
+from typing import Any
 import numpy as np, torch, torch.distributed as dist
 from accelerate.utils import send_to_device
 from fastcore.basics import patch

@@ -1,0 +1,44 @@
+"""Faults that are planted are named, and healthy runs are called healthy. The whole matrix is in the chapter *Planted
+faults* of the part *Testing*; here some of it, and all of it by `pytest -m slow tests/insight/test_faults.py -s`."""
+import os
+from pathlib import Path
+
+import pytest
+from transformers.utils import logging
+
+from aligngpt.testing.faults import PLANTS, Case, healthy, matrix, trial
+
+logging.set_verbosity_error()
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory): return tmp_path_factory.mktemp('made')
+
+
+@pytest.mark.parametrize('name', ['no first token', 'levels constant', 'pixels of 0 to 255'])
+def test_some(made, name):
+    fault, = [p for p in PLANTS if p.name == name]
+    case = Case(fault.stage, 32, seed=5, batch=8)
+    assert trial(case, made, fault)['named']
+
+
+def table(rows):
+    "A line for each fault."
+    names = dict.fromkeys((r.get('kind', 0), r['fault']) for r in rows)
+    return '\n'.join(f"{kind:>2} {name:36} {sum(r['named'] for r in rows if r['fault'] == name)} of "
+                     f"{sum(r['fault'] == name for r in rows)}" for kind, name in names)
+
+
+@pytest.mark.slow
+def test_matrix(tmp_path):
+    folder = Path(os.environ.get('ALIGNGPT_TRIALS', tmp_path))
+    rows = matrix(folder, seeds=(1, 2, 3))
+    print('\n' + table(rows))
+    kinds = {k:all(r['named'] for r in rows if r['kind'] == k) for k in range(1, 25)}
+    assert sum(kinds.values()) >= 22, [k for k, ok in kinds.items() if not ok]
+
+
+@pytest.mark.slow
+def test_healthy(tmp_path):
+    rows = healthy(Path(os.environ.get('ALIGNGPT_TRIALS', tmp_path)))
+    assert len(rows) == 20 and not [(r['stage'], r['width'], r['seed'], r['found']) for r in rows if r['found']]
