@@ -120,6 +120,7 @@ def plot_radar(
         ax.plot([*angles, angles[0]], [*r, r[0]], label=model, **style)
         if k == 0: ax.fill(angles, r, color=ours, alpha=.12)
     _rim(ax, angles, [f'{t}\n{x:g}' + f' (best {b:g})'*bool(x < b) for t,x,b in zip(axes, values[0], values.max(0))])
+    ax.figure.set_layout_engine('none') # names and legend stand outside of the circle
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.15), ncols=3)
     return ax
 

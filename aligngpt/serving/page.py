@@ -454,7 +454,7 @@ def mount_page(
     _add_routes(app, path, page)
     theme = gr.themes.Default(primary_hue='cyan', font=['system-ui', 'sans-serif'],
                               font_mono=['ui-monospace', 'monospace']).set(
-        block_info_text_color='*neutral_600', body_text_color_subdued='*neutral_600', input_placeholder_color='*neutral_600')
+        **dict.fromkeys(('block_info_text_color', 'body_text_color_subdued', 'input_placeholder_color'), '*neutral_600'))
     demo = make_page(page)
     demo.has_launched = True # or Gradio moves any file of the machine to where the page can read it
     page.calls = {i:len(f.inputs) for i,f in demo.fns.items()}
