@@ -35,7 +35,7 @@ from aligngpt.checkpoints.layouts import NAMES
 from aligngpt.core.figures import chapter_figures
 from aligngpt.testing.fixtures import letter_processor, small_pictures, tiny_config
 import pytest
-from aligngpt.checkpoints.layouts import ALIGN_FILE, Parts, find_tower, from_base, guess_template, layout, load, load_parts, load_pretrained_align, local_folder, official_name, open_checkpoint, open_model, our_name, parts_config, save, text_config, tower_config, tower_entries
+from aligngpt.checkpoints.layouts import ALIGN_FILE, Parts, find_tower, from_base, guess_template, layout, load, load_parts, load_pretrained_align, local_folder, official_name, open_checkpoint, open_model, our_name, parts_config, read_parts, save, text_config, tower_config, tower_entries
 
 
 def test_local_folder():
@@ -551,7 +551,7 @@ def test_Parts():
     [f.name for f in sorted(cut.glob('*.bin'))]
 
 
-def test_read_parts():
+def test_load():
     # nbs/checkpoints/04_layouts.ipynb #3c5d0002
     logging.set_verbosity_error(); logging.disable_progress_bar()
 
@@ -648,6 +648,87 @@ def test_read_parts():
     begun, _ = load(llava, 'float32', 'cpu', fresh=('levels', 'gate'))
     test_eq(torch.equal(begun.lm_head.weight, llm.lm_head.weight), True)
     answer, processor.decode(answer)
+
+
+def test_read_parts():
+    # nbs/checkpoints/04_layouts.ipynb #3c5d0002
+    logging.set_verbosity_error(); logging.disable_progress_bar()
+
+    # nbs/checkpoints/04_layouts.ipynb #e7bdd4cb
+    tmp = Path(tempfile.mkdtemp())
+    def tiny_tokenizer(folder):
+        "A LLaMA-style tokenizer of 300 tokens."
+        folder.mkdir(parents=True, exist_ok=True)
+        text = ['A chat between a curious user and an artificial intelligence assistant.',
+                "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+                'USER: ASSISTANT: what colour is the bus? the red bus is parked on the street',
+                'a cat and a dog', 'Yes, it is.']*5
+        spm.SentencePieceTrainer.train(sentence_iterator=iter(text), model_prefix=str(folder/'tokenizer'), vocab_size=300,
+                                       model_type='bpe', byte_fallback=True, character_coverage=1., minloglevel=2,
+                                       num_threads=1, hard_vocab_limit=False)
+        (folder/'tokenizer.vocab').unlink()
+        config = dict(tokenizer_class='LlamaTokenizer', legacy=True, add_bos_token=True, bos_token='<s>',
+                      eos_token='</s>', unk_token='<unk>', model_max_length=512)
+        (folder/'tokenizer_config.json').write_text(json.dumps(config))
+    set_seed(0)
+    llm = LlamaForCausalLM(LlamaConfig(vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+                                       num_attention_heads=4, num_key_value_heads=2, rope_theta=5e5))
+    llm.save_pretrained(tmp/'llm'); tiny_tokenizer(tmp/'llm')
+    clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=3,
+                                            num_attention_heads=2, image_size=32, patch_size=8))
+    clip.save_pretrained(tmp/'clip'); small_pictures().save_pretrained(tmp/'clip')
+
+    # nbs/checkpoints/04_layouts.ipynb #7feb5fc5
+    set_seed(1)
+    align = {'mm_projector.0.weight':torch.randn(48, 24), 'mm_projector.0.bias':torch.randn(48),
+             'mm_projector.2.weight':torch.randn(48, 48), 'mm_projector.2.bias':torch.randn(48),
+             'align_indicators.indicator_embs':torch.randn(8, 48)}
+    gate = {'gated_weight_layer.mlp.0.weight':torch.randn(20, 16), 'gated_weight_layer.mlp.0.bias':torch.randn(20),
+            'gated_weight_layer.mlp.2.weight':torch.randn(7, 20), 'gated_weight_layer.mlp.2.bias':torch.randn(7)}
+    inside = {f"vision_tower.vision_tower.vision_model.{k.removeprefix('vision_model.')}":v
+              for k,v in clip.state_dict().items()}
+    whole = {**llm.state_dict(), 'model.layers.0.self_attn.rotary_emb.inv_freq':torch.ones(6), **inside, **align, **gate}
+    flat = dict(architectures=['AlignGPTForCausalLM'], model_type='aligngpt', _name_or_path='lmsys/vicuna-7b-v1.5',
+                vocab_size=320, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, rope_theta=5e5, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2,
+                image_aspect_ratio='pad', mm_vision_tower='../clip', mm_vision_select_layer=-2,
+                mm_vision_select_feature='patch', mm_projector_type='mlp2x_gelu', mm_hidden_size=24,
+                tokenizer_model_max_length=512)
+
+    # nbs/checkpoints/04_layouts.ipynb #3c5d0003
+    def official(name, tensors, shards=1, **changes):
+        "Write an official checkpoint."
+        folder, names = tmp/name, sorted(tensors)
+        shutil.copytree(tmp/'llm', folder, ignore=shutil.ignore_patterns('*.safetensors', '*config.json'))
+        shutil.copy(tmp/'llm'/'tokenizer_config.json', folder)
+        (folder/'config.json').write_text(json.dumps({k:v for k,v in {**flat, **changes}.items() if v is not None}))
+        files = [f'pytorch_model-{i+1:05}-of-{shards:05}.bin' for i in range(shards)]
+        if shards == 1: files = ['pytorch_model.bin']
+        for i,f in enumerate(files): torch.save({k:tensors[k] for k in names[i::shards]}, folder/f)
+        if shards > 1:
+            where = {k:files[i % shards] for i,k in enumerate(names)}
+            (folder/WEIGHTS_INDEX_NAME).write_text(json.dumps(dict(weight_map=where)))
+        return folder
+    tuned = official('tuned', whole)
+    stage1 = tmp/'stage1'; stage1.mkdir()
+    torch.save(align, stage1/'mm_projector_align.bin'); shutil.copy(tuned/'config.json', stage1)
+
+    # nbs/checkpoints/04_layouts.ipynb #7d15cfca
+    model, processor = load(tuned, dtype='float32', device='cpu')
+    picture = Image.new('RGB', (60, 40), 'crimson')
+    question = [dict(role='user', content=[dict(type='image', image=picture),
+                                           dict(type='text', text='what colour is the bus?')])]
+    def ask(model, processor, **kwargs):
+        "Token ids of a greedy answer."
+        batch = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True,
+                                              return_tensors='pt')
+        out = model.generate(**batch, max_new_tokens=8, do_sample=False, **kwargs)
+        return out[0, batch['input_ids'].shape[1]:].tolist()
+    answer = ask(model, processor)
+
+    # nbs/checkpoints/04_layouts.ipynb #2b247a7c
+    again = read_parts(open_checkpoint(tuned), AlignGPTForConditionalGeneration, 'cpu', 'float32')
+    test_eq(ask(again, processor), answer)
 
 
 def test_save():
