@@ -585,14 +585,22 @@ def _large(table):
     return table.cast(pa.schema([f.with_type(kinds.get(f.type, f.type)) for f in table.schema]))
 
 @patch
-def image_names(self:Records,
+def unique_images(self:Records,
     source:int|None=None, # of this source only
-)->list[str]: # each once, in order of first appearance
+)->Any: # a pyarrow array of large strings, each once, in order of first appearance
     "The pictures of all records, those of bad ones included."
     import pyarrow as pa, pyarrow.compute as pc
     chosen = self.sources if source is None else [self.sources[source]]
     names = [c for s in chosen for c in pc.list_flatten(_large(s.table.select(['images']))['images']).chunks]
-    return pc.unique(pa.chunked_array(names, pa.large_string())).to_pylist()
+    return pc.unique(pa.chunked_array(names, pa.large_string()))
+
+@patch
+def image_names(self:Records,
+    source:int|None=None, # of this source only
+)->list[str]: # each once, in order of first appearance
+    "`unique_images` as a list."
+    return self.unique_images(source).to_pylist()
+
 
 # %% ../../nbs/data/03_records.ipynb #4111da8f
 @patch(as_prop=True)

@@ -14,4 +14,5 @@ __getattr__, __dir__ = lazy_names('aligngpt.levels',
     scoring='levels score_pairs',
     plots='agreement drift plot_scores show_pairs',
     columns='levels_of_column',
+    ray='ShardJob ray_levels',
     labels='LabelWidget Labelling label_report plot_precision')

@@ -200,20 +200,27 @@ def levels_from_scores(
     s = s if s.dtype == np.float32 else s.astype(np.float64)
     if np.isinf(s).any(): raise AlignGPTError('a score is infinite', 'check the scorer')
     if isinstance(method, str):
-        ok = np.flatnonzero(~np.isnan(s))
+        ok = s[~np.isnan(s)]
         if n < 2 or len(ok) < n:
             raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
         if method == 'quantile': return _equal_parts(s, ok, n)
-        method = _equal_steps(s[ok], n, method)
+        method = _equal_steps(ok, n, method)
     edges = np.asarray(list(method), np.float64)
     return Levels(place(s, edges), edges)
 
 def _equal_parts(s, ok, n):
     "Levels of as many pairs each; equals keep the order of the data."
-    order, levels = ok[np.argsort(s[ok], kind='stable')], np.full(len(s), -1, np.int16)
-    starts = -(-np.arange(n+1)*len(order)//n)
-    for k,(a,b) in enumerate(zip(starts, starts[1:])): levels[order[a:b]] = k
-    return Levels(levels, s[order[starts[1:-1]]].astype(np.float64))
+    ok.sort(kind='stable')
+    starts, levels = -(-np.arange(1, n)*len(ok)//n), np.empty(len(s), np.int16)
+    edges = ok[starts]
+    for i in range(0, len(s), 1 << 22): # hundreds of millions fit: a position would take twice what a score takes
+        part = s[i:i+(1 << 22)]
+        levels[i:i+(1 << 22)] = np.where(np.isnan(part), -1, np.searchsorted(edges, part, 'right'))
+    for e in np.unique(edges):
+        equal = np.flatnonzero(s == e)
+        rank = np.searchsorted(ok, e) + np.arange(len(equal))
+        levels[equal] = np.searchsorted(starts, rank, 'right')
+    return Levels(levels, edges.astype(np.float64))
 
 def _equal_steps(s, n, method):
     "Edges at equal steps of score."

@@ -13,13 +13,13 @@ ROOT = str(Path(__file__).resolve().parents[2])
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec('ray'), reason="needs aligngpt[ray]")
 pytestmark = [pytest.mark.slow, needs_ray]
 TURNS = int(os.environ.get('TURNS', 1)) # of what is timed
+os.environ.update(RAY_USAGE_STATS_ENABLED='0', RAY_worker_niceness='0') # by itself 15, behind all else on the machine
 
 
 @pytest.fixture(scope='module')
 def ray():
     "Two CPUs, whatever there are."
     import ray
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     ray.init(num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False,
              logging_level='error')
     yield ray
@@ -126,7 +126,6 @@ SCRIPT = """
 import os, sys, time
 sys.path.insert(0, sys.argv[4])
 import test_ray
-os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
 import ray
 from pathlib import Path
 ray.init(num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False, logging_level='error')
