@@ -20,6 +20,7 @@ from ..core.figures import figure_style, legend_beside, write_numbers
 from ..core.files import atomic_path, plain, read_json, write_json
 from ..core.markup import escape, escape_markdown, html_page
 from ..core.steps import environment
+from ..model.layers import AlignGPTConfig
 from ..model.modeling import AlignGPTForConditionalGeneration
 from ..model.processor import AlignGPTProcessor
 from ..model.decoding import Ask, answers, ask_batch, ask_row, image_features
@@ -29,6 +30,7 @@ from ..data.records import Records
 from ..levels.alignment import DualEncoder, read_scores
 from ..levels.plots import spearman
 from ..checkpoints.layouts import from_base, load
+from ..training.bands import reference, reference_band
 from ..training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses
 from ..training.stage import run_stage
 from ..evaluation.tasks import easy_vqa_rows
@@ -452,6 +454,12 @@ def _figures(run, felt):
     return {'Scores and levels': plot_scores(run), 'Pairs of each level': plot_pairs(run),
             'The knob': plot_knob(felt['knob']), 'The knob after tuning': plot_tuned(felt['tuned']),
             'What it says': plot_said(felt['tuned']), 'The gate': plot_gate(felt['gate']),
-            'The gate over the steps': plot_alpha(run/'finetune'), 'Losses': plot_losses(_losses(run), 5, _EVERY)}
+            'The gate over the steps': plot_alpha(run/'finetune'), 'Losses': plot_losses(_losses(run), 5, _EVERY, _bands(run))}
+
+def _bands(run):
+    "What healthy runs of the same model came to, where they are known."
+    config = AlignGPTConfig.from_pretrained(run/'finetune'/'model')
+    stages = {'pre-training':PRETRAIN, 'tuning':FINETUNE}
+    return {title:reference_band(t) for title, s in stages.items() if (t := reference(s, config))}
 
 _EVERY = {'language model':10, 'pre-training':10, 'tuning':5} # steps between two losses

@@ -6,20 +6,22 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from aligngpt.testing.faults import PLANTS, Case, healthy, matrix, trial
+from aligngpt.testing.faults import PLANTS, Case, base, healthy, matrix, trial
 
 logging.set_verbosity_error()
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory): return tmp_path_factory.mktemp('made')
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('made')
+    base(folder/'made'/'base-32', 32, steps=3) # what is planted shows without a language model that can read
+    return folder
 
 
-@pytest.mark.parametrize('name', ['no first token', 'levels constant', 'pixels of 0 to 255'])
+@pytest.mark.parametrize('name', ['no first token', 'levels constant'])
 def test_some(made, name):
     fault, = [p for p in PLANTS if p.name == name]
-    case = Case(fault.stage, 32, seed=5, batch=8)
-    assert trial(case, made, fault)['named']
+    assert trial(Case(fault.stage, 32, seed=5, batch=4), made, fault)['named']
 
 
 def table(rows):

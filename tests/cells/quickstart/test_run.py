@@ -10,6 +10,7 @@ from aligngpt.core.figures import figure_style, legend_beside, write_numbers
 from aligngpt.core.files import atomic_path, plain, read_json, write_json
 from aligngpt.core.markup import escape, escape_markdown, html_page
 from aligngpt.core.steps import environment
+from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor
 from aligngpt.model.decoding import Ask, answers, ask_batch, ask_row, image_features
@@ -19,6 +20,7 @@ from aligngpt.data.records import Records
 from aligngpt.levels.alignment import DualEncoder, read_scores
 from aligngpt.levels.plots import spearman
 from aligngpt.checkpoints.layouts import from_base, load
+from aligngpt.training.bands import reference, reference_band
 from aligngpt.training.stage import FINETUNE, PRETRAIN, StageData, add_gate, override, plot_alpha, plot_losses
 from aligngpt.training.stage import run_stage
 from aligngpt.evaluation.tasks import easy_vqa_rows

@@ -18,6 +18,7 @@ from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, 
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override, spread
 from aligngpt.training.stream import SampleStream, take_turns
 from aligngpt.training.trainer import AlignGPTTrainer, GroupedSampler, training_arguments
+from aligngpt.training.watch import Watch
 from fastcore.test import *
 import signal, tempfile, matplotlib.pyplot as plt
 from transformers.utils import logging
