@@ -6,7 +6,7 @@
 __all__ = ['BITS', 'MOST_ROWS', 'kind_of', 'check_bits', 'check_library', 'language_file', 'make_language_file', 'write_packed',
            'Decoder', 'Sequences', 'Words', 'HybridAlignGPT', 'hybrid_of', 'HybridRows', 'open_hybrid']
 
-# %% ../../nbs/exports/07_hybrid.ipynb #076bc08f
+# %% ../../nbs/exports/07_hybrid.ipynb #c7bf36d5
 import ctypes, hashlib, threading, weakref
 from collections import Counter, deque
 from functools import lru_cache, partial
@@ -31,7 +31,7 @@ from .gguf import family_of, write_bare_model
 from ..model.layers import take_placeholders
 from ..model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput, AlignGPTPreTrainedModel
 
-# %% ../../nbs/exports/07_hybrid.ipynb #bfa6fd82
+# %% ../../nbs/exports/07_hybrid.ipynb #15f92925
 BITS = {32:'f32', 16:'f16', 8:'q8_0', 4:'q4_k_m'} # of a weight, and what llama.cpp calls that
 _FOUR = {'q4_k_m':15, 'q4_0':2} # llama_ftype of those that the library packs
 
@@ -56,7 +56,7 @@ def check_library()->None: # or `AlignGPTError`
         raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", "pip install 'aligngpt[llamacpp]'; "
             'llama-cpp-python comes as source and is built here, with CMake and a C++ compiler, for five to ten minutes')
 
-# %% ../../nbs/exports/07_hybrid.ipynb #6e8b2d4a
+# %% ../../nbs/exports/07_hybrid.ipynb #a957f2fb
 def language_file(
     c:Checkpoint, # from `open_checkpoint`
     kind:str, # a number format
@@ -82,7 +82,7 @@ def make_language_file(
     with atomic_path(file.parent) as folder: write_packed(model, folder/file.name, kind)
     return file
 
-# %% ../../nbs/exports/07_hybrid.ipynb #69447292
+# %% ../../nbs/exports/07_hybrid.ipynb #32aa7ed4
 def write_packed(
     model:Any, # an AlignGPT
     path:Path, # the file, in a folder that may not be there
@@ -116,7 +116,7 @@ def _ears():
     lib.llama_log_set(hear, ctypes.c_void_p(0))
     return words, hear # which must stay
 
-# %% ../../nbs/exports/07_hybrid.ipynb #dfbda1e6
+# %% ../../nbs/exports/07_hybrid.ipynb #d5b1ebf7
 MOST_ROWS = 256 # sequences of a context, in llama.cpp
 
 class _Owned:
@@ -186,7 +186,7 @@ class Decoder:
         with self.lock: self.lib.llama_memory_seq_rm(self.memory, seq, n, -1)
         self.lengths[seq] = n
 
-# %% ../../nbs/exports/07_hybrid.ipynb #d8b43549
+# %% ../../nbs/exports/07_hybrid.ipynb #a1091075
 @patch
 def read(self:Decoder,
     seqs:np.ndarray, # the sequence of each token, those of one together, [n]
@@ -249,7 +249,7 @@ def _copy(self:Decoder, seq):
     self.lib.llama_state_seq_get_data(self.context.at, data, n, seq)
     return data
 
-# %% ../../nbs/exports/07_hybrid.ipynb #56afca52
+# %% ../../nbs/exports/07_hybrid.ipynb #53138837
 class Sequences:
     "The rows of a batch in llama.cpp, as a cache."
     is_compileable, is_linear = False, (False,) # what `generate` asks of any cache
@@ -310,7 +310,7 @@ class Sequences:
         self.seqs, other.seqs = self.seqs + other.seqs, []
         self.columns = max(self.columns, other.columns)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #c5ad859d
+# %% ../../nbs/exports/07_hybrid.ipynb #088cf0aa
 class Words(PreTrainedModel):
     "The embedding table of a language model; what it is given comes out again."
     base_model_prefix = ''
@@ -388,7 +388,7 @@ class HybridAlignGPT(AlignGPTForConditionalGeneration):
 _SAME = 'AlignGPTForConditionalGeneration' # whose names of tensors are ours
 register_checkpoint_conversion_mapping('HybridAlignGPT', get_checkpoint_conversion_mapping(_SAME), True)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #f97743ae
+# %% ../../nbs/exports/07_hybrid.ipynb #2f8104e3
 def hybrid_of(
     model:AlignGPTForConditionalGeneration, # whose parts it takes
     decoder:Any, # that has the same language model
@@ -402,7 +402,7 @@ def hybrid_of(
     out.generation_config, out.decoder = model.generation_config, decoder
     return out.eval()
 
-# %% ../../nbs/exports/07_hybrid.ipynb #974140ef
+# %% ../../nbs/exports/07_hybrid.ipynb #708263a4
 class HybridRows:
     "Token sequences that are decoded together."
     def __init__(self,
@@ -433,7 +433,7 @@ class HybridRows:
         "Let the other rows go."
         if len(rows) < len(self): self.cache.batch_select_indices(rows)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #2cbd4237
+# %% ../../nbs/exports/07_hybrid.ipynb #30535baf
 def open_hybrid(
     run:str|Path, # a folder with a run or a checkpoint, or a name on the hub
     bits:int=16, # of the language model's weights, one of `BITS`

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.figures import figure_style, legend_beside, level_colours
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from ..core.markup import json_line
 from ..core.shards import process_rank
@@ -315,6 +316,7 @@ def first_turn(sample, n, config):
     return out | {k:sample[k][:pictures] for k in ('pixel_values', 'images') if k in sample and pictures}
 
 # %% ../../nbs/training/05_stage.ipynb #69e23fb3
+@figure_style()
 def plot_losses(
     runs:dict[str,list[float]], # name -> losses
     smooth:int=1, # losses to average over
@@ -330,7 +332,8 @@ def plot_losses(
         last = apart*len(runs[name]) # the step of the last loss, and so of the last mean
         line, = ax.plot(torch.arange(len(y))*apart + last - apart*(len(y) - 1), y, label=name)
         if (band := (bands or {}).get(name)): _shade(ax, band, last, line.get_color())
-    ax.set(xlabel='step', ylabel='loss', yscale='log'); ax.legend(); ax.grid(alpha=.3)
+    ax.set(xlabel='step', ylabel='loss, nats a token', yscale='log'); ax.grid()
+    legend_beside(ax)
     return fig
 
 def _shade(ax, band, last, color):
@@ -340,6 +343,7 @@ def _shade(ax, band, last, color):
     ax.fill_between(steps, [max(l, 1e-3) for l in low], high, alpha=.15, color=color, lw=0)
 
 # %% ../../nbs/training/05_stage.ipynb #aef74a95
+@figure_style()
 def plot_alpha(
     folder:str|Path, # of a stage, with log.jsonl
 ): # a matplotlib figure; None if no gate decided about anything
@@ -349,10 +353,10 @@ def plot_alpha(
     if not rows: return None
     steps, n = [r['step'] for r in rows], sum(k.startswith('alpha_') for k in rows[0])
     fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.5), layout='constrained')
-    shades = plt.get_cmap('viridis')(torch.linspace(0, 1, n))
-    left.stackplot(steps, *([r[f'alpha_{k}'] for r in rows] for k in range(n)), colors=shades)
-    left.set(xlabel='step', title=f'mean α: level 0 (below) to {n-1}', ylim=(0, 1), xlim=(steps[0], steps[-1]))
+    left.stackplot(steps, *([r[f'alpha_{k}'] for r in rows] for k in range(n)), colors=level_colours(n))
+    left.set(xlabel='step', ylabel='share', title=f'mean α: level 0 (below) to {n-1}', ylim=(0, 1),
+             xlim=(steps[0], steps[-1]))
     right.plot(steps, [r['gate_entropy'] for r in rows])
     right.axhline(math.log(n), color='grey', lw=.8, ls=':')
-    right.set(xlabel='step', title='entropy of α (dotted: equal weights)', ylim=(0, None))
+    right.set(xlabel='step', ylabel='nats', title='entropy of α (dotted: equal weights)', ylim=(0, None))
     return fig

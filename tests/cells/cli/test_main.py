@@ -12,10 +12,10 @@ from aligngpt.core.shards import process_rank
 from aligngpt.core.stores import check_outbox, check_stores
 from aligngpt.core.versions import untested
 from aligngpt.cli.ablate import register_ablate
-from aligngpt.cli.data import DType, Device, register_data
+from aligngpt.cli.bench import register_bench
+from aligngpt.cli.data import Bits, DType, Device, Engine, open_asked, register_data
 from aligngpt.cli.doctor import register_doctor
 from aligngpt.cli.evaluate import register_eval
-from aligngpt.cli.experiment import Usage, register_experiment
 from aligngpt.cli.experiment import Usage, register_experiment, run_quickstart
 from aligngpt.cli.export import register_export
 from aligngpt.cli.folders import register_folders

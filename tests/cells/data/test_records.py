@@ -18,6 +18,7 @@ from aligngpt.data.ratings import Rated, Ratings, rating_problems, read_ratings
 from aligngpt.data.selection import Selection
 from fastcore.test import *
 import matplotlib.pyplot as plt, pickle, pyarrow as pa, pyarrow.parquet as pq, tempfile, time
+from aligngpt.core.figures import chapter_figures
 from aligngpt.data.records import Records
 import pytest
 from aligngpt.data.records import RecordFacts, Source, _build_index, _state, build_index, check_caption, check_record, ensure_index, level_column
@@ -122,6 +123,7 @@ def test_ensure_index():
 
     # nbs/data/03_records.ipynb #f0a1ca02
     (folder/'x').write_text('ho')
+    os.utime(folder/'x', (0, 0)) # a clock may not tell times apart that are this close
     ensure_index(growing, build, 'demo')
     (folder/'meta.json').write_text('{"version": 2')
     ensure_index(growing, build, 'demo')
