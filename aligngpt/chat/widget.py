@@ -21,8 +21,11 @@ from ..core.errors import AlignGPTError
 from ..core.files import inside, is_hub_name, not_here, path_from, read_json, write_json
 from ..core.markup import escape, markdown_html
 from ..core.pictures import open_picture
+from .places import explain
 from .reader import Answer, Turn
 from .session import open_session
+from .shown import why_html
+from .why import session_case, Why
 
 # %% ../../nbs/chat/03_widget.ipynb #9ad0f6c8
 _HERE = Path(files('aligngpt.chat'))
@@ -128,7 +131,7 @@ class Chat(w.VBox):
         **settings, # see `aligngpt.chat.reader.Settings`
     ):
         self.session = open_session(model, processor, system, **settings)
-        self.thread, self.error = None, None
+        self.thread, self.error, self.whys = None, None, []
         if examples is None: examples = folder_examples(model)
         pairs = [e if isinstance(e, tuple) else (e, '') for e in examples]
         self.examples = [open_picture(im) for im,_ in pairs]
@@ -174,6 +177,7 @@ def _receive(self:Chat, view, content, buffers):
             pictures = self._pictures(content['pictures'], buffers)
             self._begin(lambda: self.session.stream(content['text'], pictures))
         elif kind == 'again': self._begin(self.session.regenerate)
+        elif kind == 'why': self._begin_why(int(content['index']))
         elif kind == 'stop': self.session.stop()
         elif kind == 'clear': self.clear()
     except Exception as e: self._failed(e)
@@ -199,8 +203,14 @@ def show(self:Chat,
 )->None:
     "Bring the view up to date with the session."
     turns = self.session.turns if turns is None else turns
-    log = [h for t in turns for h in (question_html(t), answer_html(t.answer) if t.answer else '')]
+    log = [h for t in turns for h in (question_html(t), answer_html(t.answer) if t.answer else '', self._why_of(t))]
     self.view.log = [h for h in (*log, notice) if h]
+
+@patch
+def _why_of(self:Chat, turn):
+    "The explanation of a turn's answer, if it was asked for."
+    found = next((why for answer,why in self.whys if answer is turn.answer), None)
+    return '' if found is None else f'<div class="agpt-msg agpt-why">{why_html(found)}</div>'
 
 # %% ../../nbs/chat/03_widget.ipynb #825a4b24
 @patch
@@ -244,6 +254,38 @@ def wait(self:Chat)->Answer|None: # the last answer
         raise error
     return self.session.turns[-1].answer if self.session.turns else None
 
+# %% ../../nbs/chat/03_widget.ipynb #why00012
+@patch
+def why(self:Chat,
+    turn:int=-1, # which answer; the last one by default
+)->Why: # the explanation, which the widget shows, too
+    "Why an answer is what it is."
+    if self.thread: self.thread.join()
+    self._explain(turn)
+    return self.whys[-1][1]
+
+@patch
+def _explain(self:Chat, turn):
+    "Explain an answer, and show that below it."
+    r, answer = self.session.reader, self.session.turns[turn].answer if self.session.turns else None
+    why = explain(r.model, r.processor, session_case(self.session, turn))
+    self.whys = [w for w in self.whys if w[0] is not answer] + [(answer, why)]
+    self.show()
+
+@patch
+def _begin_why(self:Chat, index):
+    "Start the thread that explains an answer, the browser's `index`-th."
+    if self.view.busy: raise AlignGPTError('the last answer is still being written', 'wait for it, or stop it')
+    answered = [k for k,t in enumerate(self.session.turns) if t.answer]
+    if not 0 <= index < len(answered): raise AlignGPTError('there is no answer to explain', 'ask something first')
+    def find():
+        try: self._explain(answered[index])
+        except Exception as e: self._failed(e)
+        self.view.busy, self.view.live = False, ''
+    self.view.busy, self.view.live = True, '<div class="agpt-hint agpt-live">looking for reasons …</div>'
+    self.thread = threading.Thread(target=find, daemon=True)
+    self.thread.start()
+
 # %% ../../nbs/chat/03_widget.ipynb #13d7c0c9
 @patch
 def stop(self:Chat)->None:
@@ -254,6 +296,7 @@ def stop(self:Chat)->None:
 def clear(self:Chat)->None:
     "Begin a new conversation."
     self.session.reset()
+    self.whys = []
     self.show()
 
 # %% ../../nbs/chat/03_widget.ipynb #0362a0cf

@@ -23,6 +23,7 @@ from .data import DType, Device, register_data
 from .evaluate import register_eval
 from .experiment import Usage, register_experiment, run_quickstart
 from .experiment import Usage, register_experiment
+from .explain import register_explain
 from .export import register_export
 from .folders import register_folders
 from .serve import register_label, register_serve
@@ -308,6 +309,7 @@ register_folders(app)
 # %% ../../nbs/cli/01_main.ipynb #exp70102
 register_experiment(app)
 register_ablate(app)
+register_explain(app)
 
 # %% ../../nbs/cli/01_main.ipynb #exp28002
 register_export(app)
