@@ -6,7 +6,7 @@
 __all__ = ['FLOOR', 'WHY_CSS', 'KINDS', 'heat_colours', 'contrast', 'heat_rows', 'number', 'lit', 'why_html', 'why_text',
            'why_figure', 'why_page', 'save_why', 'check_kind']
 
-# %% ../../nbs/chat/07_shown.ipynb #02ec3980
+# %% ../../nbs/chat/07_shown.ipynb #4b78212a
 import base64, io
 from textwrap import shorten
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core.markup import escape, html_page, printable
 from .places import place_sentences, told_words
 from .why import Why, chance, sentences, word_text
 
-# %% ../../nbs/chat/07_shown.ipynb #bbf81f32
+# %% ../../nbs/chat/07_shown.ipynb #6331b4f3
 FLOOR = -6. # log likelihoods below are of one colour
 _CIVIDIS = [(0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120), (165, 156, 116),
             (195, 179, 105), (225, 204, 85), (254, 232, 56)] # ten even steps
@@ -46,7 +46,7 @@ def contrast(
     dark, bright = sorted((light(a), light(b)))
     return (bright + .05)/(dark + .05)
 
-# %% ../../nbs/chat/07_shown.ipynb #a0993456
+# %% ../../nbs/chat/07_shown.ipynb #ab4a4c5a
 def heat_rows(
     why:Why, # with levels
 )->list[tuple[str,list,list]]: # (word, numbers, log likelihoods that give the colours), the gate's first
@@ -64,7 +64,7 @@ def number(
     if logprob > -.995: return f'−{-logprob:.2f}'.replace('0.', '.')
     return f'−{-logprob:.1f}' if logprob > -9.95 else f'−{-logprob:.0f}'
 
-# %% ../../nbs/chat/07_shown.ipynb #bcfc6ca5
+# %% ../../nbs/chat/07_shown.ipynb #6a2a3372
 def lit(
     picture:Image.Image, # as the tower saw it
     grid:list, # numbers of its parts, rows of a grid
@@ -90,7 +90,7 @@ def _url(im):
     im.save(out, 'PNG')
     return f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
 
-# %% ../../nbs/chat/07_shown.ipynb #0646e1ed
+# %% ../../nbs/chat/07_shown.ipynb #e6e3e24c
 WHY_CSS = """.agw{font-size:13px;line-height:1.45;max-width:860px}.agw *{box-sizing:border-box}
 .agw h3{font-size:13px;font-weight:600;margin:14px 0 4px}.agw p{margin:0 0 4px}
 .agw-scroll{overflow:auto;max-height:440px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
@@ -132,7 +132,7 @@ def _words_html(why):
     return ('<h3>How sure of each word</h3>'
             + _scroll('probability of each word', f'<table>{head}<tbody>{"".join(map(row, why.words))}</tbody></table>'))
 
-# %% ../../nbs/chat/07_shown.ipynb #77f5ecd2
+# %% ../../nbs/chat/07_shown.ipynb #630362cc
 def _map_html(why):
     "The map of words and levels."
     def cell(v, tint, best):
@@ -160,7 +160,7 @@ def _places_html(why):
         def shown(im, note): return f'<span><img src="{_url(im)}" alt="{escape(note)}">{note}</span>'
         if p.attention: attention = shown(lit(im, p.attention), 'raw attention')
         note = f'<b>{escape(word_text(w))}</b>: {chance(w.logprob)}, and {chance(p.covered)} with the outlined part covered'
-        return (f'<figure><div class="agw-pair">{shown(lit(im, p.drop, p.window), "what covering costs")}{attention}</div>'
+        return (f'<figure><div class="agw-pair">{shown(lit(im, p.lost, p.window), "what covering costs")}{attention}</div>'
                 f'<figcaption>{note}</figcaption></figure>')
     figures = ''.join(figure(w, p) for w,p in told_words(why))
     return f'<h3>Where in the picture</h3><div class="agw-places">{figures}</div>'*bool(figures)
@@ -168,7 +168,7 @@ def _places_html(why):
 @patch
 def _repr_html_(self:Why): return why_html(self)
 
-# %% ../../nbs/chat/07_shown.ipynb #f3001c04
+# %% ../../nbs/chat/07_shown.ipynb #497ff5b5
 def why_text(
     why:Why, # an explanation
     width:int=80, # characters in a line
@@ -195,7 +195,7 @@ def _map_lines(why, name, depth):
 
 def _of_256(r, g, b): return 16 + 36*round(r/51) + 6*round(g/51) + round(b/51)
 
-# %% ../../nbs/chat/07_shown.ipynb #2ae1b1a9
+# %% ../../nbs/chat/07_shown.ipynb #4762029c
 def why_figure(
     why:Why, # an explanation
 )->'matplotlib.figure.Figure': # `savefig` writes it
@@ -244,13 +244,13 @@ def _draw_places(fig, why, shown):
     axes = fig.subplots(2, max(4, len(shown)), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for (up, down),(w, p) in zip(axes.T, shown):
-        up.imshow(lit(why.pictures[p.picture], p.drop, p.window))
+        up.imshow(lit(why.pictures[p.picture], p.lost, p.window))
         up.set_title(f'{word_text(w)[:14]}: {chance(w.logprob)}\ncovered: {chance(p.covered)}', fontsize=7, parse_math=False)
         if p.attention:
             down.imshow(lit(why.pictures[p.picture], p.attention))
             down.set_title('raw attention', fontsize=7)
 
-# %% ../../nbs/chat/07_shown.ipynb #a37e9942
+# %% ../../nbs/chat/07_shown.ipynb #5b99243e
 def why_page(
     why:Why, # an explanation
 )->str: # HTML

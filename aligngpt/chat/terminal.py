@@ -170,7 +170,7 @@ def _why(term, arg):
     term._write(why_text(why, shutil.get_terminal_size().columns, term.depth) + '\n')
     for w,p in told_words(why)[:3] if term.depth else []:
         term.say(f'\n{word_text(w)}: what covering costs', dim=True)
-        term._write(thumbnail(lit(why.pictures[p.picture], p.drop, p.window, 96), 32, term.depth) + '\n')
+        term._write(thumbnail(lit(why.pictures[p.picture], p.lost, p.window, 96), 32, term.depth) + '\n')
 
 def _undo(term, arg):
     "/undo: take the last question and its answer back"

@@ -7,7 +7,7 @@ __all__ = ['READ', 'LOGITS', 'SCHEMA', 'FIELDS', 'PLACE_FIELDS', 'SAME', 'Case',
            'vision_of', 'row_weights', 'asked_row', 'Word', 'word_spans', 'Why', 'rounded', 'explain_words', 'as_seen',
            'chance', 'word_text', 'sentences']
 
-# %% ../../nbs/chat/05_why.ipynb #3a1a520f
+# %% ../../nbs/chat/05_why.ipynb #40758b55
 import math, re, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +22,7 @@ from ..model.layers import level_weights
 from .reader import context, prompt_layout, stop_ids
 from .session import ChatSession
 
-# %% ../../nbs/chat/05_why.ipynb #39fa33c3
+# %% ../../nbs/chat/05_why.ipynb #01ffd770
 @dataclass
 class Case:
     "An answer, and what it was made from."
@@ -36,7 +36,7 @@ class Case:
     alignment:int|list|None=None # the level that was forced, or weights; None: the gate decided
     seconds:float=0. # that the answer took
 
-# %% ../../nbs/chat/05_why.ipynb #427f4eb1
+# %% ../../nbs/chat/05_why.ipynb #9d6a4659
 def answer_case(
     processor:Any, # of the model
     turns:list, # what the model read, the last one with its answer
@@ -73,7 +73,7 @@ def session_case(
                        list(reply.text.ids) if reply is not None and reply.answer is asked.answer else None, None,
                        torch.cat([V for _,V in known]) if known and None not in known else None)
 
-# %% ../../nbs/chat/05_why.ipynb #33bec0c9
+# %% ../../nbs/chat/05_why.ipynb #969c6aaf
 READ, LOGITS = 1 << 13, 1 << 25 # tokens, and logits, of one pass; at least one row is taken
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def said_chances(
         out = model(input_ids=row.expand(len(at), -1), logits_to_keep=len(said), use_cache=False, **shown)
         yield out.logits.float().log_softmax(-1)
 
-# %% ../../nbs/chat/05_why.ipynb #855b9c78
+# %% ../../nbs/chat/05_why.ipynb #1add2a36
 def vision_of(
     model:Any, # an AlignGPT model
     case:Case, # with pictures, or without
@@ -123,7 +123,7 @@ def asked_row(
     if isinstance(case.alignment, (list, tuple)): return -1
     return 0 if case.alignment is None else 1 + case.alignment
 
-# %% ../../nbs/chat/05_why.ipynb #c1a0ad46
+# %% ../../nbs/chat/05_why.ipynb #56e81523
 @dataclass
 class Word:
     "A word of an answer, and what the model thought of it."
@@ -170,7 +170,7 @@ def _cut_off(text):
     except UnicodeDecodeError as e: return 'unexpected end' in e.reason
     return False
 
-# %% ../../nbs/chat/05_why.ipynb #c841f5af
+# %% ../../nbs/chat/05_why.ipynb #a939c052
 SCHEMA = 'aligngpt.why/1'
 FIELDS = dict(
     schema="the version of these fields, 'aligngpt.why/1'",
@@ -185,8 +185,8 @@ FIELDS = dict(
           'one for each picture',
     seconds='what the answer, the words with their levels, and the places took')
 PLACE_FIELDS = dict(
-    picture='which picture, from 0', window='the window that costs most, in cells: row, column, rows, columns',
-    drop='by how much the log probability of the word falls when a part of the picture is covered, rows of a grid',
+    picture='which picture, from 0', window='a small window that costs about the most, in cells: row, column, rows, columns',
+    lost='the share of the probability of the word that covering a part of the picture costs, rows of a grid',
     attention='mean attention of all layers and heads from the word to that part, the same grid; null if unknown',
     covered='the log probability of the word with that window covered')
 
@@ -233,7 +233,7 @@ def rounded(
     if isinstance(x, (list, tuple)): return [rounded(v) for v in x]
     return round(x, 5) if isinstance(x, float) else x
 
-# %% ../../nbs/chat/05_why.ipynb #edcfee05
+# %% ../../nbs/chat/05_why.ipynb #fe7af1a2
 def explain_words(
     model:Any, # an AlignGPT model, in eval mode
     processor:Any, # its processor
@@ -282,7 +282,7 @@ def as_seen(
     mean, std = (torch.tensor(x)[:, None, None] for x in (im.image_mean, im.image_std))
     return Image.fromarray(((pixels.cpu().float()*std + mean).clamp(0, 1)*255).round().byte().permute(1, 2, 0).numpy())
 
-# %% ../../nbs/chat/05_why.ipynb #6ead6432
+# %% ../../nbs/chat/05_why.ipynb #e7c6f6f5
 SAME = .05 # of log likelihoods that are called the same
 
 def chance(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['explain_command', 'register_explain']
 
-# %% ../../nbs/cli/11_explain.ipynb #29cb503b
+# %% ../../nbs/cli/11_explain.ipynb #91d6e35e
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,7 +15,7 @@ from ..core.errors import AlignGPTError
 from ..core.markup import echo
 from .data import DType, Device
 
-# %% ../../nbs/cli/11_explain.ipynb #965035e7
+# %% ../../nbs/cli/11_explain.ipynb #5a477af1
 def explain_command(
     run:Annotated[str, typer.Argument(help='A run or checkpoint folder, ours or official, or a name on the hub.')],
     ask:Annotated[Optional[str], typer.Option(help='The question.', show_default=False)]=None,
@@ -79,7 +79,7 @@ def _tell_measured(session, run, out):
     echo(measured_text(found))
     if out is not None: echo(write_json(found, out))
 
-# %% ../../nbs/cli/11_explain.ipynb #d98cfb31
+# %% ../../nbs/cli/11_explain.ipynb #9e29eda8
 def register_explain(
     app:typer.Typer, # to add the command to
 )->None:

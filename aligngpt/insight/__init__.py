@@ -9,4 +9,6 @@ __all__ = []
 from ..core.lazy import lazy_names
 
 # %% ../../nbs/insight/index.ipynb #91942a1b
-__getattr__, __dir__ = lazy_names('aligngpt.insight')
+__getattr__, __dir__ = lazy_names('aligngpt.insight',
+    pointing='point',
+    calibration='measure')

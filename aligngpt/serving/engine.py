@@ -450,6 +450,26 @@ def _take(self:Job, token, stops):
     piece += self.text.end() if over else ''
     self._say(piece.lstrip() if self.spaced and not a.text else piece, over)
 
+# %% ../../nbs/serving/02_engine.ipynb #e4976c87
+@patch
+def refuse(self:Engine)->None:
+    "Let no one in any more."
+    with self.changed:
+        self.closing = True
+        self.changed.notify_all()
+
+@patch
+def close(self:Engine,
+    now:bool=False, # stop answers in the middle
+    seconds:float|None=None, # to wait for answers; then as `now`
+)->None:
+    "Let no one in, and end when all are answered."
+    self.refuse()
+    if not now: self.thread.join(seconds)
+    for j in [*self.waiting, *self.jobs]: j.cancel()
+    if threading.current_thread() is not self.thread: self.thread.join()
+    atexit.unregister(self.close)
+
 # %% ../../nbs/serving/02_engine.ipynb #why00022
 @patch
 def case(self:Job)->Case: # for `explain`
@@ -473,23 +493,3 @@ def reasons(self:Engine,
     if (n := len(case.ids) + len(case.said)) > self.limit:
         raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}', 'begin anew')
     return explain(self.model, self.processor, case)
-
-# %% ../../nbs/serving/02_engine.ipynb #e4976c87
-@patch
-def refuse(self:Engine)->None:
-    "Let no one in any more."
-    with self.changed:
-        self.closing = True
-        self.changed.notify_all()
-
-@patch
-def close(self:Engine,
-    now:bool=False, # stop answers in the middle
-    seconds:float|None=None, # to wait for answers; then as `now`
-)->None:
-    "Let no one in, and end when all are answered."
-    self.refuse()
-    if not now: self.thread.join(seconds)
-    for j in [*self.waiting, *self.jobs]: j.cancel()
-    if threading.current_thread() is not self.thread: self.thread.join()
-    atexit.unregister(self.close)
