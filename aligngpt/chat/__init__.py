@@ -12,4 +12,7 @@ from ..core.lazy import lazy_names
 __getattr__, __dir__ = lazy_names('aligngpt.chat',
     reader='Reader Settings',
     session='ChatSession open_session',
-    widget='Chat')
+    widget='Chat',
+    why='explain_words session_case Why',
+    places='explain',
+    shown='save_why')

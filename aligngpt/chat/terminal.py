@@ -20,7 +20,10 @@ from ..core.errors import AlignGPTError
 from ..core.markup import printable
 from ..core.pictures import open_picture
 from .reader import Settings
+from .places import explain, told_words
 from .session import ChatSession, Reply
+from .shown import check_kind, lit, save_why, why_text
+from .why import session_case, word_text
 
 # %% ../../nbs/chat/04_terminal.ipynb #d9d35e10
 def colour_depth(
@@ -158,6 +161,17 @@ def _again(term, arg):
     "/again: answer the last question anew"
     term.stream(term.session.regenerate())
 
+def _why(term, arg):
+    "/why [FILE]: explain the last answer, here or in a file (.html, .png, .json)"
+    if arg: check_kind(arg)
+    r = term.session.reader
+    why = explain(r.model, r.processor, session_case(term.session))
+    if arg: return term.say(f'saved {save_why(why, arg)}', dim=True)
+    term._write(why_text(why, shutil.get_terminal_size().columns, term.depth) + '\n')
+    for w,p in told_words(why)[:3] if term.depth else []:
+        term.say(f'\n{word_text(w)}: what covering costs', dim=True)
+        term._write(thumbnail(lit(why.pictures[p.picture], p.lost, p.window, 96), 32, term.depth) + '\n')
+
 def _undo(term, arg):
     "/undo: take the last question and its answer back"
     term.say(f'taken back: {term.session.undo().question}', dim=True)
@@ -188,7 +202,7 @@ def _quit(term, arg):
     "/quit: leave"
     term.done = True
 
-COMMANDS = {f'/{f.__name__[1:]}':f for f in (_image, _level, _set, _again, _undo, _reset, _save, _load, _help, _quit)}
+COMMANDS = {f'/{f.__name__[1:]}':f for f in (_image, _level, _set, _again, _why, _undo, _reset, _save, _load, _help, _quit)}
 
 # %% ../../nbs/chat/04_terminal.ipynb #3a294d3b
 @patch

@@ -122,7 +122,7 @@ function render({ model, el }) {
   }
 
   // The conversation
-  function tools(msg, last) {
+  function tools(msg, last, i) {
     const bar = tag('span', { className: 'agpt-tools' });
     bar.append(button('Copy', 'Copy the answer', e => {
       copy(msg.dataset.text);
@@ -130,6 +130,7 @@ function render({ model, el }) {
       setTimeout(() => e.target.textContent = 'Copy', 1200);
     }));
     if (last) bar.append(button('Regenerate', 'Regenerate the answer', () => model.send({ type: 'again' })));
+    bar.append(button('Why?', 'Explain the answer', () => model.get('busy') || model.send({ type: 'why', index: i })));
     (msg.querySelector('.agpt-foot') ?? msg).append(bar);
   }
   function nearEnd() { return log.scrollHeight - log.scrollTop - log.clientHeight < 60; }
@@ -137,7 +138,7 @@ function render({ model, el }) {
     const near = nearEnd();
     log.innerHTML = model.get('log').join('') || `<div class="agpt-hint">${model.get('hint')}</div>`;
     const answers = [...log.querySelectorAll('.agpt-model')];
-    answers.forEach((m, i) => tools(m, i === answers.length - 1 && !model.get('busy')));
+    answers.forEach((m, i) => tools(m, i === answers.length - 1 && !model.get('busy'), i));
     drawLive(near);
   }
   function drawLive(near = nearEnd()) {

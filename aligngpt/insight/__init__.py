@@ -10,6 +10,5 @@ from ..core.lazy import lazy_names
 
 # %% ../../nbs/insight/index.ipynb #91942a1b
 __getattr__, __dir__ = lazy_names('aligngpt.insight',
-    doctor='Verdict examine write_verdict',
-    limits='product_limits read_limit',
-    bench='make_pair run_bench')
+    pointing='point',
+    calibration='measure')

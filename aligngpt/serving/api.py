@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ELSEWHERE', 'TWO_LENGTHS', 'FOREIGN', 'ANSWERS', 'as_api_error', 'not_here', 'Api', 'give_back_memory', 'Told',
-           'ChatForm', 'sse', 'together', 'Ring', 'foreign', 'create_app', 'OwnReading']
+           'ChatForm', 'sse', 'told_why', 'together', 'Ring', 'foreign', 'create_app', 'OwnReading']
 
 # %% ../../nbs/serving/05_api.ipynb #919e7084
 import asyncio, ctypes, gc, hashlib, hmac, json, logging, re, secrets, time
@@ -283,7 +283,8 @@ async def jobs(self:Api,
     body.forget()
     await self.show(turns, share, gone)
     settings = {'max_new_tokens':min(e.settings.max_new_tokens, limits.tokens), **body.settings}
-    prepare = partial(e.prepare, turns, system, body.stops, limits.seconds, body.likely, body.goes_on, **settings)
+    prepare = partial(e.prepare, turns, system, body.stops, limits.seconds, body.likely, body.goes_on,
+                      bool(body.explain), **settings)
     jobs = [await self.apart(prepare, large=size > 1 << 15)]
     while len(jobs) < body.answers: jobs.append(jobs[-1].again())
     if gone and gone.done(): raise _left()
@@ -345,7 +346,7 @@ class ChatForm:
                                 finish_reason=_finish_reason(j.answer))
                                 for i,(t,j) in enumerate(zip(texts, self.jobs))]
         return dict(self.head, object='chat.completion', choices=choices, usage=_usage(self.jobs),
-                    aligngpt=_extra(self.jobs[0].answer))
+                    aligngpt=_extra(self.jobs[0]))
 
     def begin(self)->list[str]: # events
         "Before the first text."
@@ -362,8 +363,8 @@ class ChatForm:
         i:int, # which answer
     )->list[str]: # events
         "An answer is complete."
-        a = self.jobs[i].answer
-        return [self._event(i, {}, finish=_finish_reason(a), aligngpt=_extra(a))]
+        j = self.jobs[i]
+        return [self._event(i, {}, finish=_finish_reason(j.answer), aligngpt=_extra(j))]
 
     def close(self)->list[str]: # events
         "All are."
@@ -382,7 +383,7 @@ class ChatForm:
 
     def _choice(self, i, **fields):
         "One of several answers tells about itself."
-        return dict(index=i, **fields, **(dict(aligngpt=_extra(self.jobs[i].answer)) if len(self.jobs) > 1 else {}))
+        return dict(index=i, **fields, **(dict(aligngpt=_extra(self.jobs[i])) if len(self.jobs) > 1 else {}))
 
     def _logprobs(self, i, text):
         tokens = self.told[i].upto(text)
@@ -401,9 +402,16 @@ def _usage(jobs):
     "Numbers of tokens; the question is counted once."
     read, wrote = jobs[0].answer.prompt_tokens, sum(j.answer.tokens for j in jobs)
     return dict(prompt_tokens=read, completion_tokens=wrote, total_tokens=read + wrote)
-def _extra(a):
+def _extra(j):
+    a = j.answer
     return dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish,
-                first_token=round(a.first_token, 4), seconds=round(a.seconds, 4))
+                first_token=round(a.first_token, 4), seconds=round(a.seconds, 4), **told_why(j))
+
+def told_why(
+    job:Job, # that is done
+)->dict: # `why`, if it was asked for
+    "The explanation of an answer, as a field."
+    return {} if job.why is None else dict(why=job.why)
 
 # %% ../../nbs/serving/05_api.ipynb #088ea06d
 async def _gone(request):
@@ -473,7 +481,9 @@ async def _answer(self:Api, form, jobs, stream, request):
         first = await anext(pieces)
         self._in_time(jobs[first[0]].answer)
         if stream: return self._stream(form, pieces, first, request)
-        return JSONResponse(form.whole(await _texts(pieces, first, len(jobs))))
+        texts = await _texts(pieces, first, len(jobs))
+        await self.explain(jobs)
+        return JSONResponse(form.whole(texts))
     except BaseException:
         for j in jobs: j.cancel()
         raise
@@ -507,12 +517,14 @@ def _over(self:Api, jobs, request):
 @patch
 def _stream(self:Api, form, pieces, first, request):
     "Server-sent events of answers."
-    def written(i, piece): return form.end(i) if piece is None else form.piece(i, piece)
+    async def written(i, piece):
+        if piece is None: await self.explain([form.jobs[i]])
+        return form.end(i) if piece is None else form.piece(i, piece)
     async def events():
         try:
-            for e in form.begin() + written(*first): yield e
+            for e in form.begin() + await written(*first): yield e
             async for i,piece in pieces:
-                for e in written(i, piece): yield e
+                for e in await written(i, piece): yield e
             for e in form.close(): yield e
         except Exception as e:
             self.log.error('%s %r', request.state.id, e, exc_info=e)
@@ -522,6 +534,19 @@ def _stream(self:Api, form, pieces, first, request):
             self._over(form.jobs, request)
     return StreamingResponse(events(), media_type='text/event-stream',
                              headers={'Cache-Control':'no-cache', 'X-Accel-Buffering':'no'})
+
+# %% ../../nbs/serving/05_api.ipynb #why00032
+@patch
+async def explain(self:Api,
+    jobs:list[Job], # that are done; each may get its `why`
+)->None:
+    "Find out why answers are what they are, where that was asked for."
+    for j in jobs:
+        if not j.explain or not j.answer.tokens or j.answer.finish in ('stopped', 'error'): continue
+        try: j.why = (await self.apart(self.engine.reasons, j, large=True)).to_dict()
+        except Exception as e:
+            self.log.error('explanation %r', e, exc_info=e)
+            j.why = dict(error='no explanation; the log of the server has the details')
 
 # %% ../../nbs/serving/05_api.ipynb #ac3b0baf
 class Ring:

@@ -22,7 +22,9 @@ from ..text.tokenizer import TokenText
 from ..model.decoding import ask_batch
 from ..model.layers import level_weights
 from ..chat.reader import Answer, Settings, Turn, context, context_limit, prompt_layout, sampling, stop_ids
+from ..chat.places import explain
 from ..chat.session import setting_changes
+from ..chat.why import answer_case, Case, Why
 
 # %% ../../nbs/serving/02_engine.ipynb #cef652ce
 class Rows:
@@ -88,14 +90,17 @@ class Job:
         seconds:float=math.inf, # to wait and to answer, at most
         likely:int|None=None, # likeliest tokens to note beside each one taken; None: no probabilities at all
         said:str='', # the beginning of the answer, which stands in the prompt
+        explain:bool=False, # will somebody ask why?
     ):
         self.engine, self.prompt, self.settings, self.state, self.error = engine, prompt, settings, 'new', None
         self.seconds, self.likely, self.said, self.chances = seconds, likely, said, []
+        self.explain, self.seen, self.why = explain, [], None # pictures as the tower saw them; the explanation
         n = len(prompt['input_ids'])
         seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
         self.answer = Answer(alignment=settings.alignment, seed=seed, prompt_tokens=n)
         self.spaced = said != said.rstrip() # the space before the first word is there already
         before = prompt['input_ids'][-16:] if said else [] # it is enough to know how the text goes on
+        self.known = len(before)
         self.text = TokenText(engine.processor.tokenizer, stop, said.rstrip(), before)
         self.steps, self.read = _steps(settings, seed), None # the prompt's tokens, for a repetition penalty
         self.limit = min(settings.max_new_tokens, engine.limit - n)
@@ -138,7 +143,8 @@ class Job:
         "The same question, for another answer: a given seed is counted up."
         s, seed = self.settings, self.answer.seed + 1
         s = s if s.seed is None else replace(s, seed=seed)
-        return Job(self.engine, self.prompt, s, self.text.stop, self.seconds, self.likely, self.said)
+        return Job(self.engine, self.prompt, s, self.text.stop, self.seconds, self.likely, self.said,
+                   self.explain)
 
 # %% ../../nbs/serving/02_engine.ipynb #36006f2e
 def _steps(s, seed):
@@ -260,6 +266,7 @@ def prepare(self:Engine,
     seconds:float=math.inf, # to wait and to answer, at most
     likely:int|None=None, # likeliest tokens to note beside each one taken; None: no probabilities at all
     goes_on:bool=False, # the last turn has the beginning of its answer
+    explain:bool=False, # will somebody ask why?
     **settings, # see `Settings`
 )->Job: # for `submit`
     "Make a question ready."
@@ -273,7 +280,7 @@ def prepare(self:Engine,
         raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}',
                       'shorten it, or show fewer pictures')
     pictures = [tower_picture(self.processor, im) for t in turns for im in t.images]
-    return Job(self, dict(prompt, pictures=pictures), s, stop, seconds, likely, said)
+    return Job(self, dict(prompt, pictures=pictures), s, stop, seconds, likely, said, explain)
 @patch
 def _check_length(self:Engine, turns, system):
     "Refuse a text that cannot fit before it is cut into tokens."
@@ -384,6 +391,7 @@ def _prefill(self:Engine, jobs):
         V = self.sights.look(pictures)
         batch.update(vision_features=V, alignment=self._weights(jobs, batch, V))
     logits = self.rows.prefill(batch)
+    for j in jobs: j.seen = [p.pixels for p in j.prompt['pictures']] if j.explain else []
     for j in jobs: j.prompt = dict(j.prompt, pictures=()) # seen; a client that reads slowly shall not hold them
     self.jobs = self.jobs + jobs
     return logits
@@ -462,3 +470,27 @@ def close(self:Engine,
     for j in [*self.waiting, *self.jobs]: j.cancel()
     if threading.current_thread() is not self.thread: self.thread.join()
     atexit.unregister(self.close)
+
+# %% ../../nbs/serving/02_engine.ipynb #why00022
+@patch
+def case(self:Job)->Case: # for `explain`
+    "What the answer was made from; it must be complete."
+    said, p, a = self.text.ids[self.known:], self.prompt, self.answer
+    if a.finish == 'stop' and not self.text.ended: said = said + [self.token]
+    if not said: raise AlignGPTError('the model said nothing')
+    return Case('', a.text, p['input_ids'], p['gate_mask'], said, torch.stack(self.seen) if self.seen else None, None,
+                a.alignment, a.seconds)
+
+@patch
+def reasons(self:Engine,
+    what:Job|list[Turn], # a job that is done, or a conversation, the last turn with its answer
+)->Why: # the explanation
+    "Why an answer is what it is."
+    if isinstance(what, Job): return explain(self.model, self.processor, what.case())
+    self._check_length(what, None)
+    pixels = [tower_picture(self.processor, im).pixels for t in what for im in t.images]
+    with self.layout_lock:
+        case = answer_case(self.processor, what, self.stops, None, None, torch.stack(pixels) if pixels else None)
+    if (n := len(case.ids) + len(case.said)) > self.limit:
+        raise TooLong(f'the conversation has {n} tokens, and the model reads at most {self.limit}', 'begin anew')
+    return explain(self.model, self.processor, case)

@@ -254,6 +254,7 @@ class _Asked(Sent):
     seed:Annotated[StrictInt, Field(ge=-2**63, lt=2**63)]|None = None # of the sampling
     stop:Text|Annotated[list[Text], Field(max_length=4)]|None = None # texts to end at
     top_logprobs:Annotated[StrictInt, Field(ge=0, le=20)]|None = None # likeliest tokens to tell beside each one taken
+    explain:StrictBool|None = None # say why the answer is what it is, too
     continue_final_message:StrictBool|None = None # the last message is the assistant's, and goes on
 
     @model_validator(mode='before')

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastcore.basics import patch
 
-from .api import ANSWERS, Api, sse, Told
+from .api import ANSWERS, Api, sse, Told, told_why
 from .engine import Job
 from .requests import ResponseRequest
 
@@ -109,7 +109,7 @@ def _over(self:ResponseForm):
     usage = dict(input_tokens=a.prompt_tokens, input_tokens_details=dict(cached_tokens=0, cache_write_tokens=0),
                  output_tokens=a.tokens, output_tokens_details=dict(reasoning_tokens=0),
                  total_tokens=a.prompt_tokens + a.tokens)
-    about = dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish)
+    about = dict(weights=a.weights, alignment=a.alignment, seed=a.seed, finish=a.finish, **told_why(self.jobs[0]))
     return dict(self.head, status=status, incomplete_details=why, usage=usage, aligngpt=about,
                 completed_at=int(time.time()),
                 output=[dict(self.item, status=status, content=[self._part])])

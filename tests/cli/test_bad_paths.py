@@ -18,7 +18,7 @@ judge_key judge_jobs judge_retries judge_timeout judge_price rounds yes task as_
 from_column key kind edges
 ask ask_column max_new_tokens step stream layout check any_code arms control dry_run example file needs_picture
 noises only opened pairs plan power rating_as rating_least rating_of rating_scale ratings reduced report seeds set
-unrated who worlds workload shape precision turns actors'''.split()) # name no place
+unrated who worlds workload shape precision turns actors answer places measure'''.split()) # name no place
 
 
 @pytest.fixture(scope='module')
@@ -68,6 +68,7 @@ def good(d, out):
         label=dict(data=d/'levels.json', out=out/'labels', **images), notebook=dict(run=d/'toy', out=out/'chat.ipynb'),
         ablate=dict(out=out/'ablation'), run=dict(), bench=dict(json=out/'b.json'),
         doctor=dict(target=d/'pairs.json', data=d/'pairs.json', images=d/'images', processor=d/'toy', out=out/'doctor'),
+        explain=dict(run=d/'toy', image=d/'images'/'0.png', ask='Hm?', out=out/'why.json'),
         recaption=dict(data=d/'levels.json', model=d/'toy', clip=d/'clip', out=out/'better.json',
                        scores=d/'levels.parquet', **images))
 
