@@ -6,7 +6,7 @@
 __all__ = ['BITS', 'MOST_ROWS', 'kind_of', 'check_bits', 'check_library', 'language_file', 'make_language_file', 'write_packed',
            'Decoder', 'Sequences', 'Words', 'HybridAlignGPT', 'hybrid_of', 'HybridRows', 'open_hybrid']
 
-# %% ../../nbs/exports/07_hybrid.ipynb #076bc08f
+# %% ../../nbs/exports/07_hybrid.ipynb #c7bf36d5
 import ctypes, hashlib, threading, weakref
 from collections import Counter, deque
 from functools import lru_cache, partial
@@ -29,9 +29,10 @@ from ..core.stores import cache_home
 from ..checkpoints.layouts import Checkpoint, load, open_checkpoint, read_parts
 from .gguf import family_of, write_bare_model
 from ..model.layers import take_placeholders
-from ..model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput, AlignGPTPreTrainedModel
+from ..model.modeling import (AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput,
+                                     AlignGPTPreTrainedModel)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #bfa6fd82
+# %% ../../nbs/exports/07_hybrid.ipynb #15f92925
 BITS = {32:'f32', 16:'f16', 8:'q8_0', 4:'q4_k_m'} # of a weight, and what llama.cpp calls that
 _FOUR = {'q4_k_m':15, 'q4_0':2} # llama_ftype of those that the library packs
 
@@ -53,10 +54,12 @@ def check_bits(
 def check_library()->None: # or `AlignGPTError`
     "Is llama.cpp here?"
     if gone := [m for m in ('llama_cpp', 'gguf') if find_spec(m) is None]:
-        raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", "pip install 'aligngpt[llamacpp]'; "
-            'llama-cpp-python comes as source and is built here, with CMake and a C++ compiler, for five to ten minutes')
+        raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", _INSTALL)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #6e8b2d4a
+_INSTALL = ("pip install 'aligngpt[llamacpp]'; llama-cpp-python comes as source and is built here, with CMake and a C++ "
+            'compiler, for five to ten minutes')
+
+# %% ../../nbs/exports/07_hybrid.ipynb #a957f2fb
 def language_file(
     c:Checkpoint, # from `open_checkpoint`
     kind:str, # a number format
@@ -82,7 +85,7 @@ def make_language_file(
     with atomic_path(file.parent) as folder: write_packed(model, folder/file.name, kind)
     return file
 
-# %% ../../nbs/exports/07_hybrid.ipynb #69447292
+# %% ../../nbs/exports/07_hybrid.ipynb #32aa7ed4
 def write_packed(
     model:Any, # an AlignGPT
     path:Path, # the file, in a folder that may not be there
@@ -99,11 +102,11 @@ def write_packed(
 def _pack(src, dst, kind):
     "Let llama.cpp quantise a file."
     import llama_cpp as lib
-    (words, _), how = _ears(), lib.llama_model_quantize_default_params()
+    _ears()
+    how = lib.llama_model_quantize_default_params()
     how.ftype, how.nthread = kind, torch.get_num_threads()
     if lib.llama_model_quantize(str(src).encode(), str(dst).encode(), how):
-        raise AlignGPTError(f'llama.cpp does not pack this model: {words[-1] if words else "no reason given"}',
-                            'take --bits 8')
+        raise AlignGPTError(f'llama.cpp does not pack this model: {_last_word()}', 'take --bits 8')
 
 @lru_cache
 def _ears():
@@ -116,13 +119,15 @@ def _ears():
     lib.llama_log_set(hear, ctypes.c_void_p(0))
     return words, hear # which must stay
 
-# %% ../../nbs/exports/07_hybrid.ipynb #dfbda1e6
+def _last_word(): return (_ears()[0] or ['no reason given'])[-1]
+
+# %% ../../nbs/exports/07_hybrid.ipynb #d5b1ebf7
 MOST_ROWS = 256 # sequences of a context, in llama.cpp
 
 class _Owned:
     "Something of llama.cpp's that is freed with its last owner."
     def __init__(self, at, free, *needs):
-        if not at: raise AlignGPTError(f'llama.cpp: {(_ears()[0] or ["not enough memory"])[-1]}', 'see if there is memory left')
+        if not at: raise AlignGPTError(f'llama.cpp: {_last_word()}', 'see if there is memory left')
         self.at, self.needs = at, needs
         weakref.finalize(self, free, at)
 
@@ -160,6 +165,7 @@ class Decoder:
         with self.lock: return self._begin()
 
     def _begin(self):
+        "The first number that is free."
         self._clear()
         seq = next((i for i in range(MOST_ROWS) if i not in self.lengths), None)
         if seq is None: raise AlignGPTError(f'more than {MOST_ROWS} answers at a time', 'take a smaller batch')
@@ -173,6 +179,7 @@ class Decoder:
         self.leaving.extend(seqs)
 
     def _clear(self):
+        "Free the cells of sequences that were left."
         while self.leaving:
             seq = self.leaving.popleft()
             self.lib.llama_memory_seq_rm(self.memory, seq, -1, -1)
@@ -186,7 +193,7 @@ class Decoder:
         with self.lock: self.lib.llama_memory_seq_rm(self.memory, seq, n, -1)
         self.lengths[seq] = n
 
-# %% ../../nbs/exports/07_hybrid.ipynb #d8b43549
+# %% ../../nbs/exports/07_hybrid.ipynb #a1091075
 @patch
 def read(self:Decoder,
     seqs:np.ndarray, # the sequence of each token, those of one together, [n]
@@ -198,6 +205,7 @@ def read(self:Decoder,
 
 @patch
 def _read(self:Decoder, seqs, x, wanted):
+    "Positions, batches, and back to where it was if something fails."
     self._clear()
     self._grow(len(seqs))
     before, at = dict(self.lengths), np.empty(len(seqs), np.int32)
@@ -224,7 +232,7 @@ def _pass(self:Decoder, seqs, at, x, wanted):
     arrays = dict(fields, pos=at, n_seq_id=one, seq_id=where, logits=flags)
     batch = lib.llama_batch(n_tokens=n, **{k:a.ctypes.data_as(types[k]) for k,a in arrays.items()})
     if code := lib.llama_decode(self.context.at, batch):
-        raise AlignGPTError(f'llama.cpp: {(_ears()[0] or ["no reason given"])[-1]} ({code})', 'is there memory left?')
+        raise AlignGPTError(f'llama.cpp: {_last_word()} ({code})', 'see if there is memory left')
     rows = [lib.llama_get_logits_ith(self.context.at, int(i)) for i in wanted.nonzero()[0]]
     return np.stack([np.ctypeslib.as_array(r, (self.vocabulary,)) for r in rows]) if rows else self._none()
 
@@ -249,7 +257,7 @@ def _copy(self:Decoder, seq):
     self.lib.llama_state_seq_get_data(self.context.at, data, n, seq)
     return data
 
-# %% ../../nbs/exports/07_hybrid.ipynb #56afca52
+# %% ../../nbs/exports/07_hybrid.ipynb #53138837
 class Sequences:
     "The rows of a batch in llama.cpp, as a cache."
     is_compileable, is_linear = False, (False,) # what `generate` asks of any cache
@@ -310,7 +318,7 @@ class Sequences:
         self.seqs, other.seqs = self.seqs + other.seqs, []
         self.columns = max(self.columns, other.columns)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #c5ad859d
+# %% ../../nbs/exports/07_hybrid.ipynb #088cf0aa
 class Words(PreTrainedModel):
     "The embedding table of a language model; what it is given comes out again."
     base_model_prefix = ''
@@ -388,7 +396,7 @@ class HybridAlignGPT(AlignGPTForConditionalGeneration):
 _SAME = 'AlignGPTForConditionalGeneration' # whose names of tensors are ours
 register_checkpoint_conversion_mapping('HybridAlignGPT', get_checkpoint_conversion_mapping(_SAME), True)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #f97743ae
+# %% ../../nbs/exports/07_hybrid.ipynb #2f8104e3
 def hybrid_of(
     model:AlignGPTForConditionalGeneration, # whose parts it takes
     decoder:Any, # that has the same language model
@@ -402,7 +410,7 @@ def hybrid_of(
     out.generation_config, out.decoder = model.generation_config, decoder
     return out.eval()
 
-# %% ../../nbs/exports/07_hybrid.ipynb #974140ef
+# %% ../../nbs/exports/07_hybrid.ipynb #708263a4
 class HybridRows:
     "Token sequences that are decoded together."
     def __init__(self,
@@ -433,7 +441,7 @@ class HybridRows:
         "Let the other rows go."
         if len(rows) < len(self): self.cache.batch_select_indices(rows)
 
-# %% ../../nbs/exports/07_hybrid.ipynb #2cbd4237
+# %% ../../nbs/exports/07_hybrid.ipynb #30535baf
 def open_hybrid(
     run:str|Path, # a folder with a run or a checkpoint, or a name on the hub
     bits:int=16, # of the language model's weights, one of `BITS`

@@ -30,23 +30,23 @@ from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model, toy_p
 from aligngpt.testing.fixtures import TorchDecoder
 from unittest.mock import patch as instead
 import pytest
-from aligngpt.exports.hybrid import BITS, HybridRows, hybrid_of, kind_of, open_hybrid
+from aligngpt.exports.hybrid import BITS, HybridAlignGPT, HybridRows, hybrid_of, kind_of, open_hybrid
 
 
 def test_kind_of():
-    # nbs/exports/07_hybrid.ipynb #1a2b6d24
+    # nbs/exports/07_hybrid.ipynb #54e5e31f
     c = toy_model(toy_processor()).config.text_config
     test_fail(lambda: kind_of(5, c), contains='Unknown --bits 5. Valid: 32, 16, 8, 4')
     {b:kind_of(b, c) for b in BITS}
 
-    # nbs/exports/07_hybrid.ipynb #d6adc39c
+    # nbs/exports/07_hybrid.ipynb #ab1bf7d5
     test_eq(kind_of(4, c), 'q4_0')
     c.hidden_size, c.intermediate_size = 4096, 11008
     test_eq(kind_of(4, c), 'q4_k_m')
 
 
 def test_hybrid_of():
-    # nbs/exports/07_hybrid.ipynb #c58cf9b3
+    # nbs/exports/07_hybrid.ipynb #aec1d271
     model, processor = toy()
     hybrid = hybrid_of(model, TorchDecoder(model))
     asks = [Ask((q, c), q, c) for q in QUESTIONS for c in COLOURS]
@@ -54,7 +54,7 @@ def test_hybrid_of():
     there, here = said(hybrid), said(model)
     pd.DataFrame([(asks[i].text, asks[i].image, there[i]) for i in range(0, 16, 3)], columns=['question', 'picture', 'answer'])
 
-    # nbs/exports/07_hybrid.ipynb #54844dd4
+    # nbs/exports/07_hybrid.ipynb #21fb09b9
     test_eq(there, here)
     test_eq(sorted(hybrid.decoder.freed), sorted(hybrid.decoder.caches)) # all sequences are given back
     test_fail(lambda: hybrid(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])), contains='no loss')
@@ -62,11 +62,11 @@ def test_hybrid_of():
 
 
 def test_HybridRows():
-    # nbs/exports/07_hybrid.ipynb #c58cf9b3
+    # nbs/exports/07_hybrid.ipynb #aec1d271
     model, processor = toy()
     hybrid = hybrid_of(model, TorchDecoder(model))
 
-    # nbs/exports/07_hybrid.ipynb #f5576d5a
+    # nbs/exports/07_hybrid.ipynb #7c9f581c
     prompts = [ask_row(processor, Ask(0, q)) for q in QUESTIONS[:3]]
     def likeliest(logits): return logits.argmax(-1).tolist()
     def batch_of(ps): return ask_batch(ps, [None]*len(ps), {}, None, 0)
@@ -80,19 +80,31 @@ def test_HybridRows():
         rows.keep([0, 2])
         heard([0, 2], likeliest(rows.decode([said_by[0][-1], said_by[2][-1]])))
 
-    # nbs/exports/07_hybrid.ipynb #b32ae5d2
+    # nbs/exports/07_hybrid.ipynb #fbef6593
     for p,s in zip(prompts, said_by):
         test_eq(s, greedy(model, batch_of([p]), len(s), ())[0])
     test_eq(len(rows), 2)
 
 
 def test_open_hybrid():
-    # nbs/exports/07_hybrid.ipynb #c58cf9b3
+    # nbs/exports/07_hybrid.ipynb #aec1d271
     model, processor = toy()
+    hybrid = hybrid_of(model, TorchDecoder(model))
+    asks = [Ask((q, c), q, c) for q in QUESTIONS for c in COLOURS]
+    def said(m): return {i:t for part in answers(m, processor, asks, swatch, 16, batch_size=5) for i,t in part}
+    there, here = said(hybrid), said(model)
+    pd.DataFrame([(asks[i].text, asks[i].image, there[i]) for i in range(0, 16, 3)], columns=['question', 'picture', 'answer'])
 
-    # nbs/exports/07_hybrid.ipynb #d7a00d4e
+    # nbs/exports/07_hybrid.ipynb #79225189
     folder = save(model, processor, Path(tempfile.mkdtemp())/'toy')
-    with instead('aligngpt.exports.hybrid.find_spec', return_value=None):
+    loaded = read_parts(open_checkpoint(folder), HybridAlignGPT, 'cpu').eval()
+    loaded.decoder = TorchDecoder(model)
+    test_eq(said(loaded), here)
+    def weights(m): return sum(p.numel() for p in m.parameters())
+    f'{weights(loaded):,} weights of {weights(model):,} were read'
+
+    # nbs/exports/07_hybrid.ipynb #655eb7fd
+    with instead.dict(open_hybrid.__globals__, find_spec=lambda name: None):
         test_fail(lambda: open_hybrid(folder), contains='not installed: llama_cpp, gguf')
         try: open_hybrid(folder)
         except AlignGPTError as e: print(e)
