@@ -29,7 +29,8 @@ from ..core.stores import cache_home
 from ..checkpoints.layouts import Checkpoint, load, open_checkpoint, read_parts
 from .gguf import family_of, write_bare_model
 from ..model.layers import take_placeholders
-from ..model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput, AlignGPTPreTrainedModel
+from ..model.modeling import (AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput,
+                                     AlignGPTPreTrainedModel)
 
 # %% ../../nbs/exports/07_hybrid.ipynb #15f92925
 BITS = {32:'f32', 16:'f16', 8:'q8_0', 4:'q4_k_m'} # of a weight, and what llama.cpp calls that
@@ -53,8 +54,10 @@ def check_bits(
 def check_library()->None: # or `AlignGPTError`
     "Is llama.cpp here?"
     if gone := [m for m in ('llama_cpp', 'gguf') if find_spec(m) is None]:
-        raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", "pip install 'aligngpt[llamacpp]'; "
-            'llama-cpp-python comes as source and is built here, with CMake and a C++ compiler, for five to ten minutes')
+        raise AlignGPTError(f"--engine llama.cpp: not installed: {', '.join(gone)}", _INSTALL)
+
+_INSTALL = ("pip install 'aligngpt[llamacpp]'; llama-cpp-python comes as source and is built here, with CMake and a C++ "
+            'compiler, for five to ten minutes')
 
 # %% ../../nbs/exports/07_hybrid.ipynb #a957f2fb
 def language_file(
@@ -99,11 +102,11 @@ def write_packed(
 def _pack(src, dst, kind):
     "Let llama.cpp quantise a file."
     import llama_cpp as lib
-    (words, _), how = _ears(), lib.llama_model_quantize_default_params()
+    _ears()
+    how = lib.llama_model_quantize_default_params()
     how.ftype, how.nthread = kind, torch.get_num_threads()
     if lib.llama_model_quantize(str(src).encode(), str(dst).encode(), how):
-        raise AlignGPTError(f'llama.cpp does not pack this model: {words[-1] if words else "no reason given"}',
-                            'take --bits 8')
+        raise AlignGPTError(f'llama.cpp does not pack this model: {_last_word()}', 'take --bits 8')
 
 @lru_cache
 def _ears():
@@ -116,13 +119,15 @@ def _ears():
     lib.llama_log_set(hear, ctypes.c_void_p(0))
     return words, hear # which must stay
 
+def _last_word(): return (_ears()[0] or ['no reason given'])[-1]
+
 # %% ../../nbs/exports/07_hybrid.ipynb #d5b1ebf7
 MOST_ROWS = 256 # sequences of a context, in llama.cpp
 
 class _Owned:
     "Something of llama.cpp's that is freed with its last owner."
     def __init__(self, at, free, *needs):
-        if not at: raise AlignGPTError(f'llama.cpp: {(_ears()[0] or ["not enough memory"])[-1]}', 'see if there is memory left')
+        if not at: raise AlignGPTError(f'llama.cpp: {_last_word()}', 'see if there is memory left')
         self.at, self.needs = at, needs
         weakref.finalize(self, free, at)
 
@@ -160,6 +165,7 @@ class Decoder:
         with self.lock: return self._begin()
 
     def _begin(self):
+        "The first number that is free."
         self._clear()
         seq = next((i for i in range(MOST_ROWS) if i not in self.lengths), None)
         if seq is None: raise AlignGPTError(f'more than {MOST_ROWS} answers at a time', 'take a smaller batch')
@@ -173,6 +179,7 @@ class Decoder:
         self.leaving.extend(seqs)
 
     def _clear(self):
+        "Free the cells of sequences that were left."
         while self.leaving:
             seq = self.leaving.popleft()
             self.lib.llama_memory_seq_rm(self.memory, seq, -1, -1)
@@ -198,6 +205,7 @@ def read(self:Decoder,
 
 @patch
 def _read(self:Decoder, seqs, x, wanted):
+    "Positions, batches, and back to where it was if something fails."
     self._clear()
     self._grow(len(seqs))
     before, at = dict(self.lengths), np.empty(len(seqs), np.int32)
@@ -224,7 +232,7 @@ def _pass(self:Decoder, seqs, at, x, wanted):
     arrays = dict(fields, pos=at, n_seq_id=one, seq_id=where, logits=flags)
     batch = lib.llama_batch(n_tokens=n, **{k:a.ctypes.data_as(types[k]) for k,a in arrays.items()})
     if code := lib.llama_decode(self.context.at, batch):
-        raise AlignGPTError(f'llama.cpp: {(_ears()[0] or ["no reason given"])[-1]} ({code})', 'is there memory left?')
+        raise AlignGPTError(f'llama.cpp: {_last_word()} ({code})', 'see if there is memory left')
     rows = [lib.llama_get_logits_ith(self.context.at, int(i)) for i in wanted.nonzero()[0]]
     return np.stack([np.ctypeslib.as_array(r, (self.vocabulary,)) for r in rows]) if rows else self._none()
 

@@ -1,6 +1,6 @@
-"""How quick is a language model in llama.cpp beside torch? `python tests/exports/hybrid_speed.py RUN` opens a checkpoint
-by each engine, lets them answer in turn, and prints medians of the processor's time on one thread: for a prompt, and for
-each token after it. By hand, where llama-cpp-python is installed; a busy machine changes these times little."""
+"""How quick is a language model in llama.cpp beside torch? `python tests/exports/hybrid_speed.py RUN` opens a
+checkpoint by each engine, lets them answer in turn, and prints medians of the processor's time on one thread: for a
+prompt, and for each token after it. By hand, where llama-cpp-python is installed."""
 import argparse, statistics, time
 
 import torch
@@ -38,7 +38,8 @@ def packed(run, dtype):
 def timed(model, batch, n=24):
     "Milliseconds for the prompt, and for each of `n` tokens."
     cache, mask, start = model.new_cache(), batch['attention_mask'], time.process_time()
-    def likeliest(**how): return model(cache=cache, use_cache=True, logits_to_keep=1, **how).logits[:, -1].argmax(-1, True)
+    def likeliest(**how):
+        return model(cache=cache, use_cache=True, logits_to_keep=1, **how).logits[:, -1].argmax(-1, True)
     token = likeliest(**batch)
     middle = time.process_time()
     for _ in range(n):

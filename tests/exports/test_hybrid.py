@@ -85,7 +85,8 @@ def test_refusals(tmp_path):
     with patch('aligngpt.exports.hybrid.find_spec'):
         e = run('eval', tmp_path/'toy', '--card', '--engine', 'llama.cpp').exception
         assert '--card: not with --engine llama.cpp' in e.message
-        e = run('serve', tmp_path/'toy', '--no-page', '--max-batch', MOST_ROWS + 1, '--engine', 'llama.cpp', '--port', 0)
+        e = run('serve', tmp_path/'toy', '--no-page', '--max-batch', MOST_ROWS + 1, '--engine', 'llama.cpp',
+                '--port', 0)
         assert f'at most {MOST_ROWS} answers' in e.exception.message
 
 
@@ -171,8 +172,8 @@ class TestReal:
         model, processor = made()
         save(model, processor, tmp_path/'run')
         file = language_file(open_checkpoint(tmp_path/'run'), 'f16')
-        with patch('aligngpt.exports.hybrid.write_packed', side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-            open_hybrid(tmp_path/'run')
+        with patch('aligngpt.exports.hybrid.write_packed', side_effect=KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt): open_hybrid(tmp_path/'run')
         assert not file.exists()
         first = weights_hash(open_hybrid(tmp_path/'run')[0])
         assert file.exists()

@@ -54,14 +54,14 @@ def url(picture):
 
 def sent(turn):
     "A turn as OpenAI's clients send it."
-    return dict(turn, content=[dict(type='image_url', image_url=dict(url=url(p['image']))) if p['type'] == 'image' else p
-                               for p in turn['content']])
+    def part(p): return dict(type='image_url', image_url=dict(url=url(p['image']))) if p['type'] == 'image' else p
+    return dict(turn, content=list(map(part, turn['content'])))
 
 
 @torch.no_grad()
 def transformers_says(folder, turns, levels):
-    model, processor = LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder, backend='pil')
-    out = []
+    model, out = LlavaForConditionalGeneration.from_pretrained(folder), []
+    processor = AutoProcessor.from_pretrained(folder, backend='pil')
     for turn,level in zip(turns, levels):
         batch = processor.apply_chat_template([turn], level=level, add_generation_prompt=True, tokenize=True,
                                               return_dict=True, return_tensors='pt')
