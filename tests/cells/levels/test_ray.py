@@ -17,13 +17,12 @@ from aligngpt.data.records import Records, Source
 from aligngpt.levels.alignment import DualEncoder, as_scorer, levels_from_scores
 from aligngpt.levels.scoring import PairBatches, Policy, batch_entries, edges_of, identity, put_together
 from fastcore.test import *
-import fsspec, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, shutil, tarfile
+import fsspec, importlib.util, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, shutil, tarfile
 from PIL import Image
 from aligngpt.core.markup import Table
 from aligngpt.levels.alignment import read_scores
 from aligngpt.levels.ray import ShardJob, levels_of_shards
 from aligngpt.levels.scoring import levels
-import importlib.util
 import pytest
 from aligngpt.levels.ray import Gathered, ShardScorer, Shelf, as_parquet, at_hand, from_parquet, patience, plan_processes, ray_levels, score_shard
 
@@ -62,8 +61,11 @@ def test_Shelf():
         for name, ids in (('00', range(5)), ('01', range(5, 8)), ('02', range(8, 14))):
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     for place in (Path(tempfile.mkdtemp())/'new', 'memory://shelf-of-results'):
@@ -99,8 +101,11 @@ def test_at_hand():
         for name, ids in (('00', range(5)), ('01', range(5, 8)), ('02', range(8, 14))):
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     for place in (Path(tempfile.mkdtemp())/'new', 'memory://shelf-of-results'):
@@ -142,8 +147,11 @@ def test_score_shard():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -185,8 +193,11 @@ def test_ShardScorer():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -234,8 +245,11 @@ def test_Gathered():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -291,9 +305,12 @@ def test_in_turn():
         out = out if '://' in str(out) else world/out
         job = ShardJob(**dict(dict(data=world/'shards', clip=words, out=out, batch_size=4, workers=0), **more))
         return levels_of_shards(job, n=4, quiet=True)
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
     done = by_shards(world)
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -417,8 +434,11 @@ def test_RayEngine():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
+    def shown(folder):
+        "Its tables as one."
+        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    pd.concat([pq.read_table(p).to_pandas() for p in sorted((world/'levels').glob('*.parquet'))])
+    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
