@@ -19,10 +19,11 @@ from ..core.shards import process_rank
 from ..core.stores import check_outbox, check_stores
 from ..core.versions import untested
 from .ablate import register_ablate
-from .data import DType, Device, register_data
+from .bench import register_bench
+from .data import Bits, DType, Device, Engine, open_asked, register_data
+from .doctor import register_doctor
 from .evaluate import register_eval
 from .experiment import Usage, register_experiment, run_quickstart
-from .experiment import Usage, register_experiment
 from .explain import register_explain
 from .export import register_export
 from .folders import register_folders
@@ -226,7 +227,7 @@ def chat(
     temperature:Annotated[float, typer.Option(min=0, help='0 always takes the likeliest token.')]=0.2,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer.')]=512,
     seed:Annotated[Optional[int], typer.Option(help='Of the sampling.')]=None,
-    device:Device='auto', dtype:DType='auto',
+    engine:Engine='auto', bits:Bits=None, device:Device='auto', dtype:DType='auto',
 ):
     "Talk with a model about pictures, on the terminal or through a pipe."
     from aligngpt.core.devices import quiet_libraries
@@ -234,7 +235,7 @@ def chat(
     from aligngpt.chat.terminal import chat_terminal
     quiet_libraries()
     how = dict(alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
-    chat_terminal(open_session(run, load=dict(device=device, dtype=dtype), **how), image or (), question)
+    chat_terminal(open_session(*open_asked(run, engine, bits, device, dtype), **how), image or (), question)
 
 # %% ../../nbs/cli/01_main.ipynb #notb0002
 @app.command()
@@ -309,6 +310,8 @@ register_folders(app)
 # %% ../../nbs/cli/01_main.ipynb #exp70102
 register_experiment(app)
 register_ablate(app)
+register_bench(app)
+register_doctor(app)
 register_explain(app)
 
 # %% ../../nbs/cli/01_main.ipynb #exp28002

@@ -10,5 +10,8 @@ from ..core.lazy import lazy_names
 
 # %% ../../nbs/insight/index.ipynb #91942a1b
 __getattr__, __dir__ = lazy_names('aligngpt.insight',
+    doctor='Verdict examine write_verdict',
     pointing='point',
-    calibration='measure')
+    calibration='measure',
+    limits='product_limits read_limit',
+    bench='make_pair run_bench')

@@ -12,7 +12,10 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import printable
 from aligngpt.core.pictures import open_picture
 from aligngpt.chat.reader import Settings
+from aligngpt.chat.places import explain, told_words
 from aligngpt.chat.session import ChatSession, Reply
+from aligngpt.chat.shown import check_kind, lit, save_why, why_text
+from aligngpt.chat.why import session_case, word_text
 import easy_vqa, io, matplotlib.pyplot as plt, numpy as np, re, tempfile
 from fastcore.test import *
 from aligngpt.core.figures import chapter_figures
@@ -100,7 +103,9 @@ def test_Terminal_line():
              '/imag x':'Unknown command /imag. Valid: /image, /level',
              '/set colour=1':"Unknown setting 'colour'",
              '/set temperature=hot':"temperature: 'hot' is not a valid value",
-             '/again':'there is no question yet'}
+             '/again':'there is no question yet',
+             '/why':'there is no answer to explain',
+             '/why talk.doc':"unknown kind of file '.doc'"}
     for text,why in wrong.items(): test_eq(why in typed(text), True)
     test_eq('temperature = 0.5' in typed('/set temperature=0.5', '/set'), True)
     print(typed(*wrong))
@@ -125,6 +130,12 @@ def test_Terminal_line():
     # nbs/chat/04_terminal.ipynb #a2143523
     test_eq(saved.splitlines()[1], 'Warm, since it is **red**.')
     test_eq(saved.splitlines()[-3:], ['taken back: Is it warm or cool?', 'a new conversation', '1 turns'])
+
+    # nbs/chat/04_terminal.ipynb #why00002
+    told = typed(f'/image "{photo}"', 'What colour is it?', '/why', f'/why {tmp/"why.html"}')
+    for shown in ('The whole answer has a probability', 'log likelihood', 'whole answer', 'why.html'):
+        assert shown in told, told
+    print(told)
 
 
 def test_use_readline():

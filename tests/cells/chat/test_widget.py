@@ -13,8 +13,11 @@ from aligngpt.core.files import inside, is_hub_name, not_here, path_from, read_j
 from aligngpt.core.files import write_json
 from aligngpt.core.markup import escape, markdown_html
 from aligngpt.core.pictures import open_picture
+from aligngpt.chat.places import explain
 from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.session import open_session
+from aligngpt.chat.shown import why_html
+from aligngpt.chat.why import session_case, Why
 from fastcore.test import *
 from IPython.display import HTML, Markdown
 import nbformat, tempfile
@@ -82,6 +85,23 @@ def test_drawn_examples():
     test_eq([im.size for im,_ in examples], [(224, 224)]*3)
     test_eq(drawn_examples(None), [])
     HTML(''.join(f'<img alt="{q}" src="{thumb_url(im, 128)}" style="margin:2px"> {q} ' for im,q in examples))
+
+
+def test_Chat_why():
+    # nbs/chat/03_widget.ipynb #6d83f03b
+    model, processor = toy()
+
+    # nbs/chat/03_widget.ipynb #why00013
+    asker = Chat(model, processor, temperature=0)
+    asker.send('What colour is it?', swatch('red'), wait=True)
+    asker._receive(asker.view, dict(type='why', index=0), [])
+    asker.thread.join()
+    assert 'agpt-why' in asker.view.log[2]
+    test_eq((asker.view.busy, asker.view.live, asker.error), (False, '', None))
+    test_eq(asker.why().answer, 'It is **red**.')
+    asker._receive(asker.view, dict(type='why', index=7), [])
+    assert 'there is no answer to explain' in asker.view.log[-1]
+    [len(h) for h in asker.view.log]
 
 
 def test_Chat_stop():

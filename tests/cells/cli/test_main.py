@@ -17,6 +17,7 @@ from aligngpt.cli.data import Bits, DType, Device, Engine, open_asked, register_
 from aligngpt.cli.doctor import register_doctor
 from aligngpt.cli.evaluate import register_eval
 from aligngpt.cli.experiment import Usage, register_experiment, run_quickstart
+from aligngpt.cli.explain import register_explain
 from aligngpt.cli.export import register_export
 from aligngpt.cli.folders import register_folders
 from aligngpt.cli.serve import register_label, register_serve

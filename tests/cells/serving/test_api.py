@@ -31,6 +31,7 @@ from fastcore.test import *
 from starlette.testclient import TestClient
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.session import ChatSession
+from aligngpt.chat.why import FIELDS
 from aligngpt.serving.api import Api, create_app
 from aligngpt.serving.requests import Message
 import pytest
@@ -101,6 +102,16 @@ async def test_create_app():
     test_eq(end['choices'][0]['finish_reason'], 'stop')
     test_eq((usage['choices'], usage['usage']['completion_tokens']), ([], 11))
     usage['usage']
+
+    # nbs/serving/05_api.ipynb #why00034
+    r = ask(blue, explain=True, logprobs=True, top_logprobs=2).json()
+    why, told = r['aligngpt']['why'], r['choices'][0]['logprobs']['content']
+    test_eq(set(why), set(FIELDS))
+    test_close([w['tokens'][0]['logprob'] for w in why['words'][:len(told)]], [t['logprob'] for t in told], 1e-3)
+    streamed = ask(blue, explain=True, stream=True).text
+    test_eq(json.loads(streamed.split('data: ')[-2])['aligngpt']['why']['answer'], why['answer'])
+    assert 'why' not in ask(blue).json()['aligngpt']
+    {w['text'] or '(end)':w['levels'] for w in why['words']}
 
     # nbs/serving/05_api.ipynb #ecccb184
     def heard(r): return [r.json()['choices'][0][k] for k in ('message', 'finish_reason')]

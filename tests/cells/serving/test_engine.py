@@ -14,7 +14,9 @@ from aligngpt.text.tokenizer import TokenText
 from aligngpt.model.decoding import ask_batch
 from aligngpt.model.layers import level_weights
 from aligngpt.chat.reader import Answer, Settings, Turn, context, context_limit, prompt_layout, sampling, stop_ids
+from aligngpt.chat.places import explain
 from aligngpt.chat.session import setting_changes
+from aligngpt.chat.why import answer_case, Case, Why
 import copy, matplotlib.pyplot as plt, pandas as pd
 from fastcore.test import *
 from transformers import MistralConfig
@@ -89,13 +91,22 @@ def test_Sights():
     tuple(first.shape)
 
 
-async def test_Engine_refuse():
+async def test_Job_case():
     # nbs/serving/02_engine.ipynb #4cabd1e1
     model, processor = toy()
     pictures = {c:swatch(c) for c in COLOURS}
     with Engine(model, processor, max_batch=3, temperature=0) as engine:
         jobs = [engine.ask(QUESTIONS[i % 4], [pictures[c]]) for c in list(pictures)[:2] for i in range(4)]
         answers = [j.result() for j in jobs]
+
+    # nbs/serving/02_engine.ipynb #why00023
+    with Engine(model, processor, temperature=0) as engine:
+        asked = engine.submit(engine.prepare([Turn('What colour is it?', [swatch('red')])], explain=True))
+        asked.result()
+        found, again = engine.reasons(asked), engine.reasons([Turn('What colour is it?', [swatch('red')], asked.answer)])
+    test_eq([w.text for w in found.words][-1], '')
+    test_close([w.logprob for w in found.words], [w.logprob for w in again.words], 1e-4)
+    found
 
     # nbs/serving/02_engine.ipynb #7342f052
     with Engine(model, processor, temperature=0) as engine:
@@ -253,13 +264,19 @@ async def test_Engine_refuse():
 
 
 @pytest.mark.slow
-def test_Engine_refuse_slow():
+def test_Job_case_slow():
     # nbs/serving/02_engine.ipynb #4cabd1e1
     model, processor = toy()
     pictures = {c:swatch(c) for c in COLOURS}
     with Engine(model, processor, max_batch=3, temperature=0) as engine:
         jobs = [engine.ask(QUESTIONS[i % 4], [pictures[c]]) for c in list(pictures)[:2] for i in range(4)]
         answers = [j.result() for j in jobs]
+
+    # nbs/serving/02_engine.ipynb #why00023
+    with Engine(model, processor, temperature=0) as engine:
+        asked = engine.submit(engine.prepare([Turn('What colour is it?', [swatch('red')])], explain=True))
+        asked.result()
+        found, again = engine.reasons(asked), engine.reasons([Turn('What colour is it?', [swatch('red')], asked.answer)])
 
     # nbs/serving/02_engine.ipynb #7342f052
     with Engine(model, processor, temperature=0) as engine:

@@ -3,7 +3,7 @@
 import asyncio, base64, io, json, re, secrets, shutil, threading, time
 import io, pandas as pd, tempfile
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.markup import escape_tags
-from aligngpt.chat.reader import Answer, Turn
+from aligngpt.chat.reader import Answer, context, Turn
+from aligngpt.chat.shown import why_html
 from aligngpt.chat.widget import BARS, CSS, thumb_url, weights_html
 from aligngpt.serving.api import Api, ApiError, as_api_error, FOREIGN, foreign
 from aligngpt.serving.connections import Share
@@ -33,7 +34,7 @@ from aligngpt.serving.engine import Engine
 from aligngpt.serving.page import LOOK
 from aligngpt.testing.hostile import odd_pictures
 import pytest
-from aligngpt.serving.page import POLICY, Page, Uploads, keep_upload, make_page, mount_page, page_answer, sentences, visitor
+from aligngpt.serving.page import POLICY, Page, Uploads, keep_upload, make_page, mount_page, page_answer, page_why, sentences, visitor
 
 
 def test_visitor():
@@ -100,7 +101,14 @@ def test_Page():
     turns
 
 
-async def test_sentences():
+def test_sentences():
+    # nbs/serving/07_page.ipynb #09b94d9a
+    test_eq(sentences('there is no question\n  hint: write something'), 'There is no question. Write something.')
+    test_eq(sentences('internal error'), 'Internal error.')
+    sentences(str(AlignGPTError('the upload: not an image', 'known are PNG, JPEG, WEBP, GIF')))
+
+
+async def test_page_why():
     # nbs/serving/07_page.ipynb #305da478
     model, processor = toy()
     with Engine(model, processor, temperature=0) as engine:
@@ -122,10 +130,15 @@ async def test_sentences():
     shown = [says('user', file(blue)), says('user', dict(type='text', text='What colour is it?')),
              says('assistant', dict(type='text', text='It is **blue**.'))]
 
-    # nbs/serving/07_page.ipynb #09b94d9a
-    test_eq(sentences('there is no question\n  hint: write something'), 'There is no question. Write something.')
-    test_eq(sentences('internal error'), 'Internal error.')
-    sentences(str(AlignGPTError('the upload: not an image', 'known are PNG, JPEG, WEBP, GIF')))
+    # nbs/serving/07_page.ipynb #why00043
+    explained = await page_why(page, [dict(role='user', content=['What colour is it?']),
+                                      dict(role='assistant', content='I see no picture.')], -1)
+    assert 'class="agw"' in explained
+    async def refused_why(*args):
+        try: await page_why(page, *args)
+        except gr.Error as e: return e.message
+    test_eq('there is no answer to explain' in await refused_why([], -1), True)
+    HTML(explained)
 
     # nbs/serving/07_page.ipynb #8d140dd4
     async def hear(*args): return [x async for x in page_answer(page, *args)]

@@ -4,7 +4,7 @@ import time
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from fastcore.basics import patch
-from aligngpt.serving.api import ANSWERS, Api, sse, Told
+from aligngpt.serving.api import ANSWERS, Api, sse, Told, told_why
 from aligngpt.serving.engine import Job
 from aligngpt.serving.requests import ResponseRequest
 import base64, io, json, pandas as pd
