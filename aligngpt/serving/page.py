@@ -315,7 +315,7 @@ def make_page(
 def _sidebar(api):
     "What one can set, and the weights."
     n, s, most = api.engine.model.config.num_levels, api.engine.settings, api.limits.tokens
-    with gr.Sidebar(position='right', width=320) as side:
+    with gr.Sidebar(position='right', width=380) as side:
         gr.Markdown('### Alignment')
         level = gr.Radio([('auto', -1), *((str(k), k) for k in range(n))], value=-1, label='Level', elem_id='level',
                          info='auto: the gate decides, for each answer')

@@ -25,7 +25,7 @@ from aligngpt.chat.shown import contrast, heat_colours, heat_rows, lit, number, 
 
 
 def test_heat_colours():
-    # nbs/chat/07_shown.ipynb #956a66d9
+    # nbs/chat/07_shown.ipynb #632f748a
     for k in range(61): assert contrast(*heat_colours(-k/10)) >= 4.5, k
     test_eq(heat_colours(0), ((254, 232, 56), (0, 0, 0)))
     test_eq(heat_colours(-99), ((0, 34, 78), (255, 255, 255)))
@@ -33,19 +33,19 @@ def test_heat_colours():
 
 
 def test_heat_rows():
-    # nbs/chat/07_shown.ipynb #44a6240e
+    # nbs/chat/07_shown.ipynb #c31615d9
     chat = ChatSession(*toy(), temperature=0)
     chat.ask('Is it warm or cool?', swatch('red'))
     why = explain(*toy(), session_case(chat))
     HTML(why_html(why))
 
-    # nbs/chat/07_shown.ipynb #352be9aa
+    # nbs/chat/07_shown.ipynb #c20428cf
     test_eq([number(x) for x in (-.001, -.5, -12.34, -123.4, -9999)], ['0', '−.50', '−12', '−123', '<−999'])
     [(name, [number(v) for v in row]) for name,row,_ in heat_rows(why)][-1]
 
 
 def test_lit():
-    # nbs/chat/07_shown.ipynb #f72ab999
+    # nbs/chat/07_shown.ipynb #11261a93
     half = Image.new('RGB', (8, 8), 'red')
     shone = lit(half, [[0, 1], [0, 1]], (0, 1, 2, 1), 64)
     test_eq(shone.getpixel((56, 32)), (255, 0, 0))
@@ -54,13 +54,13 @@ def test_lit():
 
 
 def test_Why__repr_html():
-    # nbs/chat/07_shown.ipynb #44a6240e
+    # nbs/chat/07_shown.ipynb #c31615d9
     chat = ChatSession(*toy(), temperature=0)
     chat.ask('Is it warm or cool?', swatch('red'))
     why = explain(*toy(), session_case(chat))
     HTML(why_html(why))
 
-    # nbs/chat/07_shown.ipynb #d8c9b1cc
+    # nbs/chat/07_shown.ipynb #a5e90708
     shown = why_html(why)
     test_eq('<script' in shown, False)
     for level in range(8): assert f'<th scope="col">{level}</th>' in shown
@@ -71,16 +71,16 @@ def test_Why__repr_html():
 
 
 def test_why_text():
-    # nbs/chat/07_shown.ipynb #44a6240e
+    # nbs/chat/07_shown.ipynb #c31615d9
     chat = ChatSession(*toy(), temperature=0)
     chat.ask('Is it warm or cool?', swatch('red'))
     why = explain(*toy(), session_case(chat))
     HTML(why_html(why))
 
-    # nbs/chat/07_shown.ipynb #d8c9b1cc
+    # nbs/chat/07_shown.ipynb #a5e90708
     evil = replace(why, words=[replace(why.words[0], text='<img src=x onerror=alert(1)>', others=[('<script>', -.1)])])
 
-    # nbs/chat/07_shown.ipynb #f88cfb93
+    # nbs/chat/07_shown.ipynb #7c304d09
     plain = why_text(why)
     test_eq('\x1b' in plain, False)
     test_eq(max(map(len, plain.splitlines()[-3:])) <= 80, True)
@@ -90,16 +90,16 @@ def test_why_text():
 
 
 def test_why_page():
-    # nbs/chat/07_shown.ipynb #44a6240e
+    # nbs/chat/07_shown.ipynb #c31615d9
     chat = ChatSession(*toy(), temperature=0)
     chat.ask('Is it warm or cool?', swatch('red'))
     why = explain(*toy(), session_case(chat))
     HTML(why_html(why))
 
-    # nbs/chat/07_shown.ipynb #4fde7c7e
+    # nbs/chat/07_shown.ipynb #11bc8484
     why_figure(why)
 
-    # nbs/chat/07_shown.ipynb #bfa95b40
+    # nbs/chat/07_shown.ipynb #9d2e522f
     tmp = Path(tempfile.mkdtemp())
     for kind in ('html', 'json', 'png'): assert save_why(why, tmp/f'why.{kind}').stat().st_size > 1000
     test_eq(json.loads((tmp/'why.json').read_text())['answer'], why.answer)
