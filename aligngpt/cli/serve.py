@@ -149,7 +149,7 @@ def serve_command(
         load=dict(engine=engine, bits=bits, device=device, dtype=dtype)))
 
 def _check_engine(engine, bits, more):
-    check_engine(engine, bits, ('auto', 'llama.cpp', 'vllm'))
+    check_engine(engine, None if engine == 'vllm' else bits, ('auto', 'llama.cpp', 'vllm'))
     if more and engine != 'vllm': raise typer.BadParameter(f"unexpected: {' '.join(more)}")
 
 def _limits(p):

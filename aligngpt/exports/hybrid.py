@@ -228,9 +228,8 @@ def _pass(self:Decoder, seqs, at, x, wanted):
     x, one = np.ascontiguousarray(x, np.int32 if x.ndim == 1 else np.float32), np.ones(n, np.int32)
     where = (seqs.ctypes.data + seqs.itemsize*np.arange(n)).astype(np.uintp) # llama.cpp takes a list for each token
     fields = dict(token=x) if x.ndim == 1 else dict(embd=x)
-    types = dict(lib.llama_batch._fields_)
-    arrays = dict(fields, pos=at, n_seq_id=one, seq_id=where, logits=flags)
-    batch = lib.llama_batch(n_tokens=n, **{k:a.ctypes.data_as(types[k]) for k,a in arrays.items()})
+    arrays, batch = dict(fields, pos=at, n_seq_id=one, seq_id=where, logits=flags), lib.llama_batch(n_tokens=n)
+    for k,a in arrays.items(): setattr(batch, k, a.ctypes.data_as(type(getattr(batch, k))))
     if code := lib.llama_decode(self.context.at, batch):
         raise AlignGPTError(f'llama.cpp: {_last_word()} ({code})', 'see if there is memory left')
     rows = [lib.llama_get_logits_ith(self.context.at, int(i)) for i in wanted.nonzero()[0]]

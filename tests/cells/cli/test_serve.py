@@ -132,7 +132,7 @@ def test_register_serve():
             done = CliRunner().invoke(app, [str(tmp/'run'), '--engine', 'vllm', *words])
         return done.exception.message if isinstance(done.exception, AlignGPTError) else done.output.strip()
     given = dict(queue='1', max_seconds='9', max_request_mb='9', max_image_mb='1', max_megapixels='1',
-                 max_text_kb='1', max_connections='1', page=None, drain='1', grace='1', device='cuda:1')
+                 max_text_kb='1', max_connections='1', page=None, drain='1', grace='1', device='cuda:1', bits='8')
     test_eq(given.keys(), NOT_IN_VLLM.keys())
     for k, v in given.items():
         flag = f"--{k.replace('_', '-')}"
