@@ -61,11 +61,7 @@ def test_Shelf():
         for name, ids in (('00', range(5)), ('01', range(5, 8)), ('02', range(8, 14))):
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     for place in (Path(tempfile.mkdtemp())/'new', 'memory://shelf-of-results'):
@@ -101,11 +97,7 @@ def test_at_hand():
         for name, ids in (('00', range(5)), ('01', range(5, 8)), ('02', range(8, 14))):
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     for place in (Path(tempfile.mkdtemp())/'new', 'memory://shelf-of-results'):
@@ -147,11 +139,7 @@ def test_score_shard():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -193,11 +181,7 @@ def test_ShardScorer():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -245,11 +229,7 @@ def test_Gathered():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -310,7 +290,7 @@ def test_in_turn():
         return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
     done = by_shards(world)
-    shown(world/'levels')
+    shown(Path(done['table']))
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
@@ -434,11 +414,7 @@ def test_RayEngine():
             tar_shard(folder/'shards'/f'{name}.tar', ids)
         return folder
     def words(image, text): return len(text)/100
-    def shown(folder):
-        "Its tables as one."
-        return pd.concat([pq.read_table(p).to_pandas() for p in sorted(folder.glob('*.parquet'))])
     world = made()
-    shown(world/'levels')
 
     # nbs/levels/06_ray.ipynb #5e172389
     (world/'a file').write_text('')
