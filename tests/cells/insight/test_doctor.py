@@ -59,7 +59,7 @@ def test_examine_model():
     logging.set_verbosity_error()
 
     # nbs/insight/04_doctor.ipynb #abb32882
-    checked = examine_model(toy(60))
+    checked = examine_model(toy(10), tokens=6)
 
     # nbs/insight/04_doctor.ipynb #993abb61
     test_eq(checked.what, 'model')
@@ -82,7 +82,7 @@ def test_plot_course():
     examine_data(folder/'long.json', processor=letter_processor(template='v1'))
 
     # nbs/insight/04_doctor.ipynb #abb32882
-    checked = examine_model(toy(60))
+    checked = examine_model(toy(10), tokens=6)
 
     # nbs/insight/04_doctor.ipynb #81678e9e
     page = write_verdict(checked, folder/'report')

@@ -76,6 +76,8 @@ def test_Samples():
     # nbs/training/13_watch.ipynb #c0ec231f
     model = tiny_model()
     some = Samples(model, ('projector', 'gate'))
-
-    # nbs/training/13_watch.ipynb #e4be48ac
-    test_eq({k for k,v in some.compare(1).items() if v['moved']}, {'projector'})
+    test_eq({k for k,v in some.compare(1).items() if v['moved']}, set())
+    with torch.no_grad(): model.projector[0].weight += .1
+    moved = {k:v['moved'] for k,v in some.compare(1).items()}
+    test_eq({k for k in moved if moved[k]}, {'projector'})
+    moved
