@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'SPANS', 'FELT', 'cover', 'lost_share', 'cell_means', 'Place', 'peak_of', 'covered_chances', 'attention_maps',
            'picture_grid', 'explain', 'add_places', 'told_words', 'place_sentences']
 
-# %% ../../nbs/chat/06_places.ipynb #0a65e7d7
+# %% ../../nbs/chat/06_places.ipynb #ed931c3f
 import math, time
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from .why import Case, Why, asked_row, chance, explain_words, row_weights, said_chances, vision_of
 from .why import word_text
 
-# %% ../../nbs/chat/06_places.ipynb #affb31b9
+# %% ../../nbs/chat/06_places.ipynb #765e80ba
 GRID, SPANS = 8, (2, 4) # cells a side, and those that a window covers
 
 def cover(
@@ -35,7 +35,7 @@ def cover(
         x[:, ys[max(0, r)]:ys[min(grid, r+s)], xs[max(0, c)]:xs[min(grid, c+s)]] = ground
     return out, at
 
-# %% ../../nbs/chat/06_places.ipynb #2e618e4a
+# %% ../../nbs/chat/06_places.ipynb #9991a9fc
 def lost_share(
     before:Any, # log probability
     after:Tensor, # log probabilities with windows
@@ -54,7 +54,7 @@ def cell_means(
         total[..., max(0, r):r+s, max(0, c):c+s] += x[..., None, None]/s**2/len(sizes)
     return total
 
-# %% ../../nbs/chat/06_places.ipynb #e50e7598
+# %% ../../nbs/chat/06_places.ipynb #aeb879af
 @dataclass
 class Place:
     "Where in a picture a word has its grounds."
@@ -96,7 +96,7 @@ def covered_chances(
     passes = said_chances(model, case.ids, case.said, torch.cat([V, *seen]), index, weights.expand(len(at), -1))
     return torch.cat([p.gather(-1, target.expand(len(p), -1)[..., None])[..., 0] for p in passes]).clamp(min=-9999.), at
 
-# %% ../../nbs/chat/06_places.ipynb #9f36e13b
+# %% ../../nbs/chat/06_places.ipynb #0763e7e8
 @torch.no_grad()
 def attention_maps(
     model:Any, # an AlignGPT model
@@ -132,7 +132,7 @@ def picture_grid(
     square = tokens[..., -side*side:].unflatten(-1, (side, side))
     return F.adaptive_avg_pool2d(square.reshape(-1, 1, side, side), grid).view(*tokens.shape[:-1], grid, grid)
 
-# %% ../../nbs/chat/06_places.ipynb #c4e69643
+# %% ../../nbs/chat/06_places.ipynb #00e0285c
 def explain(
     model:Any, # an AlignGPT model, in eval mode
     processor:Any, # its processor
@@ -174,8 +174,8 @@ def _place(picture, logprob, covered, at, attention):
     return Place(picture, cell_means(lost, at).tolist(), None if attention is None else attention.tolist(),
                  [top, left, min(GRID, r + s) - top, min(GRID, c + s) - left], float(covered[k]))
 
-# %% ../../nbs/chat/06_places.ipynb #8fda33a4
-FELT = .105 # fall of a log probability that is worth telling: to nine tenths
+# %% ../../nbs/chat/06_places.ipynb #ac47ba63
+FELT = .22 # fall of a log probability that is worth telling: to four fifths
 
 def told_words(
     why:Why, # an explanation

@@ -6,7 +6,7 @@
 __all__ = ['FLOOR', 'WHY_CSS', 'KINDS', 'heat_colours', 'contrast', 'heat_rows', 'number', 'lit', 'why_html', 'why_text',
            'why_figure', 'why_page', 'save_why', 'check_kind']
 
-# %% ../../nbs/chat/07_shown.ipynb #4b78212a
+# %% ../../nbs/chat/07_shown.ipynb #0a2d6531
 import base64, io
 from textwrap import shorten
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..core.markup import escape, html_page, printable
 from .places import place_sentences, told_words
 from .why import Why, chance, sentences, word_text
 
-# %% ../../nbs/chat/07_shown.ipynb #6331b4f3
+# %% ../../nbs/chat/07_shown.ipynb #df600536
 FLOOR = -6. # log likelihoods below are of one colour
 _CIVIDIS = [(0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120), (165, 156, 116),
             (195, 179, 105), (225, 204, 85), (254, 232, 56)] # ten even steps
@@ -46,7 +46,7 @@ def contrast(
     dark, bright = sorted((light(a), light(b)))
     return (bright + .05)/(dark + .05)
 
-# %% ../../nbs/chat/07_shown.ipynb #ab4a4c5a
+# %% ../../nbs/chat/07_shown.ipynb #b2c8d907
 def heat_rows(
     why:Why, # with levels
 )->list[tuple[str,list,list]]: # (word, numbers, log likelihoods that give the colours), the gate's first
@@ -64,7 +64,7 @@ def number(
     if logprob > -.995: return f'−{-logprob:.2f}'.replace('0.', '.')
     return f'−{-logprob:.1f}' if logprob > -9.95 else f'−{-logprob:.0f}'
 
-# %% ../../nbs/chat/07_shown.ipynb #6a2a3372
+# %% ../../nbs/chat/07_shown.ipynb #33c7e885
 def lit(
     picture:Image.Image, # as the tower saw it
     grid:list, # numbers of its parts, rows of a grid
@@ -90,17 +90,18 @@ def _url(im):
     im.save(out, 'PNG')
     return f'data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}'
 
-# %% ../../nbs/chat/07_shown.ipynb #e6e3e24c
+# %% ../../nbs/chat/07_shown.ipynb #d21acc3d
 WHY_CSS = """.agw{font-size:13px;line-height:1.45;max-width:860px}.agw *{box-sizing:border-box}
-.agw h3{font-size:13px;font-weight:600;margin:14px 0 4px}.agw p{margin:0 0 4px}
+.agw h3{font-size:13px!important;font-weight:600;margin:14px 0 4px!important;color:inherit}.agw p{margin:0 0 4px!important}
 .agw-scroll{overflow:auto;max-height:440px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
 .agw table{border-collapse:separate;border-spacing:0;margin:0;width:100%;font-size:12px;color:inherit}
-.agw th,.agw td{padding:3px 5px;border:0;text-align:left;vertical-align:middle;font-weight:400;color:inherit}
-.agw thead th{font-weight:600;border-bottom:1px solid rgba(128,128,128,.35)}
+.agw th,.agw td{padding:3px 5px!important;border:0!important;text-align:left;vertical-align:middle;font-weight:400;color:inherit}
+.agw thead th{font-weight:600;border-bottom:1px solid rgba(128,128,128,.35)!important}
 .agw th.agw-word{font-weight:600;max-width:11em;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .agw-map td,.agw-map thead th+th{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;font-size:11px}
-.agw-map tbody tr:last-child>*{border-top:2px solid rgba(128,128,128,.6)}
-.agw{container-type:inline-size}@container (max-width:420px){.agw .agw-map th,.agw .agw-map td{padding:3px 2px;font-size:10px}
+.agw-map tbody tr:last-child>*{border-top:2px solid rgba(128,128,128,.6)!important}
+.agw{container-type:inline-size}@container (max-width:420px){.agw .agw-map th,.agw .agw-map td{padding:3px 2px!important;font-size:10px}
+.agw .agw-bar{display:none}
 .agw th.agw-word{max-width:8em}.agw .agw-map th.agw-word{max-width:7em}}
 .agw td.agw-best{font-weight:700;text-decoration:underline}
 .agw-bar{display:inline-block;width:56px;height:9px;border:1px solid;border-radius:2px;vertical-align:-1px;margin-right:6px}
@@ -132,7 +133,7 @@ def _words_html(why):
     return ('<h3>How sure of each word</h3>'
             + _scroll('probability of each word', f'<table>{head}<tbody>{"".join(map(row, why.words))}</tbody></table>'))
 
-# %% ../../nbs/chat/07_shown.ipynb #630362cc
+# %% ../../nbs/chat/07_shown.ipynb #8a82c6e1
 def _map_html(why):
     "The map of words and levels."
     def cell(v, tint, best):
@@ -168,7 +169,7 @@ def _places_html(why):
 @patch
 def _repr_html_(self:Why): return why_html(self)
 
-# %% ../../nbs/chat/07_shown.ipynb #497ff5b5
+# %% ../../nbs/chat/07_shown.ipynb #477e02cb
 def why_text(
     why:Why, # an explanation
     width:int=80, # characters in a line
@@ -195,7 +196,7 @@ def _map_lines(why, name, depth):
 
 def _of_256(r, g, b): return 16 + 36*round(r/51) + 6*round(g/51) + round(b/51)
 
-# %% ../../nbs/chat/07_shown.ipynb #4762029c
+# %% ../../nbs/chat/07_shown.ipynb #36b36b08
 def why_figure(
     why:Why, # an explanation
 )->'matplotlib.figure.Figure': # `savefig` writes it
@@ -250,7 +251,7 @@ def _draw_places(fig, why, shown):
             down.imshow(lit(why.pictures[p.picture], p.attention))
             down.set_title('raw attention', fontsize=7)
 
-# %% ../../nbs/chat/07_shown.ipynb #5b99243e
+# %% ../../nbs/chat/07_shown.ipynb #b7a4baf2
 def why_page(
     why:Why, # an explanation
 )->str: # HTML

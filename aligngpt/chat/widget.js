@@ -133,7 +133,9 @@ function render({ model, el }) {
   function drawLive(near = nearEnd()) {
     log.querySelector('.agpt-live')?.remove();
     if (model.get('live')) log.insertAdjacentHTML('beforeend', model.get('live'));
-    if (near) log.scrollTop = log.scrollHeight;
+    if (!near) return;
+    const last = log.lastElementChild, why = last?.classList.contains('agpt-why'); // a long one is read from its start
+    log.scrollTop = why ? last.offsetTop - log.offsetTop - 8 : log.scrollHeight;
   }
   function drawBusy() {
     const busy = model.get('busy');

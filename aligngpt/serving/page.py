@@ -300,7 +300,7 @@ def make_page(
 def _sidebar(api):
     "What one can set, and the weights."
     n, s, most = api.engine.model.config.num_levels, api.engine.settings, api.limits.tokens
-    with gr.Sidebar(position='right', width=320) as side:
+    with gr.Sidebar(position='right', width=380) as side:
         gr.Markdown('### Alignment')
         level = gr.Slider(-1, n - 1, value=-1, step=1, label='Level', info='-1 is auto: the gate decides',
                           elem_id='level')
