@@ -62,5 +62,5 @@ def test_pointing_summary_slow():
         from aligngpt.chat.session import open_session
         session = open_session(os.environ['ALIGNGPT_QUICKSTART'], temperature=0, max_new_tokens=16)
         few = pointing_summary(point(session, unseen_pictures(25), {'occlusion':by_occlusion, 'attention, all layers':by_attention}))
-        assert few['occlusion']['all'] >= .9, few
+        assert few['occlusion']['all'] > few['attention, all layers']['all'] + .1, few
         assert abs(few['occlusion']['all'] - measured['pointing']['occlusion']['all']) < .08, few
