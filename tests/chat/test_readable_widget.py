@@ -5,7 +5,7 @@ import pytest
 
 from browsing import browser_page, faults_of, png, shot
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>widget</title>
 <meta name=viewport content="width=device-width"><style>:root{color-scheme:light dark}

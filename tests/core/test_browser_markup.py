@@ -99,6 +99,7 @@ def test_reports(tmp_path):
             inert(page)
             assert 'onerror' in page.locator('body').inner_text(), f'{path.name} shows what was written'
 
+@pytest.mark.slow
 def test_everybody_can_read_reports(tmp_path):
     "In light and in dark axe finds nothing serious, and on a phone nothing is wider than the screen."
     with browser_page('readable') as page:

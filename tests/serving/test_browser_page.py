@@ -1,7 +1,7 @@
 "The web page as a person uses it: a real Chromium, a real server."
 import pytest
 
-from browsing import HOSTILE, browser_page, expect, inert, png, shot
+from browsing import HOSTILE, browser_page, expect, faults_of, inert, png, shot
 
 pytest.importorskip('gradio', reason="no gradio: pip install 'aligngpt[serve]'")
 from served import save_runs, serve, until
@@ -47,9 +47,7 @@ def test_page(tmp_path):
         assert web.bars.locator('span').count() == 8
         shot(page, 'page_answer')
 
-        level = page.locator('#level input[type=range]')
-        level.focus()
-        for _ in range(3): page.keyboard.press('ArrowRight')
+        page.locator('#level').get_by_text('2', exact=True).click()
         web.press('Retry')
         page.locator('#weights .agpt-foot', has_text='level 2').wait_for()
         expect('level 2 1.00', web.bars.get_attribute('aria-label'))
@@ -73,6 +71,8 @@ def test_page(tmp_path):
 
         web.upload(tmp_path, 'letter.png', b'Dear Sir or Madam')
         page.get_by_text('not an image').first.wait_for()
+        assert 'hint:' not in page.locator('.toast-body').first.inner_text()
+        assert page.locator('.thumbnail-item').count() == 0 # no broken tile
         page.wait_for_timeout(500) # it slides in
         shot(page, 'page_error')
         web.say('Count to ten.')
@@ -100,6 +100,32 @@ def test_hostile_page(tmp_path):
         web.hear(0, 'onerror')
         inert(page, '#conversation')
         shot(page, 'hostile_page')
+
+
+@pytest.mark.slow
+def test_everybody_can_use_it(tmp_path):
+    "Pictures to click for any model, nothing serious for axe in light and dark, and a phone begins with the conversation."
+    save_runs(tmp_path)
+    with (serve(tmp_path, 'toy', '--temperature', '0', env=dict(GRADIO_TEMP_DIR=str(tmp_path/'kept'))) as server,
+          browser_page('readable') as page):
+        for scheme in ('light', 'dark'):
+            page.set_viewport_size(dict(width=1280, height=1000))
+            page.goto(f'{server.url}/page/?__theme={scheme}')
+            page.locator('#example-0').click()
+            page.locator('.thumbnail-item img').wait_for()
+            page.locator('textarea').press('Enter')
+            page.locator('#weights .agpt-foot', has_text='gate').wait_for()
+            page.locator('.agpt-key summary').click()
+            page.wait_for_timeout(1000)
+            shot(page, f'page_{scheme}')
+            assert faults_of(page) == [], scheme
+            page.set_viewport_size(dict(width=390, height=844))
+            page.goto(f'{server.url}/page/?__theme={scheme}')
+            page.locator('textarea').wait_for()
+            page.locator('.sidebar:not(.open)').wait_for()
+            assert page.evaluate('document.documentElement.scrollWidth') <= 390
+            shot(page, f'page_phone_{scheme}')
+            assert faults_of(page) == [], scheme
 
 
 def test_examples(tmp_path):
