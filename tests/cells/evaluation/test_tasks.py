@@ -18,6 +18,7 @@ import base64, tempfile
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import write_json
 from aligngpt.evaluation.benchmarks import SHORT
 from aligngpt.evaluation.judge import Judge, JudgeSettings
@@ -58,7 +59,6 @@ def test_load_task():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -114,7 +114,6 @@ def test_Given():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -195,7 +194,6 @@ def test_score_answers():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -274,7 +272,6 @@ def test_list_tasks():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -359,7 +356,6 @@ def test_check_release():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -456,7 +452,6 @@ def test_write_upload():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
@@ -559,7 +554,6 @@ def test_judge_calls():
     write_lines('own/questions.jsonl', [dict(id=0, question='How many wings?', accepted=['2', 'two']),
                                         dict(id=1, question='And legs?', accepted=['2', 'two'])])
     (work/'own'/'my_task.py').write_text('''
-from aligngpt.core.figures import chapter_figures
 from aligngpt.evaluation import Task
 
 def grade(text, row): return text.strip(' .').lower() in row['accepted']
