@@ -24,7 +24,7 @@ from fastcore.test import *
 from IPython.display import Markdown
 from aligngpt.insight.bench import *
 import pytest
-from aligngpt.insight.bench import Contest, bench_table, bench_text, decode, evaluation, line_text, make_pair, packed, padded, prefill, prompts, read_bench, run_bench, run_contest, train_step, training_rows, write_bench
+from aligngpt.insight.bench import Contest, bench_table, decode, evaluation, line_text, make_pair, packed, padded, prefill, prompts, read_bench, run_bench, run_contest, train_step, training_rows, write_bench
 
 
 def test_Pair():
@@ -125,18 +125,11 @@ def test_line_text_slow():
 
 
 def test_line_text():
-    # nbs/insight/11_bench.ipynb #d72d95bc
-    lines, about = read_bench('bench.json')
-    plot_bench(lines)
-
-    # nbs/insight/11_bench.ipynb #7b966281
-    Markdown(bench_text(lines, about))
-
     # nbs/insight/11_bench.ipynb #16d98887
     line = run_contest(Contest('sleep', dict(ours=lambda: .1, other=lambda: .25), .05, (10, 'token')), 'tiny', 3)
 
     # nbs/insight/11_bench.ipynb #d4dedc6b
-    Markdown(bench_text([line], dict(about, turns=3)))
+    bench_table([line])
 
     # nbs/insight/11_bench.ipynb #73197dd3
     test_eq(line_text(line), 'sleep: 10 ms a token; other 2.50 (2.50 to 2.50) times as long; 50% of the limit')

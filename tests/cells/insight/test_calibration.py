@@ -37,9 +37,6 @@ def test_expected_error():
 
 
 def test_calibration():
-    # nbs/insight/07_calibration.ipynb #5a856c90
-    measured = read_json('explain.json')
-
     # nbs/insight/07_calibration.ipynb #3cb44aa6
     test_eq(noisy(Image.new('RGB', (4, 4), 'red'), 0).getpixel((0, 0)), (255, 0, 0))
     toy_said = [Said(.95, True, 'color')]*9 + [Said(.95, False, 'color')]
@@ -47,42 +44,9 @@ def test_calibration():
     test_eq((found['answers'], found['right'], len(found['bins'])), (10, .9, 1))
     test_close(found['error'], .05)
 
-    # nbs/insight/07_calibration.ipynb #de8f6dd7
-    assert measured['calibration'][0]['noise'] == 0
-    assert measured['calibration'][0]['error'] <= .05
-    Table([(f"{c['noise']:g}", c['answers'], f"{c['right']:.1%}", f"{c['sure']:.1%}", c['error'], c['error_equal'])
-           for c in measured['calibration']], ('noise', 'answers', 'right', 'mean probability', 'ECE, 15 equal widths', 'ECE, 15 equal numbers'))
-
-
-def test_costs():
-    # nbs/insight/07_calibration.ipynb #5a856c90
-    measured = read_json('explain.json')
-
-    # nbs/insight/07_calibration.ipynb #de8f6dd7
-    Table([(f"{c['noise']:g}", c['answers'], f"{c['right']:.1%}", f"{c['sure']:.1%}", c['error'], c['error_equal'])
-           for c in measured['calibration']], ('noise', 'answers', 'right', 'mean probability', 'ECE, 15 equal widths', 'ECE, 15 equal numbers'))
-
-    # nbs/insight/07_calibration.ipynb #65ce14e9
-    Table([(c['question'], c['tokens'], f"{c['words']:.2f}", f"{c['places']:.1f}") for c in measured['costs']],
-          ('question', 'tokens of the answer', 'words and levels, answer = 1', 'places, answer = 1'))
-
-    # nbs/insight/07_calibration.ipynb #dd9133ec
-    for c in measured['costs']: assert c['words'] <= 2, c
-
 
 @pytest.mark.slow
 def test_measure_slow():
-    # nbs/insight/07_calibration.ipynb #5a856c90
-    measured = read_json('explain.json')
-
-    # nbs/insight/07_calibration.ipynb #de8f6dd7
-    Table([(f"{c['noise']:g}", c['answers'], f"{c['right']:.1%}", f"{c['sure']:.1%}", c['error'], c['error_equal'])
-           for c in measured['calibration']], ('noise', 'answers', 'right', 'mean probability', 'ECE, 15 equal widths', 'ECE, 15 equal numbers'))
-
-    # nbs/insight/07_calibration.ipynb #65ce14e9
-    Table([(c['question'], c['tokens'], f"{c['words']:.2f}", f"{c['places']:.1f}") for c in measured['costs']],
-          ('question', 'tokens of the answer', 'words and levels, answer = 1', 'places, answer = 1'))
-
     # nbs/insight/07_calibration.ipynb #80b5cc5c
     import os
     if 'ALIGNGPT_QUICKSTART' in os.environ:
@@ -90,7 +54,7 @@ def test_measure_slow():
         session = open_session(os.environ['ALIGNGPT_QUICKSTART'], temperature=0, max_new_tokens=16)
         anew = calibration(weighed_answers(session, 200))
         assert anew['error'] <= .05, anew
-        assert abs(anew['right'] - measured['calibration'][0]['right']) < .03, anew
+        assert anew['right'] > .97, anew
         few = [Image.open(p).convert('RGB') for p in unseen_pictures(6, 1)]
         again = costs(session, few, QUESTIONS[0])
         assert again['words'] <= 2.5, again

@@ -52,10 +52,6 @@ def test_Hit():
 
 @pytest.mark.slow
 def test_pointing_summary_slow():
-    # nbs/insight/06_pointing.ipynb #755ed693
-    measured = read_json('explain.json')
-    pointing_table(measured['pointing'])
-
     # nbs/insight/06_pointing.ipynb #6f567b69
     import os
     if 'ALIGNGPT_QUICKSTART' in os.environ:
@@ -63,4 +59,4 @@ def test_pointing_summary_slow():
         session = open_session(os.environ['ALIGNGPT_QUICKSTART'], temperature=0, max_new_tokens=16)
         few = pointing_summary(point(session, unseen_pictures(25), {'occlusion':by_occlusion, 'attention, all layers':by_attention}))
         assert few['occlusion']['all'] > few['attention, all layers']['all'] + .1, few
-        assert abs(few['occlusion']['all'] - measured['pointing']['occlusion']['all']) < .08, few
+        assert few['occlusion']['all'] > .8, few

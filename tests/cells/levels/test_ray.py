@@ -39,38 +39,15 @@ def test_ShardJob():
 
 
 def test_Shelf():
-    # nbs/levels/06_ray.ipynb #00f41df9
-    def picture(k):
-        "A square of some colour."
-        b = io.BytesIO()
-        Image.new('RGB', (8, 8), (k*37 % 256, k*91 % 256, k*53 % 256)).save(b, 'PNG')
-        return b.getvalue()
-    def caption(k): return 'a '*(k*7 % 13 + 1) + 'square'
-    def tar_shard(path, ids):
-        "Pictures and texts as img2dataset writes them."
-        with tarfile.open(path, 'w') as t:
-            for k in ids:
-                for ending, data in (('png', picture(k)), ('txt', caption(k).encode())):
-                    entry = tarfile.TarInfo(f'{k:05}.{ending}')
-                    entry.size = len(data)
-                    t.addfile(entry, io.BytesIO(data))
-    def made():
-        "Three tars of five, three and six pairs."
-        folder = Path(tempfile.mkdtemp())
-        (folder/'shards').mkdir()
-        for name, ids in (('00', range(5)), ('01', range(5, 8)), ('02', range(8, 14))):
-            tar_shard(folder/'shards'/f'{name}.tar', ids)
-        return folder
-    world = made()
-
     # nbs/levels/06_ray.ipynb #5e172389
     for place in (Path(tempfile.mkdtemp())/'new', 'memory://shelf-of-results'):
         shelf = Shelf(place)
         test_eq(shelf.read('a'), None)
         shelf.write('a', b'1'); shelf.write('a', b'2')
         test_eq(shelf.read('a'), b'2')
-    (world/'a file').write_text('')
-    test_fail(lambda: Shelf(world/'a file').write('a', b'1'), contains='a file')
+    blocked = Path(tempfile.mkdtemp())/'a file'
+    blocked.write_text('')
+    test_fail(lambda: Shelf(blocked).write('a', b'1'), contains='a file')
     str(shelf)
 
 
@@ -105,7 +82,6 @@ def test_at_hand():
         test_eq(shelf.read('a'), None)
         shelf.write('a', b'1'); shelf.write('a', b'2')
         test_eq(shelf.read('a'), b'2')
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     def fails(): raise AlignGPTError(f'{place}: no good')
@@ -140,9 +116,6 @@ def test_score_shard():
         return folder
     def words(image, text): return len(text)/100
     world = made()
-
-    # nbs/levels/06_ray.ipynb #5e172389
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     with at_hand(world/'shards'/'00.tar') as place: test_eq((place.name, len(Records(place, quiet=True))), ('00.tar', 5))
@@ -182,9 +155,6 @@ def test_ShardScorer():
         return folder
     def words(image, text): return len(text)/100
     world = made()
-
-    # nbs/levels/06_ray.ipynb #5e172389
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     with at_hand(world/'shards'/'00.tar') as place: test_eq((place.name, len(Records(place, quiet=True))), ('00.tar', 5))
@@ -230,9 +200,6 @@ def test_Gathered():
         return folder
     def words(image, text): return len(text)/100
     world = made()
-
-    # nbs/levels/06_ray.ipynb #5e172389
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     with at_hand(world/'shards'/'00.tar') as place: test_eq((place.name, len(Records(place, quiet=True))), ('00.tar', 5))
@@ -291,9 +258,6 @@ def test_in_turn():
     world = made()
     done = by_shards(world)
     shown(Path(done['table']))
-
-    # nbs/levels/06_ray.ipynb #5e172389
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     with at_hand(world/'shards'/'00.tar') as place: test_eq((place.name, len(Records(place, quiet=True))), ('00.tar', 5))
@@ -415,9 +379,6 @@ def test_RayEngine():
         return folder
     def words(image, text): return len(text)/100
     world = made()
-
-    # nbs/levels/06_ray.ipynb #5e172389
-    (world/'a file').write_text('')
 
     # nbs/levels/06_ray.ipynb #cc1cd3c3
     with at_hand(world/'shards'/'00.tar') as place: test_eq((place.name, len(Records(place, quiet=True))), ('00.tar', 5))
