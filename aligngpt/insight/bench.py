@@ -87,7 +87,7 @@ def make_pair(
             image_token_id=place, image_token_index=place, vision_feature_layer=-2))
     return Pair(shape, ours, llava, device)
 
-def _built(cls, dtype, config): return cls._from_config(config, dtype=dtype).eval()
+def _built(cls, dtype, config): return cls(config).to(dtype).eval()
 
 # %% ../../nbs/insight/11_bench.ipynb #c9adce8d
 def prompts(
