@@ -14,7 +14,6 @@ import pytest
 
 def test_register_bench():
     # nbs/cli/12_bench.ipynb #e3d72a02
-    tmp = Path(tempfile.mkdtemp())
     def ran(*words):
         "What the command says, and its error."
         app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -20,7 +20,6 @@ def test_register_explain():
     for part in toy(): part.save_pretrained(tmp/'run'/'model')
     swatch('red').save(tmp/'red.png')
     app = typer.Typer()
-    app.callback()(lambda: None)
     register_explain(app)
     def said(*words):
         r = CliRunner().invoke(app, ['explain', *map(str, words)])
