@@ -19,7 +19,7 @@ def test_register_explain():
     tmp = Path(tempfile.mkdtemp())
     for part in toy(): part.save_pretrained(tmp/'run'/'model')
     swatch('red').save(tmp/'red.png')
-    app = typer.Typer()
+    app = typer.Typer(callback=lambda: None)
     register_explain(app)
     def said(*words):
         r = CliRunner().invoke(app, ['explain', *map(str, words)])
