@@ -1,6 +1,6 @@
 # AlignGPT with CUDA, flash attention and DeepSpeed.
 #   docker build -t aligngpt .
-#   docker run --gpus all -v "$PWD/runs:/home/work/runs" aligngpt aligngpt zoo
+#   docker run --gpus all -v "$PWD/runs:/home/aligngpt/runs" aligngpt aligngpt zoo
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -21,8 +21,8 @@ RUN pip install '.[serve,lora,quantize,deepspeed]'
 RUN pip install ninja packaging setuptools wheel \
     && MAX_JOBS=4 pip install --no-build-isolation '.[flash]'
 
-RUN useradd --create-home --uid 1001 work
+RUN useradd --create-home --uid 1001 aligngpt
 USER 1001
-WORKDIR /home/work
+WORKDIR /home/aligngpt
 EXPOSE 8000
 CMD ["aligngpt", "--help"]

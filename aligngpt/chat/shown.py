@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 from ..core.errors import AlignGPTError
+from ..core.figures import figure_style
 from ..core.files import atomic_path, write_json
 from ..core.markup import escape, html_page, printable
 from .places import place_sentences, told_words
@@ -197,6 +198,7 @@ def _map_lines(why, name, depth):
 def _of_256(r, g, b): return 16 + 36*round(r/51) + 6*round(g/51) + round(b/51)
 
 # %% ../../nbs/chat/07_shown.ipynb #36b36b08
+@figure_style()
 def why_figure(
     why:Why, # an explanation
 )->'matplotlib.figure.Figure': # `savefig` writes it

@@ -18,6 +18,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, set_seed
 
 from ..core.errors import AlignGPTError
+from ..core.figures import COLOURS, figure_style
 from ..core.files import read_json, write_json
 from ..core.markup import Table
 from .limits import Limit, Ratio, interleaved, machine, product_limits, ratio, read_limit, timed
@@ -352,17 +353,18 @@ def bench_text(
         f"{lines[0].shape or 'no'} model in {about['precision']}, {about['turns']} turns; {m['device']} with "
         f"{m['instructions']}, {m['threads']} threads, torch {m['packages']['torch']}; limits: {speed}"])
 
+@figure_style()
 def plot_bench(
     lines:list[Line], # results
 ): # a matplotlib figure
-    "How many times as long the others take."
+    "How many times as long the others take, as bars."
     import matplotlib.pyplot as plt
     rows = [(f'{o.workload}: {k}', r) for o in reversed(lines) for k,r in o.ratios.items()]
     fig, ax = plt.subplots(figsize=(7, .5 + .35*len(rows)), layout='constrained')
     middle = [r.middle for _,r in rows]
-    ax.barh([n for n,_ in rows], middle, color='#0072B2',
+    ax.barh([n for n,_ in rows], middle, color=COLOURS['blue'],
             xerr=[[m - r.low for m,(_,r) in zip(middle, rows)], [r.high - m for m,(_,r) in zip(middle, rows)]])
-    ax.axvline(1, color='#D55E00', ls='--')
+    ax.axvline(1, color=COLOURS['orange'], ls='--')
     ax.set(xlabel='times as long as ours (1: equal)')
     return fig
 

@@ -15,6 +15,7 @@ import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 
+from ..core.figures import COLOURS
 from ..core.markup import Table
 from ..model.decoding import Ask, answers
 from ..chat.places import explain
@@ -113,8 +114,8 @@ def draw_reliability(
     ax.plot([0, 1], [0, 1], color='grey', lw=1)
     most = max(b['answers'] for b in found['bins'])
     ax.scatter([b['probability'] for b in found['bins']], [b['right'] for b in found['bins']],
-               s=[12 + 200*b['answers']/most for b in found['bins']], alpha=.8, color='#3b496c')
-    ax.set(xlabel='probability of the answer', ylabel='share that is right', xlim=(0, 1.03), ylim=(0, 1.03))
+               s=[12 + 200*b['answers']/most for b in found['bins']], alpha=.8, color=COLOURS['blue'])
+    ax.set(xlabel='probability of the answer', ylabel='share that is right', xlim=(0, 1.08), ylim=(0, 1.08))
     ax.set_title(f"noise {found['noise']:g}: {found['right']:.1%} right, ECE {found['error']:.3f}", fontsize=9)
 
 # %% ../../nbs/insight/07_calibration.ipynb #72a2ad88

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import AlignGPTError, os_errors
+from ..core.figures import figure_style
 from ..core.files import atomic_path, checkpoint_folder, read_json, what_is, write_json
 from ..core.markup import escape, html_page
 from ..data.images import Sources
 from .records import data_findings
+from ..training.bands import expected, shade_band, theory_band
 from ..training.signs import Facts, Finding, ask_probes, from_dict, unexplained
 
 # %% ../../nbs/insight/04_doctor.ipynb #a93922c4
@@ -161,7 +163,6 @@ def _config(folder):
 
 def _band(facts, watched):
     "What was expected; the entropy of the answers is the one that the watch noted."
-    from aligngpt.training.bands import expected, theory_band
     if (band := expected(facts)) or facts.config is None or not watched.get('entropy'): return band
     return theory_band(facts.config.text_config.vocab_size, watched['entropy'], max(100, facts.planned//10))
 
@@ -215,26 +216,21 @@ def examine_model(
     return Verdict('model', name, unexplained(found), looked, ['training (there is no run folder)'], said=said)
 
 # %% ../../nbs/insight/04_doctor.ipynb #1dc2106b
+@figure_style()
 def plot_course(
     verdict:Verdict, # of a run
 ): # a matplotlib figure
     "Loss and gradient norm over the steps, with what was expected, and where findings begin."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-    for ax, rows, name in zip(axes, (verdict.losses, verdict.norms), ('loss', 'gradient norm')):
+    for ax, rows, name in zip(axes, (verdict.losses, verdict.norms), ('loss, nats a token', 'gradient norm')):
         if rows: ax.plot(*zip(*rows))
-        ax.set(xlabel='step', ylabel=name, yscale='log')
+        ax.set(xlabel='step', ylabel=name, yscale='log'); ax.grid()
         for f in verdict.findings:
             if f.since: ax.axvline(f.since, color='C3', lw=.8, ls=':')
-    if verdict.band and verdict.losses: _shade(axes[0], verdict.band, verdict.losses[-1][0])
+    if verdict.band and verdict.losses: shade_band(axes[0], verdict.band, verdict.losses[-1][0])
     if verdict.band: axes[0].set_title(f'shaded: {verdict.band.why}', fontsize=8)
     return fig
-
-def _shade(ax, band, last):
-    "The band, to the end of the run."
-    steps = sorted({*(s for s in band.steps if s < last), last})
-    low, high = zip(*(band.at(s) for s in steps))
-    ax.fill_between(steps, [max(l, 1e-3) for l in low], high, alpha=.15, lw=0)
 
 def write_verdict(
     verdict:Verdict, # what to write

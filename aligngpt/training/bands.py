@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELEASE_RATES', 'trajectories', 'reference', 'Band', 'reference_band', 'unigram_entropy', 'theory_band', 'expected',
-           'usual_rate', 'rate_unusual', 'smooth', 'loss_unusual']
+           'shade_band', 'usual_rate', 'rate_unusual', 'smooth', 'loss_unusual']
 
 # %% ../../nbs/training/12_bands.ipynb #31ca1e4a
 import math
@@ -82,6 +82,18 @@ def expected(
     if t := reference(facts.stage, facts.config, facts.lora): return reference_band(t)
     if facts.config is None or not facts.rows: return None
     return theory_band(facts.config.text_config.vocab_size, unigram_entropy(facts.rows), max(100, facts.planned//10))
+
+# %% ../../nbs/training/12_bands.ipynb #ad4239cf
+def shade_band(
+    ax:Any, # axes with losses over steps
+    band:Band, # what was expected
+    last:int, # step at which the curve ends
+    **how, # more arguments of `ax.fill_between`, such as color
+)->None:
+    "Shade what was expected, as far as a curve goes; above zero, for a logarithmic axis."
+    steps = sorted({*(s for s in band.steps if s < last), last})
+    low, high = zip(*(band.at(s) for s in steps))
+    ax.fill_between(steps, [max(l, 1e-3) for l in low], high, alpha=.15, lw=0, **how)
 
 # %% ../../nbs/training/12_bands.ipynb #7b74a8bd
 RELEASE_RATES = {('pretrain', False):(4096, 1e-3), ('finetune', False):(4096, 2e-5),

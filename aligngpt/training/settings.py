@@ -51,7 +51,7 @@ class StageConfig:
     log_every: int = 10 # optimizer steps between log lines
     eval_every: float = 0 # optimizer steps between evaluations; 0 for none
     show: int = 2 # answers generated at each evaluation
-    watch: bool = True # look whether the run is healthy, for less than a hundredth of its time
+    watch: bool = True # look whether the run is healthy, for about a hundredth of its time
     workers: int = 0 # processes that prepare data
     trackers: tuple[str,...] = () # 'tensorboard', 'wandb', 'trackio', ...
     said: tuple[str,...] = field(default=(), compare=False, repr=False) # fields that `override` replaced; no setting

@@ -23,6 +23,7 @@ from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_f
 from ..core.markup import json_line
 from ..core.shards import process_rank
 from ..core.steps import environment, note_time, noted
+from .bands import shade_band
 from .freezing import FreezeTable, add_gate, freeze, param_groups
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
                                     sound_checkpoint)
@@ -331,16 +332,10 @@ def plot_losses(
         if smooth > 1 and len(y) > smooth: y = y.unfold(0, smooth, 1).mean(-1)
         last = apart*len(runs[name]) # the step of the last loss, and so of the last mean
         line, = ax.plot(torch.arange(len(y))*apart + last - apart*(len(y) - 1), y, label=name)
-        if (band := (bands or {}).get(name)): _shade(ax, band, last, line.get_color())
+        if (band := (bands or {}).get(name)): shade_band(ax, band, last, color=line.get_color())
     ax.set(xlabel='step', ylabel='loss, nats a token', yscale='log'); ax.grid()
     legend_beside(ax)
     return fig
-
-def _shade(ax, band, last, color):
-    "A band behind a curve, to the end of the curve."
-    steps = sorted({*(s for s in band.steps if s < last), last})
-    low, high = zip(*(band.at(s) for s in steps))
-    ax.fill_between(steps, [max(l, 1e-3) for l in low], high, alpha=.15, color=color, lw=0)
 
 # %% ../../nbs/training/05_stage.ipynb #aef74a95
 @figure_style()

@@ -1,6 +1,7 @@
 "A name is defined once in a module: the second definition would silently replace the first."
 import ast
 from collections import Counter
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,11 @@ def test_no_private_name_of_another_module(path):
     imports = [o for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))) if isinstance(o, ast.ImportFrom)]
     ours = [o for o in imports if o.level or (o.module or '').startswith('aligngpt')]
     assert [f'{o.module}.{a.name}' for o in ours for a in o.names if a.name[0] == '_' and a.name[:2] != '__'] == []
+
+
+def test_every_extra_is_in_the_guide():
+    ini = ConfigParser(delimiters='=')
+    ini.read(root.parent/'settings.ini', encoding='utf-8')
+    guide = (root.parent/'docs_src'/'guides'/'install.md').read_text(encoding='utf-8')
+    extras = [k.removesuffix('_requirements') for k in ini['DEFAULT'] if k.endswith('_requirements')]
+    assert [e for e in extras if f'| `{e}` |' not in guide] == []

@@ -7,6 +7,7 @@ from typing import Any
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import figure_style
 from aligngpt.core.files import atomic_path, write_json
 from aligngpt.core.markup import escape, html_page, printable
 from aligngpt.chat.places import place_sentences, told_words

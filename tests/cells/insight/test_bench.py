@@ -8,6 +8,7 @@ from typing import Any, Callable
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, set_seed
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.figures import COLOURS, figure_style
 from aligngpt.core.files import read_json, write_json
 from aligngpt.core.markup import Table
 from aligngpt.insight.limits import Limit, Ratio, interleaved, machine, product_limits, ratio, read_limit, timed
@@ -22,6 +23,7 @@ import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import *
 from IPython.display import Markdown
+from aligngpt.core.figures import chapter_figures
 from aligngpt.insight.bench import *
 import pytest
 from aligngpt.insight.bench import Contest, bench_table, decode, evaluation, line_text, make_pair, packed, padded, prefill, prompts, read_bench, run_bench, run_contest, train_step, training_rows, write_bench

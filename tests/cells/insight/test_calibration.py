@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
+from aligngpt.core.figures import COLOURS
 from aligngpt.core.markup import Table
 from aligngpt.model.decoding import Ask, answers
 from aligngpt.chat.places import explain
@@ -17,6 +18,7 @@ from aligngpt.insight.pointing import METHODS, point, pointing_summary, pointing
 from aligngpt.quickstart.easyvqa import folder
 import math, matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
 from aligngpt.insight.calibration import draw_reliability, expected_error
 import pytest

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from aligngpt.core.errors import AlignGPTError, os_errors
+from aligngpt.core.figures import figure_style
 from aligngpt.core.files import atomic_path, checkpoint_folder, read_json, what_is, write_json
 from aligngpt.core.markup import escape, html_page
 from aligngpt.data.images import Sources
 from aligngpt.insight.records import data_findings
+from aligngpt.training.bands import expected, shade_band, theory_band
 from aligngpt.training.signs import Facts, Finding, ask_probes, from_dict, unexplained
 from fastcore.test import *
 import tempfile

@@ -9,6 +9,7 @@ from aligngpt.core.steps import environment
 import time
 import matplotlib.pyplot as plt
 from fastcore.test import *
+from aligngpt.core.figures import COLOURS, chapter_figures
 from aligngpt.insight.limits import interleaved, product_limits
 import pytest
 from aligngpt.insight.limits import Ratio, machine, ratio, read_limit
@@ -43,7 +44,7 @@ def test_product_limits():
     # nbs/insight/10_limits.ipynb #73527732
     limits = product_limits(512, turns=3)
     fig, ax = plt.subplots(figsize=(6, 1.8), layout='constrained')
-    ax.barh([*limits.ways], [v/1e9 for v in limits.ways.values()], color='#0072B2')
+    ax.barh([*limits.ways], [v/1e9 for v in limits.ways.values()], color=COLOURS['blue'])
 
     # nbs/insight/10_limits.ipynb #f4d15b96
     assert {'float32', 'bfloat16'} <= set(limits.ways)

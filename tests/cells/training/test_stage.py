@@ -13,6 +13,7 @@ from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json,
 from aligngpt.core.markup import json_line
 from aligngpt.core.shards import process_rank
 from aligngpt.core.steps import environment, note_time, noted
+from aligngpt.training.bands import shade_band
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
 from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override, spread
