@@ -232,6 +232,7 @@ def plot_course(
     if verdict.band: axes[0].set_title(f'shaded: {verdict.band.why}', fontsize=8)
     return fig
 
+# %% ../../nbs/insight/04_doctor.ipynb #76bf73c7
 def write_verdict(
     verdict:Verdict, # what to write
     out:str|Path, # folder

@@ -20,9 +20,10 @@ from aligngpt.core.markup import Table
 from aligngpt.insight.doctor import *
 from aligngpt.insight.doctor import run_facts
 from aligngpt.model.toy import toy
+from aligngpt.training.bands import reference_band, trajectories
 from aligngpt.testing.fixtures import letter_processor
 import pytest
-from aligngpt.insight.doctor import Verdict, examine_data, examine_model, write_verdict
+from aligngpt.insight.doctor import Verdict, examine_model, plot_course, write_verdict
 
 
 def test_doctor():
@@ -71,6 +72,22 @@ def test_examine_model():
 def test_plot_course():
     # nbs/insight/04_doctor.ipynb #5f7f9e13
     logging.set_verbosity_error()
+
+    # nbs/insight/04_doctor.ipynb #4da949d7
+    t = trajectories()[0]
+    course = Verdict('run', 'pretrain', [], ['settings'], [], list(zip(t['steps'], t['losses'][0])),
+                     list(zip(t['steps'], t['grads'][0])), reference_band(t))
+    fig = plot_course(course)
+
+    # nbs/insight/04_doctor.ipynb #eaab629b
+    test_eq([ax.get_ylabel() for ax in fig.axes], ['loss, nats a token', 'gradient norm'])
+    low, high = zip(*(course.band.at(s) for s,_ in course.losses))
+    assert all(l <= y <= h for l,(_, y),h in zip(low, course.losses, high))
+
+
+def test_write_verdict():
+    # nbs/insight/04_doctor.ipynb #5f7f9e13
+    logging.set_verbosity_error()
     folder = Path(tempfile.mkdtemp())
     def record(i, answer='A bus.', **more):
         "A record."
@@ -81,7 +98,6 @@ def test_plot_course():
     # nbs/insight/04_doctor.ipynb #c4579dda
     long = [record(i, f'{i} times a bus.'*20) for i in range(40)]
     write_json(long, folder/'long.json')
-    examine_data(folder/'long.json', processor=letter_processor(template='v1'))
 
     # nbs/insight/04_doctor.ipynb #abb32882
     checked = examine_model(toy(10), tokens=6)

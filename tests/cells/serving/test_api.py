@@ -152,7 +152,7 @@ async def test_create_app():
     rest = ask(blue, dict(role='assistant', content='The picture is'), continue_final_message=True)
 
     # nbs/serving/05_api.ipynb #19ad577c
-    test_eq(text(on), 'It is **red**.')
+    assert '**red**' in text(on), text(on)
     test_eq(text(rest), ' **blue**.')
     same = ask(blue, dict(role='assistant', content='The picture is', prefix=True))
     test_eq(text(same), text(rest))
