@@ -3058,6 +3058,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'aligngpt.exports.llava': { 'aligngpt.exports.llava._differ': ('exports/llava.html#_differ', 'aligngpt/exports/llava.py'),
                                         'aligngpt.exports.llava._llava_weights': ( 'exports/llava.html#_llava_weights',
                                                                                    'aligngpt/exports/llava.py'),
+                                        'aligngpt.exports.llava._published': ('exports/llava.html#_published', 'aligngpt/exports/llava.py'),
                                         'aligngpt.exports.llava._samples': ('exports/llava.html#_samples', 'aligngpt/exports/llava.py'),
                                         'aligngpt.exports.llava._strategy': ('exports/llava.html#_strategy', 'aligngpt/exports/llava.py'),
                                         'aligngpt.exports.llava.as_llava': ('exports/llava.html#as_llava', 'aligngpt/exports/llava.py'),

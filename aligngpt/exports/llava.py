@@ -7,7 +7,7 @@ __all__ = ['FLOATS', 'check_llava', 'llava_config', 'as_llava', 'llava_processor
            'first_difference']
 
 # %% ../../nbs/exports/02_llava.ipynb #83b86517
-import copy
+import copy, re
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ print(processor.decode(model.generate(**batch, max_new_tokens=99)[0], skip_speci
 `vllm serve FOLDER`, and the level in a request: `"chat_template_kwargs": {{"level": "{default}"}}`; or, from clients
 that cannot send this, `{token}` at the head of the system message."""
 
+_PUBLISHED = {r'model\.language_model\.':'language_model.model.', r'lm_head\.':'language_model.lm_head.',
+              r'model\.vision_tower\.(vision_model\.)?':'vision_tower.vision_model.',
+              r'model\.multi_modal_projector\.':'multi_modal_projector.'}
+
+def _published(llava):
+    "A Llava's tensors under the names that published checkpoints have."
+    def name(k): return next(new + k[m.end():] for old,new in _PUBLISHED.items() if (m := re.match(old, k)))
+    return {name(k):v for k,v in llava.state_dict().items()}
+
 def write_llava(
     model:Any, # an AlignGPT
     processor:Any, # its processor
@@ -163,7 +172,7 @@ def write_llava(
     rows = level_rows(model, processor, knob)
     out, other = as_llava(model, processor, rows), llava_processor(model, processor, rows)
     same = check_prompts(processor, other, rows)
-    out.to(FLOATS[dtype]).save_pretrained(folder)
+    out.to(FLOATS[dtype]).save_pretrained(folder, state_dict=_published(out), save_original_format=False)
     other.save_pretrained(folder)
     other.image_processor.save_pretrained(folder)
     write_export(folder, 'llava-hf', knob, dict(dtype=dtype, prompts=same) | (about or {}),
