@@ -73,7 +73,9 @@ def _work(self:Reply):
     except BaseException as e:
         self.error = _explain(e)
         self._finish('error')
-    finally: atexit.unregister(self.stop)
+    finally:
+        atexit.unregister(self.stop)
+        self.session = None # or a chat that nobody holds would keep its cache until Python looks for cycles
 
 @patch
 def _write(self:Reply):

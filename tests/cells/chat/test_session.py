@@ -12,7 +12,7 @@ from aligngpt.core.markup import escape
 from aligngpt.core.pictures import open_image, open_picture, read_data_url
 from aligngpt.text.tokenizer import TokenText
 from aligngpt.chat.reader import Answer, Reader, Settings, Stopped, Turn, context
-import copy, json, matplotlib.pyplot as plt, tempfile, torch
+import copy, json, matplotlib.pyplot as plt, tempfile, torch, weakref
 from fastcore.test import *
 from PIL import Image
 from IPython.display import Markdown
@@ -69,6 +69,13 @@ def test_ChatSession_stop():
     assert again.text.startswith(said)
     test_eq((again.finish, len(chat.turns)), ('stop', 3))
     test_eq(again.reused_tokens, again.prompt_tokens - 1)
+
+    # nbs/chat/02_session.ipynb #freed002
+    def forgotten():
+        c = ChatSession(model, processor)
+        c.ask('Count to ten.')
+        return weakref.ref(c)
+    assert forgotten()() is None
 
     # nbs/chat/02_session.ipynb #8f02fd95
     state = torch.get_rng_state()
