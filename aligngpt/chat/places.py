@@ -20,7 +20,7 @@ from .why import Case, Why, asked_row, chance, explain_words, row_weights, said_
 from .why import word_text
 
 # %% ../../nbs/chat/06_places.ipynb #765e80ba
-GRID, SPANS = 8, (2, 4) # cells a side, and those that a window covers
+GRID, SPANS = 8, (3, 5) # cells a side, and those that a window covers
 
 def cover(
     pixels:Tensor, # a prepared picture, [3, height, width]

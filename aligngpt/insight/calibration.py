@@ -23,7 +23,7 @@ from ..chat.reader import Answer, Turn
 from ..chat.session import ChatSession
 from ..chat.why import answer_case, explain_words, said_chances, session_case, row_weights
 from ..evaluation.tasks import easy_vqa_rows
-from .pointing import METHODS, point, pointing_summary, pointing_table, unseen_pictures
+from .pointing import point, pointing_summary, pointing_table, unseen_pictures
 from ..quickstart.easyvqa import folder
 
 # %% ../../nbs/insight/07_calibration.ipynb #2d570043
@@ -150,13 +150,11 @@ QUESTIONS = 'what color is the shape?', 'what shape is in the image?', 'Describe
 
 def measure(
     session:ChatSession, # with a model that knows easy-VQA
-    pictures:int=100, # to point at, for occlusion and raw attention; for other methods a quarter
+    pictures:int=100, # to point at
     questions:int=600, # to be sure of, without noise; with noise a third
 )->dict: # for `explain.json`
     "How good explanations of a model are."
-    main = {k:METHODS[k] for k in ('occlusion', 'attention, all layers')}
-    rest, paths = {k:m for k,m in METHODS.items() if k not in main}, unseen_pictures(pictures)
-    pointed = pointing_summary(point(session, paths, main) + point(session, paths[::4], rest))
+    pointed = pointing_summary(point(session, unseen_pictures(pictures)))
     sure = [calibration(weighed_answers(session, questions if not x else questions//3, x), x) for x in NOISES]
     timed = [Image.open(p).convert('RGB') for p in unseen_pictures(12, 1)]
     return dict(pointing=pointed, calibration=sure, costs=[costs(session, timed, q) for q in QUESTIONS])

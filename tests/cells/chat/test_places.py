@@ -16,7 +16,7 @@ from aligngpt.chat.places import explain
 from aligngpt.chat.session import ChatSession
 from aligngpt.model.toy import COLOURS, swatch, toy
 import pytest
-from aligngpt.chat.places import FELT, GRID, attention_maps, cell_means, cover, lost_share, peak_of, picture_grid, place_sentences, told_words
+from aligngpt.chat.places import FELT, GRID, SPANS, attention_maps, cell_means, cover, lost_share, peak_of, picture_grid, place_sentences, told_words
 
 
 def test_lost_share():
@@ -25,6 +25,7 @@ def test_lost_share():
     corner.paste(COLOURS['red'], (0, 0, 16, 16))
     model, processor = toy()
     chat = ChatSession(model, processor, temperature=0)
+    chat.ask('What colour is it?', corner)
     case = session_case(chat)
     why = explain(model, processor, case)
     fig, axes = plt.subplots(1, 1 + len(why.words), figsize=(9, 2.4))
@@ -32,7 +33,7 @@ def test_lost_share():
 
     # nbs/chat/06_places.ipynb #6656be04
     covered, at = cover(processor.prepare_images([corner])[0])
-    test_eq(covered.shape, ((GRID + 1)**2 + (GRID + 3)**2, 3, 32, 32))
+    test_eq(covered.shape, (sum((GRID + s - 1)**2 for s in SPANS), 3, 32, 32))
     test_close(cell_means(torch.ones(2, len(at)), at), torch.ones(2, GRID, GRID))
     test_close(lost_share(-1., torch.tensor([-1., 0., -1 + math.log(.25), -99.])).tolist(), [0, 0, .75, 1])
     fig, axes = plt.subplots(1, 7, figsize=(9, 1.5))
@@ -41,8 +42,11 @@ def test_lost_share():
 
 def test_attention_maps():
     # nbs/chat/06_places.ipynb #333765af
+    corner = swatch('blue')
+    corner.paste(COLOURS['red'], (0, 0, 16, 16))
     model, processor = toy()
     chat = ChatSession(model, processor, temperature=0)
+    chat.ask('What colour is it?', corner)
     case = session_case(chat)
 
     # nbs/chat/06_places.ipynb #5dfcfb23
@@ -71,6 +75,7 @@ def test_explain():
     corner.paste(COLOURS['red'], (0, 0, 16, 16))
     model, processor = toy()
     chat = ChatSession(model, processor, temperature=0)
+    chat.ask('What colour is it?', corner)
     case = session_case(chat)
     why = explain(model, processor, case)
     fig, axes = plt.subplots(1, 1 + len(why.words), figsize=(9, 2.4))
@@ -99,6 +104,7 @@ def test_told_words():
     corner.paste(COLOURS['red'], (0, 0, 16, 16))
     model, processor = toy()
     chat = ChatSession(model, processor, temperature=0)
+    chat.ask('What colour is it?', corner)
     case = session_case(chat)
     why = explain(model, processor, case)
     fig, axes = plt.subplots(1, 1 + len(why.words), figsize=(9, 2.4))

@@ -14,7 +14,7 @@ from aligngpt.chat.reader import Answer, Turn
 from aligngpt.chat.session import ChatSession
 from aligngpt.chat.why import answer_case, explain_words, said_chances, session_case, row_weights
 from aligngpt.evaluation.tasks import easy_vqa_rows
-from aligngpt.insight.pointing import METHODS, point, pointing_summary, pointing_table, unseen_pictures
+from aligngpt.insight.pointing import point, pointing_summary, pointing_table, unseen_pictures
 from aligngpt.quickstart.easyvqa import folder
 import math, matplotlib.pyplot as plt
 from fastcore.test import *
