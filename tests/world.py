@@ -7,7 +7,7 @@ from PIL import Image
 
 # What may differ between two runs, by name. Trackers write files of their own (tensorboard's names hold time, host and
 # process), so these runs have none; an index beside data (NAME.index) is a cache that knows the time of its file.
-TIMES = 'timing.jsonl', # holds the times, and only they
+TIMES = 'timing.jsonl', 'watch.json' # hold times, or what there was time for
 
 
 def world(d, pictures=24):

@@ -1,29 +1,34 @@
 """Each notebook runs from top to bottom in a process of its own (cells flagged `slow` are left out, `gpu` without
-CUDA). The process is forked from one that has imported the large libraries, which takes longer than most notebooks."""
-import multiprocessing
+CUDA). The process is forked from one that has imported the large libraries, where the system can."""
+import json, os, subprocess, sys
 from pathlib import Path
 
-import notebooked, pytest
+import pytest
 
 root = Path(__file__).resolve().parents[2]
+program = [sys.executable, root/'tests'/'notebooked.py']
 notebooks = sorted(o.relative_to(root/'nbs').as_posix() for o in (root/'nbs').rglob('*.ipynb')
                    if '.ipynb_checkpoints' not in o.parts)
+long = {'quickstart/06_words.ipynb', 'quickstart/09_evidence.ipynb'} # minutes; their asserting cells are tests of their own
 
 
 @pytest.fixture(scope='session')
-def fresh():
-    "Makes processes with the libraries imported, where the system can."
-    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(list(notebooked.LIBRARIES))
-    return context
+def ask():
+    "Runs a notebook; the exit code."
+    if not hasattr(os, 'fork'):
+        yield lambda *names: subprocess.run([*program, *names]).returncode
+        return
+    server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def ask(*names):
+        print(json.dumps(names), file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+    yield ask
+    server.stdin.close()
+    server.wait()
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize('name', notebooks)
-def test_notebook(name, fresh, tmp_path):
+@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in long else n for n in notebooks])
+def test_notebook(name, ask, tmp_path):
     log = tmp_path/'log'
-    child = fresh.Process(target=notebooked.run, args=(str(root/'nbs'/name), str(log)))
-    child.start()
-    child.join()
-    if child.exitcode: pytest.fail(f'{name}\n{log.read_text(errors="replace")[-6000:]}', pytrace=False)
+    if ask(str(root/'nbs'/name), str(log)): pytest.fail(f'{name}\n{log.read_text(errors="replace")[-6000:]}', pytrace=False)

@@ -55,6 +55,7 @@ def test_one_way(rehearsal, tmp_path):
     assert [k for k, v in states.items() if v == 'done'] == ['data', 'examples', 'clip', 'llm'], dry.stdout
 
 
+@pytest.mark.slow
 def test_interrupted(rehearsal, tmp_path):
     """Ctrl-C in each of the steps; the same command goes on, and ends with the numbers of a run in peace.
 

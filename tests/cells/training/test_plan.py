@@ -82,49 +82,52 @@ def test_choose_sharding():
 def test_predicted_peak():
     # nbs/training/07_plan.ipynb #4d7fb728
     MEASURE = '''
-import json, re, sys, torch
+import gc, json, re, sys, torch
 from transformers import CLIPVisionConfig, LlamaConfig
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.training.freezing import freeze
 torch.set_num_threads(1)
 def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])*1024
+def measure(text, vision, train, batch, length, supervised, checkpointing):
+    gc.collect()
+    open("/proc/self/clear_refs", "w").write("5"); base = peak()
+    config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision),
+                            use_gate="gate" in train, align_token_id=text["vocab_size"],
+                            image_token_id=text["vocab_size"]+1)
+    model = AlignGPTForConditionalGeneration(config).train()
+    freeze(model, train)
+    if checkpointing: model.gradient_checkpointing_enable()
+    opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    n, side = config.num_image_tokens, config.vision_config.image_size
+    ids = torch.randint(3, 1000, (batch, length))
+    ids[:, 1] = config.align_token_id; ids[:, 2:2+n] = config.image_token_id
+    labels = torch.full_like(ids, -100); labels[:, -supervised:] = ids[:, -supervised:]
+    for _ in range(2):
+        model(input_ids=ids, labels=labels, pixel_values=torch.randn(batch, 3, side, side)).loss.backward()
+        opt.step(); opt.zero_grad()
+    return peak() - base
 torch.randn(64, 64, requires_grad=True).matmul(torch.randn(64, 64)).sum().backward()
-open("/proc/self/clear_refs", "w").write("5"); base = peak()
-text, vision, train, batch, length, supervised, checkpointing = json.loads(sys.argv[1])
-config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision),
-                        use_gate="gate" in train, align_token_id=text["vocab_size"],
-                        image_token_id=text["vocab_size"]+1)
-model = AlignGPTForConditionalGeneration(config).train()
-freeze(model, train)
-if checkpointing: model.gradient_checkpointing_enable()
-opt = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-n, side = config.num_image_tokens, config.vision_config.image_size
-ids = torch.randint(3, 1000, (batch, length))
-ids[:, 1] = config.align_token_id; ids[:, 2:2+n] = config.image_token_id
-labels = torch.full_like(ids, -100); labels[:, -supervised:] = ids[:, -supervised:]
-for _ in range(2):
-    model(input_ids=ids, labels=labels, pixel_values=torch.randn(batch, 3, side, side)).loss.backward()
-    opt.step(); opt.zero_grad()
-print(peak() - base)
+cases = json.loads(sys.argv[1])
+measure(*cases[0][:3], 1, *cases[0][4:]) # what the first use of anything takes
+print(json.dumps([measure(*c) for c in cases]))
 '''
-    def measured(*args):
-        "Peak memory in bytes of two steps in a process of their own."
-        run = subprocess.run([sys.executable, '-c', MEASURE, json.dumps(args)], capture_output=True, text=True,
+    def measured(*cases):
+        "Peak memory in bytes of two steps, for each case, in a process of their own."
+        run = subprocess.run([sys.executable, '-c', MEASURE, json.dumps(cases)], capture_output=True, text=True,
                              env={**os.environ, 'MALLOC_MMAP_THRESHOLD_':'65536'})
-        return int(run.stdout.split()[-1]) if run.returncode == 0 else run.stderr
+        return json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else run.stderr
 
     # nbs/training/07_plan.ipynb #db8b6ca7
     vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=112,
                   patch_size=14)
     text = dict(hidden_size=512, intermediate_size=1376, num_hidden_layers=6, num_attention_heads=8, vocab_size=8000)
-    rows = {}
-    for stage in (PRETRAIN, FINETUNE):
-        for again in (False, True):
-            config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision),
-                                    use_gate='gate' in stage.train, align_token_id=8000, image_token_id=8001)
-            got = measured(text, vision, stage.train, 4, 640, 100, again)
-            rows[stage.name, again] = got, predicted_peak(config, stage.train, 4, 640, 100, again)
+    cases = {(s.name, again):(s.train, 2, 512, 100, again) for s in (PRETRAIN, FINETUNE) for again in (False, True)}
+    def predicted(train, *shape):
+        config = AlignGPTConfig(text_config=LlamaConfig(**text), vision_config=CLIPVisionConfig(**vision),
+                                use_gate='gate' in train, align_token_id=8000, image_token_id=8001)
+        return predicted_peak(config, train, *shape)
+    rows = {k:(got, predicted(*cases[k])) for k,got in zip(cases, measured(*[(text, vision, *c) for c in cases.values()]))}
     for got, said in rows.values(): assert abs(said/got - 1) < .15, rows
     Table([(stage, 'yes' if again else 'no', got//10**6, round(said/1e6), f'{said/got - 1:+.0%}')
            for (stage, again),(got, said) in rows.items()],
