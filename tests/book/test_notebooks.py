@@ -1,5 +1,8 @@
-"""Each notebook runs from top to bottom in a process of its own (cells flagged `slow` are left out, `gpu` without
-CUDA). The process is forked from one that has imported the large libraries, where the system can."""
+"""A notebook runs from top to bottom in a process of its own (cells flagged `slow` are left out, `gpu` without CUDA).
+The process is forked from one that has imported the large libraries, where the system can.
+
+The asserting cells of most notebooks are tests of their own, in `tests/cells`; these notebooks run whole with
+`pytest -m slow tests/book/test_notebooks.py`, or `-k NAME` for some."""
 import json, os, subprocess, sys
 from pathlib import Path
 
@@ -9,7 +12,13 @@ root = Path(__file__).resolve().parents[2]
 program = [sys.executable, root/'tests'/'notebooked.py']
 notebooks = sorted(o.relative_to(root/'nbs').as_posix() for o in (root/'nbs').rglob('*.ipynb')
                    if '.ipynb_checkpoints' not in o.parts)
-long = {'quickstart/06_words.ipynb', 'quickstart/09_evidence.ipynb'} # minutes; their asserting cells are tests of their own
+celled = {f'{o.parent.name}/{o.stem[5:]}' for o in (root/'tests'/'cells').rglob('test_*.py')}
+
+
+def marked(name):
+    "A parameter; slow, where the cells are tested alone."
+    part, _, file = name.rpartition('/')
+    return pytest.param(name, marks=[pytest.mark.slow]*(f'{part}/{file[3:-6]}' in celled))
 
 
 @pytest.fixture(scope='session')
@@ -28,7 +37,7 @@ def ask():
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize('name', [pytest.param(n, marks=pytest.mark.slow) if n in long else n for n in notebooks])
+@pytest.mark.parametrize('name', [marked(n) for n in notebooks])
 def test_notebook(name, ask, tmp_path):
     log = tmp_path/'log'
     if ask(str(root/'nbs'/name), str(log)): pytest.fail(f'{name}\n{log.read_text(errors="replace")[-6000:]}', pytrace=False)
