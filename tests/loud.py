@@ -6,7 +6,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipImageProcess
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration
 from aligngpt.model.processor import AlignGPTProcessor
-from aligngpt.model.toy import toy_processor
+from aligngpt.model.toy import toy_model, toy_processor
 from aligngpt.text.conversation import TEMPLATES
 from aligngpt.text.tokenizer import sentencepiece_backend
 
@@ -43,4 +43,18 @@ def made(family='llama', tokens='bytes', vision=SIGLIP, seed=0, **text):
         for n,p in model.named_parameters():
             if p.dim() > 1 and 'gate' not in n: p.normal_(std=.15)
             elif 'language_model' in n and n.endswith('bias'): p.normal_(std=.1)
+    return model, processor
+
+
+def wide():
+    "The toy with heads of a size that vLLM has kernels for, and alignment vectors by which every word matters."
+    processor = toy_processor()
+    c = toy_model(processor).config
+    text = AutoConfig.for_model('llama', vocab_size=processor.align_token_id, hidden_size=128, intermediate_size=256,
+                                num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                                max_position_embeddings=512, bos_token_id=1, eos_token_id=2, initializer_range=.2)
+    set_seed(1)
+    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=c.vision_config, text_config=text,
+        align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
+    with torch.no_grad(): model.levels.weight.mul_(4)
     return model, processor

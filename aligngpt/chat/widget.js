@@ -57,7 +57,9 @@ function render({ model, el }) {
   const go = button('Send', 'Send', () => model.get('busy') ? stop() : send(), 'agpt-send');
   const clear = button('Clear', 'Clear the conversation', () => model.send({ type: 'clear' }));
   const composer = tag('div', { className: 'agpt-compose' }, attach, input, go, clear);
-  const root = tag('div', { className: 'agpt' }, log, examples, shelf, composer, file);
+  const said = tag('div', { className: 'agpt-said', hidden: true });
+  const root = tag('div', { className: 'agpt' }, log, examples, shelf, said, composer, file);
+  said.setAttribute('role', 'alert');
   attach.innerHTML = PICTURE;
   input.setAttribute('aria-label', 'Message');
   log.setAttribute('role', 'log');
@@ -83,17 +85,26 @@ function render({ model, el }) {
     grow();
   }
   async function add(files) {
-    for (const f of files) tray.push(await pack(f));
+    const others = [...files].filter(f => f.type && !f.type.startsWith('image/'));
+    for (const f of files) if (!others.includes(f)) tray.push(await pack(f));
     drawTray();
+    say(others.length ? others.map(f => f.name).join(', ') + ': not a picture. Show a PNG, JPEG, WEBP or GIF.' : '');
+  }
+  function say(text) { // what is wrong with what was dropped, until something else is
+    said.textContent = text;
+    said.hidden = !text;
   }
   function grow() {
     input.style.height = 'auto';
     input.style.height = Math.min(160, input.scrollHeight + 2) + 'px';
   }
+  function tile(t) { // a picture; the name of what the browser cannot show
+    const onerror = e => e.target.replaceWith(tag('em', { textContent: t.name }));
+    return tag('img', { src: t.url, alt: t.name, onerror });
+  }
   function drawTray() {
     const remove = i => () => { tray.splice(i, 1); drawTray(); };
-    shelf.replaceChildren(...tray.map((t, i) => tag('span', {}, tag('img', { src: t.url, alt: t.name }),
-      button('×', 'Remove ' + t.name, remove(i)))));
+    shelf.replaceChildren(...tray.map((t, i) => tag('span', {}, tile(t), button('×', 'Remove ' + t.name, remove(i)))));
   }
   function drawExamples() {
     const choose = (x, i) => () => {

