@@ -18,7 +18,7 @@ from ..core.files import atomic_path, checkpoint_folder, read_json, what_is, wri
 from ..core.markup import escape, html_page
 from ..data.images import Sources
 from .records import data_findings
-from ..training.bands import expected, shade_band, theory_band
+from ..training.bands import expected, known_runs, norm_band, shade_band
 from ..training.signs import Facts, Finding, ask_probes, from_dict, unexplained
 
 # %% ../../nbs/insight/04_doctor.ipynb #a93922c4
@@ -32,7 +32,8 @@ class Verdict:
     left:list[str] # what was not, and why
     losses:list[tuple[int,float]] = field(default_factory=list) # (step, loss) of a run
     norms:list[tuple[int,float]] = field(default_factory=list) # (step, gradient norm) of a run
-    band:Any=None # what was expected, a `Band`
+    band:Any=None # what was expected of the losses, a `Band`
+    norm_band:Any=None # likewise of the gradient norms
     said:Any=None # the answers of a model
 
     @property
@@ -130,7 +131,8 @@ def examine_run(
         found, looked, left = _with_model(folder, facts, (records, sources), device, samples, known)
     rows = [r for r in facts.log if 'loss' in r]
     return Verdict('run', str(folder), unexplained(found), looked, left, [(r['step'], r['loss']) for r in rows],
-                   [(r['step'], r['grad_norm']) for r in rows if 'grad_norm' in r], _band(facts, watched))
+                   [(r['step'], r['grad_norm']) for r in rows if 'grad_norm' in r], expected(facts),
+                   norm_band(t) if (t := known_runs(facts)) else None)
 
 def _levels_of(facts): return dict(n_levels=facts.config.num_levels) if facts.config else {}
 
@@ -146,7 +148,7 @@ def run_facts(
     facts.log = [json.loads(l) for l in _lines(log)] if log.exists() else []
     facts.steps = facts.planned = facts.log[-1]['step'] if facts.log else 0
     facts.lora = bool(record.get('lora'))
-    for k in ('parts', 'spread', 'gains', 'rates', 'resumed'):
+    for k in ('parts', 'spread', 'gains', 'rates', 'resumed', 'entropy'):
         if watched.get(k): setattr(facts, k, watched[k])
     facts.levels = Counter({int(k):n for k,n in watched.get('levels', {}).items()})
     return facts, watched, record
@@ -160,11 +162,6 @@ def _config(folder):
     from aligngpt.training.runs import last_checkpoint
     at = next((p for p in (folder/'model', last_checkpoint(folder)) if p and (p/'config.json').exists()), None)
     return AlignGPTConfig.from_pretrained(at) if at else None
-
-def _band(facts, watched):
-    "What was expected; the entropy of the answers is the one that the watch noted."
-    if (band := expected(facts)) or facts.config is None or not watched.get('entropy'): return band
-    return theory_band(facts.config.text_config.vocab_size, watched['entropy'], max(100, facts.planned//10))
 
 # %% ../../nbs/insight/04_doctor.ipynb #1b58f770
 def _records(folder, record, data, images, facts):
@@ -223,13 +220,14 @@ def plot_course(
     "Loss and gradient norm over the steps, with what was expected, and where findings begin."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-    for ax, rows, name in zip(axes, (verdict.losses, verdict.norms), ('loss, nats a token', 'gradient norm')):
+    drawn = ((verdict.losses, verdict.band, 'loss, nats a token'), (verdict.norms, verdict.norm_band, 'gradient norm'))
+    for ax, (rows, band, name) in zip(axes, drawn):
         if rows: ax.plot(*zip(*rows))
+        if rows and band: shade_band(ax, band, rows[-1][0])
+        if band: ax.set_title(f'shaded: {band.why}', fontsize=8)
         ax.set(xlabel='step', ylabel=name, yscale='log'); ax.grid()
         for f in verdict.findings:
             if f.since: ax.axvline(f.since, color='C3', lw=.8, ls=':')
-    if verdict.band and verdict.losses: shade_band(axes[0], verdict.band, verdict.losses[-1][0])
-    if verdict.band: axes[0].set_title(f'shaded: {verdict.band.why}', fontsize=8)
     return fig
 
 # %% ../../nbs/insight/04_doctor.ipynb #76bf73c7

@@ -132,8 +132,8 @@ def match(
     r, vision = at.recipe, _VISION[at.recipe.vision]
     all_, test = at.drawings(), at.drawings('test')
     pixels = load_pixels_of([d.name for d in all_], at.images, at.data/'pixels.npy', vision['image_size'])
-    rows = {k: [i for i, d in enumerate(all_) if d.name in {x.name for x in at.drawings(k)}]
-            for k in ('0', '1', 'test')}
+    names = {k: {d.name for d in at.drawings(k)} for k in ('0', '1', 'test')}
+    rows = {k: [i for i, d in enumerate(all_) if d.name in names[k]] for k in names}
     out = {}
     learns = dict(zip(('0', '1', 'all'), (rows['1'], rows['0'], rows['0'] + rows['1']))) # '0' scores the first half
     for n, (name, own) in enumerate(learns.items()):

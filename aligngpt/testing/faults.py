@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUNDS', 'SYSTEM', 'RATES', 'TALK', 'PLANTS', 'HEALTHY', 'picture', 'caption', 'pair_record', 'talk_record',
            'write_world', 'base', 'Plant', 'Case', 'settings', 'begin', 'plant_run', 'trial', 'matrix', 'healthy',
-           'record_healthy']
+           'record_healthy', 'record_run']
 
 # %% ../../nbs/testing/05_faults.ipynb #31a3232b
 import dataclasses, json, shutil
@@ -458,6 +458,22 @@ def record_healthy(
                         rate=RATES['lora' if lora else stage], losses=[r['losses'] for r in runs],
                         grads=[r['grads'] for r in runs]))
     return out
+
+def record_run(
+    folder:Path, # of a stage that is healthy, such as the quickstart's
+    world:str, # what it learns
+    apart:int=5, # lines of its log of which the mean is taken; of the first three each stays
+)->dict: # for `trajectories.json` of the training
+    "Record losses and gradient norms of one run, the first of its kind."
+    record, text = read_json(folder/'stage.json'), read_json(folder/'model'/'config.json')['text_config']
+    rows = [json.loads(l) for l in (folder/'log.jsonl').read_text().splitlines()]
+    cuts = sorted({0, 1, 2, 3, *range(apart, len(rows), apart), len(rows)})
+    parts = [rows[a:b] for a,b in zip(cuts, cuts[1:])]
+    def means(key): return [round(float(np.mean([r[key] for r in p])), 4) for p in parts]
+    return dict(stage=record['stage']['name'], lora=bool(record.get('lora')), width=text['hidden_size'],
+                vocabulary=text['vocab_size'], rate=record['stage']['learning_rate'], world=world,
+                seeds=[record['stage']['seed']], entropy=round(read_json(folder/'watch.json')['entropy'], 3),
+                steps=[round(x) for x in means('step')], losses=[means('loss')], grads=[means('grad_norm')])
 
 def _course(case, folder):
     "Losses and gradient norms of a healthy run, made once."

@@ -210,6 +210,7 @@ class Facts:
     processor:Any=None # that the model came with
     config:Any=None # of the model
     rows:list = field(default_factory=list) # of `Row`
+    entropy:float|None=None # of the answers' single tokens, nats; of `rows`, where it was not noted
     levels:Counter = field(default_factory=Counter) # level -> samples
     about:list = field(default_factory=list) # for each step what its samples are about, a list of numbers
     pixels:dict = field(default_factory=dict) # from `pixel_facts`

@@ -15,6 +15,7 @@ from fastcore.test import *
 from PIL import Image
 from aligngpt.chat.places import explain
 from aligngpt.chat.session import ChatSession
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import COLOURS, swatch, toy
 import pytest
 from aligngpt.chat.places import FELT, GRID, SPANS, attention_maps, cell_means, cover, lost_share, peak_of, picture_grid, place_sentences, told_words

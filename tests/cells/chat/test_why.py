@@ -13,6 +13,7 @@ from aligngpt.chat.reader import context, prompt_layout, stop_ids
 from aligngpt.chat.session import ChatSession
 import matplotlib.pyplot as plt, numpy as np
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.toy import swatch, toy
 from aligngpt.chat.why import explain_words, session_case
 import pytest

@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt, pandas as pd, tempfile
 from dataclasses import replace
 from fastcore.test import *
 from aligngpt.checkpoints.layouts import save
+from aligngpt.core.figures import chapter_figures
 from aligngpt.model.decoding import Ask, answers, ask_batch, ask_row, greedy
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy, toy_model, toy_processor
 from aligngpt.testing.fixtures import TorchDecoder

@@ -11,16 +11,17 @@ from aligngpt.core.files import atomic_path, checkpoint_folder, read_json, what_
 from aligngpt.core.markup import escape, html_page
 from aligngpt.data.images import Sources
 from aligngpt.insight.records import data_findings
-from aligngpt.training.bands import expected, shade_band, theory_band
+from aligngpt.training.bands import expected, known_runs, norm_band, shade_band
+from aligngpt.training.bands import norm_band, reference_band, trajectories
 from aligngpt.training.signs import Facts, Finding, ask_probes, from_dict, unexplained
 from fastcore.test import *
 import tempfile
 from transformers.utils import logging
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.insight.doctor import *
 from aligngpt.insight.doctor import run_facts
 from aligngpt.model.toy import toy
-from aligngpt.training.bands import reference_band, trajectories
 from aligngpt.testing.fixtures import letter_processor
 import pytest
 from aligngpt.insight.doctor import Verdict, examine_model, plot_course, write_verdict
@@ -76,7 +77,7 @@ def test_plot_course():
     # nbs/insight/04_doctor.ipynb #4da949d7
     t = trajectories()[0]
     course = Verdict('run', 'pretrain', [], ['settings'], [], list(zip(t['steps'], t['losses'][0])),
-                     list(zip(t['steps'], t['grads'][0])), reference_band(t))
+                     list(zip(t['steps'], t['grads'][0])), reference_band(t), norm_band(t))
     fig = plot_course(course)
 
     # nbs/insight/04_doctor.ipynb #eaab629b

@@ -10,6 +10,7 @@ from aligngpt.levels.plots import spearman
 from aligngpt.training.signs import PROBES, Finding, probe
 from fastcore.test import *
 import matplotlib.pyplot as plt
+from aligngpt.core.figures import chapter_figures
 from aligngpt.insight.looks import *
 from aligngpt.insight.looks import Seen
 from aligngpt.training.signs import ask_probes

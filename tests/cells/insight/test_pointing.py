@@ -17,6 +17,7 @@ from aligngpt.chat.why import Case, row_weights, said_chances, session_case, vis
 from aligngpt.quickstart.easyvqa import COLORS, folder, SHAPES
 import matplotlib.pyplot as plt, tempfile
 from fastcore.test import *
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
 from aligngpt.insight.pointing import pointing_table, shape_box
 import pytest
@@ -25,6 +26,7 @@ from aligngpt.insight.pointing import _inside, by_attention, by_occlusion, point
 
 def test_shape_box():
     # nbs/insight/06_pointing.ipynb #cebd68c8
+    chapter_figures()
     im = Image.new('RGB', (64, 64), (230, 240, 220))
     im.paste((200, 20, 20), (10, 20, 31, 44))
     test_eq(shape_box(im), (10, 20, 31, 44))

@@ -4,6 +4,7 @@ from aligngpt.core.lazy import lazy_names
 import aligngpt.levels
 from pathlib import Path
 from aligngpt.book.house import draw_house
+from aligngpt.core.figures import chapter_figures
 import pytest
 
 

@@ -24,6 +24,7 @@ from aligngpt.testing.fixtures import tiny_clip
 from fastcore.test import *
 import tempfile, matplotlib.pyplot as plt
 from transformers.utils import logging
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.insight.doctor import examine
 from aligngpt.testing.faults import *

@@ -10,6 +10,7 @@ from aligngpt.core.files import read_json
 from aligngpt.training.signs import Facts, Finding, Row, probe
 from fastcore.test import *
 import matplotlib.pyplot as plt
+from aligngpt.core.figures import chapter_figures
 from aligngpt.core.markup import Table
 from aligngpt.training.bands import *
 from aligngpt.training.settings import FINETUNE, PRETRAIN, override
@@ -17,7 +18,7 @@ from aligngpt.training.signs import ask_probes
 from aligngpt.training.stage import plot_losses
 from aligngpt.testing.fixtures import tiny_config
 import pytest
-from aligngpt.training.bands import reference_band, theory_band, trajectories, unigram_entropy, usual_rate
+from aligngpt.training.bands import expected, norm_band, reference_band, theory_band, trajectories, unigram_entropy, usual_rate
 
 
 def test_Band():
@@ -29,6 +30,13 @@ def test_Band():
     test_close(unigram_entropy(rows), 2*(1/3)*math.log(3) + 2*(1/6)*math.log(6), 1e-6)
     test_close(band.at(0)[1], math.log(500)*1.1 + .5, 1e-6)
     assert band.at(0)[1] > band.at(50)[1] > band.at(100)[1] == band.at(1000)[1]
+    known = next(t for t in trajectories() if t['world'] == 'quickstart')
+    config = tiny_config(known['vocabulary'])
+    config.text_config.hidden_size = known['width']
+    def facts(entropy): return Facts(PRETRAIN, config=config, entropy=entropy)
+    test_eq(expected(facts(known['entropy'])), reference_band(known))
+    test_eq(norm_band(known).at(known['steps'][0]), (known['grads'][0][0]/2, known['grads'][0][0]*2))
+    assert 'a guess among' in expected(facts(2*known['entropy'])).why # other answers
 
 
 def test_usual_rate():
