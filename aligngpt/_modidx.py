@@ -2954,6 +2954,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'aligngpt/exports/hybrid.py'),
                                          'aligngpt.exports.hybrid.HybridAlignGPT.new_cache': ( 'exports/hybrid.html#hybridaligngpt.new_cache',
                                                                                                'aligngpt/exports/hybrid.py'),
+                                         'aligngpt.exports.hybrid.HybridAlignGPT.read_apart': ( 'exports/hybrid.html#hybridaligngpt.read_apart',
+                                                                                                'aligngpt/exports/hybrid.py'),
                                          'aligngpt.exports.hybrid.HybridAlignGPT.save_pretrained': ( 'exports/hybrid.html#hybridaligngpt.save_pretrained',
                                                                                                      'aligngpt/exports/hybrid.py'),
                                          'aligngpt.exports.hybrid.HybridRows': ( 'exports/hybrid.html#hybridrows',

@@ -383,9 +383,20 @@ class HybridAlignGPT(AlignGPTForConditionalGeneration):
             out = self.model(input_ids, pixel_values, attention_mask,
                              **kwargs | dict(inputs_embeds=inputs_embeds, return_dict=True))
             x = out.last_hidden_state
-        logits = (self.new_cache() if cache is None else cache).read(x, attention_mask, logits_to_keep)
+        logits = (self.read_apart if cache is None else cache.read)(x, attention_mask, logits_to_keep)
         return AlignGPTOutput(None, logits, cache, image_hidden_states=out and out.image_hidden_states,
                               weights=out and out.weights)
+
+    def read_apart(self,
+        x:Tensor, # ids [rows, length], or embeddings [rows, length, H]
+        mask:Tensor|None, # 0 on padding, [rows, length]
+        keep:int|Tensor, # as for `Sequences.read`
+        most:int=256, # tokens of a pass, or one row
+    )->Tensor: # [rows, columns kept, vocabulary]
+        "Read a few rows at a time and forget them: the time of a token grows with all that llama.cpp holds."
+        few = max(1, most//x.shape[1])
+        masks = mask.split(few) if mask is not None else [None]*len(x)
+        return torch.cat([self.new_cache().read(a, m, keep) for a,m in zip(x.split(few), masks)])
 
     def save_pretrained(self, *_, **__):
         "Refuse: the language model is not here."

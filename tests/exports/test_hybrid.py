@@ -8,7 +8,9 @@ import pytest, torch
 from loud import made
 from typer.testing import CliRunner
 
+from aligngpt.chat.places import explain
 from aligngpt.chat.session import ChatSession
+from aligngpt.chat.why import session_case
 from aligngpt.checkpoints.layouts import open_checkpoint, open_model, save
 from aligngpt.cli.main import app
 from aligngpt.core.errors import AlignGPTError
@@ -66,6 +68,23 @@ def test_chat():
     model, processor = loud()
     here, there = talk(model, processor), talk(hybrid_of(model, TorchDecoder(model)), processor)
     assert here == there and here[1][1] > 20 # of the second question, the first is known
+
+
+def test_why():
+    "Words, levels and places of an answer, from passes of many rows that are read a few at a time and forgotten."
+    model, processor = loud()
+    def told(model):
+        s = ChatSession(model, processor, temperature=0, max_new_tokens=10)
+        s.ask('Describe it.', swatch('red'))
+        why = explain(model, processor, session_case(s))
+        return [(w.logprob, w.levels, [(p.window, p.covered) for p in w.places]) for w in why.words]
+    hybrid = hybrid_of(model, decoder := TorchDecoder(model))
+    here, there = told(model), told(hybrid)
+    assert here and here[0][2]
+    for a,b in zip(here, there, strict=True):
+        assert a[0] == pytest.approx(b[0], abs=1e-4) and a[1] == pytest.approx(b[1], abs=1e-4)
+        assert [p[1] for p in a[2]] == pytest.approx([p[1] for p in b[2]], abs=1e-4)
+    assert len(decoder.freed) > 100
 
 
 def run(*args): return CliRunner().invoke(app, [str(a) for a in args])
