@@ -191,6 +191,22 @@ def test_a_slow_process(tmp_path):
         assert together(folder/f'slow{turn}').equals(together(folder/f'peace{turn}'))
     print(f'\none of two processes at a quarter of the speed: {sorted(ratios)[len(ratios)//2]:.2f} of ideal, {ratios}')
 
+def test_throughput(tmp_path):
+    "Pairs a second of two processes, once they run, against one process without Ray, twice."
+    folder = shards(tmp_path/'d', 40, 100)
+    begun = time.monotonic()
+    levels(files(folder)[:10], folder/'images', clip=work(.006), out=tmp_path/'one.json', workers=0, quiet=True)
+    alone = 1000/(time.monotonic() - begun)
+    p = start(folder, 'ray', .006)
+    def when(n):
+        until(p, lambda: written(folder, 'ray') >= n)
+        return time.monotonic()
+    first, last = when(4), when(36)
+    ended(p)
+    share = 3200/(last - first)/(2*alone)
+    print(f'\ntwo processes of Ray: {share:.3f} of twice the pairs a second of one without')
+    assert share > .8 # of a machine with other work; the figure of a quiet one is printed
+
 def test_killed_and_again(tmp_path):
     "The command itself is killed: finished shards are kept, and the result is the same."
     folder = shards(tmp_path/'d', 20, 64)
