@@ -77,8 +77,10 @@ def widget_page():
     return browser_page('widget', lambda e: 'blob:' in (e.stack or '') or 'anywidget' in (e.stack or ''))
 
 
+LIVE = '.agpt:not(.agpt-static)' # a chat that can be used
+
 def run_all(page, there):
-    "Run the notebook, once its kernel is there, until `there` is; again if a slow Lab lost what was asked of it."
+    "Run the notebook, once its kernel is there, until `there` is; again if a slow Lab lost cells or a widget."
     accept = page.locator('.jp-Dialog .jp-mod-accept')
     def yes(): # to which kernel, and then to whatever else a slow Lab asks
         if accept.count(): accept.first.click()
@@ -87,7 +89,7 @@ def run_all(page, there):
         page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.get_by_text('Run All Cells', exact=True).click()
-        try: return there.first.wait_for(timeout=300_000 if last else 120_000)
+        try: return there.first.wait_for(timeout=300_000 if last else 60_000)
         except playwright.TimeoutError:
             if last: raise
 
@@ -140,8 +142,9 @@ def test_lab(tmp_path):
                 ready='/api/status?token=T')
     with lab as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
-        run_all(page, page.get_by_text('other cell: 42'))
-        chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
+        run_all(page, page.locator(LIVE))
+        page.get_by_text('other cell: 42').wait_for()
+        chat = ChatPage(page, page.locator(LIVE).last)
         chat.box.scroll_into_view_if_needed()
 
         chat.upload(tmp_path, 'blue.png', png((50, 80, 220)))
@@ -240,7 +243,7 @@ def test_notebook(tmp_path):
     short_notebook(tmp_path)
     with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
-        run_all(page, page.locator('.agpt'))
+        run_all(page, page.locator(LIVE))
         short_talk(page, tmp_path, 'notebook7')
 
 
@@ -270,7 +273,7 @@ from aligngpt.chat import Chat""",
 def hostile_talk(page, name):
     "What is shown is inert, and so is what the chat shows of hostile questions."
     page.get_by_text('all is shown', exact=True).wait_for(timeout=600_000)
-    chat = ChatPage(page, page.locator('.agpt:not(.agpt-static)').last)
+    chat = ChatPage(page, page.locator(LIVE).last)
     for n,text in enumerate(HOSTILE[:4]): chat.say(text); chat.whole(n)
     page.abroad = [a for a in page.abroad if 'example.com' in a] # voila's own page asks a CDN for its scripts
     inert(page, '.jp-OutputArea-output')
@@ -283,7 +286,7 @@ def test_hostile_lab(tmp_path):
     hostile_notebook(tmp_path)
     with serve(tmp_path, 'jupyterlab', *LAB, ready='/api/status?token=T') as url, widget_page() as page:
         page.goto(f'{url}/lab/tree/chat.ipynb?reset&token=T')
-        run_all(page, page.get_by_text('all is shown', exact=True))
+        run_all(page, page.locator(LIVE))
         hostile_talk(page, 'lab')
 
 @pytest.mark.slow
@@ -293,7 +296,7 @@ def test_hostile_notebook(tmp_path):
     hostile_notebook(tmp_path)
     with serve(tmp_path, 'notebook', *LAB) as url, widget_page() as page:
         page.goto(f'{url}/notebooks/chat.ipynb?token=T')
-        run_all(page, page.get_by_text('all is shown', exact=True))
+        run_all(page, page.locator(LIVE))
         hostile_talk(page, 'notebook7')
 
 @pytest.mark.slow
