@@ -12,7 +12,7 @@ from collections import Counter, deque
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from ..core.markup import echo
 from ..core.stores import cache_home
 from ..checkpoints.layouts import Checkpoint, load, open_checkpoint, read_parts
 from .gguf import family_of, write_bare_model
-from ..model.layers import take_placeholders
 from ..model.modeling import (AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput,
                                      AlignGPTPreTrainedModel)
 

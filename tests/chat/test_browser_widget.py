@@ -1,5 +1,5 @@
 "The chat notebook as a person uses it: a real Chromium, a real JupyterLab, a real kernel."
-import json, os, re, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 

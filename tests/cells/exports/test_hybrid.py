@@ -5,7 +5,7 @@ from collections import Counter, deque
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -19,7 +19,6 @@ from aligngpt.core.markup import echo
 from aligngpt.core.stores import cache_home
 from aligngpt.checkpoints.layouts import Checkpoint, load, open_checkpoint, read_parts
 from aligngpt.exports.gguf import family_of, write_bare_model
-from aligngpt.model.layers import take_placeholders
 from aligngpt.model.modeling import AlignGPTForConditionalGeneration, AlignGPTModel, AlignGPTOutput, AlignGPTPreTrainedModel
 import matplotlib.pyplot as plt, pandas as pd, tempfile
 from dataclasses import replace

@@ -30,7 +30,7 @@ from aligngpt.insight.doctor import examine
 from aligngpt.testing.faults import *
 from aligngpt.testing.faults import caption, picture
 import pytest
-from aligngpt.testing.faults import PLANTS, write_world
+from aligngpt.testing.faults import PLANTS, record_run, write_world
 
 
 def test_picture():
@@ -51,3 +51,17 @@ def test_PLANTS():
     test_eq({p.kind for p in PLANTS}, set(range(1, 25)))
     Table([(p.kind, p.name, p.stage, ' or '.join(p.expects)) for p in PLANTS],
           ('kind', 'fault', 'planted in', 'to be named'))
+
+
+def test_trial():
+    # nbs/testing/05_faults.ipynb #rr000002
+    run = Path(tempfile.mkdtemp())
+    write_json(dict(stage=dict(name='pretrain', learning_rate=.005, seed=0)), run/'stage.json')
+    write_json(dict(entropy=2.71), run/'watch.json')
+    (run/'model').mkdir()
+    write_json(dict(text_config=dict(hidden_size=96, vocab_size=459)), run/'model'/'config.json')
+    lines = [dict(step=10*i, loss=1/i, grad_norm=i) for i in range(1, 13)]
+    (run/'log.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    line = record_run(run, 'quickstart')
+    test_eq((line['steps'], line['grads']), ([10, 20, 30, 45, 80, 115], [[1, 2, 3, 4.5, 8, 11.5]]))
+    test_eq((line['stage'], line['lora'], line['width'], line['entropy'], line['seeds']), ('pretrain', False, 96, 2.71, [0]))
