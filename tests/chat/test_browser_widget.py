@@ -107,7 +107,7 @@ class ChatPage:
         (folder/name).write_bytes(data)
         with self.page.expect_file_chooser() as chooser: self.press('Add a picture')
         chooser.value.set_files(folder/name)
-        self.view.locator('.agpt-tray img').first.wait_for()
+        self.view.locator('.agpt-tray span').first.wait_for() # a picture, or the name of what is none
 
     def transfer(self, kind, selector, data):
         "Drop or paste a file."

@@ -56,8 +56,9 @@ def test_widget_alone(tmp_path):
         page.locator('input[type=file]').set_input_files([tmp_path/n for n in ('letter.txt', 'letter.png', 'red.png')])
         page.locator('.agpt-tray em', has_text='letter.png').wait_for() # its name, and no broken tile
         assert 'letter.txt: not a picture' in page.locator('.agpt-said').inner_text()
-        whole = 'els => els.every(e => e.complete && e.naturalWidth > 0)'
-        assert page.locator('.agpt-tray img').count() == 2
-        assert page.locator('.agpt-tray img').evaluate_all(whole)
+        page.wait_for_function('''() => {
+            const shown = [...document.querySelectorAll('.agpt-tray img')];
+            return shown.length === 2 && shown.every(e => e.complete && e.naturalWidth > 0);
+        }''')
         shot(page, 'widget_tray')
         assert page.errors == []
