@@ -24,7 +24,7 @@ def doctor_command(
     processor:Annotated[Optional[Path], typer.Option(help='Of records: a model, whose processor makes '
                                                           'tokens of them.')]=None,
     out:Annotated[Optional[Path], typer.Option(help='Folder for a report: doctor.html, doctor.json, losses.png.')]=None,
-    samples:Annotated[int, typer.Option(min=16, help='How many samples a model is shown.')]=160,
+    samples:Annotated[int, typer.Option(min=16, help='How many samples a model is shown.')]=256,
     device:Device='auto',
 ):
     """Say whether a run, records or a model are healthy, or what is wrong and what to do.

@@ -66,7 +66,7 @@ def examine(
     images:Any=None, # pictures of the records
     processor:Any=None, # to see records as tokens; or where it is
     device:str='auto', # for models
-    samples:int=160, # that a model is shown
+    samples:int=256, # that a model is shown
     talk:bool=True, # ask a model the twelve questions
 )->Verdict:
     "Examine a run, records, or a model."
@@ -114,7 +114,7 @@ def examine_run(
     data:Any=None, # its records, if they are not where they were
     images:Any=None, # its pictures, likewise
     device:str='auto', # for the model
-    samples:int=160, # that the model is shown
+    samples:int=256, # that the model is shown
 )->Verdict:
     "Examine a run."
     facts, watched, record = run_facts(folder)

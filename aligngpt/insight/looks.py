@@ -90,7 +90,7 @@ def unused(
     "A picture that does nothing for the text."
     if len(seen.gain) < 16 or seen.steps < 60: return None # too few samples, or too early
     mean, error, loss = seen.gain.mean(), seen.gain.std()/math.sqrt(len(seen.gain)), seen.right.mean()
-    if mean + 2*error < least*loss or mean < error and mean < least*loss:
+    if mean + 2*error < least*loss or mean < least*loss and mean + 2*error < 2*least*loss:
         return Finding('picture unused', .85, None, dict(gain=float(mean/loss)))
 
 @probe('look')

@@ -79,7 +79,11 @@ def prepare(self:DualEncoder,
     t = self.tokenizer(list(texts), padding=self.padding, truncation=True, max_length=self.max_length,
                        return_tensors='pt')
     cut = np.array([bool(e.overflowing) for e in t.encodings])
-    return dict(images=dict(self.image_processor(list(images), return_tensors='pt', **raw)), texts=dict(t), cut=cut)
+    each = {id(im):im for im in images} # a picture with several captions is prepared once
+    place = {k:n for n,k in enumerate(each)}
+    pictures = self.image_processor([*each.values()], return_tensors='pt', **raw)
+    at = [place[id(im)] for im in images]
+    return dict(images={k:v[at] for k,v in pictures.items()}, texts=dict(t), cut=cut)
 
 @patch
 def score(self:DualEncoder,

@@ -68,16 +68,18 @@ class PairBatches:
 
     def load(self,
         i:int, # position in the records
+        seen:dict|None=None, # pictures of the batch so far, by source and name: each is decoded once
     )->tuple: # (picture, caption)
         "Fetch one pair."
-        name, caption = pair_of(self.records[i])
-        row = self.records.row(i)
-        return load_image(self.images[self.records.find(row)[0]], name, self.records.place(row), self.rules), caption
+        (name, caption), row, seen = pair_of(self.records[i]), self.records.row(i), {} if seen is None else seen
+        key = source, _ = self.records.find(row)[0], name
+        if key not in seen: seen[key] = load_image(self.images[source], name, self.records.place(row), self.rules)
+        return seen[key], caption
 
     def __getitem__(self, k):
-        rows, pairs, problems = self.pairs[self.cuts[k]:self.cuts[k+1]].tolist(), [], {}
+        rows, pairs, problems, seen = self.pairs[self.cuts[k]:self.cuts[k+1]].tolist(), [], {}, {}
         for at,i in enumerate(rows):
-            try: pairs.append(self.load(i))
+            try: pairs.append(self.load(i, seen))
             except BadRecord as e: problems[at] = e.reason, e.message
         return k, len(rows), problems, self.scorer.prepare(*zip(*pairs)) if pairs else None
 

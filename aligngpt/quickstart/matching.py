@@ -103,7 +103,7 @@ def new_encoder(
     return model
 
 SMALL = dict(hidden_size=192, intermediate_size=768, num_hidden_layers=5, num_attention_heads=3, image_size=96,
-             patch_size=12)
+             patch_size=16)
 TINY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32,
             patch_size=8)
 

@@ -174,7 +174,7 @@ class Case:
     steps:int=100 # of training
     batch:int=16 # samples of a step
 
-RATES = dict(pretrain=1e-2, finetune=2e-3, lora=1e-2) # of healthy runs
+RATES = dict(pretrain=1e-2, finetune=2e-3, lora=1e-2) # of healthy runs; beside adapters, what is whole learns at 2e-3
 
 def settings(
     case:Case, # which run
@@ -184,6 +184,7 @@ def settings(
     usual = dict(learning_rate=RATES['lora' if case.lora else case.stage], batch_size=case.batch, accumulate=1,
                  max_steps=case.steps, precision='fp32', checkpointing=False, save_every=0, log_every=5, seed=case.seed,
                  image_aspect_ratio='pad', group='none', show=0)
+    if case.lora: usual['part_rates'] = dict.fromkeys(('projector', 'gate'), RATES['finetune'])
     return override(PRETRAIN if case.stage == 'pretrain' else FINETUNE, **{**usual, **changes})
 
 def begin(
@@ -222,7 +223,7 @@ def plant_run(
                                       stage.levels))
         if f.samples: data.samples = f.samples(data.samples, processor)
         held = _held(case, out, processor, stage) if f.valid else None
-        record = dict(sources=[dict(path=str(p)) for p in files])
+        record = dict(sources=[dict(path=str(p)) for p in files], lora=case.lora)
         extra = (f.callback(),) if f.callback else ()
         if steps: extra = (*extra, _Stop(steps))
         learnt = StageData(data, Collator(0), held)
@@ -454,9 +455,9 @@ def record_healthy(
     for width, (stage, lora) in ((w, s) for w in widths for s in (('pretrain', 0), ('finetune', 0), ('finetune', 8))):
         runs = [_course(Case(stage, width, s, lora), folder) for s in seeds]
         steps, vocabulary = runs[0]['steps'], runs[0]['vocabulary']
-        out.append(dict(stage=stage, lora=bool(lora), width=width, vocabulary=vocabulary, steps=steps,
-                        rate=RATES['lora' if lora else stage], losses=[r['losses'] for r in runs],
-                        grads=[r['grads'] for r in runs]))
+        out.append(dict(stage=stage, lora=bool(lora), width=width, vocabulary=vocabulary,
+                        rate=RATES['lora' if lora else stage], world='planted faults', seeds=[*seeds], steps=steps,
+                        losses=[r['losses'] for r in runs], grads=[r['grads'] for r in runs]))
     return out
 
 def record_run(

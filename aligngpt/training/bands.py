@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.files import read_json
-from .signs import Facts, Finding, Row, probe
+from .signs import Facts, Finding, Row, gate_decides, probe
 
 # %% ../../nbs/training/12_bands.ipynb #6b3cb736
 @lru_cache(maxsize=1)
@@ -169,7 +169,7 @@ def _suffers(facts, losses, since):
     if since is not None: return 'the loss lies above the expected band'
     low = min(l for _,l in losses)
     if losses[-1][1] > 1.5*low + .2: return f'the loss rises again, from {low:.2f} to {losses[-1][1]:.2f}'
-    return _noisy(facts)
+    return 'the gate gives everything to one level' if gate_decides(facts) else _noisy(facts)
 
 def _noisy(facts):
     "Is the gradient many times as large as that of healthy runs?"

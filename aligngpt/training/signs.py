@@ -83,7 +83,8 @@ FINDINGS = {k.name:k for k in (
          'go on from a checkpoint that holds optimizer.pt, or begin again in a new folder', about='run',
          hides=('loss high',)),
     Kind('rate high', 'the learning rate {rate:.1e} is {times:.0f} times what is usual here ({usual:.1e}), and {why}',
-         'begin again with --learning-rate {usual:.0e}', about='run', hides=('loss high',)),
+         'begin again with --learning-rate {usual:.0e}', about='run',
+         hides=('loss high', 'gate collapsed', 'gate saturated')),
     Kind('rate low', 'the learning rate {rate:.1e} is a {times:.0f}th of what is usual here ({usual:.1e}), and {why}',
          'begin again with --learning-rate {usual:.0e}', about='run',
          hides=('loss high', 'picture unused', 'levels random')),
@@ -303,7 +304,13 @@ def marks_of(
     facts:Facts, # has the processor
 )->Template: # as rows have it: filled, without spaces
     "The template of a run."
-    t = get_template(facts.processor.template).fill(*facts.processor.ends)
+    key = 'marks', facts.processor.template
+    if key not in facts.names: facts.names[key] = _marks(facts.processor)
+    return facts.names[key]
+
+def _marks(processor):
+    "Its template, filled, without spaces."
+    t = get_template(processor.template).fill(*processor.ends)
     texts = {k:squeeze(v) for k,v in vars(t).items() if isinstance(v, str) and k != 'name'}
     return dataclasses.replace(t, **texts)
 
@@ -425,7 +432,8 @@ def special_text(
 )->Finding|None:
     "Control tokens as letters."
     if not (facts.rows and facts.processor): return None
-    found = [_typed(x, marks_of(facts)) for x in readings(facts)]
+    t = marks_of(facts)
+    found = [_typed(x, t) for x in readings(facts)]
     if (share := _share(map(bool, found))) >= .1:
         return Finding('special text', .9, None, dict(share=share, mark=next(filter(None, found))))
 
@@ -548,11 +556,18 @@ def data_sorted(
     least:int=12, # steps
 )->Finding|None:
     "Neighbouring batches that are alike."
-    rows = [b for b in facts.about if b][:120]
-    if len(rows) < least: return None
-    near, far, z = _neighbours(rows)
-    if z > 5 and near - far > .1:
-        return Finding('data sorted', min(.99, .5 + z/20), None, dict(near=near, far=far))
+    for kind in (lambda t: t >= 0, lambda t: t < 0): # words, and levels
+        rows = _telling([[t for t in b if kind(t)] for b in facts.about[:120]])
+        if len(rows) < least: continue
+        near, far, z = _neighbours(rows)
+        if z > 5 and near - far > .1:
+            return Finding('data sorted', min(.99, .5 + z/20), None, dict(near=near, far=far))
+
+def _telling(rows, most=.9):
+    "Rows without what occurs in nearly all of them, such as the articles of captions."
+    often = Counter(t for r in rows for t in set(r))
+    rest = [[t for t in r if often[t] <= most*len(rows)] for r in rows]
+    return [r for r in rest if r]
 
 def _neighbours(rows):
     "Mean overlap of neighbours and of all pairs, and how far apart they are, in deviations."

@@ -17,7 +17,7 @@ from ..core.files import read_json, write_json
 from ..core.markup import echo
 from ..checkpoints.adapters import has_adapter
 from ..model.layers import GATE
-from ..model.modeling import PARTS, part_parameters
+from ..model.modeling import PARTS, stored_name
 from . import bands
 from .settings import StageConfig
 from .signs import Facts, ask_probes, from_dict, pixel_facts, rows_of, unexplained
@@ -67,8 +67,9 @@ class Samples:
         numbers:int=64, # of a matrix
     ):
         self.train, self.numbers, self.params = train, numbers, {}
+        named = {stored_name(n):p for n,p in model.named_parameters() if p.is_floating_point() and p.numel()}
         for part in PARTS:
-            found = [p for p in part_parameters(model, part).values() if p.is_floating_point() and p.numel()]
+            found = [p for n,p in named.items() if n.startswith(f'{part}.')]
             if part in train: found = [p for p in found if p.requires_grad] or found
             if found: self.params[part] = found[::max(1, len(found)//each)][:each]
         self.first, self.before = self._copy(), {}
@@ -117,6 +118,7 @@ class Watch(TrainerCallback):
         self.folder, self.quiet, self.purse, self.findings, self.said = Path(folder), quiet, Purse(), [], set()
         self.facts = Facts(stage, processor, samples=samples)
         self.batches, self.parts, self.step, self.alone, self.due = 0, None, 0, True, list(GAINS)
+        self.noted = False
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         "Keep some numbers of each part, and what was found before an interruption."
@@ -146,7 +148,7 @@ class Watch(TrainerCallback):
         self.batches += 1
         if self.batches <= 2: self._read(inputs)
         if self.batches <= 24 and self.purse.may('about'): self._note(inputs)
-        if self.step + 1 in LOOKS: self._spread(out)
+        if self._worth('spread'): self._spread(out)
         if self.alone and self.due and self.step + 1 >= self.due[0]: self._exchange(model, inputs, out, items)
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
@@ -154,14 +156,15 @@ class Watch(TrainerCallback):
         if self.step < 3: self.facts.rates.append((self.step + 1, _rate_share(optimizer)))
         if self.step and self.step + 1 == self.first and self.alone:
             self.facts.resumed = self.step, _optimizer_steps(optimizer)
-        if self.parts and self.step + 1 in LOOKS:
+        self.noted = self.parts is not None and self._worth('note')
+        if self.noted:
             with self.purse.pay('note'): self.parts.note()
 
     def on_step_end(self, args, state, control, **kwargs):
         "Compare parts and ask the probes, at some steps."
         self.step = self.facts.steps = state.global_step
         self.purse.steps += 1
-        if self.step in LOOKS and self.parts:
+        if self.noted:
             with self.purse.pay('compare'): self.facts.parts = self.parts.compare(self.step)
         if self.step in LOOKS or self.step == self.first: self.ask(state)
 
@@ -182,6 +185,10 @@ class Watch(TrainerCallback):
         with self.purse.pay('ask'):
             new = self._keep(ask_probes('run', self.facts))
             if state.is_world_process_zero and (new or last): self._write()
+
+    def _worth(self, what):
+        "Is this a step to look at? The first two are, whatever that costs."
+        return self.step + 1 in LOOKS[:2] or self.step + 1 in LOOKS and self.purse.may(what)
 
     def _read(self, inputs):
         "Read rows and pixels of one of the first batches."

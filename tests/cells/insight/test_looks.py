@@ -51,6 +51,9 @@ def test_unused():
 
     # nbs/insight/02_looks.ipynb #0b34b786
     test_eq(found_in(loss, loss + rng.normal(0, .02, 64)), ['picture unused'])
+    learnt = .015*loss.mean() + rng.normal(0, .04, 64) # by heart
+    test_eq(found_in(loss, loss + learnt), ['picture unused'])
+    test_eq(found_in(loss, loss + 4*learnt), [])
     test_eq(found_in(loss, loss, spread=0.), ['projector dead'])
     test_eq(found_in(loss, loss + .3), [])
 

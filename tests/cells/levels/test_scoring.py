@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import write_json
 from aligngpt.core.markup import Table
+from aligngpt.data.images import ImageFolder
 from aligngpt.levels.scoring import score_pairs
 from aligngpt.testing.fixtures import tiny_clip
 import pytest
@@ -64,6 +65,10 @@ def test_PairBatches():
     records = Records(world/'pairs.json', quiet=True)
     clip = DualEncoder.from_pretrained(world/'clip', device='cpu')
 
+    # nbs/levels/02_scoring.ipynb #scrcut02
+    two = [dict(r, id=f'{k}-{r["id"]}') for k in 'ab' for r in json.loads((world/'pairs.json').read_text())[:5]]
+    (world/'a.json').write_text(json.dumps(two[:5])); (world/'b.json').write_text(json.dumps(two[5:]))
+
     # nbs/levels/02_scoring.ipynb #a6360fed
     batches = PairBatches(records, pictures, clip, batch_size=64)
     test_eq(len(batches), 4)
@@ -72,6 +77,20 @@ def test_PairBatches():
     test_eq(batch['images']['pixel_values'].shape, (8, 3, 32, 32))
     test_eq(batch['images']['pixel_values'].dtype, torch.uint8)
     batch['texts']['input_ids'][:3]
+
+    # nbs/levels/02_scoring.ipynb #several02
+    class Counted(ImageFolder):
+        "A folder that counts what is read."
+        reads = 0
+        def read(self, name): self.reads += 1; return super().read(name)
+    rows = [dict(r, id=f'{r["id"]}-{k}', conversations=[r['conversations'][0], {'from':'gpt', 'value':f'{word} circle'}])
+            for r in json.loads((world/'pairs.json').read_text())[:4] for k, word in enumerate(('a', 'a red', 'red'))]
+    several = Records(write_json(rows, world/'several.json'), quiet=True)
+    counted = Counted(pictures)
+    _, _, _, batch = PairBatches(several, counted, clip)[0]
+    apart = [clip.prepare(*zip(PairBatches(several, pictures, clip).load(i)))['images']['pixel_values'] for i in range(12)]
+    test_eq(counted.reads, 4)
+    test_eq(batch['images']['pixel_values'], torch.cat(apart))
 
 
 def test_begun_with():

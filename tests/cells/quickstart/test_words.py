@@ -45,7 +45,8 @@ def test_look():
     # nbs/quickstart/06_words.ipynb #wo000013
     home = Path(tempfile.mkdtemp())
     made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2)
+    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
+                  precision='fp32')
     at = Place(home/'run', small, made_from)
     counts = make_records(at)
 
@@ -89,14 +90,15 @@ def test_time_left():
     time_left(dict(data=60, audit=120), ['match', 'levels'])
 
     # nbs/quickstart/06_words.ipynb #200258b3
-    test_eq(time_left(dict(data=60, audit=120), ['match', 'levels']), ' (about 16 minutes left)')
+    test_eq(time_left(dict(data=60, audit=120), ['match', 'levels']), ' (about 47 minutes left)')
 
 
 def test_words_text():
     # nbs/quickstart/06_words.ipynb #wo000013
     home = Path(tempfile.mkdtemp())
     made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2)
+    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
+                  precision='fp32')
 
     # nbs/quickstart/06_words.ipynb #wo000063
     said = []

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 import numpy as np
 from aligngpt.core.files import read_json
-from aligngpt.training.signs import Facts, Finding, Row, probe
+from aligngpt.training.signs import Facts, Finding, Row, gate_decides, probe
 from fastcore.test import *
 import matplotlib.pyplot as plt
 from aligngpt.core.figures import chapter_figures
@@ -52,10 +52,10 @@ def test_rate_unusual():
     plot_losses({'pre-training':toy['losses'][0]}, every=toy['steps'][0], bands={'pre-training':reference_band(toy)});
 
     # nbs/training/12_bands.ipynb #34ee8724
-    def found_in(rate, losses, stage=PRETRAIN):
+    def found_in(rate, losses, stage=PRETRAIN, **more):
         "Names of what is found in losses of each tenth step, of a model as wide as the first healthy one."
         config = tiny_config(toy['vocabulary'])
-        log = [dict(step=10*(k + 1), loss=l) for k,l in enumerate(losses)]
+        log = [dict(step=10*(k + 1), loss=l, **more) for k,l in enumerate(losses)]
         return [f.name for f in ask_probes('run', Facts(override(stage, learning_rate=rate), config=config, log=log))]
     healthy = np.interp(range(10, 101, 10), toy['steps'], toy['losses'][0])
 
@@ -63,5 +63,8 @@ def test_rate_unusual():
     test_eq(found_in(toy['rate'], healthy), [])
     test_eq(found_in(10*toy['rate'], healthy), []) # no fault as long as it learns
     test_eq(found_in(10*toy['rate'], healthy + 3), ['rate high'])
+    one_level = dict(gate_entropy=.01, alpha_0=.999, alpha_1=.001)
+    test_eq(found_in(toy['rate'], healthy, **one_level), ['gate collapsed'])
+    test_eq(found_in(10*toy['rate'], healthy, **one_level), ['rate high']) # which is why
     test_eq(found_in(toy['rate']/10, healthy + 3), ['rate low'])
     test_eq(found_in(toy['rate'], healthy + 3), ['loss high'])

@@ -309,6 +309,9 @@ def test_data_sorted():
 
     # nbs/training/11_signs.ipynb #e0dacbba
     test_eq(found_in_run(about=in_order), ['data sorted'])
+    test_eq(found_in_run(about=[[90, 91]*8 + row for row in in_order]), ['data sorted']) # articles tell nothing
+    test_eq(found_in_run(about=[row + [-1 - level for level in order] for row, order in zip(mixed, in_order)]),
+            ['data sorted']) # by their levels
     test_eq(found_in_run(about=[[1]]*30), [])
 
 

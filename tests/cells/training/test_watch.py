@@ -9,7 +9,7 @@ from aligngpt.core.files import read_json, write_json
 from aligngpt.core.markup import echo
 from aligngpt.checkpoints.adapters import has_adapter
 from aligngpt.model.layers import GATE
-from aligngpt.model.modeling import PARTS, part_parameters
+from aligngpt.model.modeling import PARTS, stored_name
 from aligngpt.training import bands
 from aligngpt.training.settings import StageConfig
 from aligngpt.training.signs import Facts, ask_probes, from_dict, pixel_facts, rows_of, unexplained
