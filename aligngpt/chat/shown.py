@@ -10,7 +10,6 @@ __all__ = ['FLOOR', 'WHY_CSS', 'KINDS', 'heat_colours', 'contrast', 'heat_rows',
 import base64, io
 from textwrap import shorten
 from pathlib import Path
-from typing import Any
 
 from fastcore.basics import patch
 from PIL import Image, ImageDraw

@@ -9,14 +9,11 @@ __all__ = ['BINS', 'NOISES', 'QUESTIONS', 'expected_error', 'Said', 'noisy', 'we
 # %% ../../nbs/insight/07_calibration.ipynb #3178ac3b
 import random, statistics, time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np, torch
 from PIL import Image
-from fastcore.basics import patch
 
 from ..core.figures import COLOURS
-from ..core.markup import Table
 from ..model.decoding import Ask, answers
 from ..chat.places import explain
 from ..chat.reader import Answer, Turn

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import DynamicCache
 
 from ..core.errors import AlignGPTError, BadRecord
-from ..core.figures import figure_style, legend_beside, write_numbers
+from ..core.figures import figure_style, write_numbers
 from ..core.files import atomic_path, own_folder, read_json, write_json
 from ..core.pictures import open_image, open_picture
 from ..core.steps import Steps, note_time, noted, progress

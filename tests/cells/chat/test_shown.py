@@ -3,7 +3,6 @@
 import base64, io
 from textwrap import shorten
 from pathlib import Path
-from typing import Any
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from aligngpt.core.errors import AlignGPTError

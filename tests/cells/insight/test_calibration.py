@@ -2,12 +2,9 @@
 "Tests of `aligngpt.insight.calibration`: the asserting cells of its notebook, made by aligngpt_export."
 import random, statistics, time
 from dataclasses import dataclass
-from typing import Any
 import numpy as np, torch
 from PIL import Image
-from fastcore.basics import patch
 from aligngpt.core.figures import COLOURS
-from aligngpt.core.markup import Table
 from aligngpt.model.decoding import Ask, answers
 from aligngpt.chat.places import explain
 from aligngpt.chat.reader import Answer, Turn
@@ -20,6 +17,7 @@ import math, matplotlib.pyplot as plt
 from fastcore.test import *
 from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
+from aligngpt.core.markup import Table
 from aligngpt.insight.calibration import draw_reliability, expected_error
 import pytest
 from aligngpt.insight.calibration import QUESTIONS, Said, calibration, costs, noisy, weighed_answers

@@ -9,7 +9,7 @@ import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import DynamicCache
 from aligngpt.core.errors import AlignGPTError, BadRecord
-from aligngpt.core.figures import figure_style, legend_beside, write_numbers
+from aligngpt.core.figures import figure_style, write_numbers
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
 from aligngpt.core.pictures import open_image, open_picture
 from aligngpt.core.steps import Steps, note_time, noted, progress
