@@ -137,7 +137,8 @@ class FunctionScorer:
         texts:list[str], # as many
     )->dict: # `scores` and `cut`
         "All of the work; nothing is left to a device."
-        return dict(scores=[float(self.fn(i, t)) for i,t in zip(images, texts)], cut=np.zeros(len(texts), bool))
+        own = (i.copy() if hasattr(i, 'copy') else i for i in images) # which `fn` may change
+        return dict(scores=[float(self.fn(i, t)) for i,t in zip(own, texts)], cut=np.zeros(len(texts), bool))
     def score(self,
         batch:dict, # from `prepare`
     )->'torch.Tensor': # [n] float32

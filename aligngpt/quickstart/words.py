@@ -416,8 +416,8 @@ def tune_words(
 )->dict: # losses, steps, seconds
     "What `aligngpt finetune` does with these settings."
     r, gate = at.recipe, ('gate',)*(variant != 'flat')
-    stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=8, accumulate=2,
-                     max_length=320,
+    stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=8,
+                     accumulate=2, max_length=320,
                      part_rates=dict(projector=5e-4, **{g: 1e-3 for g in gate}), template=_template(at),
                      epochs=r.tune_epochs,
                      image_aspect_ratio='square', precision=at.precision, checkpointing=False, save_every=100, keep=1,

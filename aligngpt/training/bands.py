@@ -169,7 +169,8 @@ def _suffers(facts, losses, since):
     if since is not None: return 'the loss lies above the expected band'
     low = min(l for _,l in losses)
     if losses[-1][1] > 1.5*low + .2: return f'the loss rises again, from {low:.2f} to {losses[-1][1]:.2f}'
-    return 'the gate gives everything to one level' if gate_decides(facts) else _noisy(facts)
+    gate = gate_decides(facts)
+    return gate.says if gate else _noisy(facts)
 
 def _noisy(facts):
     "Is the gradient many times as large as that of healthy runs?"

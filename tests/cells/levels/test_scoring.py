@@ -83,14 +83,21 @@ def test_PairBatches():
         "A folder that counts what is read."
         reads = 0
         def read(self, name): self.reads += 1; return super().read(name)
-    rows = [dict(r, id=f'{r["id"]}-{k}', conversations=[r['conversations'][0], {'from':'gpt', 'value':f'{word} circle'}])
-            for r in json.loads((world/'pairs.json').read_text())[:4] for k, word in enumerate(('a', 'a red', 'red'))]
+    def captions(r): return [dict(r, id=f'{r["id"]}-{w}', conversations=[r['conversations'][0], {'from':'gpt', 'value':w}])
+                             for w in ('a circle', 'a red circle', 'circle')]
+    rows = [c for r in json.loads((world/'pairs.json').read_text())[:4] for c in captions(r)]
     several = Records(write_json(rows, world/'several.json'), quiet=True)
     counted = Counted(pictures)
     _, _, _, batch = PairBatches(several, counted, clip)[0]
-    apart = [clip.prepare(*zip(PairBatches(several, pictures, clip).load(i)))['images']['pixel_values'] for i in range(12)]
+    alone = PairBatches(several, pictures, clip)
+    apart = [clip.prepare(*zip(alone.load(i)))['images']['pixel_values'] for i in range(12)]
     test_eq(counted.reads, 4)
     test_eq(batch['images']['pixel_values'], torch.cat(apart))
+    def shrinks(image, text): image.thumbnail((8, 8)); image.putpixel((0, 0), 0); return image.width # changes its picture
+    test_eq(PairBatches(several, pictures, as_scorer(shrinks))[0][3]['scores'], [8]*12)
+    def width(image, text): image.thumbnail((image.width//2, 99)); return image.width
+    first, second, *_ = PairBatches(several, pictures, as_scorer(width))[0][3]['scores']
+    test_eq(first, second) # the next caption's picture is as it was
 
 
 def test_begun_with():
