@@ -67,6 +67,7 @@ def _write(p, text):
         p.write_text(text, encoding='utf-8')
 
 _LIBRARY = re.compile(r'(?<![\w./:])/[\w.+~/-]*?/(?:site-packages|ipykernel_\d+)/')
+_VIEW = 'application/vnd.jupyter.widget-view+json'
 _TEMPORARY = re.compile(r'(?:/private)?(?:/tmp|/var/folders/[\w/+]+/T)/(tmp)[a-z0-9_]{8}(/?)')
 
 def _tidied(text):
@@ -77,8 +78,7 @@ def _tidy(output):
     "The output without what changes with every execution; None for a progress bar and for standard error."
     if output['output_type'] == 'stream': return None if output['name'] == 'stderr' else _texts(output, ['text'])
     data = output.get('data', {})
-    bar = re.search(r'\d+%\|', ''.join(data.get('text/plain', '')))
-    if bar and 'application/vnd.jupyter.widget-view+json' in data: return None
+    if _VIEW in data and re.search(r'\d+%\|| \[\d\d:\d\d[<,]', ''.join(data.get('text/plain', ''))): return None
     _texts(data, data.keys() & {'text/plain', 'text/html', 'text/markdown'})
     return output
 
@@ -91,6 +91,8 @@ def _clean(path):
     nb = read_nb(path)
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [o for o in map(_tidy, c.outputs) if o]
+    if not any(_VIEW in o.get('data', {}) for c in nb.cells for o in c.get('outputs', [])):
+        nb.metadata.pop('widgets', None) # the state of bars that are gone
     clean_nb(nb, allowed_out_metadata_keys=['image/png']) # how large a picture is shown
     write_nb(nb, path)
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PLACE', 'PLAIN_COLOURS', 'DESCRIBE', 'TITLE', 'CATEGORY', 'KEYWORDS', 'COLOUR', 'SOURCES', 'package_file',
            'Ingredients', 'Drawing', 'read_drawings', 'part_of', 'split_drawings', 'pair_records', 'write_lines',
-           'colour_name', 'main_colour', 'description', 'drawing_questions', 'drawing_conversations', 'talk_questions',
-           'category_rows', 'title_rows', 'path_words', 'names_it', 'write_data_card']
+           'colour_name', 'main_colour', 'description', 'drawing_questions', 'own_words', 'drawing_conversations',
+           'talk_questions', 'category_rows', 'title_rows', 'path_words', 'names_it', 'write_data_card']
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000003
 import colorsys, hashlib, importlib.util, json, random, re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -209,6 +209,20 @@ def drawing_questions(
     if colour: out.append((COLOUR, colour))
     word = rng.choice(d.keywords) if yes and d.keywords else rng.choice(others)
     return out + [(f'Does the keyword "{word}" fit this drawing?', 'yes' if word in d.keywords else 'no')]
+
+# %% ../../nbs/quickstart/04_drawings.ipynb #dr000041
+def own_words(
+    drawings:list[Drawing], # some
+    among:list[Drawing], # all there are
+    most:int=8, # pictures that a text may be about
+)->list[Drawing]: # without titles and descriptions that are said of more
+    "Keep what is said of a picture, not of a collection."
+    def shared(kind):
+        held = Counter(getattr(d, kind) for d in {(d.digest, getattr(d, kind)): d for d in among}.values())
+        return {text for text, n in held.items() if n > most}
+    titles, descriptions = shared('title'), shared('description')
+    return [replace(d, title='' if d.title in titles else d.title,
+                    description='' if d.description in descriptions else d.description) for d in drawings]
 
 # %% ../../nbs/quickstart/04_drawings.ipynb #dr000026
 def drawing_conversations(

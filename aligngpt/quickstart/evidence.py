@@ -233,11 +233,10 @@ class Bench:
         return self.scored[key]
 
 # %% ../../nbs/quickstart/09_evidence.ipynb #ev000019
-def _data(bench, folder, records, processor, levels, weights=None):
-    "(dataset, collator) of records, whose samples may have weights."
-    file = write_json(records, folder/'records.json')
-    plain = SampleDataset(Records(file, quiet=True), images=bench.images, processor=processor, levels=levels,
-                          features=bench.store)
+def _data(bench, folder, records, processor, levels=0, weights=None):
+    "(dataset, collator) of records with so many levels, or none, whose samples may have weights."
+    known = Records(write_json(records, folder/'records.json'), n_levels=levels or 8, quiet=True)
+    plain = SampleDataset(known, images=bench.images, processor=processor, levels=levels > 0, features=bench.store)
     data = InMemory(plain)
     for s, w in zip(data.samples, weights if weights is not None else ()): s['label_weights'] = weigh_answers(s, [w])
     return StageData(data, Collator(processor.tokenizer.pad_token_id, bench.store))
@@ -255,7 +254,7 @@ def pretrain_arm(
     set_seed(trial.seed)
     model, processor = bench.begin(arm.n)
     own = [{**records[i], 'similarity':int(levels[i])} for i in kept]
-    data = _data(bench, out, own, processor, True, 2*rank[kept] if arm.weigh else None)
+    data = _data(bench, out, own, processor, arm.n, 2*rank[kept] if arm.weigh else None)
     return run_stage(model, data, override(PRETRAIN, **_pretraining(s, trial, s.pretrain_epochs/arm.keep)), out,
                      processor, device='cpu', quiet=True)
 
@@ -281,7 +280,7 @@ def tune_arm(
     stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=2e-3, batch_size=16,
                      epochs=s.tune_epochs, precision='fp32', checkpointing=False, save_every=10**6, keep=1,
                      log_every=1, seed=trial.seed)
-    return run_stage(model, _data(bench, out, talks, processor, False), stage, out, processor, device='cpu',
+    return run_stage(model, _data(bench, out, talks, processor), stage, out, processor, device='cpu',
                      quiet=True)
 
 def read_levels(

@@ -11,6 +11,7 @@ __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'loo
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, resource, shutil, textwrap
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -37,8 +38,8 @@ from ..training.recipes import Start, StageSources, finetune, pretrain
 from ..training.settings import FINETUNE, PRETRAIN, override
 from ..evaluation.run import evaluate
 from .drawings import DESCRIBE, SOURCES, TITLE, Drawing, Ingredients, category_rows
-from .drawings import drawing_conversations, main_colour, names_it, pair_records, read_drawings, split_drawings
-from .drawings import talk_questions, title_rows, write_data_card, write_lines
+from .drawings import drawing_conversations, main_colour, names_it, own_words, pair_records, read_drawings
+from .drawings import split_drawings, talk_questions, title_rows, write_data_card, write_lines
 from .easyvqa import folder as shapes_folder
 from .matching import SMALL, TINY, load_pixels_of, recall, train_matching
 
@@ -51,12 +52,12 @@ class Words:
     vision:str = 'small' # eyes: 'small' or 'tiny'
     match_epochs:float = 10 # of the dual encoders
     pretrain_epochs:float = .25 # over the pairs
-    tune_epochs:float = .14 # over the conversations
+    tune_epochs:float = .13 # over the conversations
     turns:int = 3 # questions in a conversation
     shapes:int = 800 # conversations of easy-VQA
-    talk:int = 200 # questions without a picture
+    talk:int = 150 # questions without a picture
     asked:int|None = None # held-out pictures that are asked about; None for all
-    titles:int = 150 # held-out pictures whose titles are ranked, at most
+    titles:int = 120 # held-out pictures whose titles are ranked, at most
     knob:int = 60 # held-out pictures that are described at every level
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
@@ -95,6 +96,12 @@ class Place:
         return [Drawing(**{**d, 'keywords':tuple(d['keywords'])})
                 for k in sorted(parts) for d in parts[k] if part in (None, k)]
 
+    def held_out(self,
+        n:int|None, # how many; None for all
+    )->list[Drawing]: # in the order of their digests, so that a few are of all sorts
+        "Some of the drawings that nothing is trained on."
+        return sorted(self.drawings('test'), key=lambda d: d.digest)[:n]
+
 def make_records(
     at:Place, # the run
 )->dict: # counts
@@ -108,8 +115,9 @@ def make_records(
     for part, some in parts.items(): write_lines(pair_records(some), at.data/f'pairs-{part}.jsonl')
     asked = sorted(parts['test'], key=lambda d: d.digest)[:at.recipe.asked]
     write_lines(category_rows(asked), at.data/'category.jsonl')
-    ranked = {d.name for d in asked[:at.recipe.titles]}
-    write_json([r for r in title_rows(parts['test']) if r['image'] in ranked], at.data/'titles.json')
+    ranked = {d.name for d in [d for d in own_words(asked, found) if d.title][:at.recipe.titles]}
+    rows = title_rows(own_words(parts['test'], found))
+    write_json([r for r in rows if r['image'] in ranked], at.data/'titles.json')
     write_json({k: [dataclasses.asdict(d) for d in v] for k, v in parts.items()}, at.data/'drawings.json',
                sealed=True)
     write_data_card(at.data, 'Open Clip Art Library 0.18, with texts', 'cc0-1.0', SOURCES)
@@ -120,7 +128,7 @@ def look(
     at:Place, # with records
 )->dict: # what the audit found, by reason
     "Audit all records and pictures."
-    report = audit(Sources(at.data/'all.jsonl', at.images, policy='skip', cap=.01), None, at.run/'audit', workers=1)
+    report = audit(Sources(at.data/'all.jsonl', at.images, policy='skip', cap=.01), None, at.run/'audit', workers=2)
     return dict(verdict=report.verdict(), found={f.reason: f.count for f in report.findings},
                 example={f.reason: f.example() for f in report.findings})
 
@@ -151,7 +159,7 @@ def cut_levels(
     "Derive the levels, and look at them."
     def cut(data, clip, out):
         return levels(at.data/f'{data}.jsonl', at.images, clip=at.run/'match'/clip/'model',
-                      out=at.data/f'{out}.jsonl', workers=1)
+                      out=at.data/f'{out}.jsonl', workers=2)
     done = {k: cut(f'pairs-{k}', k, f'levels-{k}') for k in ('0', '1')}
     for k in ('0', '1'): cut('pairs-test', k, f'test-{k}')
     both = [Records(at.data/f'test-{k}.jsonl', quiet=True).column('level') for k in ('0', '1')]
@@ -357,8 +365,8 @@ def pretrain_words(
 )->dict: # losses, steps, seconds
     "What `aligngpt pretrain` does with these settings."
     r = at.recipe
-    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=32, accumulate=1, max_length=160,
-                     precision=at.precision, save_every=50,
+    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=8, accumulate=1, max_length=160,
+                     precision=at.precision, save_every=100,
                      epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1,
                      log_every=10, group='modality', seed=seed)
     data = StageSources(variant_data(at, variant), at.images, policy='skip', features=at.run/'features')
@@ -385,7 +393,7 @@ def turn_levels(
 )->dict: # level -> share, and what was said
     "Describe held-out drawings at every level."
     model, processor = open_model(folder, 'cpu', _dtype(at))
-    names = [d.name for d in at.drawings('test')][:at.recipe.knob]
+    names = [d.name for d in at.held_out(at.recipe.knob)]
     def say(level):
         return _ask(model, processor, [('', n) for n in names], 16, load=lambda n: at.images/n, alignment=level)
     said = {level: say(level) for level in range(model.config.num_levels)}
@@ -401,8 +409,8 @@ def make_conversations(
     all_, r = at.drawings(), at.recipe
     pixels = np.load(at.data/'pixels.npy', mmap_mode='r')
     colours = {d.name: main_colour(p) for d, p in zip(all_, pixels)}
-    own, shapes = drawing_conversations(at.drawings('0') + at.drawings('1'), colours, talked, r.shapes, r.turns,
-                                        r.seed)
+    own, shapes = drawing_conversations(own_words(at.drawings('0') + at.drawings('1'), all_), colours, talked,
+                                        r.shapes, r.turns, r.seed)
     write_lines(own, at.data/'tuning.jsonl')
     write_lines(shapes, at.data/'shapes.jsonl')
     return dict(tuning=len(own), shapes=len(shapes))
@@ -417,7 +425,7 @@ def tune_words(
     "What `aligngpt finetune` does with these settings."
     r, gate = at.recipe, ('gate',)*(variant != 'flat')
     stage = override(FINETUNE, train=('language_model', 'projector') + gate, learning_rate=1e-4, batch_size=8,
-                     accumulate=2, max_length=320,
+                     accumulate=1, max_length=320,
                      part_rates=dict(projector=5e-4, **{g: 1e-3 for g in gate}), template=_template(at),
                      epochs=r.tune_epochs,
                      image_aspect_ratio='square', precision=at.precision, checkpointing=False, save_every=100, keep=1,
@@ -442,13 +450,21 @@ def title_likelihoods(
     index, V = image_features(model, processor, [image], lambda n: n) if image else ({}, None)
     prompt, cache = ask_batch([ask_row(processor, Ask(0, TITLE, image))], [image], index, V, 0), _cache(model)
     first = model(**prompt, cache=cache, use_cache=True, logits_to_keep=1).logits
-    cache.batch_repeat_interleave(len(titles))
     ids = [processor.tokenizer(t, add_special_tokens=False)['input_ids'][:most] for t in titles]
+    out = np.zeros(len(titles))
+    for some in np.array_split(np.argsort([len(i) for i in ids], kind='stable'), 4): # of similar length
+        if len(some): out[some] = _likely(model, [ids[i] for i in some], first, deepcopy(cache))
+    return out
+
+def _likely(model, ids, first, cache):
+    "Log-likelihoods of titles behind what the cache holds, of which `first` are the last logits."
     x = torch.tensor([i + [0]*(max(map(len, ids)) - len(i)) for i in ids])
     real = torch.arange(x.shape[1]) < torch.tensor([[len(i)] for i in ids])
-    later = model(**_rest(x, real, prompt['input_ids'].shape[1]), cache=cache, use_cache=True).logits[:, :-1]
-    logits = torch.cat([first.expand(len(titles), -1, -1), later], 1).float()
-    return (logits.log_softmax(-1).gather(2, x[..., None])[..., 0]*real).sum(1).numpy()
+    logits, n = first.expand(len(ids), -1, -1), cache.get_seq_length()
+    if x.shape[1] > 1: # the last token is to be found, and nothing behind it
+        cache.batch_repeat_interleave(len(ids))
+        logits = torch.cat([logits, model(**_rest(x[:, :-1], real[:, :-1], n), cache=cache, use_cache=True).logits], 1)
+    return (logits.float().log_softmax(-1).gather(2, x[..., None])[..., 0]*real).sum(1).numpy()
 
 def _cache(model): return DynamicCache(config=model.config.text_config)
 
@@ -497,7 +513,7 @@ def describe(
 )->list[dict]: # picture, title, and what the model says at levels 0, 4, 7 and by the gate
     "Descriptions of held-out drawings, good or bad, in the order of their digests."
     model, processor = open_model(folder, 'cpu', _dtype(at))
-    some = sorted(at.drawings('test'), key=lambda d: d.digest)[:n]
+    some = at.held_out(n)
     def say(level):
         return _ask(model, processor, [(DESCRIBE[0], d.name) for d in some], 40, load=lambda n: at.images/n,
                     alignment=level)
@@ -505,8 +521,8 @@ def describe(
     return [dict(image=d.name, title=d.title, **{k: v[i] for k, v in said.items()}) for i, d in enumerate(some)]
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_SHARES = dict(data=.2, audit=.7, match=12, levels=2, speed=.5, talk=3, pretrain=12, knob=3, tune=14,
-               test=9) # of the whole, roughly
+_SHARES = dict(data=.4, audit=.7, match=25, levels=4, speed=2, talk=3, pretrain=24, knob=3, tune=24,
+               test=14) # of the whole, roughly
 
 def time_left(
     seconds:dict[str,float], # step -> how long it took

@@ -80,10 +80,14 @@ def test_export_book():
     nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text='UserWarning: odd'),
                            dict(output_type='stream', name='stdout', text='https://a.org/site-packages/ and 5%|x'),
                            dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':paths}),
-                           dict(output_type='display_data', metadata={}, data=bar)]
+                           dict(output_type='display_data', metadata={}, data=bar),
+                           dict(output_type='display_data', metadata={}, data={**bar, 'text/plain':'read: 0it [00:00, ?it/s]'})]
+    nb.metadata['widgets'] = {'application/vnd.jupyter.widget-state+json':{}}
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
-    printed, shown = read_nb(tmp/'nbs/00_toy.ipynb').cells[3].outputs
+    cleaned = read_nb(tmp/'nbs/00_toy.ipynb')
+    printed, shown = cleaned.cells[3].outputs
+    assert 'widgets' not in cleaned.metadata
     test_eq(''.join(printed['text']), 'https://a.org/site-packages/ and 5%|x')
     test_eq(''.join(shown['data']['text/plain']), "['a.json', 'tmp', '/tmp/mine', 'PIL/Image.py']")
     ''.join(shown['data']['text/plain'])
@@ -122,7 +126,9 @@ def test_out_of_step():
     nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text='UserWarning: odd'),
                            dict(output_type='stream', name='stdout', text='https://a.org/site-packages/ and 5%|x'),
                            dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':paths}),
-                           dict(output_type='display_data', metadata={}, data=bar)]
+                           dict(output_type='display_data', metadata={}, data=bar),
+                           dict(output_type='display_data', metadata={}, data={**bar, 'text/plain':'read: 0it [00:00, ?it/s]'})]
+    nb.metadata['widgets'] = {'application/vnd.jupyter.widget-state+json':{}}
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
 
@@ -172,7 +178,9 @@ def test_main():
     nb.cells[3].outputs = [dict(output_type='stream', name='stderr', text='UserWarning: odd'),
                            dict(output_type='stream', name='stdout', text='https://a.org/site-packages/ and 5%|x'),
                            dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain':paths}),
-                           dict(output_type='display_data', metadata={}, data=bar)]
+                           dict(output_type='display_data', metadata={}, data=bar),
+                           dict(output_type='display_data', metadata={}, data={**bar, 'text/plain':'read: 0it [00:00, ?it/s]'})]
+    nb.metadata['widgets'] = {'application/vnd.jupyter.widget-state+json':{}}
     write_nb(nb, tmp/'nbs/00_toy.ipynb')
     export_book(tmp)
 

@@ -2,7 +2,7 @@
 "Tests of `aligngpt.quickstart.drawings`: the asserting cells of its notebook, made by aligngpt_export."
 import colorsys, hashlib, importlib.util, json, random, re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 import numpy as np
@@ -20,7 +20,7 @@ from aligngpt.quickstart.drawings import read_drawings
 from aligngpt.testing.fixtures import tiny_drawings
 import shutil
 import pytest
-from aligngpt.quickstart.drawings import Drawing, Ingredients, SOURCES, _clean, category_rows, colour_name, drawing_conversations, main_colour, names_it, package_file, pair_records, part_of, split_drawings, talk_questions, title_rows, write_data_card
+from aligngpt.quickstart.drawings import Drawing, Ingredients, SOURCES, _clean, category_rows, colour_name, description, drawing_conversations, main_colour, names_it, own_words, package_file, pair_records, part_of, split_drawings, talk_questions, title_rows, write_data_card
 
 
 def test_package_file():
@@ -114,6 +114,16 @@ def test_colour_name():
     found = {d.name: main_colour(pixels_of(d)) for d in some}
     test_eq(found['shapes/star_07.png'], 'blue')
     found
+
+
+def test_own_words():
+    # nbs/quickstart/04_drawings.ipynb #dr000042
+    many = [Drawing(f'food/{i}.png', 'Lemon SVG theme', digest=str(i)) for i in range(9)]
+    copies = [Drawing(f'a/{i}.png', 'A lemon', digest='9') for i in range(20)]
+    test_eq({d.title for d in own_words(many, many + copies)}, {''})
+    test_eq([d.title for d in own_words(copies[:1], many + copies)], ['A lemon']) # copies are one picture
+    test_eq(own_words(many[:2], many[:8]), many[:2])
+    description(own_words([replace(many[0], keywords=('fruit', 'yellow'))], many)[0])
 
 
 def test_drawing_conversations():

@@ -78,8 +78,8 @@ def test_told_words():
 def test_run_study():
     # nbs/quickstart/09_evidence.ipynb #ev000026
     home = Path(tempfile.mkdtemp())
-    tiny = plan_trials(('scenes',), ('none', 'gate'), (50,), 1)
-    assert '2 trials, 0 of them done' in plan_text(home/'study', tiny)
+    tiny = plan_trials(('scenes',), ('none', 'gate', 'n16'), (50,), 1)
+    assert '3 trials, 0 of them done' in plan_text(home/'study', tiny)
     said = []
     results = run_study(home/'study', tiny, STUDY_REHEARSAL, said.append)
     print(plan_text(home/'study', tiny))
@@ -91,7 +91,7 @@ def test_run_study():
     test_eq([len(v) for v in line['right'].values()], [6]*4)
     test_eq((list(line['tuned']), list(results['trials']['scenes none 50 0']['tuned'])),
             ([*map(str, range(8)), 'auto'], ['auto']))
-    test_eq(len(line['alpha']['count']), 7)
+    test_eq([len(results['trials'][f'scenes {a} 50 0']['alpha']['count']) for a in ('gate', 'n16')], [7, 15])
     test_eq(run_study(home/'study', tiny, STUDY_REHEARSAL, said.append), results)
     test_fail(lambda: run_study(home/'study', tiny), contains='holds a study with pictures = 64, not 3000')
 
@@ -100,7 +100,7 @@ def test_run_study():
 def test_run_study_slow():
     # nbs/quickstart/09_evidence.ipynb #ev000026
     home = Path(tempfile.mkdtemp())
-    tiny = plan_trials(('scenes',), ('none', 'gate'), (50,), 1)
+    tiny = plan_trials(('scenes',), ('none', 'gate', 'n16'), (50,), 1)
     said = []
     results = run_study(home/'study', tiny, STUDY_REHEARSAL, said.append)
 
@@ -108,7 +108,7 @@ def test_run_study_slow():
     line = results['trials']['scenes gate 50 0']
 
     # nbs/quickstart/09_evidence.ipynb #ev000029
-    alone = run_study(home/'alone', tiny[1:], STUDY_REHEARSAL, said.append)
+    alone = run_study(home/'alone', tiny[1:2], STUDY_REHEARSAL, said.append)
     test_eq(alone['trials'][tiny[1].key], line)
 
     # nbs/quickstart/09_evidence.ipynb #ev000030

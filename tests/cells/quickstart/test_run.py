@@ -52,7 +52,6 @@ def test_Made():
 
 def test_detail_by_level():
     # nbs/quickstart/01_run.ipynb #09621891
-    chapter_figures()
     test_close(detail_by_level({0: dict(color=.3, shape=.3, wrong=1.4), 1: dict(color=.1, shape=.2, wrong=0),
                                'gate': dict(color=0, shape=0, wrong=0)}), 1.)
     plot_said({k: dict(says=[f'a description at {k}']*3) for k in (0, 4, 7, 'gate')});
