@@ -37,7 +37,7 @@ from aligngpt.core.steps import noted
 from aligngpt.checkpoints.zoo import count_parameters, get_preset
 from aligngpt.chat.session import open_session
 from aligngpt.evaluation.run import evaluate
-from aligngpt.quickstart.run import GATE_DECIDES, Made
+from aligngpt.quickstart.run import GATE_DECIDES, Made, _EVERY, _losses
 from aligngpt.quickstart.stages import REHEARSAL, STEPS
 import pytest
 from aligngpt.quickstart.run import detail_by_level, plot_said, write_examples

@@ -36,7 +36,7 @@ from dataclasses import replace
 from IPython.display import display
 from aligngpt.core.figures import chapter_figures
 from aligngpt.levels.alignment import read_scores
-from aligngpt.quickstart.words import run_drawings
+from aligngpt.quickstart.words import plot_described, plot_levels, run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker
 import pytest
 from aligngpt.quickstart.words import Place, Words, look, make_records, read_verdicts, time_left, title_likelihoods
