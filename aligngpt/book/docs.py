@@ -140,18 +140,22 @@ class Index:
         name:str, # `Steps`, `Steps.run` or `aligngpt.core.steps.Steps`
         page:str, # where the question comes from
     )->str|None: # link, relative to the page
-        "The Markdown link to the documentation of `name`."
-        hits = sorted(self.where.get(name, []), key=lambda o: o[0] != page)
-        if not hits: return None
-        to, anchor = hits[0]
+        "The Markdown link to the documentation of `name`; none if several other pages have something of that name."
+        hits = dict(reversed(self.where.get(name, []))) # page -> anchor
+        if page not in hits and len(hits) != 1: return None
+        to = page if page in hits else next(iter(hits))
+        anchor = hits[to]
         return f'#{anchor}' if to == page else f'{relpath(to, Path(page).parent)}.md#{anchor}'
 
     def linkify(self,
         md:str, # Markdown
         page:str, # the page it is for
+        words:bool=True, # may a single word in small letters be a name, too? In a guide it is an option or a value
     )->str: # Markdown with links
         "Make links of backticked names; headings, code blocks and existing links stay as they are."
-        def link(m): return f'[{m[0]}]({to})' if (to := self.find(m[1], page)) else m[0]
+        def link(m):
+            named = words or m[0].endswith('()`') or not re.fullmatch('[a-z]+', m[1])
+            return f'[{m[0]}]({to})' if named and (to := self.find(m[1], page)) else m[0]
         res, fence = [], False
         for line in md.split('\n'):
             if line.lstrip().startswith(('```', '~~~')): fence = not fence
@@ -378,7 +382,7 @@ def _chapters(docs, index, cfg):
 def _all_pages(docs, src, index, cfg):
     "Write all pages, in the order of the navigation: home, what is written by hand, and the chapters in its middle."
     chapters = list(_chapters(docs, index, cfg))
-    def link(md, page): return index.linkify(_relink(md, Path(f'{page}.md'), cfg), page)
+    def link(md, page): return index.linkify(_relink(md, Path(f'{page}.md'), cfg), page, words=False)
     written = list(write_written(docs, src, link, _title, _commands(cfg)))
     yield from (c for c in chapters if not c[0])
     for entry in written:

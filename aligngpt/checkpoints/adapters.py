@@ -156,9 +156,9 @@ class Melt(NamedTuple):
     instead:dict[str,Entry] # tensors that are taken as they are
 
 def read_lora(
-    folder:str|Path, # in LLaVA's layout
+    folder:str|Path, # from `save_adapter`, or in LLaVA's layout
 )->Melt: # where its tensors lie
-    "List an adapter that LLaVA's program saved."
+    "List an adapter, by the names of the language model alone."
     folder, pairs, instead = Path(folder), {}, {}
     config = _plain_lora(folder/'adapter_config.json')
     for key,e in entries(_adapter_file(folder)).items():
@@ -168,7 +168,8 @@ def read_lora(
         elif 'lora' in name: raise _odd(folder, key)
         else: instead[name] = e
     if odd := next((n for n,p in pairs.items() if len(p) != 2), None): raise _odd(folder, odd)
-    beside = {re.sub(r'^base_model\.(model\.)?', '', k):e for k,e in entries(folder/BESIDE).items()}
+    files = [f for f in (folder/ALIGN_PARTS, folder/BESIDE) if f.exists()][:1]
+    beside = {re.sub(r'^base_model\.(model\.)?', '', k):e for k,e in entries(*files).items()}
     return Melt({n:(p['A'], p['B'], _scale(config, p['A'].shape[0])) for n,p in pairs.items()}, instead | beside)
 
 # %% ../../nbs/checkpoints/02_adapters.ipynb #ada9000a

@@ -275,11 +275,8 @@ def open_checkpoint(
     folder = local_folder(path)
     check_folder(folder.parent if folder.is_file() else folder)
     kind = layout(folder)
-    if kind == 'adapter':
-        raise AlignGPTError(f'{folder}: an adapter, not a whole model',
-                            'load(FOLDER) puts it onto its base, and save(merge_lora(model), processor, OUT) '
-                            'writes the whole')
-    if kind != 'hf': c = _open_official(folder, kind, parts)
+    if kind == 'adapter': c = _open_adapter(folder, parts)
+    elif kind != 'hf': c = _open_official(folder, kind, parts)
     else: c = Checkpoint(folder, kind, pretrained(AlignGPTConfig, folder),
                          pretrained(AlignGPTProcessor, folder),
                          {_today(k):e for k,e in entries(*find_weights(folder)).items()})
@@ -360,14 +357,29 @@ def _melted(folder, base):
     ours = any(k.startswith('language_model.') for k in held)
     found = {n:e for k,e in held.items() if (n := _today(k) if ours else our_name(k))}
     found |= {n:e for k,e in melt.instead.items() if (n := our_name(k))}
-    for key,(a, b, scale) in melt.added.items():
-        e = found.get(our_name(key))
+    return _add(found, melt.added, our_name, folder, where)
+
+def _add(found, added, named, folder, where):
+    "The tensors of a base, with the pairs of matrices that are added to some of them."
+    for key,(a, b, scale) in added.items():
+        e = found.get(named(key))
         if e is None or e.shape != (b.shape[0], a.shape[1]):
             raise AlignGPTError(f"{folder}: the adapter of {key} does not fit the base {where}"
                                 f"{'' if e is None else f', which has {list(e.shape)}'}",
                                 'name the model that it was trained on')
-        found[our_name(key)] = e._replace(lora=(a, b, scale))
+        found[named(key)] = e._replace(lora=(a, b, scale))
     return found
+
+def _open_adapter(folder, parts):
+    "An adapter of ours, in the base that it names or that is named as `llm`."
+    base = open_checkpoint(parts.llm or _adapter_base(folder, _LLM.format('BASE')))
+    if hasattr(base.config, 'quantization_config'):
+        raise AlignGPTError(f'{base.folder}: in few bits, to which nothing can be added',
+                            'name the same model in full as the base')
+    melt, own = read_lora(folder), pretrained(AlignGPTConfig, folder)
+    tensors = _add({**base.tensors, **melt.instead}, melt.added, 'language_model.{}'.format, folder, base.folder)
+    for k in ('use_gate', 'gate_text', 'gate_norm', 'history'): setattr(base.config, k, getattr(own, k))
+    return Checkpoint(folder, 'adapter', base.config, pretrained(AlignGPTProcessor, folder), tensors)
 
 def _need_parts(folder, found, fresh):
     "An AlignGPT has levels and a gate; where both are missing it is the model that it grew from."

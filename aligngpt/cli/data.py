@@ -134,7 +134,8 @@ def _one_or_all(images):
 def _tell_levels(done):
     "What was done, in a line or two."
     edges = ' '.join(f'{e:.4f}' for e in done['edges'])
-    echo(f"{done['pairs']:,} pairs in {len(done['counts'])} levels, edges {edges}: {done['json']}")
+    echo(f"{done['pairs']:,} pairs in {(n := len(done['counts']))} levels, edges {edges}: {done['json']}")
+    if n != 8: echo(f'  a model for them: aligngpt pretrain --num-levels {n} ...')
     if done['cut'] or done['skipped']:
         echo(f"{done['cut']:,} captions cut to the encoder's length, {done['skipped']:,} pairs skipped",
                    err=True)

@@ -53,6 +53,7 @@ def sign_test(
 
 # %% ../../nbs/evaluation/14_compare.ipynb #cedbfca6
 _HASHES = dict(prompts='the questions or prompts', processor='the preparations of image and text')
+_CALLED = dict(alignment='forced level') # settings that have another name for who asks
 
 def caveats(
     a:Run, # the first run
@@ -62,7 +63,7 @@ def caveats(
     ma, mb = a.manifest, b.manifest
     out = [f'{what} differ' for k,what in _HASHES.items() if ma.get(k) != mb.get(k)]
     sa, sb = ma.get('settings', {}), mb.get('settings', {})
-    out += [f'{k}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
+    out += [f'{_CALLED.get(k, k)}: {sa.get(k)} and {sb.get(k)}' for k in {**sa, **sb} if sa.get(k) != sb.get(k)]
     out += [f'{r.name}: {standing(r.score)}' for r in (a, b) if r.score.get('status') == 'partial']
     if a.score.get('rules') != b.score.get('rules'): out.append('they were scored by different rules')
     if a.score.get('scorer') != b.score.get('scorer'):
@@ -100,7 +101,7 @@ class Comparison:
     def groups(self)->dict: # breakdown -> {group: {'before', 'after', 'difference'}}
         "The breakdowns side by side."
         x, y, out = breakdowns(self.a.score), breakdowns(self.b.score), {}
-        for name in x.keys() & y.keys():
+        for name in x.keys() & y.keys() - {'category_intervals'}: # of each run alone; the difference has its own
             c = _column(x[name])
             rows = {g: _difference(r.get(c), y[name][g].get(c)) for g,r in x[name].items() if g in y[name]}
             out[name if c == 'value' else f'{name}, {c}'] = rows

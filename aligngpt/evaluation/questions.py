@@ -267,9 +267,9 @@ def _defaults(task):
 # %% ../../nbs/evaluation/09_questions.ipynb #3ee56a0e
 @dataclass(frozen=True)
 class Task:
-    "A benchmark."
+    "A benchmark. One of your own says `name`, perhaps `grade`, `title`, `metric` and `max_new_tokens`, rarely more."
     name:str            # short name
-    title:str = ''      # as in the papers' tables; default: the name
+    title:str = ''      # its name in tables; default: `name`
     metric:str = ''     # what the headline is; default: exact match, or mean points
     needs:dict|None = None # role -> `Need`; default: questions.jsonl or NAME.jsonl, and images
     questions:Callable|None = None # (files) -> [Question, ...]; default: those of the question file
@@ -295,10 +295,10 @@ class Task:
     published_as:str = '' # what the published figures are of
     file:str = ''       # that it was made from, if it is not one of the package
     grouped:bool = False # `points` are of groups of questions
-    together:int = 1    # consecutive questions that are scored together, so that a limit does not divide them
+    together:int = 1    # so many questions in a row make one (MMBench's rotations), and a limit keeps them whole
     terms:Callable|None = None # (files, results) -> [(picture, numbers), ...] that add up to a score; default: `points`
-    of:Callable = mean_of # (sums of these numbers) -> the headline
-    most:float = 100.   # that a headline can be
+    of:Callable = mean_of # (sums of what `terms` gives) -> the headline
+    most:float = 100.   # the highest that the headline can be
     kind:Callable = lambda q: q.category # question -> its kind, by which controls are told
 
     def __post_init__(self):

@@ -82,7 +82,7 @@ def power_rows(
     def row(i):
         own = Interval(**i)
         return {'pictures': own.pictures, 'against a published figure': pictures_needed(own, gap),
-                'against another run, half of the doubt in common': pictures_needed(own, gap, .5)}
+                'against another run, correlated by a half': pictures_needed(own, gap, .5)}
     return {s['title']: row(s['interval']) for s in scores.values() if s.get('interval')}
 
 # %% ../../nbs/evaluation/15_results.ipynb #4c4db8c5

@@ -207,7 +207,8 @@ def levels_from_scores(
     if isinstance(method, str):
         ok = s[~np.isnan(s)]
         if n < 2 or len(ok) < n:
-            raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'use fewer levels, 2 at least')
+            raise AlignGPTError(f'{len(ok)} scored pairs cannot fill {n} levels', 'take more pairs, or fewer levels '
+                                '(2 at least), here and in pre-training: `--levels N`, `--num-levels N`')
         if method == 'quantile': return _equal_parts(s, ok, n)
         method = _equal_steps(ok, n, method)
     edges = np.asarray(list(method), np.float64)

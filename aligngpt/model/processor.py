@@ -23,7 +23,7 @@ from ..core.files import pretrained, read_json, unseal
 from ..core.markup import escape, printable
 from ..core.pictures import open_picture
 from ..text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
-from ..text.conversation import get_template, images_of, prompt_end, render, to_messages
+from ..text.conversation import OWN, get_template, images_of, own_template, prompt_end, render, to_messages
 from ..text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
 from .sharing import keep_code, push, push_saved, write_card
 
@@ -87,6 +87,7 @@ def image_processor_for(
 class AlignGPTProcessor(ProcessorMixin):
     "Text and pictures to `input_ids`, `attention_mask`, `pixel_values` and `gate_mask`."
     image_token = IMAGE # by which transformers knows the place of a picture
+    llm_chat_template = None # what the language model's tokenizer brought along
 
     def __init__(self,
         image_processor=None, # of the vision tower
@@ -94,13 +95,16 @@ class AlignGPTProcessor(ProcessorMixin):
         chat_template:str|None=None, # Jinja source; that of `template` by default
         num_image_tokens:int=576, # positions that a picture takes, from the tower
         image_aspect_ratio:str='pad', # 'pad' to a square with the mean colour, or 'square': as the tower was trained
-        template:str='v1', # key in `TEMPLATES`
+        template:str|dict='v1', # key in `TEMPLATES`, 'own' for the language model's own, or the fields of a `Template`
         gate_text:str='prompt', # what the gate reads: 'prompt' (up to the first answer) or 'full' (all text)
+        llm_chat_template:str|None=None, # Jinja source of the language model; by default what its tokenizer brings
     ):
         _one_of('image_aspect_ratio', image_aspect_ratio, 'pad', 'square')
         _one_of('gate_text', gate_text, 'prompt', 'full')
         self.num_image_tokens, self.image_aspect_ratio = num_image_tokens, image_aspect_ratio
-        self.template, self.gate_text, self._encoder = template, gate_text, None
+        self.gate_text, self._encoder = gate_text, None
+        if theirs := llm_chat_template or _theirs(tokenizer): self.llm_chat_template = theirs
+        self.template = template = _own(tokenizer, self.llm_chat_template) if template == OWN else template
         tokenizer.padding_side = 'left'
         super().__init__(_on_pil(image_processor), _begins(add_placeholders(tokenizer)),
                          chat_template=chat_template or template_source(template))
@@ -170,7 +174,7 @@ class AlignGPTProcessor(ProcessorMixin):
         t = get_template(self.template).fill(*self.ends)
         need = set(re.findall(r'<\|[^|]*\|>', t.before_user + t.before_answer + t.answer_end))
         for token in sorted(need - set(self.tokenizer.get_added_vocab())):
-            raise AlignGPTError(f'Template {self.template!r} needs the control token {token}, '
+            raise AlignGPTError(f'Template {t.name!r} needs the control token {token}, '
                                 'which the tokenizer does not have', 'use the template that the language model '
                                 'was trained with, or add the tokens to its tokenizer')
 
@@ -183,6 +187,19 @@ def _begins(tokenizer):
     wanted = not any(t.before_user.startswith(opens) for t in TEMPLATES.values())
     if (tokenizer('').input_ids[:1] == [first]) != wanted: tokenizer.add_bos_token = wanted
     return tokenizer
+
+def _theirs(tokenizer):
+    "The Jinja source that a tokenizer brings along, unless it is one of ours."
+    source = tokenizer.chat_template
+    if isinstance(source, dict): source = source.get('default')
+    return source if source and not source.startswith(template_source('v1').partition("'")[0]) else None
+
+def _own(tokenizer, source):
+    "The fields of the language model's own template."
+    if source: return vars(own_template(source, tokenizer.bos_token or '', tokenizer.eos_token or '',
+                                        [*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens]))
+    raise AlignGPTError("the language model brings no chat template of its own, so that 'own' stands for nothing",
+                        f"name one of {', '.join(TEMPLATES)}; tuning teaches it")
 
 def _one_of(name, got, *valid):
     if got not in valid: raise AlignGPTError(f"Invalid {name} {got!r}. Valid: {', '.join(valid)}")
@@ -573,7 +590,7 @@ def stop_token_ids(self:AlignGPTProcessor)->list[int]: # for `generate(..., eos_
 def make_processor(
     llm:str|Path, # folder or hub name of the language model, for its tokenizer
     tower:str|Path, # folder or hub name of the vision tower
-    template:str='v1', # key in `TEMPLATES`
+    template:str|dict='v1', # key in `TEMPLATES`, or 'own'
     image_aspect_ratio:str='pad', # 'pad' or 'square'
     gate_text:str='prompt', # 'prompt' or 'full'
 )->AlignGPTProcessor: # with as many image tokens as the tower has patches
@@ -604,4 +621,5 @@ def with_settings(self:AlignGPTProcessor,
     names = 'num_image_tokens', 'image_aspect_ratio', 'template', 'gate_text'
     if odd := settings.keys() - set(names):
         raise AlignGPTError(f"Unknown setting {min(odd)!r}. Valid: {', '.join(names)}")
-    return type(self)(self.image_processor, self.tokenizer, **{k:getattr(self, k) for k in names} | settings)
+    return type(self)(self.image_processor, self.tokenizer, llm_chat_template=self.llm_chat_template,
+                      **{k:getattr(self, k) for k in names} | settings)

@@ -129,6 +129,7 @@ def _facts(c, folder):
     "What there is, part by part."
     text, sees, processor = c.text_config, c.vision_config, folder/'processor_config.json'
     template = read_json(processor).get('template', '') if processor.is_file() else ''
+    if isinstance(template, dict): template = "the language model's own"
     rows = [('language model', f'{text.model_type}: {text.num_hidden_layers} layers of width {text.hidden_size}'),
             ('vision tower',
              f'{sees.model_type}: pictures of {sees.image_size} pixels in {c.num_image_tokens} tokens'),

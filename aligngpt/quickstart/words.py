@@ -59,10 +59,11 @@ class Words:
     asked:int|None = None # held-out pictures that are asked about; None for all
     titles:int = 120 # held-out pictures whose titles are ranked, at most
     knob:int = 60 # held-out pictures that are described at every level
+    described:int = 12 # held-out pictures that the tuned model describes
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
 WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, pretrain_epochs=.1, tune_epochs=.1, shapes=20, talk=6, asked=6,
-                        knob=2)
+                        titles=4, knob=2, described=2)
 _VISION = dict(small=SMALL, tiny=TINY)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000010
@@ -277,7 +278,7 @@ def read_verdicts(
 # %% ../../nbs/quickstart/06_words.ipynb #wo000081
 def time_precisions(
     at:Place, # with encoders
-    rows:int=4, # samples of a step
+    rows:int=1, # samples of a step
     length:int=40, # positions of a sample, a fifth of which is learnt
 )->dict: # seconds of a step, of the peak, and the faster precision; also in speed.json
     "Time a forward and backward pass through the frozen language model in bf16 and fp32."
@@ -509,7 +510,7 @@ def examine(
 def describe(
     at:Place, # with data
     folder:Path, # a run of tuning
-    n:int=12, # held-out pictures
+    n:int, # held-out pictures
 )->list[dict]: # picture, title, and what the model says at levels 0, 4, 7 and by the gate
     "Descriptions of held-out drawings, good or bad, in the order of their digests."
     model, processor = open_model(folder, 'cpu', _dtype(at))
@@ -521,8 +522,8 @@ def describe(
     return [dict(image=d.name, title=d.title, **{k: v[i] for k, v in said.items()}) for i, d in enumerate(some)]
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_SHARES = dict(data=.4, audit=.7, match=25, levels=4, speed=2, talk=3, pretrain=24, knob=3, tune=24,
-               test=14) # of the whole, roughly
+_SHARES = dict(data=.3, audit=.6, match=25, levels=5, speed=.7, talk=4, pretrain=24.4, knob=3, tune=25,
+               test=12) # of the whole, roughly
 
 def time_left(
     seconds:dict[str,float], # step -> how long it took
@@ -572,7 +573,7 @@ def _tune(at, talked):
 
 def _test(at, said):
     return dict(examine(at, at.run/'finetune', at.run/'eval'), talk=talk_again(at, at.run/'finetune', said),
-                described=describe(at, at.run/'finetune'))
+                described=describe(at, at.run/'finetune', at.recipe.described))
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000062
 def run_drawings(

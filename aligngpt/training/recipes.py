@@ -75,6 +75,7 @@ class Start:
     llm:str|Path|None=None # language model, for a new model or a checkpoint of projector and levels only
     tower:str|Path|None=None # vision tower, for a new model or if not the one that the checkpoint names
     quantize:str|None=None # 'nf4' or 'int8': the frozen language model in 4 or 8 bits, under adapters (QLoRA)
+    num_levels:int|None=None # N of a new model, as many as the pairs were cut into; 8 by default
 
     def folder(self)->str|Path|None: # the checkpoint itself, where `model` is the folder of a run
         "Where the checkpoint is."
@@ -92,8 +93,12 @@ def begin(
     at = 'cpu' if several and not start.quantize else real
     dtype = 'auto' if at == real else 'bfloat16' if real != 'cpu' else 'float32'
     how = dict(device=at, attention=pick_attention(real)[0], dtype=dtype, quantize=start.quantize)
-    if start.model is None: return from_base(start.llm, start.tower, **how)
-    return load(start.folder(), llm=start.llm, tower=start.tower, **how)
+    if start.model is None:
+        return from_base(start.llm, start.tower, **how, **dict(num_levels=start.num_levels) if start.num_levels else {})
+    model, processor = load(start.folder(), llm=start.llm, tower=start.tower, **how)
+    if start.num_levels not in (None, n := model.config.num_levels):
+        raise AlignGPTError(f'{start.model} has {n} levels, not {start.num_levels}', 'leave num_levels out')
+    return model, processor
 
 # %% ../../nbs/training/06_recipes.ipynb #264c41cd
 def settings_of(
@@ -165,6 +170,7 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
                                         gate_text=model.config.gate_text)
     if sources.stream: return _run_stream(model, processor, sources, stage, out, device, quiet, about)
     whole, train, held = _split(model, processor, sources, stage, quiet)
+    if stage.use_levels and process_rank()[0] == 0: _look_at_top(whole, model.config.num_levels)
     store = _fill(model, [d for d in (whole, held) if isinstance(d, SampleDataset)], sources.features, stage,
                   quiet) if sources.features else None
     if stage.pack: train = _pack(train, whole, stage, quiet)
@@ -179,6 +185,12 @@ def _run(model, processor, sources, stage, out, device, quiet, about):
     skips = _Skips(out, {k:d for k,d in dict(train=whole, valid=held).items()
                          if isinstance(d, SampleDataset) and d.policy == 'skip'})
     return run_stage(model, StageData(train, collate, held), stage, out, processor, device, quiet, (skips,), record)
+
+def _look_at_top(whole, n):
+    "Say it if the global level, which is always there later, would learn nothing."
+    if len(found := whole.records.column('level')[whole.rows]) and found.max() < n - 1:
+        echo(f'note: the highest level of the pairs is {found.max()}, that of the model {n - 1}, which is always there '
+             f'in tuning and will have learnt nothing. Hint: `--num-levels {found.max() + 1}`, or other levels', err=True)
 
 def _run_stream(model, processor, sources, stage, out, device, quiet, about):
     "Train a stage on shards, one after the other."

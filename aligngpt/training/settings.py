@@ -36,7 +36,7 @@ class StageConfig:
     accumulate: int = 1 # batches per optimizer step
     global_batch: int = 0 # samples per step of all processes together: decides `accumulate`; 0 leaves it
     max_length: int = 2048 # tokens of a sample, image tokens included
-    template: str = 'v1' # conversation template
+    template: str = 'v1' # conversation template; 'own': that of the language model
     image_aspect_ratio: str = 'pad' # 'pad' to a square, or a 'square' crop
     gate_norm: bool = False # a new gate centres and scales what it reads over the image tokens
     pack: int = 0 # pack samples into rows of so many positions, `batch_size` rows at a time; 0: a row for each sample

@@ -304,7 +304,7 @@ def marks_of(
     facts:Facts, # has the processor
 )->Template: # as rows have it: filled, without spaces
     "The template of a run."
-    key = 'marks', facts.processor.template
+    key = 'marks', repr(facts.processor.template)
     if key not in facts.names: facts.names[key] = _marks(facts.processor)
     return facts.names[key]
 
@@ -367,7 +367,7 @@ def template_of_rows(
     if lacks: return Finding('template wrong', 1., None, dict(template=name, better=name, why=f'there is no {lacks!r}'))
     if not t.before_answer and _most(any(m in x for m in _headers()) for x in texts):
         return Finding('template wrong', 1., None, dict(template=name, better='v1', why='they are conversations'))
-    if t.before_answer and guess not in (name, 'v1'):
+    if t.before_answer and guess not in (name, 'v1') and t.before_answer != squeeze(get_template(guess).before_answer):
         why = f'the tokenizer has the marks of {guess}'
         return Finding('template wrong', .7, None, dict(template=name, better=guess, why=why))
 

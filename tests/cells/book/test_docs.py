@@ -52,6 +52,10 @@ def test_Index():
             '[`run`](#run) and [`S.go()`](#s.go), `x`, [`run`](y)')
     test_eq(idx.linkify('`run`, `a.core.run`', 'ev/mme'), '[`run`](#run), [`a.core.run`](../core.md#run)')
     test_eq(idx.linkify('## `run`\n```\n`run`\n```', 'core'), '## `run`\n```\n`run`\n```')
+    test_eq(idx.linkify('`run`, `S.go`', 'guide'), '`run`, [`S.go`](core.md#s.go)') # which of the two?
+    one = Index({'syms':{'a.core':{'a.core.plain':('core.html#plain', '')}}})
+    test_eq(one.linkify('`plain`', 'ch'), '[`plain`](core.md#plain)')
+    test_eq(one.linkify('`plain` or `plain()`', 'ch', words=False), '`plain` or [`plain()`](core.md#plain)')
     idx.linkify('`run` and `S.go()`', 'core')
 
 

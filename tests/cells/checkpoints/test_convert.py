@@ -26,6 +26,7 @@ from aligngpt.core.markup import Table
 from aligngpt.text.tokenizer import load_tokenizer
 from aligngpt.model.layers import AlignGPTConfig
 from aligngpt.model.processor import AlignGPTProcessor
+from aligngpt.checkpoints.adapters import add_lora, save_adapter
 from aligngpt.checkpoints.convert import convert
 from aligngpt.checkpoints.layouts import load, layout, save
 from aligngpt.testing.fixtures import letter_processor, small_pictures, tiny_model
@@ -290,3 +291,16 @@ def test_convert():
     test_close(melted[f'language_model.{q}.weight'], whole[f'{q}.weight'] + 2*b@a, 1e-5)
     test_eq(torch.equal(melted['levels.weight'], whole['align_indicators.indicator_embs']), True)
     test_fail(lambda: convert(tmp/'lora', tmp/'x', llm=tmp/'align'), contains='align: no weights')
+
+    # nbs/checkpoints/05_convert.ipynb #mergel02
+    adapted, p = load(ours, 'float32', 'cpu')
+    add_lora(adapted, 2, 4); set_seed(1)
+    for n,t in adapted.named_parameters():
+        if 'lora_B' in n or n.startswith('levels'): t.data.normal_(0, .1)
+    thin = save_adapter(adapted, tmp/'thin', ours, p)
+    thick, flat = convert(thin, tmp/'thick', quiet=True), convert(thin, tmp/'flat', 'official', quiet=True)
+    test_eq((layout(thin), layout(thick), layout(flat)), ('adapter', 'hf', 'official'))
+    test_close(logits(thick), logits(thin), 1e-5)
+    test_close(logits(flat), logits(thin), 1e-5)
+    assert (logits(thick) - logits(ours)).abs().max() > 1e-3
+    open_checkpoint(thin)

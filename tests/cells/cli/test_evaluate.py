@@ -129,7 +129,7 @@ def test_register_eval():
                                                                                          high=86.7, pictures=500))))
 
     # nbs/cli/04_evaluate.ipynb #7a682904
-    assert 'not comparable? alignment: None and 0' in shown and (tmp/'compare.html').exists()
+    assert 'not comparable? forced level: None and 0' in shown and (tmp/'compare.html').exists()
 
     # nbs/cli/04_evaluate.ipynb #clictl02
     (tmp/'captions.csv').write_text('image,caption\nred.png,All red.\nblue.png,All blue.\n')

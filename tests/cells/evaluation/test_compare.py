@@ -68,6 +68,7 @@ def test_compare():
     answer(tmp/'two', ['Red', 'yes', 'green', 'no', 'teal', 'no'], 'two', 'bfloat16')
     [c] = compare(tmp/'one', tmp/'two')
     test_eq((len(c.changed), c.gains, c.losses, c.caveats), (5, 3, 1, ['dtype: float32 and bfloat16']))
+    test_eq(sum('categor' in name for name in c.groups), 1)
     test_eq([(x.question.id, x.gain) for x in c.changed][0], ('blue-colour', -1))
     c
 

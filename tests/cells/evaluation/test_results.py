@@ -31,7 +31,7 @@ def test_power_rows():
     needed = power_rows(dict(a=dict(title='A', interval=dict(value=50., error=5., low=40., high=60., pictures=100)),
                              b=dict(title='B')), 10.)
     test_eq(needed['A'], {'pictures': 100, 'against a published figure': 393,
-                          'against another run, half of the doubt in common': 197})
+                          'against another run, correlated by a half': 197})
     test_eq([*needed], ['A'])
 
     # nbs/evaluation/15_results.ipynb #f36e2ea1

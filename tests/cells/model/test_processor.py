@@ -14,7 +14,7 @@ from aligngpt.core.files import pretrained, read_json, unseal
 from aligngpt.core.markup import escape, printable
 from aligngpt.core.pictures import open_picture
 from aligngpt.text.conversation import IMAGE, TEMPLATES, Span, Spans, chat_template as template_source, check_messages
-from aligngpt.text.conversation import get_template, images_of, prompt_end, render, to_messages
+from aligngpt.text.conversation import OWN, get_template, images_of, own_template, prompt_end, render, to_messages
 from aligngpt.text.tokenizer import ALIGN, TextEncoder, add_placeholders, load_tokenizer
 from aligngpt.model.sharing import keep_code, push, push_saved, write_card
 import copy, json, pickle, random, shutil, tempfile
@@ -926,6 +926,25 @@ def test_AlignGPTProcessor_with_settings():
     test_eq({processor.tokenizer.decode([i])[-1:] for i in plain.stop_token_ids}, {'\n', '>'})
     test_fail(lambda: processor.with_settings(gate='full'), contains="Unknown setting 'gate'")
     plain.show_tokens(plain.encode(messages))
+
+    # nbs/model/03_processor.ipynb #owntmp10
+    chatty = tiny_tokenizer(bos_token='<s>', eos_token='<end>')
+    chatty.chat_template = ("{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }}\n{% elif m.role == 'assistant' %}"
+                            "A: {{ m.content }}<end>\n{% else %}{{ m.content }}\n\n{% endif %}{% endfor %}"
+                            "{% if add_generation_prompt %}A: {% endif %}")
+    talks = AlignGPTProcessor(clip, chatty, num_image_tokens=16, template='own')
+    talks.with_settings(template='plain').save_pretrained(tmp/'own')
+    pretrained_, turn = AlignGPTProcessor.from_pretrained(tmp/'own'), [dict(role='user', content='Is it red?')]
+    test_eq((pretrained_.template, pretrained_.llm_chat_template), ('plain', chatty.chat_template))
+    tuned = pretrained_.with_settings(template='own')
+    test_eq(tuned.to_dict(), talks.to_dict())
+    tuned.save_pretrained(tmp/'own')
+    again = AlignGPTProcessor.from_pretrained(tmp/'own')
+    test_eq((again.to_dict(), again.stop_token_ids), (talks.to_dict(), [chatty.eos_token_id]))
+    test_eq(again.apply_chat_template(turn, add_generation_prompt=True), 'Q: Is it red?\nA: ')
+    test_fail(lambda: processor.with_settings(template='own'), contains='brings no chat template of its own')
+    shutil.rmtree(tmp/'own')
+    again.show_tokens(again.encode(turn + [dict(role='assistant', content='No.')]))
 
     # nbs/model/03_processor.ipynb #d25bb836
     def prompts(p): return p.apply_chat_template([question, sly], add_generation_prompt=True, tokenize=True,

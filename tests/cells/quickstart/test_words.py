@@ -91,7 +91,7 @@ def test_time_left():
     time_left(dict(data=14, audit=25), ['match', 'levels'])
 
     # nbs/quickstart/06_words.ipynb #200258b3
-    test_eq(time_left(dict(data=14, audit=25), ['match', 'levels']), ' (about 17 minutes left)')
+    test_eq(time_left(dict(data=14, audit=25), ['match', 'levels']), ' (about 22 minutes left)')
 
 
 def test_words_text():

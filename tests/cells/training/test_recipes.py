@@ -27,7 +27,8 @@ from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, fill_in,
 from aligngpt.training.stage import StageData, run_stage
 from aligngpt.training.stream import Placed, check_streaming, count_samples, open_stream
 from fastcore.test import *
-import json, random, shutil, tempfile
+import contextlib, io, json, random, shutil, tempfile
+from transformers import AutoTokenizer
 from transformers.utils import logging
 from aligngpt.core.figures import chapter_figures
 from aligngpt.core.files import read_json
@@ -37,6 +38,7 @@ from aligngpt.data.records import Records
 from aligngpt.data.selection import Selection
 from aligngpt.model.toy import COLOURS, QUESTIONS, swatch, toy_answer, toy_model, toy_processor
 from aligngpt.checkpoints.adapters import has_adapter
+from aligngpt.checkpoints.layouts import open_model
 from aligngpt.checkpoints.zoo import PRESETS
 from aligngpt.training.stage import plot_losses
 from aligngpt.training.recipes import settings_of
@@ -147,6 +149,28 @@ def test_finetune():
     test_eq((on_half['steps'], read_json(world/'part'/'stage.json')['samples']), (1, len(half)))
     test_eq({r['similarity'] for r in half}, {4, 5, 6, 7})
     test_fail(lambda: on_part('0-3'), contains='part')
+
+    # nbs/training/06_recipes.ipynb #numlev02
+    few, parts = json.loads((world/'pairs.json').read_text()), dict(llm=world/'chatty', tower=world/'tower')
+    for r in few: r['similarity'] %= 4
+    (world/'few.json').write_text(json.dumps(few))
+    shutil.copytree(world/'llm', world/'chatty')
+    tok = AutoTokenizer.from_pretrained(world/'chatty')
+    tok.chat_template = ("{% for m in messages %}{% if m.role == 'user' %}USER: {{ m.content }}{% elif m.role == 'assistant' %}"
+                         " ASSISTANT: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+                         "{% if add_generation_prompt %} ASSISTANT:{% endif %}")
+    tok.save_pretrained(world/'chatty')
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        for n in (None, 4):
+            pretrain(StageSources(world/'few.json', world), world/f'levels{n}', Start(**parts, num_levels=n), max_steps=1, **small)
+    test_eq(said.getvalue().count('the highest level of the pairs is 3, that of the model 7'), 1)
+    finetune(chats, world/'owned', Start(world/'levels4'), template='own', max_steps=1, **small)
+    four, own = open_model(world/'owned', 'cpu')
+    test_eq((four.config.num_levels, own.template['name'], own.template['before_user']), (4, 'own', 'USER: '))
+    test_eq(own.apply_chat_template([dict(role='user', content='Is it red?')], add_generation_prompt=True),
+            'USER: Is it red? ASSISTANT:')
+    test_fail(lambda: begin(Start(world/'owned', num_levels=8)), contains='has 4 levels, not 8')
+    said.getvalue().strip()
 
     # nbs/training/06_recipes.ipynb #recrat02
     def by_stars(name, **how):
