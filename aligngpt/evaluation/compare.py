@@ -126,7 +126,7 @@ class Comparison:
 
     def __str__(self):
         "For the terminal."
-        head = markdown_table({self.a.task.title: self.headline}, ' -> '.join(self.names))
+        head = markdown_table({self.a.task.title: self.headline}, ' → '.join(self.names))
         tables = [markdown_table(rows, name) for name,rows in self.groups.items() if name != 'counts']
         say = (f'{len(self.changed):,} answers changed: {self.gains:,} for the better, {self.losses:,} for the worse '
                f'(sign test: p = {sign_test(self.gains, self.losses):.2g})')

@@ -438,6 +438,7 @@ def _with_system(t, say, head, bos):
         return replace(t, system_in_user=True, before_system=opens[len(head):], after_system=on)
     after = on[:len(on) - len(t.before_user)]
     if opens.startswith(t.start): return replace(t, before_system=opens[len(t.start):], after_system=after)
-    own, start = t.start[len(opens):len(t.start) - len(after)], bos if bos and opens.startswith(bos) else ''
+    first = bos and opens.startswith(bos) and not t.before_user.startswith(bos) # and no mark of every turn
+    own, start = t.start[len(opens):len(t.start) - len(after)], bos if first else ''
     if not own or t.start != opens + own + after: return inside
     return replace(t, start=start, system=own, before_system=opens[len(start):], after_system=after)

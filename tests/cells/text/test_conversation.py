@@ -374,6 +374,8 @@ def test_own_template():
     test_eq((own['mistral'].before_answer, own['mistral'].answer_lead), (' [/INST]', ' '))
     test_eq((own['qwen'].system, own['zephyr'].system), ('Be kind.', ''))
     test_eq(render([S('Be brief.'), U('Hi')], own['gemma']).text, '<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n')
+    marked = own_template(their['qwen'], bos='<|im_start|>', control=marks) # as SmolLM2's, whose first token begins each turn
+    test_eq(render([S(''), U('Hi')], marked).text, '<|im_start|>user\nHi<|im_end|>\n')
     for name in ('v1', 'llama_3', 'chatml'): # what we write ourselves
         test_eq(own_template(chat_template(name), control=('<|eot_id|>', '<|im_end|>')),
                 replace(TEMPLATES[name].fill('<s>', '</s>'), name='own'))
