@@ -3969,6 +3969,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.AlignGPTProcessor.stop_token_ids': ( 'model/processor.html#aligngptprocessor.stop_token_ids',
                                                                                                          'aligngpt/model/processor.py'),
+                                          'aligngpt.model.processor.AlignGPTProcessor.to_dict': ( 'model/processor.html#aligngptprocessor.to_dict',
+                                                                                                  'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.AlignGPTProcessor.with_settings': ( 'model/processor.html#aligngptprocessor.with_settings',
                                                                                                         'aligngpt/model/processor.py'),
                                           'aligngpt.model.processor.BadInput': ( 'model/processor.html#badinput',

@@ -87,7 +87,6 @@ def image_processor_for(
 class AlignGPTProcessor(ProcessorMixin):
     "Text and pictures to `input_ids`, `attention_mask`, `pixel_values` and `gate_mask`."
     image_token = IMAGE # by which transformers knows the place of a picture
-    llm_chat_template = None # what the language model's tokenizer brought along
 
     def __init__(self,
         image_processor=None, # of the vision tower
@@ -103,7 +102,7 @@ class AlignGPTProcessor(ProcessorMixin):
         _one_of('gate_text', gate_text, 'prompt', 'full')
         self.num_image_tokens, self.image_aspect_ratio = num_image_tokens, image_aspect_ratio
         self.gate_text, self._encoder = gate_text, None
-        if theirs := llm_chat_template or _theirs(tokenizer): self.llm_chat_template = theirs
+        self.llm_chat_template = llm_chat_template or _theirs(tokenizer)
         self.template = template = _own(tokenizer, self.llm_chat_template) if template == OWN else template
         tokenizer.padding_side = 'left'
         super().__init__(_on_pil(image_processor), _begins(add_placeholders(tokenizer)),
@@ -152,6 +151,10 @@ class AlignGPTProcessor(ProcessorMixin):
     )->Any: # what the hub says of the commit
         "Upload the processor, with the code that knows it."
         return push(self, repo_id, **how)
+
+    def to_dict(self)->dict: # as it is saved
+        "All settings; the language model's chat template only where there is one."
+        return {k:v for k,v in super().to_dict().items() if k != 'llm_chat_template' or v}
 
     @property
     def encoder(self)->TextEncoder: # made when first used
