@@ -380,6 +380,7 @@ def own_template(
     if not header.startswith(after_user) or header == after_user: after_user = ''
     if not header: raise _other('nothing stands in front of an answer')
     if not to_answer.startswith(header): raise _other('an answer is asked for otherwise than it is shown')
+    if not to_user.startswith(tail): tail = _end(tail, (bos, eos, *control))[0] # a whole talk ends with one mark more
     if not tail or not to_user.startswith(tail): raise _other('nothing tells that an answer is over')
     turn = _ending(head, rest := to_user[len(tail):])
     end, after = _end(tail, (bos, eos, *control))
