@@ -100,11 +100,17 @@ def _command_page(c, name):
     params = [p for p in c.params if p.name in types and not p.hidden]
     needed = [p.name.upper() if p.required else f'[{p.name.upper()}]' for p in params
               if p.param_type_name == 'argument']
+    groups = {}
+    for p in params: groups.setdefault(getattr(p, 'rich_help_panel', None) or '', []).append(p)
+    tables = [f'## {g}\n\n{_table(own, types)}' if g else _table(own, types) for g, own in groups.items()]
+    return '\n\n'.join([f'# {name}', f'{first}\n{{ .subtitle }}', *map(_cell, more),
+                        f'```text\n{" ".join([name, *needed, "[OPTIONS]"])}\n```', *tables]) + '\n'
+
+def _table(params, types):
+    "Arguments and options of a group."
     rows = [f'| {_called(p)} | {_cell(_value_of(types[p.name]))} | {_default_of(p)} | {_cell(p.help or "")} |'
             for p in params]
-    return '\n\n'.join([f'# {name}', f'{first}\n{{ .subtitle }}', *map(_cell, more),
-                        f'```text\n{" ".join([name, *needed, "[OPTIONS]"])}\n```',
-                        '\n'.join(['| | value | default | |', '|---|---|---|---|', *rows])]) + '\n'
+    return '\n'.join(['| | value | default | |', '|---|---|---|---|', *rows])
 
 # %% ../../nbs/book/06_pages.ipynb #pg000014
 def in_order(

@@ -43,6 +43,16 @@ class _OfThisMachine(typer.core.TyperCommand):
         ctx.params.update(self.checked(ctx.info_name, ctx.params))
         return super().invoke(ctx)
 
+    def format_options(self, ctx, formatter):
+        "The help of arguments and options, those of a group below its name."
+        groups = dict(Arguments=[], Options=[])
+        for p in self.get_params(ctx):
+            group = 'Arguments' if p.param_type_name == 'argument' else p.rich_help_panel or 'Options'
+            if said := p.get_help_record(ctx): groups.setdefault(group, []).append(said)
+        for group, rows in groups.items():
+            if not rows: continue
+            with formatter.section(group): formatter.write_dl(rows)
+
     def checked(self, name, params):
         "The options with paths of this machine, where no store is possible."
         free, stored = (table.get(name, ()) for table in (_FREE, _STORED))

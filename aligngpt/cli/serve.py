@@ -104,6 +104,10 @@ def _logging():
     for name in ('aligngpt.serve', 'uvicorn.error'): logging.getLogger(name).setLevel(logging.INFO)
 
 # %% ../../nbs/cli/05_serve.ipynb #ef8c1158
+def _limit(kind, text, least=0):
+    "An option that is a limit."
+    return Annotated[kind, typer.Option(min=least, rich_help_panel='Limits', help=text)]
+
 def serve_command(
     ctx:typer.Context,
     run:Annotated[str, typer.Argument(
@@ -114,17 +118,16 @@ def serve_command(
     api_key_file:Annotated[Optional[Path], typer.Option(
         help='File with the key that clients must send. Or set ALIGNGPT_API_KEY.')]=None,
     name:Annotated[Optional[str], typer.Option(help="The model's name for clients; default: the folder's.")]=None,
-    max_batch:Annotated[int, typer.Option(min=1, help='Answers that are written at a time.')]=16,
-    queue:Annotated[int, typer.Option(min=0, help='Questions that may wait; beyond, clients get 429.')]=64,
-    max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer that may be asked for.')]=1024,
-    max_seconds:Annotated[float, typer.Option(min=0, help='Longest time from question to end of the answer.')]=120.,
-    max_request_mb:Annotated[float, typer.Option(min=0, help='Size of a request with all its pictures.')]=32.,
-    max_images:Annotated[int, typer.Option(min=0, help='Pictures in a conversation.')]=8,
-    max_image_mb:Annotated[float, typer.Option(min=0, help='Size of a picture, encoded.')]=8.,
-    max_megapixels:Annotated[float, typer.Option(min=0,
-                                                 help='Size of a picture, decoded; of all in one: twice.')]=50.,
-    max_text_kb:Annotated[float, typer.Option(min=0, help='Text of a request, before it is cut into tokens.')]=256.,
-    max_connections:Annotated[int, typer.Option(min=1, help='Connections that are open at a time.')]=512,
+    max_batch:_limit(int, 'Answers that are written at a time.', 1)=16,
+    queue:_limit(int, 'Questions that may wait; beyond, clients get 429.')=64,
+    max_tokens:_limit(int, 'Longest answer that may be asked for.', 1)=1024,
+    max_seconds:_limit(float, 'Longest time from question to end of the answer.')=120.,
+    max_request_mb:_limit(float, 'Size of a request with all its pictures.')=32.,
+    max_images:_limit(int, 'Pictures in a conversation.')=8,
+    max_image_mb:_limit(float, 'Size of a picture, encoded.')=8.,
+    max_megapixels:_limit(float, 'Size of a picture, decoded; of all in one: twice.')=50.,
+    max_text_kb:_limit(float, 'Text of a request, before it is cut into tokens.')=256.,
+    max_connections:_limit(int, 'Connections that are open at a time.', 1)=512,
     remote_images:Annotated[bool, typer.Option(
         '--remote-images', help='Fetch pictures from addresses on the public internet.')]=False,
     page:Annotated[bool, typer.Option(help='Serve the web page, too.')]=True,

@@ -16,6 +16,7 @@ from ..core.errors import AlignGPTError, local_path
 from ..core.markup import echo
 from ..core.values import check_name, read_value
 from ..training.settings import FINETUNE, KINDS, PRETRAIN, StageConfig, read_setting, read_settings
+from .data import RATINGS, RECORDS
 
 # %% ../../nbs/cli/03_train.ipynb #8f93c000
 OWN = dict(
@@ -87,6 +88,11 @@ _LIST = tuple[float,...]
 _READ = {str:'text', int:'int', float:'float', tuple[str,...]:'list', _LIST:'list',
          dict[str,float]:'table'} # kinds that a word of the line becomes by our reader, as the help has them
 
+_RECORDS = {*('format similarity levels_from levels top least by ids without stream features policy '
+              'cap weights').split()}
+
+def _panel(k): return RATINGS if k.startswith(('rating', 'unrated')) else RECORDS if k in _RECORDS else None
+
 def _typed(name, text):
     "What a word of the line becomes; a wrong one is a mistake in the line."
     try: return _read(name, text)
@@ -128,7 +134,8 @@ def training_command(
 ):# a function for typer
     "The command of a stage."
     def command(*, config=None, **flags): _train(stage.name, gather(flags, config))
-    own = [_parameter(k, kind, text) for k,(kind,text) in OWN.items() if stage.name == 'finetune' or k not in TUNING]
+    own = [_parameter(k, kind, text, panel=_panel(k)) for k,(kind,text) in OWN.items()
+           if stage.name == 'finetune' or k not in TUNING]
     file = _parameter('config', Path, 'YAML file with any of these options.')
     command.__signature__ = inspect.Signature([*own, file, *stage_options(stage)])
     what = dict(pretrain='Pre-train projector and alignment levels.',

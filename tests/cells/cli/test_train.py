@@ -8,6 +8,7 @@ from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.markup import echo
 from aligngpt.core.values import check_name, read_value
 from aligngpt.training.settings import FINETUNE, KINDS, PRETRAIN, StageConfig, read_setting, read_settings
+from aligngpt.cli.data import RATINGS, RECORDS
 from fastcore.test import *
 import subprocess, sys, tempfile
 from typer.testing import CliRunner
