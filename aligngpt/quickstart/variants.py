@@ -16,7 +16,7 @@ from ..core.errors import AlignGPTError
 from ..core.figures import COLOURS, figure_style
 from ..core.files import own_folder, read_json, write_json
 from .drawings import Ingredients
-from .words import VARIANTS, Place, Words, examine, pretrain_words, tune_words
+from .words import VARIANTS, Place, Words, begin_words, examine, pretrain_words, tune_words
 
 # %% ../../nbs/quickstart/07_variants.ipynb #wo000056
 def interval(
@@ -76,7 +76,8 @@ def _variant(at, variant, seed):
     folder = at.run/'variants'/f'{variant}-{seed}'
     if (variant, seed) == ('aligned', at.recipe.seed): stage = at.run/'finetune'
     else:
-        pretrain_words(at, folder/'pretrain', variant, seed)
+        begin_words(at, folder/'begin', seed)
+        pretrain_words(at, folder/'begin', folder/'pretrain', variant, seed)
         tune_words(at, folder/'pretrain', stage := folder/'finetune', variant, seed)
     found = examine(at, stage, folder/'eval')
     shutil.rmtree(folder)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
            'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
-           'bare_model', 'talk', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels', 'make_conversations',
-           'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'time_left', 'run_drawings',
-           'words_text', 'plot_described']
+           'bare_model', 'talk', 'begin_words', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels',
+           'make_conversations', 'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'time_left',
+           'run_drawings', 'words_text', 'plot_described']
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000003
 import csv, dataclasses, gc, json, resource, shutil, textwrap
@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import DynamicCache
+from transformers import DynamicCache, set_seed
 
 from ..core.errors import AlignGPTError, BadRecord
 from ..core.figures import figure_style, write_numbers
@@ -41,7 +41,8 @@ from .drawings import DESCRIBE, SOURCES, TITLE, Drawing, Ingredients, category_r
 from .drawings import drawing_conversations, main_colour, names_it, own_words, pair_records, read_drawings
 from .drawings import split_drawings, talk_questions, title_rows, write_data_card, write_lines
 from .easyvqa import folder as shapes_folder
-from .matching import SMALL, TINY, load_pixels_of, recall, train_matching
+from .matching import SMALL, TINY, approach_words, load_pixels_of, recall, texts_of, train_matching
+from .matching import word_directions, words_found
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000007
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Words:
     pictures:int|None = None # None for all 8,121
     vision:str = 'small' # eyes: 'small' or 'tiny'
     match_epochs:float = 10 # of the dual encoders
-    pretrain_epochs:float = .25 # over the pairs
+    begin_steps:int = 600 # of the projector on its way to the words
+    pretrain_epochs:float = .12 # over the pairs
     tune_epochs:float = .13 # over the conversations
     turns:int = 3 # questions in a conversation
     shapes:int = 800 # conversations of easy-VQA
@@ -62,8 +64,8 @@ class Words:
     described:int = 12 # held-out pictures that the tuned model describes
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
-WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, pretrain_epochs=.1, tune_epochs=.1, shapes=20, talk=6, asked=6,
-                        titles=4, knob=2, described=2)
+WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, begin_steps=30, pretrain_epochs=.1, tune_epochs=.1, shapes=20,
+                        talk=6, asked=6, titles=4, knob=2, described=2)
 _VISION = dict(small=SMALL, tiny=TINY)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000010
@@ -344,6 +346,29 @@ def talk(
     model, processor = bare_model(at)
     return {k: list(zip(v, _ask(model, processor, [(q, None) for q in v]))) for k, v in asked.items()}
 
+# %% ../../nbs/quickstart/06_words.ipynb #wo000111
+@torch.no_grad()
+def begin_words(
+    at:Place, # with encoders
+    out:Path, # folder of the model
+    seed:int=0, # of its new weights
+)->dict: # losses, and how often held-out pictures point to their own words (of 500, the first ten)
+    "Write the model that pre-training begins with."
+    set_seed(seed)
+    model, processor = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
+    pixels, all_, held = np.load(at.data/'pixels.npy', mmap_mode='r'), at.drawings(), {*at.drawings('test')}
+    seen = torch.cat([model.get_vision_features(torch.from_numpy(np.array(pixels[k:k+256])).float()/127.5 - 2)
+                      for k in range(0, len(all_), 256)])
+    ids = processor.tokenizer([' ' + texts_of(d)[-1].lower() for d in all_], add_special_tokens=False)['input_ids']
+    words, own = model.get_input_embeddings().weight.detach(), torch.tensor([d not in held for d in all_])
+    to = word_directions(words, ids)
+    with torch.enable_grad():
+        losses = approach_words(model.projector, seen[own], to[own], words, at.recipe.begin_steps, seed=seed)
+    with atomic_path(out) as p:
+        for part in (model, processor): part.save_pretrained(p)
+    return dict(losses=losses[::max(1, len(losses)//60)],
+                recall=words_found(model.projector, seen[~own][:500], to[~own][:500], words, min(10, len(held))))
+
 # %% ../../nbs/quickstart/06_words.ipynb #wo000038
 VARIANTS = 'aligned', 'flat', 'better'
 
@@ -360,19 +385,19 @@ def variant_data(
 
 def pretrain_words(
     at:Place, # with levels
+    model:Path, # from `begin_words`
     out:Path, # folder of the stage
     variant:str='aligned', # one of `VARIANTS`
-    seed:int=0, # of weights and order
+    seed:int=0, # of the order
 )->dict: # losses, steps, seconds
     "What `aligngpt pretrain` does with these settings."
     r = at.recipe
-    stage = override(PRETRAIN, learning_rate=2e-3, batch_size=8, accumulate=1, max_length=160,
-                     precision=at.precision, save_every=100,
+    stage = override(PRETRAIN, learning_rate=5e-4, part_rates=dict(levels=2e-3), batch_size=8, accumulate=1,
+                     max_length=160, precision=at.precision, save_every=100,
                      epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1,
                      log_every=10, group='modality', seed=seed)
     data = StageSources(variant_data(at, variant), at.images, policy='skip', features=at.run/'features')
-    return pretrain(data, out, Start(llm=at.made_from.llm, tower=at.run/'match'/'all'/'model'), stage=stage,
-                    device='cpu', quiet=False)
+    return pretrain(data, out, Start(model=model), stage=stage, device='cpu', quiet=False)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000041
 def talk_again(
@@ -522,8 +547,8 @@ def describe(
     return [dict(image=d.name, title=d.title, **{k: v[i] for k, v in said.items()}) for i, d in enumerate(some)]
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000061
-_SHARES = dict(data=.3, audit=.6, match=25, levels=5, speed=.7, talk=4, pretrain=24.4, knob=3, tune=25,
-               test=12) # of the whole, roughly
+_SHARES = dict(data=.4, audit=.6, match=26, levels=5.4, speed=.5, talk=3.6, begin=1.5, pretrain=12, knob=3.5,
+               tune=26, test=12.5) # of the whole, roughly
 
 def time_left(
     seconds:dict[str,float], # step -> how long it took
@@ -552,10 +577,11 @@ def _training(at):
     run, data, seed = at.run, at.data, at.recipe.seed
     def talked(): return read_json(run/'steps.json')['talk']['result']
     return [
+        ('begin', 'a projector that begins near the words', '', lambda: begin_words(at, run/'begin', seed)),
         ('pretrain', 'pre-training of projector and levels',
          f'aligngpt pretrain --data {data}/levels-0.jsonl --data {data}/levels-1.jsonl --images {at.images} '
-         f'--llm {at.made_from.llm} --tower {run}/match/all/model --out {run}/pretrain ...',
-         lambda: pretrain_words(at, run/'pretrain', seed=seed)),
+         f'--model {run}/begin --out {run}/pretrain ...',
+         lambda: pretrain_words(at, run/'begin', run/'pretrain', seed=seed)),
         ('knob', 'held-out drawings at every level', '', lambda: dict(
             levels=turn_levels(at, run/'pretrain'), talk=talk_again(at, run/'pretrain', talked()['test']))),
         ('tune', 'tuning of language model, projector and gate',
@@ -618,7 +644,8 @@ def _finish(at, done):
     share = {k: float(np.mean([int(c) for c in t[k]])) for k in ('category', 'blind')}
     metrics = dict(images=str(at.images), speed=done['speed'], pictures=parts['pictures'], parts=parts['parts'],
                    left_out=parts['left_out'], audit=done['audit'],
-                   recall=done['match']['all']['recall'], **done['levels'], knob=done['knob']['levels'],
+                   recall=done['match']['all']['recall'], **done['levels'],
+                   words_found=done['begin']['recall'], knob=done['knob']['levels'],
                    talk=dict(pretrained=done['knob']['talk']['equal'], tuned=t['talk']), described=t['described'],
                    category=share['category'], category_chance=share['blind'],
                    title_first=float(np.mean(np.array(t['ranks']) == 0)),

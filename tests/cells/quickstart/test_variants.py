@@ -8,7 +8,7 @@ from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.figures import COLOURS, figure_style
 from aligngpt.core.files import own_folder, read_json, write_json
 from aligngpt.quickstart.drawings import Ingredients
-from aligngpt.quickstart.words import VARIANTS, Place, Words, examine, pretrain_words, tune_words
+from aligngpt.quickstart.words import VARIANTS, Place, Words, begin_words, examine, pretrain_words, tune_words
 from fastcore.test import *
 import pandas as pd, tempfile
 from aligngpt.core.figures import chapter_figures

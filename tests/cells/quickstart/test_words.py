@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Callable
 import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
-from transformers import DynamicCache
+from transformers import DynamicCache, set_seed
 from aligngpt.core.errors import AlignGPTError, BadRecord
 from aligngpt.core.figures import figure_style, write_numbers
 from aligngpt.core.files import atomic_path, own_folder, read_json, write_json
@@ -29,7 +29,8 @@ from aligngpt.quickstart.drawings import DESCRIBE, SOURCES, TITLE, Drawing, Ingr
 from aligngpt.quickstart.drawings import drawing_conversations, main_colour, names_it, own_words, pair_records, read_drawings
 from aligngpt.quickstart.drawings import split_drawings, talk_questions, title_rows, write_data_card, write_lines
 from aligngpt.quickstart.easyvqa import folder as shapes_folder
-from aligngpt.quickstart.matching import SMALL, TINY, load_pixels_of, recall, train_matching
+from aligngpt.quickstart.matching import SMALL, TINY, approach_words, load_pixels_of, recall, texts_of, train_matching
+from aligngpt.quickstart.matching import word_directions, words_found
 from fastcore.test import *
 import pandas as pd, tempfile
 from dataclasses import replace
@@ -46,7 +47,7 @@ def test_look():
     # nbs/quickstart/06_words.ipynb #wo000013
     home = Path(tempfile.mkdtemp())
     made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
+    small = Words(vision='tiny', match_epochs=4, begin_steps=20, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
                   precision='fp32')
     at = Place(home/'run', small, made_from)
     counts = make_records(at)
@@ -91,14 +92,14 @@ def test_time_left():
     time_left(dict(data=14, audit=25), ['match', 'levels'])
 
     # nbs/quickstart/06_words.ipynb #200258b3
-    test_eq(time_left(dict(data=14, audit=25), ['match', 'levels']), ' (about 22 minutes left)')
+    test_eq(time_left(dict(data=14, audit=25), ['match', 'levels']), ' (about 20 minutes left)')
 
 
 def test_words_text():
     # nbs/quickstart/06_words.ipynb #wo000013
     home = Path(tempfile.mkdtemp())
     made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
+    small = Words(vision='tiny', match_epochs=4, begin_steps=20, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
                   precision='fp32')
 
     # nbs/quickstart/06_words.ipynb #wo000063
