@@ -47,7 +47,7 @@ class _OfThisMachine(typer.core.TyperCommand):
         "The help of arguments and options, those of a group below its name."
         groups = dict(Arguments=[], Options=[])
         for p in self.get_params(ctx):
-            group = 'Arguments' if p.param_type_name == 'argument' else p.rich_help_panel or 'Options'
+            group = 'Arguments' if p.param_type_name == 'argument' else getattr(p, 'rich_help_panel', None) or 'Options'
             if said := p.get_help_record(ctx): groups.setdefault(group, []).append(said)
         for group, rows in groups.items():
             if not rows: continue

@@ -100,6 +100,10 @@ serve {model}""".splitlines()
         for scheme, e in zip(addresses, errors): assert f"an address of '{scheme}'" in e, (line, slot, e)
     test_eq([*Path().glob('s3*')], [])
 
+    # nbs/cli/01_main.ipynb #c1a0b0d1
+    parts = [l for l in run('pretrain', '--help').stdout.splitlines() if l.endswith(':') and l[0] != ' ']
+    test_eq(parts, ['Options:', 'Which records:', 'Ratings of turns:', 'Settings:'])
+
     # nbs/cli/01_main.ipynb #8121e4a1
     table = run('zoo').stdout
     test_eq([l.split()[0] for l in table.splitlines()],
