@@ -103,10 +103,11 @@ def captions(
 def caption_records(
     seed:int=0, # for the choice of captions
     per_image:int=2, # captions for each picture
+    pictures:int|None=None, # of the training split, the first so many; None for all
 )->list[dict]: # LLaVA-format records, with the recorded `degree`
     "Pre-training pairs with equal shares of the four degrees, as far as the facts allow."
     rng, out, count = random.Random(seed), [], Counter()
-    todo = [(i, facts(qa)) for i, qa in questions().items()]*per_image
+    todo = [(i, facts(qa)) for i, qa in list(questions().items())[:pictures]]*per_image
     rng.shuffle(todo)
     for i, f in todo:
         for d in sorted(range(4), key=lambda d: (count[d], rng.random())):
@@ -120,7 +121,7 @@ def caption_records(
 REQUESTS = 'Describe the picture.', 'Describe the image.', 'What do you see?', 'What is in the picture?'
 
 def tuning_records(
-    pairs:list[dict]=(), # pre-training records with their level, `similarity`
+    pairs:list[dict]=(), # pre-training records with their level, `similarity`; other pictures than theirs are left out
     seed:int=0, # for the order of the turns
     turns:int=0, # at most so many turns in one conversation; 0 for all
 )->list[dict]: # LLaVA-format records, every second picture's with a level if there are pairs
@@ -128,6 +129,7 @@ def tuning_records(
     rng, out, known = random.Random(seed), [], {}
     for r in pairs: known.setdefault(int(Path(r['image']).stem), []).append(r)
     for k, (i, qa) in enumerate(questions().items()):
+        if pairs and i not in known: continue
         level, text = _description(facts(qa), rng.choice(known[i]) if pairs and k % 2 else None, rng)
         qa = rng.sample(both := [*qa, (rng.choice(REQUESTS), text)], len(both))
         for n in range(0, len(qa), size := turns or len(qa)):

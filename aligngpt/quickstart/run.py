@@ -108,7 +108,7 @@ def stage_data(
     "Samples of a stage, with features of the frozen tower."
     images = dict(images=folder(), processor=processor, levels=levels)
     plain = SampleDataset(Records(file, quiet=True), **images)
-    store = FeatureStore(run/'features', model, sorted(f'{i}.png' for i in questions()), 'quickstart')
+    store = FeatureStore(run/'features', model, sorted(plain.records.image_names()), 'quickstart')
     store.fill(model.eval(), lambda names: processor.prepare_images([folder()/n for n in names]),
                quiet=not store.missing())
     data = InMemory(SampleDataset(plain.records, **images, features=store))
@@ -288,18 +288,18 @@ def gate_by_kind(
     run:Path, # with finetune/model
     n:int=200, # test pictures
     loaded:tuple|None=None, # (model, processor), where they are others
+    questions:int|None=None, # at most so many about them; None for all
 )->dict: # {kind: mean α, [N-1]}
     "Mean gate weights for questions about colour, shape and presence."
     model, processor = loaded or load(run/'finetune'/'model', dtype='float32', device='cpu')
-    return gate_weights(model, processor, _questions_by_kind(n), lambda i: folder('test')/i)
+    return gate_weights(model, processor, _questions_by_kind(n, questions), lambda i: folder('test')/i)
 
-def _questions_by_kind(n):
+def _questions_by_kind(n, limit=None):
     "{kind: questions} about the first test pictures."
     rows = {}
-    for i, qa in list(questions('test').items())[:n]:
-        for q, a in qa:
-            kind = 'colour' if a in COLORS else 'shape' if a in SHAPES else 'yes/no'
-            rows.setdefault(kind, []).append(Ask(0, q, f'{i}.png'))
+    for i, q, a in [(i, q, a) for i, qa in list(questions('test').items())[:n] for q, a in qa][:limit]:
+        kind = 'colour' if a in COLORS else 'shape' if a in SHAPES else 'yes/no'
+        rows.setdefault(kind, []).append(Ask(0, q, f'{i}.png'))
     return rows
 
 # %% ../../nbs/quickstart/01_run.ipynb #ed8742d1
@@ -395,7 +395,7 @@ def _found(run, name): return read_json(run/name/'result.json')
 def _tokenizer(run): return PreTrainedTokenizerFast.from_pretrained(run/'data'/'tokenizer')
 
 def _data(run, r):
-    write_json(caption_records(r.seed, r.captions), run/'data'/'captions.json')
+    write_json(caption_records(r.seed, r.captions, r.train_pictures), run/'data'/'captions.json')
     _pack_pictures(run/'data'/'pictures.tar')
     train_tokenizer(tokenizer_texts()).save_pretrained(run/'data'/'tokenizer')
     return dict(environment=environment())
@@ -424,7 +424,7 @@ def _report(run, r):
     write_report(run/'report', metrics, _figures(run, felt))
 
 _DO = dict(data=_data, clip=_clip, llm=_llm, pretrain=pretrain, knob=lambda run, r: turn_knob(run, r.pictures),
-           finetune=tune, gate=lambda run, r: gate_by_kind(run), tuned=lambda run, r: turn_tuned(run, r.pictures),
+           finetune=tune, gate=lambda run, r: gate_by_kind(run, questions=r.test_questions), tuned=lambda run, r: turn_tuned(run, r.pictures),
            model=_model, examples=lambda run, r: write_examples(run) and {}, report=_report) # step -> what does it
 
 # %% ../../nbs/quickstart/01_run.ipynb #qrm00005

@@ -20,6 +20,7 @@ class Recipe:
     "All settings of the quickstart."
     seed: int = 0
     captions: int = 2 # for each picture
+    train_pictures: int|None = None # of the training split, for captions and questions; None for all 4,000
     clip_epochs: int = 14 # of the dual encoder
     llm_steps: int = 500 # of the language model
     pretrain_epochs: float = 2.5 # over the caption pairs
@@ -28,8 +29,8 @@ class Recipe:
     test_questions: int|None = None # None for all 9,673
     pictures: int|None = 300 # of the test split, on which the knob is tried; None for all
 
-REHEARSAL = Recipe(captions=1, clip_epochs=1, llm_steps=40, pretrain_epochs=.2, tune_epochs=.1, test_questions=300,
-                   pictures=30)
+REHEARSAL = Recipe(captions=1, train_pictures=1000, clip_epochs=1, llm_steps=40, pretrain_epochs=.8, tune_epochs=.4,
+                   test_questions=300, pictures=30)
 
 # %% ../../nbs/quickstart/10_stages.ipynb #qst00008
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Step:
 def _step(title, after='', takes='', *cost): return Step(title, tuple(after.split()), tuple(takes.split()), *cost)
 
 STEPS = dict(
-    data=_step('pictures, captions of four degrees, and a tokenizer', '', 'seed captions', (8, '', 0), 10),
+    data=_step('pictures, captions of four degrees, and a tokenizer', '', 'seed captions train_pictures', (8, '', 0), 10),
     clip=_step('a dual encoder from scratch', 'data', 'seed clip_epochs', (8, 'clip_epochs', 9), 3.2),
     llm=_step('a language model from scratch', 'data', 'seed llm_steps', (5, 'llm_steps', .25), 5.9),
     pretrain=_step('pre-training of projector and levels', 'clip levels llm', 'seed pretrain_epochs',
@@ -52,7 +53,7 @@ STEPS = dict(
     knob=_step('captions of test pictures at every level', 'pretrain', 'pictures'),
     finetune=_step('instruction tuning of language model, projector and gate', 'pretrain levels',
                    'seed tune_epochs turns', (8, 'tune_epochs', 80), 21),
-    gate=_step('gate weights by kind of question', 'finetune', '', (10, '', 0)),
+    gate=_step('gate weights by kind of question', 'finetune', 'test_questions', (10, '', 0)),
     tuned=_step('descriptions and answers of the tuned model at every level', 'finetune', 'pictures'),
     model=_step('the tuned model, where others look for it', 'finetune', '', (1, '', 0), 2.1),
     examples=_step('pictures to begin with'),

@@ -81,6 +81,9 @@ def test_tuning_records():
     test_eq(sum(len(r['conversations'])//2 for r in tuning), 38575 + 4000)
     test_eq(sum('similarity' in r for r in tuning), 2000)
     test_eq(max(len(r['conversations']) for r in tuning_records(pairs, turns=4)), 8)
+    few = caption_records(per_image=1, pictures=30)
+    test_eq({r['image'] for r in few}, {f'{i}.png' for i in range(30)})
+    test_eq({r['image'] for r in tuning_records([dict(r, similarity=0) for r in few])}, {r['image'] for r in few})
 
 
 def test_text_documents():

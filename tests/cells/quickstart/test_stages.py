@@ -17,7 +17,7 @@ import pytest
 def test_Step():
     # nbs/quickstart/10_stages.ipynb #qst00009
     settings = {f.name for f in dataclasses.fields(Recipe)}
-    test_eq(settings - {k for s in STEPS.values() for k in s.takes}, {'test_questions'}) # of the stage `eval`
+    test_eq(settings - {k for s in STEPS.values() for k in s.takes}, set())
     test_eq({n for s in STEPS.values() for n in s.after} - set(STEPS), {'levels', 'eval'}) # ordinary commands
     Table([(k, s.title, ' '.join(s.after), ' '.join(s.takes)) for k,s in STEPS.items()],
           ('step', 'what it does', 'made after', 'settings'))
