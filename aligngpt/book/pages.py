@@ -56,7 +56,7 @@ _KINDS = {str:'text', int:'whole number', float:'number', Path:'path'}
 def _called(p):
     "How an argument or option is written."
     names = [*p.opts, *p.secondary_opts] if p.param_type_name == 'option' else [p.name.upper()]
-    return ', '.join(f'<code>{_cell(n)}</code>' for n in names)
+    return ', '.join(f'<code class="option">{_cell(n)}</code>' for n in names) # which css keeps on one line
 
 def _value_of(annotation):
     "What an argument or option may be."
@@ -74,10 +74,9 @@ def _value_of(annotation):
 
 def _default_of(p):
     "What is taken where nothing is said."
-    if p.required: return '*needed*'
     d = p.show_default if isinstance(p.show_default, str) else p.default
     plain = isinstance(d, (str, int, float, os.PathLike)) and not isinstance(d, bool) and p.show_default is not False
-    return f'<code>{_cell(d)}</code>' if plain and str(d) else ''
+    return f' Default: <code>{_cell(d)}</code>.' if plain and str(d) and not p.required else ''
 
 def command_pages(
     app:Any, # a Typer application
@@ -108,9 +107,11 @@ def _command_page(c, name):
 
 def _table(params, types):
     "Arguments and options of a group."
-    rows = [f'| {_called(p)} | {_cell(_value_of(types[p.name]))} | {_default_of(p)} | {_cell(p.help or "")} |'
-            for p in params]
-    return '\n'.join(['| | value | default | |', '|---|---|---|---|', *rows])
+    def value(p):
+        said = ', '.join(filter(None, [_cell(_value_of(types[p.name])), 'needed'*bool(p.required)]))
+        return f'<br>{said}' if said else ''
+    rows = [f'| {_called(p)}{value(p)} | {_cell(p.help or "")}{_default_of(p)} |' for p in params]
+    return '\n'.join(['| | |', '|---|---|', *rows])
 
 # %% ../../nbs/book/06_pages.ipynb #pg000014
 def in_order(

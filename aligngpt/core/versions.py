@@ -6,7 +6,7 @@
 __all__ = ['CACHE', 'LEANS', 'untested', 'at_least', 'named_cache', 'Lean']
 
 # %% ../../nbs/core/08_versions.ipynb #eefe96a3
-import inspect
+import inspect, re
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -22,19 +22,25 @@ def untested(
     installed:Callable[[str],str]=version, # name -> release; raises `PackageNotFoundError`
 )->list[str]: # a sentence for each
     "Installed libraries that are outside the range that `package` was tried with."
-    try: lines = requires(package) or []
+    try: wants = [*map(Requirement, requires(package) or [])]
     except PackageNotFoundError: return [] # a checkout that is not installed
-    res = {}
-    for r in map(Requirement, lines):
-        if told := _outside(r, installed): res.setdefault(r.name, told)
-    return list(res.values())
+    have = {r.name:_release(r.name, installed) for r in wants}
+    lacks = {_extra_of(r) for r in wants if not have[r.name]} - {''} # extras that are not, or not wholly, installed
+    used = [r for r in wants if _extra_of(r) not in lacks | {'dev'}] # nobody but its developers runs `dev`
+    return list({r.name:told for r in used if (told := _outside(r, have[r.name]))}.values())
 
-def _outside(r, installed):
-    "A sentence about a requirement that the installed release does not meet, or ''."
-    if 'extra == "dev"' in str(r.marker): return '' # a tool that only this project's own development needs
-    try: have = installed(r.name)
+def _release(name, installed):
+    "What is installed of a library, or ''."
+    try: return installed(name)
     except PackageNotFoundError: return ''
-    if r.specifier.contains(have, prereleases=True): return ''
+
+def _extra_of(r):
+    "The extra that a requirement is part of, or ''."
+    return found[1] if (found := re.search(r'extra == "([^"]+)"', str(r.marker))) else ''
+
+def _outside(r, have):
+    "A sentence about a requirement that the installed release does not meet, or ''."
+    if not have or r.specifier.contains(have, prereleases=True): return ''
     return (f"{r.name} {have} is not among the releases tried with this version ({r.specifier}); "
             f"if something fails: pip install '{r.name}{r.specifier}'")
 

@@ -53,10 +53,11 @@ def test_command_pages():
 
     # nbs/book/06_pages.ipynb #pg000012
     page = command_pages(house(), 'house')['paint']
-    assert '| <code>WHAT</code> | text | *needed* | A wall &#124; a door. |' in page
-    assert '| <code>--coats</code>, <code>-n</code> | whole number, from 1 | <code>2</code> | How many. |' in page
-    assert '| <code>--size</code> | metres |' in page
-    assert '| <code>--dry</code> |  |  | Only say so. |' in page and 'Any &#123;colour}.' in page
+    def said(*names): return ', '.join(f'<code class="option">{n}</code>' for n in names)
+    assert f'| {said("WHAT")}<br>text, needed | A wall &#124; a door. |' in page
+    assert f'| {said("--coats", "-n")}<br>whole number, from 1 | How many. Default: <code>2</code>. |' in page
+    assert f'| {said("--size")}<br>metres |' in page
+    assert f'| {said("--dry")} | Only say so. |' in page and 'Any &#123;colour}.' in page
     assert 'house paint WHAT [OPTIONS]' in page and ' at 0x' not in page
     print(command_pages(house(), 'house')['index'])
 

@@ -135,8 +135,11 @@ import runpy; runpy.run_path({str(tmp/'onnx'/'example.py')!r}, run_name='__main_
     noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 90, 4), dtype='uint8'))
     turned = noise.convert('RGB')
     turned.getexif()[0x0112] = 6
-    for odd in (noise, turned, *(noise.convert(mode) for mode in ('L', 'LA', 'CMYK')), turned.convert('P')):
-        test_eq(reader.pixels(odd), processor.prepare_images([odd]).numpy())
+    for aspect in ('pad', 'square'):
+        own = processor.with_settings(image_aspect_ratio=aspect)
+        reader.about['picture'] = picture_rules(own)
+        for odd in (noise, turned, *(noise.convert(mode) for mode in ('L', 'LA', 'CMYK')), turned.convert('P')):
+            test_eq(reader.pixels(odd), own.prepare_images([odd]).numpy())
 
 
 @pytest.mark.slow
