@@ -18,6 +18,7 @@ from ..core.markup import echo
 
 # %% ../../nbs/cli/02_data.ipynb #8feb62b9
 RECORDS, RATINGS, LOOKS = 'Which records', 'Ratings of turns', 'Other looks' # groups of options in the help
+_READY, _FAR = 'Scores that are there already', 'On a cluster'
 
 Device = Annotated[str, typer.Option(help='Where to run: auto, cpu, cuda, cuda:1, mps.')]
 DType = Annotated[str, typer.Option(help='Number format: auto, float32, bfloat16, float16.')]
@@ -55,14 +56,14 @@ def levels_command(
         help='Folder, tar shards or table of the pictures; one for all, or one for each file of pairs. '
              'Left out: the pictures inside of the data.')]=None,
     clip:Annotated[Optional[str], typer.Option(help='A CLIP or SigLIP: a folder, or a name on the hub.')]=None,
-    from_column:Annotated[Optional[list[str]], typer.Option(show_default=False, help=
+    from_column:Annotated[Optional[list[str]], typer.Option(show_default=False, rich_help_panel=_READY, help=
         'Instead of a CLIP: the column with scores that the data have already, as in `similarity`; several as in '
         '`clip=0.7`, with weights.')]=None,
-    scores:Annotated[Optional[list[str]], typer.Option(show_default=False, help=
+    scores:Annotated[Optional[list[str]], typer.Option(show_default=False, rich_help_panel=_READY, help=
         'Files with the column, beside the data: Parquet, JSON Lines, CSV, shards.')]=None,
-    key:Annotated[Optional[str], typer.Option(show_default=False, help=
+    key:Annotated[Optional[str], typer.Option(show_default=False, rich_help_panel=_READY, help=
         'The key that joins scores and data: NAME, or NAME=OTHER. Left out: uid, key, id, image, url.')]=None,
-    kind:Annotated[Optional[str], typer.Option(show_default=False, help=
+    kind:Annotated[Optional[str], typer.Option(show_default=False, rich_help_panel=_READY, help=
         'What the column is: level, rating, percentile, cosine, logit. Left out: told by values and name.')]=None,
     format:_Format=None, similarity:_Similarity=None,
     n:Annotated[int, typer.Option('--levels', min=2, help='Number of levels.')]=8,
@@ -74,9 +75,9 @@ def levels_command(
     batch_size:Annotated[int, typer.Option(min=1, help='Pairs at a time.')]=64,
     workers:Annotated[int, typer.Option(min=0, help='Processes that decode pictures, for each device.')]=1,
     policy:_Policy='error', cap:_Cap=0.01, device:Device='auto', dtype:DType='auto',
-    engine:Annotated[str, typer.Option(help=
+    engine:Annotated[str, typer.Option(rich_help_panel=_FAR, help=
         'local, or ray: shard by shard on the machines of a cluster (RAY_ADDRESS), or the cores of this one.')]='local',
-    actors:Annotated[Optional[int], typer.Option(min=1, show_default=False, help=
+    actors:Annotated[Optional[int], typer.Option(min=1, show_default=False, rich_help_panel=_FAR, help=
         'With `--engine ray`: processes that score. Left out: one for each GPU, or as many as the CPUs allow.')]=None,
 ):
     """Derive alignment levels: similarity of each pair, ranked and cut into equal parts.

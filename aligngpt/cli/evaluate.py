@@ -226,19 +226,20 @@ _Lenient = Annotated[bool, typer.Option('--lenient', help='Go on where official 
 _Level = Annotated[Optional[int], typer.Option(help='Force an alignment level; by default the gate decides.')]
 _Show = Annotated[bool, typer.Option('--list', help='Show which files each task expects and which are there, '
                                                     'and exit.')]
+_TWO, _DOUBT = 'Two runs', 'Controls' # groups of options in the help
 _Compare = Annotated[Optional[tuple[Path, Path]],
-                     typer.Option(metavar='A B', help='Compare two finished runs: scores, breakdowns, '
-                                                      'changed answers.')]
-_Page = Annotated[Path, typer.Option(help='Page that a comparison writes.')]
-_Power = Annotated[Optional[float], typer.Option(metavar='POINTS', help='How many pictures a difference of so many '
-                                                 'points would need, by the scores in `--out`; nothing is asked.')]
-_Control = Annotated[str, typer.Option(show_default=False,
+                     typer.Option(metavar='A B', rich_help_panel=_TWO,
+                                  help='Compare two finished runs: scores, breakdowns, changed answers.')]
+_Page = Annotated[Path, typer.Option(rich_help_panel=_TWO, help='Page that a comparison writes.')]
+_Power = Annotated[Optional[float], typer.Option(metavar='POINTS', rich_help_panel=_TWO, help=
+    'How many pictures a difference of so many points would need, by the scores in `--out`; nothing is asked.')]
+_Control = Annotated[str, typer.Option(show_default=False, rich_help_panel=_DOUBT,
                                        help='What is the picture worth? Ask again without it (blind), '
                                        'with another (shuffled), with a text (caption): blind,shuffled,caption.')]
-_Captions = Annotated[Optional[Path], typer.Option(show_default=False,
+_Captions = Annotated[Optional[Path], typer.Option(show_default=False, rich_help_panel=_DOUBT,
                                                    help='For the control caption: rows with image and '
                                                    'caption. Left out: the model describes the pictures itself.')]
-_Without = Annotated[Optional[Path], typer.Option(show_default=False,
+_Without = Annotated[Optional[Path], typer.Option(show_default=False, rich_help_panel=_DOUBT,
                                                   help='The seen.json of `aligngpt audit --against`: '
                                                   'score what was not seen in training, too.')]
 _Card = Annotated[bool, typer.Option('--card', help="Write the scores into the model's card, the README.md in its "
