@@ -74,10 +74,12 @@ _NO_FLASH = ("flash-attn is not installed (pip install 'aligngpt[flash]' on a CU
 
 # %% ../../nbs/core/03_devices.ipynb #faab5e08
 def quiet_libraries()->None:
-    "Keep remarks and progress bars of transformers off the terminal."
+    "Keep remarks and progress bars of transformers off the terminal, and what bitsandbytes says of kernels."
+    from logging import ERROR, getLogger
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     enable_progress_bars() # of downloads: the line before switched them off, too
+    getLogger('bitsandbytes').setLevel(ERROR) # it lacks a download on some processors, and works without
 
