@@ -841,6 +841,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'aligngpt.core.files.inside': ('core/files.html#inside', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files.is_gguf': ('core/files.html#is_gguf', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files.is_hub_name': ('core/files.html#is_hub_name', 'aligngpt/core/files.py'),
+                                     'aligngpt.core.files.let_read': ('core/files.html#let_read', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files.must_be': ('core/files.html#must_be', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files.name_parts': ('core/files.html#name_parts', 'aligngpt/core/files.py'),
                                      'aligngpt.core.files.no_bomb': ('core/files.html#no_bomb', 'aligngpt/core/files.py'),

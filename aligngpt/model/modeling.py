@@ -26,7 +26,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from ..core.errors import AlignGPTError
-from ..core.files import unseal
+from ..core.files import let_read, unseal
 from ..core.versions import CACHE, named_cache
 from .layers import (GATE, AlignGPTConfig, AlignmentLevels, float_type, has_sparse_tail,
                                    image_text_dots, level_weights, lm_head, make_gate, make_projector, states_at,
@@ -77,6 +77,7 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
         if is_main_process: unseal(save_directory)
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if not is_main_process: return
+        let_read(save_directory)
         write_card(save_directory)
         if push_to_hub: push_saved(self, save_directory, state_dict=state_dict, **kwargs)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
 
-from ..core.files import own_folder, read_json, seal_folder, write_json
+from ..core.files import let_read, own_folder, read_json, seal_folder, write_json
 from ..core.steps import note_time
 from ..text.conversation import render
 from ..levels.alignment import DualEncoder
@@ -86,6 +86,7 @@ def fit(
                               'run the same command again to continue there')
         losses = [h['loss'] for h in trainer.state.log_history if 'loss' in h]
         model.save_pretrained(folder/'model')
+        let_read(folder/'model')
         note_time(folder, event='end', seconds=round(result.metrics['train_runtime'], 1))
         return read_json(write_json(dict(steps=steps, losses=losses), folder/'done.json', sealed=True))
 

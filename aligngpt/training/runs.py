@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from ..core.errors import AlignGPTError, os_errors
-from ..core.files import atomic_path, damage, file_sums, flush_to_disk, read_json, write_json
+from ..core.files import atomic_path, damage, file_sums, flush_to_disk, let_read, read_json, write_json
 from ..core.markup import echo
 from ..core.steps import TIMING, note_time, progress
 
@@ -46,6 +46,7 @@ def seal(
     **facts, # for the marker
 )->None:
     "Declare a checkpoint whole, then remove the oldest beyond `keep`."
+    let_read(checkpoint)
     with os_errors(checkpoint): flush_to_disk(checkpoint)
     write_json(dict(facts, files=file_sums(checkpoint, (MARKER,))), checkpoint/MARKER, sealed=True)
     whole = [p for p in checkpoints(checkpoint.parent) if (p/MARKER).exists()]

@@ -11,6 +11,8 @@ import pandas as pd, signal, subprocess, sys, tempfile
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from aligngpt.core.files import atomic_path, read_json, write_json
 from importlib.util import find_spec
+import numpy as np
+from safetensors.numpy import save_file
 import pytest
 from aligngpt.core.files import _ROLES, check_fetched, check_folder, checkpoint_folder, damage, file_sums, fingerprint, inside, is_gguf, is_hub_name, must_be, no_bomb, own_folder, path_from, pretrained, process_name, seal_folder, sweep, unseal, what_is, write_once
 
@@ -75,10 +77,12 @@ def test_process_name():
         with atomic_path(tmp/'ckpt') as p:
             p.mkdir()
             (p/'step').write_text(str(i))
+            save_file({'w':np.zeros(1)}, p/'w.safetensors')
 
     # nbs/core/02_files.ipynb #907c3e6a
     test_eq((tmp/'ckpt'/'step').read_text(), '1')
     test_eq([o.name for o in tmp.iterdir() if o.name.startswith('.')], [])
+    test_eq(*((tmp/'ckpt'/f).stat().st_mode for f in ('w.safetensors', 'step'))) # for the same readers
 
     # nbs/core/02_files.ipynb #f0a1c003
     tmp = Path(tempfile.mkdtemp())

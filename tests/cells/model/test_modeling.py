@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 from aligngpt.core.errors import AlignGPTError
-from aligngpt.core.files import unseal
+from aligngpt.core.files import let_read, unseal
 from aligngpt.core.versions import CACHE, named_cache
 from aligngpt.model.layers import GATE, AlignGPTConfig, AlignmentLevels, float_type, has_sparse_tail, image_text_dots, level_weights, lm_head, make_gate, make_projector, states_at, supervised_loss, take_placeholders, targets
 from aligngpt.model.sharing import push, push_saved, write_card

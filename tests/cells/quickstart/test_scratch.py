@@ -8,7 +8,7 @@ from torch import Tensor
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast, PrinterCallback, ProgressCallback, set_seed
-from aligngpt.core.files import own_folder, read_json, seal_folder, write_json
+from aligngpt.core.files import let_read, own_folder, read_json, seal_folder, write_json
 from aligngpt.core.steps import note_time
 from aligngpt.text.conversation import render
 from aligngpt.levels.alignment import DualEncoder

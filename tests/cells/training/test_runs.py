@@ -6,7 +6,7 @@ import torch, torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from aligngpt.core.errors import AlignGPTError, os_errors
-from aligngpt.core.files import atomic_path, damage, file_sums, flush_to_disk, read_json, write_json
+from aligngpt.core.files import atomic_path, damage, file_sums, flush_to_disk, let_read, read_json, write_json
 from aligngpt.core.markup import echo
 from aligngpt.core.steps import TIMING, note_time, progress
 from fastcore.test import *
