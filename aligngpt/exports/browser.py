@@ -9,6 +9,7 @@ __all__ = ['PACKAGES', 'PAGE', 'Package', 'write_runtime', 'record', 'write_brow
 import base64, hashlib, io, json, os, runpy, shutil, tarfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Iterable
@@ -17,6 +18,7 @@ from ..core.addresses import fetch_own
 from ..core.errors import AlignGPTError, local_path, os_errors
 from ..core.files import atomic_path, read_json, seal_folder, write_json
 from ..core.pictures import open_picture
+from ..core.steps import progress
 from ..core.stores import cache_home
 from .onnx import export_onnx
 
@@ -78,9 +80,10 @@ def record(
     "Ask everything there is to ask."
     model, out = runpy.run_path(str(folder/'example.py'))['Model'](folder), {}
     levels = model.about['levels']
-    for i, picture in enumerate(map(open_picture, pictures)):
-        for j, question in enumerate(questions):
+    with progress(desc='answers', total=len(pictures)*len(questions)) as bar:
+        for (i, picture), (j, question) in product(enumerate(map(open_picture, pictures)), enumerate(questions)):
             said = [model.answer(picture, question, level) for level in (*range(levels), None)]
+            bar.update()
             out[f'{i}|{j}'] = dict(said=[s[0] for s in said], weights=[round(float(w), 4) for w in said[-1][1]])
     return dict(levels=levels, prompts=[model.prompt(q)[0].tolist() for q in questions], answers=out)
 

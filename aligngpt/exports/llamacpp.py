@@ -17,6 +17,7 @@ import torch
 
 from ..core.errors import AlignGPTError
 from ..core.pictures import open_picture
+from ..core.steps import progress
 from .llava import first_difference
 from .rows import Knob
 from ..model.decoding import greedy
@@ -169,10 +170,11 @@ def agreement(
 )->Agreement:
     "Ask both programs the same."
     names = [list(knob.mixtures)[i % len(knob.mixtures)] for i in range(len(turns))]
-    here = [reference_answer(model, processor, t, knob.mixtures[n], max_tokens) for t,n in zip(turns, names)]
+    pairs = [*zip(turns, names)]
+    here = [reference_answer(model, processor, t, knob.mixtures[n], max_tokens) for t,n in progress(pairs, 'answers')]
     stops = set(processor.stop_token_ids)
     def said(turn, name): return [i for i in ask_server(server, turn, name, max_tokens) if i not in stops]
-    exact, loose = ([said(to_openai(t, p), n) for t,n in zip(turns, names)] for p in (processor, None))
+    exact, loose = ([said(to_openai(t, p), n) for t,n in progress(pairs, 'llama.cpp')] for p in (processor, None))
     return compared(here, exact, loose, lambda k: dict(question=_text(turns[k]), level=names[k],
                     here=processor.tokenizer.decode(here[k]), there=processor.tokenizer.decode(exact[k])))
 

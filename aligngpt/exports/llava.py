@@ -15,6 +15,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from ..core.errors import AlignGPTError
+from ..core.steps import progress
 from .rows import Knob, LevelRows, exported_ids, level_rows, level_template, write_export
 
 # %% ../../nbs/exports/02_llava.ipynb #2be51c12
@@ -190,7 +191,7 @@ def same_answers(
 )->list[int]: # for each: how many tokens are the same before the first difference; -1: all
     "Compare greedy answers token by token."
     how, out = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt'), []
-    for chat,name in asked:
+    for chat,name in progress(asked, 'check'):
         a, b = processor.apply_chat_template(chat, **how), prepare.apply_chat_template(chat, level=name, **how)
         w = torch.tensor(knob.mixtures[name])
         ours = model.generate(**a, alignment=w, max_new_tokens=max_new_tokens, do_sample=False)

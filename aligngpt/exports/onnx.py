@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from ..core.errors import AlignGPTError, local_path
 from ..core.files import atomic_path, checkpoint_folder, fingerprint, seal_folder, write_json
 from ..core.pictures import open_picture
+from ..core.steps import progress
 from ..core.versions import CACHE
 from ..text.conversation import render
 from ..model.layers import image_text_dots, lm_head
@@ -173,8 +174,10 @@ def write_graphs(
 )->dict[str,nn.Module]: # by the names in `GRAPHS`
     "Record the graphs and write them, one file each."
     made = {name:kind(model).eval() for name,kind in GRAPHS.items()}
-    with torch.no_grad(), _quiet():
-        for name, graph in made.items(): _record(graph, name, folder/f'{name}.onnx')
+    with progress(desc='graphs', total=len(made)) as bar, torch.no_grad(), _quiet():
+        for name, graph in made.items():
+            _record(graph, name, folder/f'{name}.onnx')
+            bar.update()
     return made
 
 def _record(graph, name, file):
@@ -314,7 +317,7 @@ def compare(
     "How often the export says, token for token, what the model says."
     import onnxruntime
     theirs, rows = runpy.run_path(str(folder/'example.py'))['Model'](folder), []
-    for picture, question, level in asked:
+    for picture, question, level in progress(asked, 'check'):
         picture = open_picture(picture)
         batch, ours, weights = greedy_answer(model, processor, picture, question, level, longest)
         _, w, said = theirs.answer(picture, question, level, longest)

@@ -3,6 +3,7 @@
 import base64, hashlib, io, json, os, runpy, shutil, tarfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Iterable
@@ -10,6 +11,7 @@ from aligngpt.core.addresses import fetch_own
 from aligngpt.core.errors import AlignGPTError, local_path, os_errors
 from aligngpt.core.files import atomic_path, read_json, seal_folder, write_json
 from aligngpt.core.pictures import open_picture
+from aligngpt.core.steps import progress
 from aligngpt.core.stores import cache_home
 from aligngpt.exports.onnx import export_onnx
 import functools, tempfile, threading

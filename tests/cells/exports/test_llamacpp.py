@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.pictures import open_picture
+from aligngpt.core.steps import progress
 from aligngpt.exports.llava import first_difference
 from aligngpt.exports.rows import Knob
 from aligngpt.model.decoding import greedy

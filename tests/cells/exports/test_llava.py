@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from aligngpt.core.errors import AlignGPTError
+from aligngpt.core.steps import progress
 from aligngpt.exports.rows import Knob, LevelRows, exported_ids, level_rows, level_template, write_export
 import tempfile
 import numpy as np

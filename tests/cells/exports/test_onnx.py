@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from aligngpt.core.errors import AlignGPTError, local_path
 from aligngpt.core.files import atomic_path, checkpoint_folder, fingerprint, seal_folder, write_json
 from aligngpt.core.pictures import open_picture
+from aligngpt.core.steps import progress
 from aligngpt.core.versions import CACHE
 from aligngpt.text.conversation import render
 from aligngpt.model.layers import image_text_dots, lm_head
