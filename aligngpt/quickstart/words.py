@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS_REHEARSAL', 'VARIANTS', 'Words', 'Place', 'make_records', 'look', 'match', 'cut_levels', 'named_by_level',
-           'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'time_precisions',
-           'bare_model', 'talk', 'begin_words', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels',
+           'plot_levels', 'plot_grid', 'write_sheets', 'contact_sheet', 'read_verdicts', 'bare_model',
+           'time_precisions', 'talk', 'begin_words', 'variant_data', 'pretrain_words', 'talk_again', 'turn_levels',
            'make_conversations', 'tune_words', 'title_likelihoods', 'rank_titles', 'examine', 'describe', 'time_left',
            'run_drawings', 'words_text', 'plot_described']
 
@@ -33,7 +33,7 @@ from ..data.records import Records
 from ..levels.alignment import DualEncoder, pair_of
 from ..levels.plots import agreement, show_pairs
 from ..levels.scoring import levels
-from ..checkpoints.layouts import from_base, guess_template, open_model
+from ..checkpoints.layouts import from_base, guess_template, load, open_model
 from ..training.recipes import Start, StageSources, finetune, pretrain
 from ..training.settings import FINETUNE, PRETRAIN, override
 from ..evaluation.run import evaluate
@@ -64,8 +64,8 @@ class Words:
     described:int = 12 # held-out pictures that the tuned model describes
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
-WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, begin_steps=30, pretrain_epochs=.1, tune_epochs=.1, shapes=20,
-                        talk=6, asked=6, titles=4, knob=2, described=2)
+WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, begin_steps=30, pretrain_epochs=.05, tune_epochs=.03, shapes=20,
+                        talk=6, asked=6, titles=4, knob=1, described=1, precision='fp32')
 _VISION = dict(small=SMALL, tiny=TINY)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000010
@@ -278,13 +278,29 @@ def read_verdicts(
     return out
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000081
+def bare_model(
+    at:Place, # with encoders
+    dtype:str='', # 'float32' or 'bfloat16'; '': that of the run
+)->tuple: # (model, processor) that was not trained
+    "The language model behind the eyes; joined once, since a GGUF file takes long to read."
+    folder = at.run/'bare'
+    if not folder.exists():
+        set_seed(at.recipe.seed)
+        made = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
+        with atomic_path(folder) as p:
+            for part in made: part.save_pretrained(p)
+    model, processor = load(folder, dtype=dtype or _dtype(at), device='cpu')
+    return model, processor.with_settings(template=guess_template(processor.tokenizer))
+
+def _dtype(at): return dict(bf16='bfloat16', fp32='float32')[at.precision]
+
 def time_precisions(
     at:Place, # with encoders
     rows:int=1, # samples of a step
     length:int=40, # positions of a sample, a fifth of which is learnt
 )->dict: # seconds of a step, of the peak, and the faster precision; also in speed.json
     "Time a forward and backward pass through the frozen language model in bf16 and fp32."
-    model, _ = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
+    model, _ = bare_model(at, 'float32')
     model.requires_grad_(False)
     inside = sum(p.numel() for n, p in model.language_model.named_parameters() if p.dim() > 1 and 'embed' not in n)
     flops = 4*rows*(inside*length + model.lm_head.weight.numel()*(length//5))
@@ -327,15 +343,6 @@ def _ask(model, processor, questions, tokens=48, **how):
     got = dict(p for part in answers(model, processor, asks, how.pop('load', None), tokens, 32, **how) for p in part)
     return [got[i] for i in range(len(asks))]
 
-def bare_model(
-    at:Place, # with encoders
-)->tuple: # (model, processor) that was not trained
-    "The language model behind the eyes, as pre-training finds it."
-    model, processor = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype=_dtype(at), device='cpu')
-    return model, processor.with_settings(template=guess_template(processor.tokenizer))
-
-def _dtype(at): return dict(bf16='bfloat16', fp32='float32')[at.precision]
-
 def talk(
     at:Place, # with encoders
 )->dict: # `train`, `test`: questions and answers
@@ -354,8 +361,9 @@ def begin_words(
     seed:int=0, # of its new weights
 )->dict: # losses, and how often held-out pictures point to their own words (of 500, the first ten)
     "Write the model that pre-training begins with."
+    model, processor = bare_model(at, 'float32')
     set_seed(seed)
-    model, processor = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
+    for part in (model.projector, model.levels): part.apply(model._init_weights)
     pixels, all_, held = np.load(at.data/'pixels.npy', mmap_mode='r'), at.drawings(), {*at.drawings('test')}
     seen = torch.cat([model.get_vision_features(torch.from_numpy(np.array(pixels[k:k+256])).float()/127.5 - 2)
                       for k in range(0, len(all_), 256)])
@@ -365,7 +373,7 @@ def begin_words(
     with torch.enable_grad():
         losses = approach_words(model.projector, seen[own], to[own], words, at.recipe.begin_steps, seed=seed)
     with atomic_path(out) as p:
-        for part in (model, processor): part.save_pretrained(p)
+        for part in (model, processor.with_settings(template='plain')): part.save_pretrained(p)
     return dict(losses=losses[::max(1, len(losses)//60)],
                 recall=words_found(model.projector, seen[~own][:500], to[~own][:500], words, min(10, len(held))))
 
@@ -459,9 +467,7 @@ def tune_words(
     data = StageSources([at.data/'tuning.jsonl', at.data/'shapes.jsonl'], [at.images, shapes_folder()], policy='skip')
     return finetune(data, out, Start(model=model), stage=stage, device='cpu')
 
-def _template(at):
-    from aligngpt.text.tokenizer import load_tokenizer
-    return guess_template(load_tokenizer(at.made_from.llm))
+def _template(at): return bare_model(at)[1].template
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000051
 @torch.inference_mode()
@@ -569,7 +575,8 @@ def _steps(at):
         ('levels', 'alignment levels, each half by the encoder of the other',
          f'aligngpt levels {data}/pairs-0.jsonl --images {png} --clip {at.run}/match/0/model '
          f'--out {data}/levels-0.jsonl', lambda: cut_levels(at)),
-        ('speed', 'bf16 or fp32?', '', lambda: time_precisions(at)),
+        ('speed', 'bf16 or fp32?', '',
+         lambda: time_precisions(at) if at.recipe.precision == 'auto' else dict(faster=at.recipe.precision)),
         ('talk', 'what the bare language model says', '', lambda: talk(at)), *_training(at)]
 
 def _training(at):
