@@ -106,8 +106,10 @@ def let_read(
     "Let those who may look into a folder read its weights: safetensors writes them for their owner alone."
     folder = Path(folder)
     may = folder.stat().st_mode & 0o666 if folder.is_dir() else 0
-    for f in folder.rglob('*.safetensors') if may & 0o044 else ():
-        if f.stat().st_mode & 0o077 == 0: f.chmod(may)
+    files = [f for p in ('*', '*/*') for f in folder.glob(f'{p}.safetensors')] if may & 0o044 else ()
+    with contextlib.suppress(OSError): # a file system may have no such rights, and a file another owner
+        for f in files:
+            if f.stat().st_mode & 0o077 == 0: f.chmod(may)
 
 def flush_to_disk(
     path:Path, # a file or a folder

@@ -267,7 +267,7 @@ class Model:
     def pixels(self, picture):
         rules, picture = self.about['picture'], ImageOps.exif_transpose(picture).convert('RGBA')
         side = [max(picture.size)]*2 if rules['pad'] else picture.size
-        page, white = (Image.new('RGB', s, c) for s,c in ((side, tuple(rules['pad'] or (0, 0, 0))), (picture.size, 'white')))
+        page, white = (Image.new('RGB', s, c) for s,c in ((side, tuple(rules['pad'] or [0]*3)), (picture.size, 'white')))
         white.paste(picture, mask=picture)
         page.paste(white, tuple((a - b)//2 for a,b in zip(side, picture.size)))
         short = rules['short'] and [int(rules['short']*s/min(side)) for s in side]

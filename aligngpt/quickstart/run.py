@@ -424,7 +424,8 @@ def _report(run, r):
     write_report(run/'report', metrics, _figures(run, felt))
 
 _DO = dict(data=_data, clip=_clip, llm=_llm, pretrain=pretrain, knob=lambda run, r: turn_knob(run, r.pictures),
-           finetune=tune, gate=lambda run, r: gate_by_kind(run, questions=r.test_questions), tuned=lambda run, r: turn_tuned(run, r.pictures),
+           finetune=tune, gate=lambda run, r: gate_by_kind(run, questions=r.test_questions),
+           tuned=lambda run, r: turn_tuned(run, r.pictures),
            model=_model, examples=lambda run, r: write_examples(run) and {}, report=_report) # step -> what does it
 
 # %% ../../nbs/quickstart/01_run.ipynb #qrm00005

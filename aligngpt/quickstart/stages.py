@@ -69,7 +69,7 @@ def guess_step(
     step = STEPS[values['step']]
     start, key, unit = step.seconds
     s = start + unit*float(values.get(key, 0))
-    pairs = 4000*int(values.get('captions', 0)) or None # so many pictures
+    pairs = int(values.get('train_pictures') or 4000)*int(values.get('captions', 0)) or None
     return Guess((s/2, s*2), step.mb*1e6, pairs, read_sizes(dict(preset='tiny')))
 
 # %% ../../nbs/quickstart/10_stages.ipynb #qst00011

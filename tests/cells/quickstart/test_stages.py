@@ -26,6 +26,7 @@ def test_Step():
 def test_guess_step():
     # nbs/quickstart/10_stages.ipynb #qst00015
     test_eq(guess_step(dict(step='data', captions=2)).records, 2*len(questions()))
+    test_eq(guess_step(dict(step='data', captions=2, train_pictures=10)).records, 20)
     test_eq(guess_step(dict(step='clip', clip_epochs=14)).seconds, (67, 268))
     Table([(k, *guess_step(dict(dataclasses.asdict(Recipe()), step=k)).words()) for k in STEPS], ('step', 'time', 'size'))
 
