@@ -40,7 +40,7 @@ from aligngpt.levels.alignment import read_scores
 from aligngpt.quickstart.words import plot_described, plot_levels, run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker
 import pytest
-from aligngpt.quickstart.words import Place, Words, begin_words, look, make_records, match, read_verdicts, time_left, title_likelihoods
+from aligngpt.quickstart.words import Place, Words, look, make_records, read_verdicts, time_left, title_likelihoods
 
 
 def test_look():
@@ -71,23 +71,6 @@ def test_read_verdicts():
     judged.replace('partly', 'perhaps').to_csv(table, index=False)
     test_fail(lambda: read_verdicts(table), contains="'perhaps' in the column `names`. Valid: yes, partly, no")
     judged
-
-
-def test_begin_words():
-    # nbs/quickstart/06_words.ipynb #wo000013
-    home = Path(tempfile.mkdtemp())
-    made_from = Ingredients(tiny_drawings(home/'clipart', 60), tiny_talker(home/'talker'), tiny_sentences(home/'texts'))
-    small = Words(vision='tiny', match_epochs=4, begin_steps=20, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2,
-                  precision='fp32')
-    at = Place(home/'run', small, made_from)
-
-    # nbs/quickstart/06_words.ipynb #wo000019
-    matched = match(at)
-
-    # nbs/quickstart/06_words.ipynb #wo000112
-    eyes, begun = matched['all'], begin_words(at, at.run/'begin') # the projector starts from what the eyes see
-    assert begun['losses'][-1] < .9*begun['losses'][0] and 0 < begun['recall'] <= 1
-    dict(first=begun['losses'][0], last=begun['losses'][-1], encoder_finds=eyes['recall'], projector_finds=begun['recall'])
 
 
 def test_title_likelihoods():
@@ -133,7 +116,7 @@ def test_words_text():
     test_eq((first['talk']['pretrained'], list(first['knob']), len(first['named'])), (1, [str(k) for k in range(8)], 8))
     test_eq(list(first['described'][0]), ['image', 'title', '0', '4', '7', 'gate'])
     test_eq(sorted(p.name for p in (home/'run'/'sheets').iterdir()), ['judged.csv', 'level-0.png', 'level-7.png'])
-    assert first['speed']['faster'] in ('bf16', 'fp32') and any('aligngpt pretrain' in t for t in said)
+    assert 0 < first['words_found'] <= 1 and first['speed']['faster'] in ('bf16', 'fp32') and any('aligngpt pretrain' in t for t in said)
     test_fail(lambda: run_drawings(home/'run', replace(small, seed=1), made_from, said.append),
               contains='holds a run with seed = 0, not 1')
 
