@@ -2345,6 +2345,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'aligngpt/evaluation/pages.py'),
                                            'aligngpt.evaluation.pages._score_parts': ( 'evaluation/pages.html#_score_parts',
                                                                                        'aligngpt/evaluation/pages.py'),
+                                           'aligngpt.evaluation.pages._tables': ( 'evaluation/pages.html#_tables',
+                                                                                  'aligngpt/evaluation/pages.py'),
                                            'aligngpt.evaluation.pages.error_page': ( 'evaluation/pages.html#error_page',
                                                                                      'aligngpt/evaluation/pages.py'),
                                            'aligngpt.evaluation.pages.figure': ( 'evaluation/pages.html#figure',

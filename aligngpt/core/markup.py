@@ -119,7 +119,7 @@ table{{display:block;overflow-x:auto}} td,th{{overflow-wrap:break-word}} pre{{ov
 h1{{font-size:1.5em}} h2{{font-size:1.1em;margin-top:2em}}
 .verdict{{padding:.7em 1em;border-radius:8px;background:var(--{kind})}} .note{{color:var(--soft)}}
 .error{{color:var(--error)}}
-.grid{{display:flex;flex-wrap:wrap;gap:12px}} figure{{margin:0;width:220px;font-size:12px}}
+.grid{{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(200px,45%),1fr));gap:12px}} figure{{margin:0;font-size:12px}}
 .none{{width:112px;height:84px;background:var(--panel);color:var(--soft);display:grid;place-items:center}}
 {css}</style><h1>{title}</h1><p class=verdict>{verdict}</p>{body}</html>"""
 

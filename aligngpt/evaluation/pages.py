@@ -91,7 +91,7 @@ def html_table(
 # %% ../../nbs/evaluation/13_pages.ipynb #f8fdaaba
 CSS = """table{border-collapse:collapse;margin:.5em 0}
 td,th{padding:.15em .8em;border-bottom:1px solid var(--line);text-align:right} th:first-child{text-align:left;font-weight:600}
-figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:200px} small{color:var(--soft)}
+figcaption p{margin:.3em 0;white-space:pre-line} figure img{max-width:min(200px,100%)} small{color:var(--soft)}
 .up{color:var(--up)} .down{color:var(--error)} main{display:block}"""
 
 def _control_parts(s):
@@ -115,7 +115,13 @@ def _score_parts(run):
     parts += _control_parts(s)
     if s.get('notes'): parts.append(f'<ul>{"".join(f"<li>{escape(x)}" for x in s["notes"])}</ul>')
     return parts + [f'<h2>{escape(name.replace("_", " "))}</h2>{html_table(rows)}'
-                    for name,rows in breakdowns(s).items()]
+                    for name,rows in _tables(s).items()]
+
+def _tables(s):
+    "Breakdowns, without one whose values stand beside the intervals, too."
+    tables, key = breakdowns(s), 'category_intervals'
+    def values(rows): return {g: _cell(r.get('value')) for g,r in rows.items()}
+    return {k: rows for k,rows in tables.items() if k == key or values(rows) != values(tables.get(key, {}))}
 
 def error_page(
     run:Run, # a finished evaluation

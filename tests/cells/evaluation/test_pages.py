@@ -126,7 +126,8 @@ def test_error_page():
     # nbs/evaluation/13_pages.ipynb #b9b4c6fa
     page = error_page(run).read_text()
     test_eq(('<script>' in page, '&lt;script&gt;' in page, page.count('data:image/jpeg')), (False, True, 3))
-    test_eq('yes/no' in page and 'right</b> no' in page, True)
+    test_eq('right</b> no' in page, True)
+    test_eq((page.count('category intervals'), page.count('<th>yes/no<td>')), (1, 1)) # a value and its interval, once
     (data/'green.png').unlink()
     test_eq(error_page(run).read_text().count('class=none>no image'), 2)
     HTML(page[page.index('<p class=verdict>'):page.index('<h2>The worst')])
