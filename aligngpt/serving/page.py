@@ -339,12 +339,14 @@ def _examples(page, side, box):
                 return dict(text=question, files=[str(keep_upload(data, page, visitor(dict(client=request.client))))])
             button = gr.Button(question, elem_id=f'example-{k}', min_width=0)
             button.click(fill, None, box, api_visibility='private') # through the queue, which knows the page's address
+            button.click(None, None, side, js=f'() => ({_WIDE})', api_visibility='private') # a phone shows the box again
 
 def _thumbs(page):
     "The style of their buttons: the pictures themselves."
     urls = [thumb_url(safe_picture(data, 'an example', page.api.limits), 128) for data,_ in page.examples]
     return ''.join(f'#example-{k} {{ background-image: url({url}) }}\n' for k,url in enumerate(urls))
 
+_WIDE = "{__type__: 'update', open: window.innerWidth > 768}" # the panel, where there is room beside the conversation
 _BEGIN = """() => {
   const set = (els, name) => document.querySelectorAll(els).forEach(e => e.setAttribute('aria-label', name));
   const named = () => {
@@ -353,8 +355,8 @@ _BEGIN = """() => {
   };
   new MutationObserver(named).observe(document.body, {childList: true, subtree: true});
   named();
-  return {__type__: 'update', open: window.innerWidth > 768};
-}""" # names that Gradio leaves out; and a phone begins with the conversation alone
+  return %s;
+}""" % _WIDE # names that Gradio leaves out; and a phone begins with the conversation alone
 
 def _parts():
     "The conversation, and the box to write into."

@@ -126,6 +126,11 @@ def test_everybody_can_use_it(tmp_path):
             assert page.evaluate('document.documentElement.scrollWidth') <= 390
             shot(page, f'page_phone_{scheme}')
             assert faults_of(page) == [], scheme
+            page.locator('.sidebar .toggle-button').click()
+            page.locator('.sidebar.open').wait_for()
+            page.locator('#example-0').click()
+            page.locator('.sidebar:not(.open)').wait_for() # what was chosen is seen
+            page.locator('.thumbnail-item img').wait_for()
 
 
 def test_examples(tmp_path):
