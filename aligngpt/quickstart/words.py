@@ -64,8 +64,8 @@ class Words:
     described:int = 12 # held-out pictures that the tuned model describes
     precision:str = 'auto' # 'bf16', 'fp32', or whichever a step of the language model is faster in
 
-WORDS_REHEARSAL = Words(pictures=300, match_epochs=1, begin_steps=30, pretrain_epochs=.05, tune_epochs=.03, shapes=20,
-                        talk=6, asked=6, titles=4, knob=1, described=1, precision='fp32')
+WORDS_REHEARSAL = Words(pictures=200, match_epochs=1, begin_steps=30, pretrain_epochs=.05, tune_epochs=.045, shapes=20,
+                        talk=3, asked=6, titles=4, knob=1, described=1, precision='fp32')
 _VISION = dict(small=SMALL, tiny=TINY)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000010
@@ -162,7 +162,7 @@ def cut_levels(
     "Derive the levels, and look at them."
     def cut(data, clip, out):
         return levels(at.data/f'{data}.jsonl', at.images, clip=at.run/'match'/clip/'model',
-                      out=at.data/f'{out}.jsonl', workers=2)
+                      out=at.data/f'{out}.jsonl', workers=2*(at.recipe.pictures is None)) # to start one takes a second
     done = {k: cut(f'pairs-{k}', k, f'levels-{k}') for k in ('0', '1')}
     for k in ('0', '1'): cut('pairs-test', k, f'test-{k}')
     both = [Records(at.data/f'test-{k}.jsonl', quiet=True).column('level') for k in ('0', '1')]
