@@ -107,5 +107,7 @@ def plot_results(
         mean, lo, hi = np.array([results[v][k] for v in names]).T
         ax.barh(names, mean, xerr=np.abs([mean - lo, hi - mean]), color=COLOURS['sky'])
         ax.set(title=title, xlabel='share', xlim=(0, None))
+        ax.locator_params(axis='x', nbins=4)
+        ax.xaxis.set_major_formatter('{x:.0%}')
         ax.invert_yaxis()
     return fig
