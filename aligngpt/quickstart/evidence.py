@@ -544,7 +544,7 @@ def plot_told(
             for m, style in enumerate(('o-', 'x:')):
                 ax.plot(list(found), [v[m] for v in found.values()], style, label=f'{arm}, {("told", "wrong")[m]}')
         ax.set(xlabel='level', title=dict(pretrained='after pre-training', tuned='after tuning')[stage])
-    axs[0].set_ylabel('words a picture: share told, number wrong')
+    axs[0].set_ylabel('told: share; wrong: words')
     legend_beside(axs[1])
     return fig
 
