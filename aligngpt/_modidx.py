@@ -4554,6 +4554,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'aligngpt.quickstart.words.Words': ( 'quickstart/words.html#words',
                                                                                 'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words._ask': ('quickstart/words.html#_ask', 'aligngpt/quickstart/words.py'),
+                                           'aligngpt.quickstart.words._bare': ( 'quickstart/words.html#_bare',
+                                                                                'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words._best': ( 'quickstart/words.html#_best',
                                                                                 'aligngpt/quickstart/words.py'),
                                            'aligngpt.quickstart.words._cache': ( 'quickstart/words.html#_cache',

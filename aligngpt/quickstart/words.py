@@ -34,6 +34,7 @@ from ..levels.alignment import DualEncoder, pair_of
 from ..levels.plots import agreement, show_pairs
 from ..levels.scoring import levels
 from ..checkpoints.layouts import from_base, guess_template, load, open_model
+from ..text.tokenizer import load_tokenizer
 from ..training.recipes import Start, StageSources, finetune, pretrain
 from ..training.settings import FINETUNE, PRETRAIN, override
 from ..evaluation.run import evaluate
@@ -282,15 +283,19 @@ def bare_model(
     at:Place, # with encoders
     dtype:str='', # 'float32' or 'bfloat16'; '': that of the run
 )->tuple: # (model, processor) that was not trained
-    "The language model behind the eyes; joined once, since a GGUF file takes long to read."
+    "The language model behind the eyes."
+    model, processor = load(_bare(at), dtype=dtype or _dtype(at), device='cpu')
+    return model, processor.with_settings(template=guess_template(processor.tokenizer))
+
+def _bare(at):
+    "Its folder; joined once, since a GGUF file takes long to read."
     folder = at.run/'bare'
     if not folder.exists():
         set_seed(at.recipe.seed)
         made = from_base(at.made_from.llm, at.run/'match'/'all'/'model', dtype='float32', device='cpu')
         with atomic_path(folder) as p:
             for part in made: part.save_pretrained(p)
-    model, processor = load(folder, dtype=dtype or _dtype(at), device='cpu')
-    return model, processor.with_settings(template=guess_template(processor.tokenizer))
+    return folder
 
 def _dtype(at): return dict(bf16='bfloat16', fp32='float32')[at.precision]
 
@@ -467,7 +472,7 @@ def tune_words(
     data = StageSources([at.data/'tuning.jsonl', at.data/'shapes.jsonl'], [at.images, shapes_folder()], policy='skip')
     return finetune(data, out, Start(model=model), stage=stage, device='cpu')
 
-def _template(at): return bare_model(at)[1].template
+def _template(at): return guess_template(load_tokenizer(_bare(at))) # without the weights
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000051
 @torch.inference_mode()

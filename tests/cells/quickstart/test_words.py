@@ -22,6 +22,7 @@ from aligngpt.levels.alignment import DualEncoder, pair_of
 from aligngpt.levels.plots import agreement, show_pairs
 from aligngpt.levels.scoring import levels
 from aligngpt.checkpoints.layouts import from_base, guess_template, load, open_model
+from aligngpt.text.tokenizer import load_tokenizer
 from aligngpt.training.recipes import Start, StageSources, finetune, pretrain
 from aligngpt.training.settings import FINETUNE, PRETRAIN, override
 from aligngpt.evaluation.run import evaluate
