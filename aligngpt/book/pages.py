@@ -83,8 +83,9 @@ def command_pages(
     program:str, # its name
 )->dict[str,str]: # command -> Markdown; 'index' lists them all
     "The reference of a command line."
-    import typer
-    commands = dict(sorted(typer.main.get_command(app).commands.items()))
+    import typer.main
+    group = typer.main.get_command(app)
+    commands = {n: group.get_command(typer.Context(group), n) for n in sorted(group.list_commands(typer.Context(group)))}
     commands = {n: c for n, c in commands.items() if not c.hidden}
     rows = '\n'.join(f'| [`{program} {n}`]({n}.md) | {_cell(_lines(c)[0])} |' for n, c in commands.items())
     return {'index': f'# Commands\n\n`{program} COMMAND --help` says the same on the terminal.\n\n'

@@ -15,25 +15,29 @@ from ..core.markup import echo
 
 # %% ../../nbs/cli/12_bench.ipynb #e73dc458
 def bench_command(
-    workload:Annotated[Optional[list[str]], typer.Option(help='start, prefill, decode, eval, pretrain or finetune; can '
-                                                              'be repeated. Default: all.', show_default=False)]=None,
+    workload:Annotated[Optional[list[str]], typer.Option(help='start, prefill, decode, eval, pretrain or finetune (with '
+                                                              '--growth: what grows); can be repeated. '
+                                                              'Default: all.', show_default=False)]=None,
     shape:Annotated[str, typer.Option(help='Size of the models: tiny, small (SmolLM2-135M), medium, 1b or 7b '
                                            '(Vicuna-7B with CLIP-L). Weights are random.')]='small',
     device:Annotated[str, typer.Option(help="'auto', or a torch device.")]='cpu',
     precision:Annotated[str, typer.Option(help='float32 or bfloat16.')]='float32',
     turns:Annotated[int, typer.Option(min=1, help='Of each program, in turns.')]=5,
     json:Annotated[Optional[Path], typer.Option(help='Keep the figures in this file.', show_default=False)]=None,
+    growth:Annotated[bool, typer.Option('--growth', help='Instead: how cost grows with tokens, samples, layers, '
+                                                         'pictures, records, scores and processes.')]=False,
 ):
     """Time answers, training and evaluation beside transformers' Llava and the limits of this machine. Needs no
     download."""
     from aligngpt.core.devices import pick_device, quiet_libraries
-    from aligngpt.insight.bench import WORKLOADS, bench_table, run_bench, write_bench
+    from aligngpt.insight import bench, growth as grows
     quiet_libraries()
     where, _ = pick_device(device)
-    lines, about = run_bench(shape, tuple(workload or WORKLOADS), where, precision, turns,
-                             lambda text: echo(text, err=True))
-    if json: write_bench(lines, about, json)
-    echo(bench_table(lines).text())
+    def tell(text): echo(text, err=True)
+    if growth: found = grows.run_growth(tuple(workload or grows.GROWTHS), shape, where, precision, turns, tell)
+    else: found = bench.run_bench(shape, tuple(workload or bench.WORKLOADS), where, precision, turns, tell)
+    if json: (grows.write_growth if growth else bench.write_bench)(*found, json)
+    echo((grows.growth_table if growth else bench.bench_table)(found[0]).text())
 
 # %% ../../nbs/cli/12_bench.ipynb #bc689bd2
 def register_bench(

@@ -7,28 +7,17 @@ __all__ = ['app', 'options', 'main', 'quickstart_', 'chat', 'notebook', 'convert
 
 # %% ../../nbs/cli/01_main.ipynb #a4524df9
 import contextlib, logging, os, sys, traceback, warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 
-import typer, typer.core
+import typer, typer.core, typer.main
 
 from .. import __version__
 from ..core.errors import AlignGPTError, errno_of, local_path, of_the_system
 from ..core.markup import echo, printable_logs
 from ..core.shards import process_rank
-from ..core.stores import check_outbox, check_stores
-from ..core.versions import untested
-from .ablate import register_ablate
-from .bench import register_bench
-from .data import Bits, DType, Device, Engine, open_asked, register_data
-from .doctor import register_doctor
-from .evaluate import register_eval
-from .experiment import Usage, register_experiment, run_quickstart
-from .explain import register_explain
-from .export import register_export
-from .folders import register_folders
-from .serve import register_label, register_serve
-from .train import register
+from .data import Bits, DType, Device, Engine, open_asked
 
 # %% ../../nbs/cli/01_main.ipynb #af8fdba5
 _FREE = dict(chat=('image', 'question'), eval=('judge',), score=('judge',), answer=('ask',),
@@ -56,11 +45,17 @@ class _OfThisMachine(typer.core.TyperCommand):
     def checked(self, name, params):
         "The options with paths of this machine, where no store is possible."
         free, stored = (table.get(name, ()) for table in (_FREE, _STORED))
-        for k in stored: (check_outbox if k == 'out' else check_stores)(params[k])
+        for k in stored:
+            if ':/' in str(params[k]): _check_store(k, params[k])
         for k in stored: # the files among them
             for v in [params[k]] if isinstance(params[k], (str, Path)) else params[k] or ():
                 if '://' not in str(v): local_path(v)
         return {k:v if k in stored or k in free else local_path(v) for k,v in params.items()}
+
+def _check_store(option, paths):
+    "See that a store that is named can be spoken to."
+    from aligngpt.core.stores import check_outbox, check_stores
+    (check_outbox if option == 'out' else check_stores)(paths)
 
 class _Commands(typer.Typer):
     "Commands of that kind."
@@ -68,8 +63,42 @@ class _Commands(typer.Typer):
         "As Typer's."
         return super().command(name, cls=_OfThisMachine, **how)
 
+_PLACES = dict(quickstart='', chat='', notebook='', serve='serve.register_serve', label='serve.register_label',
+               **dict.fromkeys(('levels', 'audit', 'select', 'show', 'unpack'), 'data.register_data'),
+               convert='', zoo='', **dict.fromkeys(('pretrain', 'finetune', 'plan'), 'train.register'),
+               **dict.fromkeys(('eval', 'score'), 'evaluate.register_eval'),
+               **dict.fromkeys(('answer', 'caption', 'recaption'), 'folders.register_folders'),
+               **dict.fromkeys(('run', 'shapes'), 'experiment.register_experiment'), ablate='ablate.register_ablate',
+               bench='bench.register_bench', doctor='doctor.register_doctor', explain='explain.register_explain',
+               export='export.register_export') # command -> module and function; '': this chapter
+
+class _AllCommands(typer.core.TyperGroup):
+    "The commands of this chapter, and those of others, which are imported when they are asked for."
+    def list_commands(self, ctx):
+        "All, in the order of the help."
+        return [*_PLACES]
+
+    def get_command(self, ctx, name):
+        "One of them."
+        if name not in self.commands and _PLACES.get(name): self.commands[name] = _built(name)
+        return super().get_command(ctx, name)
+
+    def resolve_command(self, ctx, args):
+        "As Typer's, which proposes a name that is alike."
+        if args[0] not in _PLACES:
+            for name in _PLACES: self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
+
+def _built(name):
+    "A command of another chapter."
+    module, _, register = _PLACES[name].partition('.')
+    part = _Commands(rich_markup_mode=None)
+    getattr(import_module(f'aligngpt.cli.{module}'), register)(part)
+    part.registered_commands = [c for c in part.registered_commands if c.name == name]
+    return typer.main.get_group(part).commands[name]
+
 # %% ../../nbs/cli/01_main.ipynb #5aa1f668
-app = _Commands(name='aligngpt', invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = _Commands(name='aligngpt', cls=_AllCommands, invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
     help='AlignGPT: vision-language models with adaptive alignment. '
          'New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
@@ -94,6 +123,7 @@ def options(
 # %% ../../nbs/cli/01_main.ipynb #55ea0c9a
 def _explain(e):
     "(text, hint, exit code) of an error."
+    from aligngpt.cli.experiment import Usage
     if isinstance(e, Usage): return e.format_message(), f'see `{e.ctx.command_path} --help`' if e.ctx else '', 2
     if isinstance(e, AlignGPTError): return e.message, e.hint, getattr(e, 'code', 1)
     if isinstance(e, MemoryError): return 'not enough memory', 'is a file much larger than it looks?', 1
@@ -139,6 +169,7 @@ def _prepare(args):
     "Notes on releases that were not tried, once, and only where something will run."
     asks = not {'--help', '-h', '--version'}.isdisjoint(args)
     if args and not asks and process_rank()[0] == 0:
+        from aligngpt.core.versions import untested
         for line in untested(): echo(f'note: {line}', err=True)
     logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it remarks on kernels of another package
 
@@ -189,6 +220,7 @@ def _tell(text): echo(text, err=True)
 def _shapes(out, seed, rehearse):
     "Run the quickstart, and say what came out."
     import dataclasses
+    from aligngpt.cli.experiment import run_quickstart
     from aligngpt.quickstart.stages import REHEARSAL, Recipe
     return _found(run_quickstart(app, out, dataclasses.replace(REHEARSAL if rehearse else Recipe(), seed=seed)), out)
 
@@ -262,13 +294,6 @@ def notebook(
     echo(write_notebook(run, out))
     if opened: sys.exit(subprocess.run([sys.executable, '-m', 'jupyterlab', str(out)]).returncode)
 
-# %% ../../nbs/cli/01_main.ipynb #f7574604
-register_serve(app)
-register_label(app)
-
-# %% ../../nbs/cli/01_main.ipynb #8cf8bae7
-register_data(app)
-
 # %% ../../nbs/cli/01_main.ipynb #58934403
 @app.command()
 def convert(
@@ -307,22 +332,3 @@ def zoo(
     def fields(o, *but): return {k:v for k,v in dataclasses.asdict(o).items() if k not in but}
     stages = {s.name:fields(fill_in(s, **p.stage(s.name)), 'name', 'said') for s in (PRETRAIN, FINETUNE)}
     echo(json.dumps({**fields(p, 'stage1', 'stage2'), **stages}, indent=2))
-
-# %% ../../nbs/cli/01_main.ipynb #c2825797
-register(app)
-
-# %% ../../nbs/cli/01_main.ipynb #4cd43fec
-register_eval(app)
-
-# %% ../../nbs/cli/01_main.ipynb #clifmain2
-register_folders(app)
-
-# %% ../../nbs/cli/01_main.ipynb #exp70102
-register_experiment(app)
-register_ablate(app)
-register_bench(app)
-register_doctor(app)
-register_explain(app)
-
-# %% ../../nbs/cli/01_main.ipynb #exp28002
-register_export(app)

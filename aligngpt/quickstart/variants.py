@@ -62,7 +62,7 @@ def ablate(
                             f'make it first: aligngpt quickstart --recipe drawings --out {run}')
     at, file = Place(run, Words(**read_json(run/'recipe.json')), made_from.find()), run/'results.json'
     with own_folder(run/'variants'):
-        runs = read_json(file)['runs'] if file.exists() else {v: {} for v in VARIANTS}
+        runs = {v: {} for v in VARIANTS} | (read_json(file)['runs'] if file.exists() else {})
         todo = [(v, s) for s in seeds for v in VARIANTS if str(s) not in runs[v]]
         for n, (variant, seed) in enumerate(todo, 1):
             tell(f'[{n}/{len(todo)}] {variant}, seed {seed}')
@@ -100,7 +100,7 @@ def plot_results(
 ): # a matplotlib figure
     "Figures of the variants, with their intervals."
     import matplotlib.pyplot as plt
-    names = [v for v in ('aligned', 'flat', 'better', 'blind') if v in results]
+    names = [v for v in (*VARIANTS, 'blind') if v in results]
     titles = dict(category='right category', first='right title of 50 first', ten='right title among the first ten')
     fig, axs = plt.subplots(1, 3, figsize=(9, 2.6), layout='constrained', sharey=True)
     for (k, title), ax in zip(titles.items(), axs):

@@ -383,25 +383,32 @@ def begin_words(
                 recall=words_found(model.projector, seen[~own][:500], to[~own][:500], words, min(10, len(held))))
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000038
-VARIANTS = 'aligned', 'flat', 'better'
+VARIANTS = 'aligned', 'flat', 'better', 'random'
 
 def variant_data(
     at:Place, # with levels
     variant:str, # one of `VARIANTS`
+    seed:int=0, # of levels by chance
 )->list[Path]: # files of pairs
     "The pairs of a variant."
     if variant == 'aligned': return [at.data/f'levels-{k}.jsonl' for k in ('0', '1')]
     records = [r for k in ('0', '1') for r in Records(at.data/f'levels-{k}.jsonl', quiet=True)]
     if variant == 'flat': records = [{**r, 'similarity':7} for r in records]
-    else: records = [r for r in records if r.get('similarity', 0) > 3]
+    elif variant == 'better': records = [r for r in records if r.get('similarity', 0) > 3]
+    else: records = _dealt_again(records, seed)
     return [write_lines(records, at.data/f'{variant}.jsonl')]
+
+def _dealt_again(records, seed):
+    "The levels in another order; a record without one keeps none."
+    levels = iter(np.random.default_rng(seed).permutation([r['similarity'] for r in records if 'similarity' in r]))
+    return [{**r, 'similarity':int(next(levels))} if 'similarity' in r else r for r in records]
 
 def pretrain_words(
     at:Place, # with levels
     model:Path, # from `begin_words`
     out:Path, # folder of the stage
     variant:str='aligned', # one of `VARIANTS`
-    seed:int=0, # of the order
+    seed:int=0, # of the order, and of levels by chance
 )->dict: # losses, steps, seconds
     "What `aligngpt pretrain` does with these settings."
     r = at.recipe
@@ -409,7 +416,7 @@ def pretrain_words(
                      max_length=160, precision=at.precision, save_every=100,
                      epochs=r.pretrain_epochs*(2 if variant == 'better' else 1), checkpointing=False, keep=1,
                      log_every=10, group='modality', seed=seed)
-    data = StageSources(variant_data(at, variant), at.images, policy='skip', features=at.run/'features')
+    data = StageSources(variant_data(at, variant, seed), at.images, policy='skip', features=at.run/'features')
     return pretrain(data, out, Start(model=model), stage=stage, device='cpu', quiet=False)
 
 # %% ../../nbs/quickstart/06_words.ipynb #wo000041

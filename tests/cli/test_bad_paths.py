@@ -80,8 +80,9 @@ FOLDERS = 'out', 'features', 'extract_to', 'images', 'drawings' # which may be t
 def commands():
     "name -> its parameters, as the command line has them."
     import typer.main
+    from aligngpt.cli.experiment import commands_in
     from aligngpt.cli.main import app
-    return {name:c.params for name,c in typer.main.get_command(app).commands.items()}
+    return {name:c.params for name,c in commands_in(typer.main.get_command(app)).items()}
 
 
 def line(name, params, values):

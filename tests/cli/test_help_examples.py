@@ -2,6 +2,7 @@
 import re, shlex
 
 import pytest, typer
+from aligngpt.cli.experiment import commands_in
 from aligngpt.cli.main import app
 from aligngpt.cli.train import gather
 from aligngpt.core.values import read_value
@@ -11,7 +12,7 @@ from aligngpt.levels.scoring import edges_of
 from aligngpt.training.settings import FINETUNE, KINDS, PRETRAIN, read_setting
 
 EXAMPLE = re.compile(r"(?:as in|e\.g\.|such as|share:)\s+(`[^`]+`|'[^']*'|\{[^}]*\}|\S+)")
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = commands_in(typer.main.get_command(app))
 STAGES = dict(pretrain=PRETRAIN, finetune=FINETUNE)
 
 

@@ -3,7 +3,7 @@
 import contextlib, gc, inspect
 from pathlib import Path
 from typing import Annotated, Callable, Optional
-import typer
+import typer, typer.core, typer.main
 from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import echo
 from aligngpt.core.values import check_name
@@ -17,9 +17,9 @@ from aligngpt.quickstart.stages import REHEARSAL, write_quickstart
 import pytest
 
 
-def test_commands_of():
+def test_commands_in():
     # nbs/cli/07_experiment.ipynb #exp70012
-    commands = commands_of(app)
+    commands = commands_of(typer.main.get_command(app))
     test_eq((commands['levels'].out, commands['convert'].out, commands['score'].out, commands['chat'].out),
             ('out', 'dst', 'json', ''))
     given = dict(data=['a.json', 'b.json'], part_rates=dict(projector='2e-5'), weights=[1, .5], shuffle=False, quiet=True,
@@ -42,7 +42,7 @@ def test_commands_of():
 
 def test_run_command():
     # nbs/cli/07_experiment.ipynb #exp70012
-    commands = commands_of(app)
+    commands = commands_of(typer.main.get_command(app))
     Table([(c.name, c.out, len(c.keys)) for c in commands.values() if c.out], ('command', 'what it leaves', 'keys'))
 
     # nbs/cli/07_experiment.ipynb #exp70016

@@ -43,7 +43,7 @@ def test_ablate_slow():
     small = Words(vision='tiny', match_epochs=4, pretrain_epochs=1, tune_epochs=.5, shapes=2, talk=2, asked=4, knob=2)
     run_drawings(home/'run', small, made_from, str)
     results = ablate(home/'run', (0,), made_from, str)
-    test_eq(set(results), {'aligned', 'flat', 'better', 'blind', 'minus flat', 'minus better', 'minus blind'})
+    test_eq(set(results), {*VARIANTS, 'blind', 'minus flat', 'minus better', 'minus random', 'minus blind'})
     test_eq(ablate(home/'run', (0,), made_from, str), results)
     shutil.rmtree(home)
     pd.DataFrame(results).T.map(lambda x: f'{x[0]:.2f} ({x[1]:.2f} to {x[2]:.2f})')

@@ -41,7 +41,7 @@ from aligngpt.levels.alignment import read_scores
 from aligngpt.quickstart.words import plot_described, plot_levels, run_drawings
 from aligngpt.testing.fixtures import tiny_clip, tiny_drawings, tiny_sentences, tiny_talker
 import pytest
-from aligngpt.quickstart.words import Place, Words, look, make_records, read_verdicts, time_left, title_likelihoods
+from aligngpt.quickstart.words import Place, Words, look, make_records, read_verdicts, time_left, title_likelihoods, variant_data
 
 
 def test_look():
@@ -72,6 +72,27 @@ def test_read_verdicts():
     judged.replace('partly', 'perhaps').to_csv(table, index=False)
     test_fail(lambda: read_verdicts(table), contains="'perhaps' in the column `names`. Valid: yes, partly, no")
     judged
+
+
+def test_variant_data():
+    # nbs/quickstart/06_words.ipynb #wo000120
+    alone = Place(Path(tempfile.mkdtemp()), Words(), Ingredients())
+    def pair(i, **level):
+        turns = [{'from':'human', 'value':'<image>'}, {'from':'gpt', 'value':'a cat'}]
+        return dict(id=str(i), image=f'{i}.png', conversations=turns, **level)
+    write_lines([pair(i, similarity=i % 8) for i in range(32)], alone.data/'levels-0.jsonl')
+    write_lines([pair(i, similarity=i % 8) for i in range(32, 64)] + [pair(64)], alone.data/'levels-1.jsonl')
+    def levels_of(variant, seed=0):
+        files = variant_data(alone, variant, seed)
+        return {r['id']:r.get('similarity') for f in files for r in Records(f, quiet=True)}
+    own, dealt = levels_of('aligned'), levels_of('random')
+    test_eq(list(dealt), list(own)) # the same pairs, and below, as many of each level
+    test_eq(*(sorted(str(l) for l in levels.values()) for levels in (own, dealt)))
+    test_eq((own['64'], dealt['64']), (None, None))
+    assert dealt != own and dealt != levels_of('random', 1)
+    test_eq(levels_of('random'), dealt)
+    test_eq(set(levels_of('flat').values()), {7})
+    test_eq(levels_of('better'), {i:l for i, l in own.items() if l in (4, 5, 6, 7)})
 
 
 def test_title_likelihoods():
