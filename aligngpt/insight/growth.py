@@ -234,7 +234,11 @@ def plot_growth(
         x, y, about = np.array(g.sizes, float), np.array(g.best), GROWTHS[g.name]
         ax.loglog(x, y, 'o-', color=COLOURS['blue'])
         ax.loglog(x, y[-1]*(x/x[-1])**about.most, '--', color=COLOURS['orange'])
-        ax.set(title=f'{g.name}: {g.exponent:.2f}', xlabel=about.of, ylabel='seconds')
+        ax.set(title=f'{g.name}: {g.exponent:.2f}', xlabel=about.of, ylabel='seconds',
+               ylim=(y.min()/1.2, y.max()*1.2))
+        ax.set_xticks([x[0], x[-1]], [f'{n:,}' for n in (g.sizes[0], g.sizes[-1])])
+        ax.set_yticks([y.min(), y.max()], [f'{s:.2g}' for s in (y.min(), y.max())])
+        ax.minorticks_off()
     return fig
 
 def write_growth(
