@@ -85,7 +85,8 @@ def command_pages(
     "The reference of a command line."
     import typer.main
     group = typer.main.get_command(app)
-    commands = {n: group.get_command(typer.Context(group), n) for n in sorted(group.list_commands(typer.Context(group)))}
+    context = typer.Context(group)
+    commands = {n: group.get_command(context, n) for n in sorted(group.list_commands(context))}
     commands = {n: c for n, c in commands.items() if not c.hidden}
     rows = '\n'.join(f'| [`{program} {n}`]({n}.md) | {_cell(_lines(c)[0])} |' for n, c in commands.items())
     return {'index': f'# Commands\n\n`{program} COMMAND --help` says the same on the terminal.\n\n'

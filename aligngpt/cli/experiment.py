@@ -141,7 +141,8 @@ def run_command():
         What is made already and unchanged is not made again; a stopped one goes on."""
         if example: print(EXAMPLE, end=''); return
         if file is None: raise typer.BadParameter('name a file, or see --example', param_hint='FILE')
-        _run(file, commands_of(context.find_root().command), dict(sets=tuple(set or ()), only=only, any_code=any_code), dry_run)
+        commands = commands_of(context.find_root().command)
+        _run(file, commands, dict(sets=tuple(set or ()), only=only, any_code=any_code), dry_run)
     return command
 
 _GUESSED = ('note: a guess is made of the number of records and the size of the model, for A100s, or with '

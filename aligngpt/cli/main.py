@@ -98,8 +98,8 @@ def _built(name):
     return typer.main.get_group(part).commands[name]
 
 # %% ../../nbs/cli/01_main.ipynb #5aa1f668
-app = _Commands(name='aligngpt', cls=_AllCommands, invoke_without_command=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
+app = _Commands(name='aligngpt', cls=_AllCommands, invoke_without_command=True, pretty_exceptions_enable=False,
+    rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=120),
     help='AlignGPT: vision-language models with adaptive alignment. '
          'New here? `aligngpt quickstart` trains one in minutes, on a CPU.')
 

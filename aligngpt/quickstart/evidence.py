@@ -510,7 +510,8 @@ def plot_noise(
         found = {p: r['accuracy'] for p in noises for r in arm_table(results, world, p) if r['arm'] == arm}
         if not found: continue
         mean, low, high = 100*np.array(list(found.values())).T
-        ax.errorbar([p + 1.5*(k - 2.5) for p in found], mean, yerr=np.abs([mean - low, high - mean]), fmt='o-', capsize=3, label=arm)
+        ax.errorbar([p + 1.5*(k - 2.5) for p in found], mean, yerr=np.abs([mean - low, high - mean]), fmt='o-',
+                    capsize=3, label=arm)
     ax.set(xlabel='captions that are not exact, per cent', ylabel='answers right, per cent', title=world,
            xticks=noises)
     legend_beside(ax)

@@ -14,6 +14,7 @@ from aligngpt.cli.data import Bits, DType, Device, Engine, open_asked
 from fastcore.test import *
 import json, re, shlex, subprocess, tempfile, time
 import aligngpt.cli.main
+from aligngpt.cli.main import _PLACES, _Commands
 from unittest.mock import patch
 import pytest
 
@@ -24,6 +25,21 @@ def test_zoo():
         "Run `aligngpt` in another process."
         return subprocess.run([sys.executable, '-m', 'aligngpt.cli', *map(str, args)], capture_output=True, text=True,
                               input=inp, env={**os.environ, 'PYTHONPATH':os.pathsep.join(sys.path)})
+
+    # nbs/cli/01_main.ipynb #cl000202
+    def registered(place):
+        "The commands that a place registers."
+        module, _, function = place.partition('.')
+        part = _Commands()
+        getattr(import_module(f'aligngpt.cli.{module}'), function)(part)
+        return {o.name for o in part.registered_commands}
+    texts = {p.stem:p.read_text() for p in Path(aligngpt.cli.main.__file__).parent.glob('[a-z]*.py')}
+    found = {f'{k}.{name}' for k, text in texts.items() for name in re.findall(r'^def (register\w*)\(', text, re.M)}
+    test_eq(found, {*_PLACES.values()} - {''})
+    for place in sorted(found): test_eq(registered(place), {k for k, v in _PLACES.items() if v == place})
+    own = {o.name or o.callback.__name__ for o in aligngpt.cli.main.app.registered_commands}
+    test_eq(own, {k for k, v in _PLACES.items() if not v})
+    sorted(own)
 
     # nbs/cli/01_main.ipynb #28e9b108
     r = run('--help')
