@@ -95,14 +95,17 @@ WHY_CSS = """.agw{font-size:13px;line-height:1.45;max-width:860px}.agw *{box-siz
 .agw h3{font-size:13px!important;font-weight:600;margin:14px 0 4px!important;color:inherit}.agw p{margin:0 0 4px!important}
 .agw-scroll{overflow:auto;max-height:440px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
 .agw table{border-collapse:separate;border-spacing:0;margin:0;width:100%;font-size:12px;color:inherit}
+.agw table,.agw thead,.agw tbody,.agw tr{border:0!important}
 .agw th,.agw td{padding:3px 5px!important;border:0!important;text-align:left;vertical-align:middle;font-weight:400;color:inherit}
 .agw thead th{font-weight:600;border-bottom:1px solid rgba(128,128,128,.35)!important}
 .agw th.agw-word{font-weight:600;max-width:11em;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.agw-map td,.agw-map thead th+th{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;font-size:11px}
+.agw-map td,.agw-map thead th+th{text-align:right!important;font-variant-numeric:tabular-nums;white-space:nowrap;font-size:11px}
 .agw-map tbody tr:last-child>*{border-top:2px solid rgba(128,128,128,.6)!important}
 .agw{container-type:inline-size}@container (max-width:420px){.agw .agw-map th,.agw .agw-map td{padding:3px 2px!important;font-size:10px}
 .agw .agw-bar{display:none}
 .agw th.agw-word{max-width:8em}.agw .agw-map th.agw-word{max-width:7em}}
+@container (max-width:330px){.agw .agw-map th,.agw .agw-map td{padding:3px 1px!important;font-size:9.5px}
+.agw .agw-map th.agw-word{max-width:5.5em;padding-left:4px!important}}
 .agw td.agw-best{font-weight:700;text-decoration:underline}
 .agw-bar{display:inline-block;width:56px;height:9px;border:1px solid;border-radius:2px;vertical-align:-1px;margin-right:6px}
 .agw-bar i{display:block;height:100%;background:currentColor}.agw-note{font-size:11px}

@@ -72,13 +72,14 @@ def stage_options(
     from fastcore.docments import docments
     text = docments(StageConfig)
     def option(k):
-        names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if KINDS[k] is bool else '')]
+        names = [f"--{k.replace('_', '-')}" + (f"/--no-{k.replace('_', '-')}" if KINDS[k] in (bool, bool|None) else '')]
         return _parameter(k, KINDS[k], f"{text[k]}. Default: {_in_words(getattr(stage, k))}.", names, 'Settings')
     return [option(k) for k in KINDS if k != 'name']
 
 def _in_words(v):
     "A default as it is typed."
     if isinstance(v, bool): return 'on' if v else 'off'
+    if v is None: return 'auto'
     if isinstance(v, tuple): v = ','.join(v)
     return v if isinstance(v, (int, float)) else v or 'none'
 

@@ -188,11 +188,13 @@ def _with_model(folder, facts, opened, device, samples, known):
 
 def _look(model, processor, records, images, facts, samples):
     "Samples of a run under its model."
+    import torch
     from aligngpt.data.batches import Collator, SampleDataset
     from aligngpt.insight.looks import look, some_samples
     processor = processor.with_settings(template=facts.stage.template)
     data = SampleDataset(records, images, processor, facts.stage.max_length, facts.stage.levels, policy='skip')
-    seen = look(model, some_samples(data, samples), Collator(processor.tokenizer.pad_token_id or 0))
+    with torch.autocast(model.device.type, torch.bfloat16, facts.stage.precision == 'bf16'): # as it was trained
+        seen = look(model, some_samples(data, samples), Collator(processor.tokenizer.pad_token_id or 0))
     seen.steps = facts.steps
     return seen
 

@@ -54,10 +54,11 @@ class Band(NamedTuple):
 def reference_band(
     t:dict, # a line of `trajectories`
     room:float=.3, # share of the loss, on both sides
+    least:float=.05, # nats above it that mean nothing, where nearly all is learnt
 )->Band:
     "The range of healthy runs, with some room."
     x = np.array(t['losses'])
-    return Band(t['steps'], (x.min(0)*(1 - room)).tolist(), (x.max(0)*(1 + room)).tolist(), _healthy(x))
+    return Band(t['steps'], (x.min(0)*(1 - room)).tolist(), (x.max(0)*(1 + room) + least).tolist(), _healthy(x))
 
 def _healthy(x): return f"{len(x)} healthy {'run' if len(x) == 1 else 'runs'} of the same model"
 
@@ -139,14 +140,17 @@ def rate_unusual(
     facts:Facts, # with a log
     times:float=4., # how unusual
 )->Finding|None:
-    "A learning rate far from the usual one, with a loss that shows it."
+    "A learning rate far from the usual one, with a loss that shows it or where a loss would not."
     if facts.stage is None or facts.config is None or not (losses := smooth(facts.log)): return None
     rate, width = facts.stage.learning_rate, facts.config.text_config.hidden_size
     usual, band = usual_rate(facts.stage.name, width, facts.lora), expected(facts)
     if not usual or not band or losses[-1][0] < 20: return None
     said, since = dict(rate=rate, usual=usual), _above(losses, band)
-    if rate >= times*usual and (why := _suffers(facts, losses, since)):
-        return Finding('rate high', .8, since, dict(said, times=rate/usual, why=why))
+    if rate >= times*usual:
+        said, why = dict(said, times=rate/usual), _suffers(facts, losses, since)
+        if why: return Finding('rate high', .8, since, dict(said, why=why))
+        if rate >= 2*times*usual and 'language_model' in facts.stage.train and not facts.lora:
+            return Finding('rate high', .5, None, dict(said, why='what is forgotten does not show in these losses'))
     if rate*times <= usual and since is not None:
         return Finding('rate low', .8, since, dict(said, times=usual/rate, why='the loss falls too slowly'))
 

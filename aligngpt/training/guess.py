@@ -183,7 +183,7 @@ def _training(command, values, records, sizes, n):
     batch = s.global_batch or s.batch_size*s.accumulate*n
     steps = s.max_steps if s.max_steps > 0 else max(1, records*s.epochs/batch)
     learns, P = 'language_model' in s.train, sizes.parts
-    passes = 4 + 2*learns + 2*s.checkpointing
+    passes = 4 + 2*learns + 2*s.recomputes
     each = (sizes.tokens + _LENGTHS[command])*passes*P.get('language_model', 0) + _seen(sizes)
     trained = sum(P.get(k, 0) for k in s.train)
     half = 4 if s.precision == 'fp32' else 2

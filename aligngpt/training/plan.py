@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPEEDS', 'part_sizes', 'layer_size', 'layer_activations', 'activations', 'Plan', 'static_memory', 'step_operations',
-           'plan', 'choose_sharding', 'predicted_peak']
+           'plan', 'choose_sharding', 'predicted_peak', 'bf16_gain', 'settle']
 
 # %% ../../nbs/training/07_plan.ipynb #b28b3c2e
-import math
+import dataclasses, math, time
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil, torch, torch.nn.functional as F
 
 from ..core.errors import AlignGPTError
 from ..core.markup import escape
@@ -145,7 +147,7 @@ def step_operations(
     "What one sample costs."
     t, H, learns = c.text_config, c.text_config.hidden_size, 'language_model' in stage.train
     attention = 2*t.num_hidden_layers*H*length # two products of half the square
-    layers = length*(2 + 2 + 2*learns + 2*stage.checkpointing)*(t.num_hidden_layers*layer_size(t) + attention)
+    layers = length*(2 + 2 + 2*learns + 2*stage.recomputes)*(t.num_hidden_layers*layer_size(t) + attention)
     output = supervised*(6 if learns else 4)*t.vocab_size*H
     tower = images*(num_patches(c.vision_config) + 1)*2*_tower_size(c.vision_config)
     return layers + output + tower
@@ -187,7 +189,7 @@ def _memory(config, stage, sharding, gpus, tokens):
     t, half, tuning = config.text_config, stage.precision != 'fp32', 'language_model' in stage.train
     sizes = part_sizes(config) | ({'gate':0} if 'gate' not in stage.train else {})
     out = static_memory(sizes, stage.train, sharding, gpus, half)
-    out['activations'] = activations(config, tokens, stage.train, stage.checkpointing, 2 if half else 4)
+    out['activations'] = activations(config, tokens, stage.train, stage.recomputes, 2 if half else 4)
     out['logits in slices'] = 2**25*4*(3 if tuning else 2) + (sharding != 'none')*t.vocab_size*t.hidden_size*2
     if sharding in ('zero3', 'zero3-offload', 'fsdp'): out['parameters in use'] = 2*min(1e9, 3*layer_size(t))
     out['CUDA and fragments'] = 1e9 + .05*sum(out.values())
@@ -221,3 +223,51 @@ def predicted_peak(
     head = t.vocab_size*t.hidden_size*4 if 'language_model' in train else 0
     step = activations(config, batch*length, train, checkpointing, size) + logits + head
     return m['weights'] + m['optimizer'] + max(step, m['gradients'])
+
+# %% ../../nbs/training/07_plan.ipynb #au000002
+def bf16_gain(
+    width:int, # numbers of a token, H
+    inner:int, # of a feed-forward layer, I
+    tokens:int=512, # of a batch
+    turns:int=3, # the best of each counts
+)->float: # seconds in float32 / seconds in bfloat16
+    "How much faster a layer's product is in bfloat16 on this CPU."
+    x, W = torch.randn(tokens, width), torch.randn(inner, width)
+    def seconds(dtype):
+        start = time.perf_counter()
+        F.linear(x.to(dtype), W.to(dtype))
+        return time.perf_counter() - start
+    best = {t:min(seconds(t) for _ in range(turns + 1)) for t in (torch.float32, torch.bfloat16)}
+    return best[torch.float32]/best[torch.bfloat16]
+
+def settle(
+    stage:StageConfig, # of a user
+    config:AlignGPTConfig, # of the model
+    tokens:int, # of a batch
+    device:str='cpu', # where it is trained
+    began:dict|None=None, # the settings with which the run began, from its `stage.json`
+    processes:int=1, # that train together
+)->tuple[StageConfig,dict[str,str]]: # without 'auto', and why each is what it is
+    "Decide what the settings leave to the machine."
+    why, alone, began = {}, device == 'cpu' and processes == 1, began or {}
+    if stage.precision == 'auto' and alone:
+        precision, why['precision'] = _precision(config, tokens, began)
+        stage = dataclasses.replace(stage, precision=precision)
+    if stage.checkpointing is None:
+        again, reason = _again(stage, config, tokens) if alone else (True, 'as in the release')
+        stage, why['checkpointing'] = dataclasses.replace(stage, checkpointing=again), reason
+    return stage, why
+
+def _precision(config, tokens, began, least=1.5, small=512):
+    "The faster type, and why."
+    if 'precision' in began: return began['precision'], 'as this run began'
+    t = config.text_config
+    if t.hidden_size < small: return 'fp32', f'a model of {t.hidden_size} numbers a token gains nothing from bf16'
+    gain = bf16_gain(t.hidden_size, t.intermediate_size, min(tokens, 1024))
+    return ('bf16' if gain >= least else 'fp32'), f'products are {gain:.1f} times as fast in bf16 on this processor'
+
+def _again(stage, config, tokens):
+    "Are activations to be computed again, and why?"
+    need, free = predicted_peak(config, stage.train, 1, tokens, tokens), psutil.virtual_memory().available
+    said = f'kept, a step needs about {need/1e9:.1f} GB, and {free/1e9:.0f} GB are free'
+    return need > free/2, said

@@ -123,6 +123,7 @@ def settings_text(
 
 def _text(v):
     "A value as on the command line."
+    if v is None: return 'auto'
     if isinstance(v, dict): return ','.join(f'{k}={x}' for k,x in v.items())
     return ','.join(v) if isinstance(v, tuple) else str(v)
 

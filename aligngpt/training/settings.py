@@ -43,7 +43,7 @@ class StageConfig:
     group: str = 'modality' # batches of samples of the same modality and similar length: 'modality', or 'none'
     shuffle: bool = True # draw the samples in an order that seed and epoch decide
     precision: str = 'auto' # 'auto', 'fp32', 'bf16', 'fp16'
-    checkpointing: bool = True # recompute activations in the backward pass
+    checkpointing: bool|None = None # recompute activations in the backward pass; None, 'auto': where that must be
     sharding: str = 'none' # among processes: 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp', or a DeepSpeed JSON
     seed: int = 42 # of the order of the samples, and of all chance in training
     save_every: float = 500 # optimizer steps between checkpoints, or a share of the run if below 1; 0 for none
@@ -60,6 +60,11 @@ class StageConfig:
     def levels(self)->bool|str:
         "The levels that samples carry, as `SampleDataset` takes it."
         return 'some' if self.some_levels else self.use_levels
+
+    @property
+    def recomputes(self)->bool:
+        "Are activations computed again in the backward pass? As in the release, they are unless told otherwise."
+        return self.checkpointing is not False
 
 # %% ../../nbs/training/01_settings.ipynb #6b4c1f59
 PRETRAIN = StageConfig('pretrain', train=('projector', 'levels'), use_levels=True, learning_rate=1e-3, batch_size=8,
@@ -89,7 +94,8 @@ def read_setting(
 )->Any: # the field's value
     "Read a field's value."
     check_name(name, KINDS, 'Unknown training option')
-    value = read_value(value, KINDS[name], f'training option {name}')
+    if KINDS[name] == bool|None and value in (None, 'auto'): return None
+    value = read_value(value, bool if KINDS[name] == bool|None else KINDS[name], f'training option {name}')
     if name in CHOICES: check_name(value, CHOICES[name], f'training option {name}: got')
     return value
 

@@ -19,12 +19,14 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 
 from ..core.errors import AlignGPTError, os_errors
 from ..core.figures import figure_style, legend_beside, level_colours
+from ..core.devices import pick_device
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
-from ..core.markup import json_line
+from ..core.markup import echo, json_line
 from ..core.shards import process_rank
 from ..core.steps import environment, note_time, noted
 from .bands import shade_band
 from .freezing import FreezeTable, add_gate, freeze, param_groups
+from .plan import settle
 from .runs import (MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume,
                                     sound_checkpoint)
 from .settings import FINETUNE, PRETRAIN, StageConfig, override, spread
@@ -160,9 +162,10 @@ def run_stage(
 )->dict: # losses of the steps and of the evaluations, seconds
     "Run one stage, continuing after the last complete checkpoint if there is one."
     folder, stage = Path(folder), spread(stage, process_rank()[1])
+    stage, chosen = _settle(stage, model, data.train, folder, device, quiet)
     args = training_arguments(stage, folder, device, data.valid is not None)
     with _hold(folder, args):
-        now = _record(stage, args, model, data.train, record or {})
+        now = _record(stage, args, model, data.train, dict(record or {}, chosen=chosen))
         _begin(folder, now, args)
         if (folder/'done.json').exists(): return _done(folder)
         start = last_checkpoint(folder)
@@ -182,6 +185,22 @@ def run_stage(
         return _finish(trainer, folder, types, seconds)
 
 # %% ../../nbs/training/05_stage.ipynb #bd05fcfb
+def _settle(stage, model, data, folder, device, quiet):
+    "What is left to the machine, decided as this run began; said by the first process."
+    (rank, processes), record = process_rank(), folder/'stage.json'
+    goes_on = record.exists() and (last_checkpoint(folder) or (folder/'done.json').exists())
+    stage, why = settle(stage, model.config, stage.batch_size*_longest(data, stage), pick_device(device)[0],
+                        read_json(record)['stage'] if goes_on else {}, processes)
+    if rank == 0 and not quiet and pick_device(device)[0] == 'cpu':
+        for k,reason in why.items(): echo(f'{k} {getattr(stage, k)}: {reason}', err=True)
+    return stage, why
+
+def _longest(data, stage):
+    "Tokens of the longest row."
+    if stage.pack: return stage.pack
+    lengths = getattr(data, 'lengths', None)
+    return stage.max_length if lengths is None else int(max(lengths))
+
 def _trainer(model, data, stage, args, processor, callbacks):
     "The trainer of a stage, which reports through our callbacks alone."
     call, *others = callbacks

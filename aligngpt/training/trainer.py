@@ -329,7 +329,7 @@ def _sharding(stage, cpu):
     if kind == 'none' or not (several or kind.endswith('offload')): return {}
     if kind == 'fsdp':
         return dict(fsdp=True, fsdp_config=dict(version=2, state_dict_type='SHARDED_STATE_DICT',
-                                                activation_checkpointing=stage.checkpointing))
+                                                activation_checkpointing=stage.recomputes))
     if not is_deepspeed_available():
         raise AlignGPTError(f'sharding {kind!r} needs DeepSpeed, which is not installed',
                             "pip install 'aligngpt[deepspeed]', or use sharding 'fsdp', or 'none' if a GPU holds "
@@ -372,4 +372,4 @@ def training_arguments(
         eval_strategy='steps' if evaluate and s.eval_every else 'no', eval_steps=s.eval_every or None,
         logging_steps=s.log_every, report_to=list(s.trackers) or 'none',
         use_cpu=cpu, dataloader_num_workers=s.workers, dataloader_pin_memory=not cpu,
-        **{_CHECKPOINTING:s.checkpointing and 'fsdp' not in sharding}, **precision, **sharding, **_ALWAYS)
+        **{_CHECKPOINTING:s.recomputes and 'fsdp' not in sharding}, **precision, **sharding, **_ALWAYS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from aligngpt.testing.faults import PLANTS, Case, base, healthy, matrix, trial
+from aligngpt.testing.faults import BASES, PLANTS, Case, base, healthy, matrix, trial
 
 logging.set_verbosity_error()
 
@@ -32,15 +32,17 @@ def table(rows):
 
 
 @pytest.mark.slow
-def test_matrix(tmp_path):
+@pytest.mark.parametrize('llm', BASES)
+def test_matrix(llm, tmp_path):
     folder = Path(os.environ.get('ALIGNGPT_TRIALS', tmp_path))
-    rows = matrix(folder, seeds=(1, 2, 3))
+    rows = matrix(folder, seeds=(1, 2, 3), llm=llm)
     print('\n' + table(rows))
     kinds = {k:all(r['named'] for r in rows if r['kind'] == k) for k in range(1, 25)}
     assert sum(kinds.values()) >= 22, [k for k, ok in kinds.items() if not ok]
 
 
 @pytest.mark.slow
-def test_healthy(tmp_path):
-    rows = healthy(Path(os.environ.get('ALIGNGPT_TRIALS', tmp_path)))
-    assert len(rows) == 20 and not [(r['stage'], r['width'], r['seed'], r['found']) for r in rows if r['found']]
+@pytest.mark.parametrize('llm', BASES)
+def test_healthy(llm, tmp_path):
+    rows = healthy(Path(os.environ.get('ALIGNGPT_TRIALS', tmp_path)), llm)
+    assert len(rows) >= 6 and not [(r['stage'], r['width'], r['seed'], r['found']) for r in rows if r['found']]

@@ -47,6 +47,13 @@ def test_page(tmp_path):
         assert web.bars.locator('span').count() == 8
         shot(page, 'page_answer')
 
+        page.locator('#ask-why').click()
+        levels = page.locator('.agw-map')
+        levels.wait_for()
+        assert levels.evaluate('t => t.scrollWidth <= t.parentElement.clientWidth'), 'a level is out of sight'
+        levels.scroll_into_view_if_needed()
+        shot(page, 'page_why')
+
         page.locator('#level').get_by_text('2', exact=True).click()
         web.press('Retry')
         page.locator('#weights .agpt-foot', has_text='level 2').wait_for()

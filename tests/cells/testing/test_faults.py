@@ -3,12 +3,14 @@
 import dataclasses, json, shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 import numpy as np, torch
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
+from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.files import read_json, write_json
-from aligngpt.text.conversation import render
+from aligngpt.text.conversation import get_template, render
+from aligngpt.text.tokenizer import load_tokenizer
 from aligngpt.model.toy import COLOURS
 from aligngpt.data.batches import Collator, SampleDataset
 from aligngpt.data.records import Records
@@ -18,6 +20,7 @@ from aligngpt.checkpoints.layouts import from_base, load
 from aligngpt.training.freezing import add_gate
 from aligngpt.training.settings import FINETUNE, PRETRAIN, override
 from aligngpt.training.stage import StageData, run_stage
+from aligngpt.quickstart.drawings import package_file
 from aligngpt.quickstart.run import InMemory
 from aligngpt.quickstart.scratch import train_tokenizer
 from aligngpt.testing.fixtures import tiny_clip

@@ -63,6 +63,7 @@ def test_rate_unusual():
     test_eq(found_in(toy['rate'], healthy), [])
     test_eq(found_in(10*toy['rate'], healthy), []) # no fault as long as it learns
     test_eq(found_in(10*toy['rate'], healthy + 3), ['rate high'])
+    test_eq(found_in(.03, healthy/10, FINETUNE), ['rate high']) # a language model forgets meanwhile
     one_level = dict(gate_entropy=.01, alpha_0=.999, alpha_1=.001)
     test_eq(found_in(toy['rate'], healthy, **one_level), ['gate collapsed'])
     test_eq(found_in(10*toy['rate'], healthy, **one_level), ['rate high']) # which is why

@@ -9,12 +9,14 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.figures import figure_style, legend_beside, level_colours
+from aligngpt.core.devices import pick_device
 from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
-from aligngpt.core.markup import json_line
+from aligngpt.core.markup import echo, json_line
 from aligngpt.core.shards import process_rank
 from aligngpt.core.steps import environment, note_time, noted
 from aligngpt.training.bands import shade_band
 from aligngpt.training.freezing import FreezeTable, add_gate, freeze, param_groups
+from aligngpt.training.plan import settle
 from aligngpt.training.runs import MARKER, Interrupted, RunCallback, cut_lines, last_checkpoint, resume, sound_checkpoint
 from aligngpt.training.settings import FINETUNE, PRETRAIN, StageConfig, override, spread
 from aligngpt.training.stream import SampleStream, take_turns
@@ -29,7 +31,7 @@ from aligngpt.data.batches import Collator
 from aligngpt.training.stage import StageData, run_stage
 from aligngpt.testing.fixtures import tiny_model
 import pytest
-from aligngpt.training.stage import _seen, plot_alpha, plot_losses
+from aligngpt.training.stage import _seen, _settle, plot_alpha, plot_losses
 
 
 def test_first_turn():
@@ -77,6 +79,17 @@ def test_first_turn():
     ax.plot(pre['losses'], label='pre-training')
     ax.plot(range(len(pre['losses']), len(pre['losses'])+len(tune['losses'])), tune['losses'], label='tuning')
     ax.set(xlabel='step', ylabel='loss', yscale='log'); ax.legend();
+
+    # nbs/training/05_stage.ipynb #au000012
+    half = override(toy_tune, precision='bf16', max_steps=2, save_every=1)
+    run_stage(tiny_model(), talks, half, tmp/'half', device='cpu', quiet=True)
+    open_ = override(half, precision='auto')
+    record = read_json(tmp/'tune'/'stage.json')
+
+    # nbs/training/05_stage.ipynb #au000013
+    test_eq(record['stage']['checkpointing'], False)
+    test_eq(_settle(open_, model, Toy(), tmp/'half', 'cpu', True)[0].precision, 'bf16')
+    test_eq(_settle(open_, model, Toy(), tmp/'new', 'cpu', True)[0].precision, 'fp32') # too small a model to gain from it
 
     # nbs/training/05_stage.ipynb #3fc16507
     tuned_config = AlignGPTForConditionalGeneration.from_pretrained(tmp/'tune'/'model').config
