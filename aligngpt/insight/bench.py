@@ -182,7 +182,7 @@ def operations(
 def where_time_goes(
     run:Callable[[],Any], # a piece of work, that ran before
     device:str='cpu', # where
-)->dict[str,float]: # seconds by key of `KINDS`, and 'the rest': what only moves through memory
+)->dict[str,float]: # seconds by key of `KINDS`, and 'the rest', which mostly moves numbers
     "Time a piece of work function by function."
     start, clock = time.perf_counter(), _Clock(device)
     with clock: run()

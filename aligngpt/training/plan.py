@@ -232,7 +232,7 @@ def bf16_gain(
     turns:int=3, # the best of each counts
 )->float: # seconds in float32 / seconds in bfloat16
     "How much faster a layer's product is in bfloat16 on this CPU."
-    x, W = torch.randn(tokens, width), torch.randn(inner, width)
+    x, W = torch.ones(tokens, width), torch.ones(inner, width) # no chance is used up
     def seconds(dtype):
         start = time.perf_counter()
         F.linear(x.to(dtype), W.to(dtype))
@@ -250,7 +250,7 @@ def settle(
 )->tuple[StageConfig,dict[str,str]]: # without 'auto', and why each is what it is
     "Decide what the settings leave to the machine."
     why, alone, began = {}, device == 'cpu' and processes == 1, began or {}
-    if stage.precision == 'auto' and alone:
+    if stage.precision == 'auto' and (alone or 'precision' in began):
         precision, why['precision'] = _precision(config, tokens, began)
         stage = dataclasses.replace(stage, precision=precision)
     if stage.checkpointing is None:
@@ -262,7 +262,7 @@ def _precision(config, tokens, began, least=1.5, small=512):
     "The faster type, and why."
     if 'precision' in began: return began['precision'], 'as this run began'
     t = config.text_config
-    if t.hidden_size < small: return 'fp32', f'a model of {t.hidden_size} numbers a token gains nothing from bf16'
+    if t.hidden_size < small: return 'fp32', f'a model of {t.hidden_size} numbers a token is too small to gain from bf16'
     gain = bf16_gain(t.hidden_size, t.intermediate_size, min(tokens, 1024))
     return ('bf16' if gain >= least else 'fp32'), f'products are {gain:.1f} times as fast in bf16 on this processor'
 

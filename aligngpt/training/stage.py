@@ -17,9 +17,9 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
+from ..core.devices import pick_device
 from ..core.errors import AlignGPTError, os_errors
 from ..core.figures import figure_style, legend_beside, level_colours
-from ..core.devices import pick_device
 from ..core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from ..core.markup import echo, json_line
 from ..core.shards import process_rank

@@ -149,7 +149,10 @@ def test_bf16_gain():
     test_eq(settled.checkpointing, False)
     test_eq(settled.precision, 'bf16' if float(why['precision'].split()[2]) >= 1.5 else 'fp32')
     test_eq(settle(PRETRAIN, config, 10**9)[0].checkpointing, True) # does not fit
-    test_eq(settle(PRETRAIN, config, 1024, began=dict(precision='bf16'))[0].precision, 'bf16')
+    for device, processes in (('cpu', 1), ('cpu', 2), ('cuda', 1)): # it goes on as it began, wherever
+        for was in ('bf16', 'fp32', 'auto'):
+            test_eq(settle(PRETRAIN, config, 1024, device, dict(precision=was), processes)[0].precision, was)
+    test_eq(settle(PRETRAIN, config, 1024, processes=2)[0].precision, 'auto')
     test_eq(settle(override(PRETRAIN, precision='fp32', checkpointing=True), config, 1024)[1], {})
     gpu, why = settle(PRETRAIN, config, 1024, 'cuda')
     test_eq((gpu.precision, gpu.checkpointing), ('auto', True))

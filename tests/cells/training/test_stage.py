@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from aligngpt.core.devices import pick_device
 from aligngpt.core.errors import AlignGPTError, os_errors
 from aligngpt.core.figures import figure_style, legend_beside, level_colours
-from aligngpt.core.devices import pick_device
 from aligngpt.core.files import atomic_path, fingerprint, own_folder, read_json, seal_folder, write_json
 from aligngpt.core.markup import echo, json_line
 from aligngpt.core.shards import process_rank
