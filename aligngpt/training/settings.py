@@ -43,7 +43,7 @@ class StageConfig:
     group: str = 'modality' # batches of samples of the same modality and similar length: 'modality', or 'none'
     shuffle: bool = True # draw the samples in an order that seed and epoch decide
     precision: str = 'auto' # 'auto', 'fp32', 'bf16', 'fp16'
-    checkpointing: bool|None = None # recompute activations in the backward pass; None, 'auto': where that must be
+    checkpointing: bool|None = None # recompute activations in the backward pass; left open: where memory asks for it
     sharding: str = 'none' # among processes: 'none', 'zero2', 'zero3', 'zero3-offload', 'fsdp', or a DeepSpeed JSON
     seed: int = 42 # of the order of the samples, and of all chance in training
     save_every: float = 500 # optimizer steps between checkpoints, or a share of the run if below 1; 0 for none

@@ -421,7 +421,8 @@ def answer_ends(
 def _ends(reading, end):
     "Does the last learnt text end as it should?"
     last = max((k for k,l in enumerate(reading.learnt) if l), default=-1)
-    return reading.text[:last+1].endswith(end)
+    text = reading.text[:last+1]
+    return text.endswith(end) or text.rstrip().endswith(end) # where the line break behind it is learnt, too
 
 # %% ../../nbs/training/11_signs.ipynb #5c378666
 _SPECIAL = re.compile(r'<\|[a-z_]{2,30}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:unk|pad|bos|eos|image)>')

@@ -16,7 +16,7 @@ from aligngpt.training.settings import override
 from aligngpt.training.signs import *
 from PIL import Image
 import pytest
-from aligngpt.training.signs import FINDINGS, Facts, Finding, Row, ask_probes, from_dict, pixel_facts, read_row, rows_of, unexplained
+from aligngpt.training.signs import FINDINGS, Facts, Finding, Reading, Row, _ends, ask_probes, from_dict, pixel_facts, read_row, rows_of, unexplained
 
 
 def test_Kind():
@@ -189,6 +189,9 @@ def test_question_learnt():
     # nbs/training/11_signs.ipynb #26610792
     test_eq(found_in(all_learnt), ['question learnt'])
     test_eq(found_in(no_end), ['end missing'])
+    said = [Reading(t, [True]*len(t), [False]*len(t)) for t in ('yes<|im_end|>', 'yes<|im_end|>\n', 'yes\n')]
+    test_eq([_ends(x, '<|im_end|>') for x in said], [True, True, False])
+    test_eq([_ends(x, '\n') for x in said], [False, True, True])
     test_eq(found_in([no_end[0]]*2, **cut_rows), ['answers cut'])
 
 
