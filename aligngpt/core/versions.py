@@ -233,6 +233,10 @@ _OTHERS = [
          'training.trainer', 'to look whether the pieces of a weight are finite',
          'FSDP runs would not notice a broken weight',
          _has('torch.distributed.tensor:DTensor', 'to_local')),
+    Lean('torch', 'torch.utils._python_dispatch.TorchDispatchMode',
+         'insight.bench', "to time torch's functions one by one, without what the profiler writes to the screen",
+         'the bench would not run',
+         _has('torch.utils._python_dispatch:TorchDispatchMode', '__torch_dispatch__')),
 ]
 _H, _CYCLE = 'uvicorn.protocols.http.h11_impl', ('response_complete', 'more_body', 'disconnected', 'message_event')
 _PAGE = 'queue/join', 'queue/data', '/run/{api_name}', '/upload', '/heartbeat/{session_hash}', 'stop_event'

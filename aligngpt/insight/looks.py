@@ -90,8 +90,9 @@ def unused(
     "A picture that does nothing for the text."
     if len(seen.gain) < 16 or seen.steps < 60: return None # too few samples, or too early
     mean, error, loss = seen.gain.mean(), seen.gain.std()/math.sqrt(len(seen.gain)), seen.right.mean()
-    if mean + 2*error < least*loss or mean < least*loss and mean + 2*error < 2*least*loss:
-        return Finding('picture unused', .85, None, dict(gain=float(mean/loss)))
+    most, said = mean + 2*error, dict(gain=float(mean/loss))
+    if most < least*loss or mean < least*loss and most < 2*least*loss: return Finding('picture unused', .85, None, said)
+    if mean < 2*error and most < 4*least*loss: return Finding('picture unused', .6, None, said)
 
 @probe('look')
 def dead(

@@ -54,6 +54,9 @@ def test_unused():
     learnt = .015*loss.mean() + rng.normal(0, .04, 64) # by heart
     test_eq(found_in(loss, loss + learnt), ['picture unused'])
     test_eq(found_in(loss, loss + 4*learnt), [])
+    doubtful = .03*loss.mean() + .2*(-1)**np.arange(64) # cannot be told from nothing
+    test_eq(found_in(loss, loss + doubtful), ['picture unused'])
+    test_eq(found_in(loss, loss + 5*doubtful), []) # too few samples for that
     test_eq(found_in(loss, loss, spread=0.), ['projector dead'])
     test_eq(found_in(loss, loss + .3), [])
 
