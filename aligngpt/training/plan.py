@@ -269,5 +269,5 @@ def _precision(config, tokens, began, least=1.5, small=512):
 def _again(stage, config, tokens):
     "Are activations to be computed again, and why?"
     need, free = predicted_peak(config, stage.train, 1, tokens, tokens), psutil.virtual_memory().available
-    said = f'kept, a step needs about {need/1e9:.1f} GB, and {free/1e9:.0f} GB are free'
+    said = f'kept, a step needs about {need/1e6:,.0f} MB, and {free/1e6:,.0f} MB are free'
     return need > free/2, said

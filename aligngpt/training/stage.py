@@ -191,8 +191,9 @@ def _settle(stage, model, data, folder, device, quiet):
     goes_on = record.exists() and (last_checkpoint(folder) or (folder/'done.json').exists())
     stage, why = settle(stage, model.config, stage.batch_size*_longest(data, stage), pick_device(device)[0],
                         read_json(record)['stage'] if goes_on else {}, processes)
-    if rank == 0 and not quiet and pick_device(device)[0] == 'cpu':
-        for k,reason in why.items(): echo(f'{k} {getattr(stage, k)}: {reason}', err=True)
+    said = ', '.join(f'{k}={getattr(stage, k)} ({reason})' for k,reason in why.items())
+    if said and rank == 0 and not quiet and pick_device(device)[0] == 'cpu':
+        echo(f'{stage.name}, this machine: {said}')
     return stage, why
 
 def _longest(data, stage):

@@ -210,6 +210,7 @@ def test_lab(tmp_path):
         chat.upload(tmp_path, 'letter.png', b'Dear Sir or Madam')
         chat.say('And this?')
         expect('letter.png: not an image', chat.view.get_by_role('alert').inner_text())
+        page.wait_for_function('box => box.value', arg=chat.box.element_handle()) # the message comes after the alert
         assert chat.box.input_value() == 'And this?', 'a failed message is given back'
         shot(page, 'widget_error')
         chat.press('Remove letter.png')
