@@ -263,11 +263,13 @@ def _precision(config, tokens, began, least=1.5, small=512):
     if 'precision' in began: return began['precision'], 'as this run began'
     t = config.text_config
     if t.hidden_size < small: return 'fp32', f'a model of {t.hidden_size} numbers a token is too small to gain from bf16'
-    gain = bf16_gain(t.hidden_size, t.intermediate_size, min(tokens, 1024))
-    return ('bf16' if gain >= least else 'fp32'), f'products are {gain:.1f} times as fast in bf16 on this processor'
+    gains = bf16_gain(t.hidden_size, t.intermediate_size, min(tokens, 1024)) >= least
+    much = 'at least' if gains else 'less than'
+    return ('bf16' if gains else 'fp32'), f'products are {much} {least} times as fast in bf16 on this processor'
 
 def _again(stage, config, tokens):
     "Are activations to be computed again, and why?"
     need, free = predicted_peak(config, stage.train, 1, tokens, tokens), psutil.virtual_memory().available
-    said = f'kept, a step needs about {need/1e6:,.0f} MB, and {free/1e6:,.0f} MB are free'
-    return need > free/2, said
+    again = need > free/2
+    how = 'more' if again else 'no more'
+    return again, f'kept, a step needs about {need/1e6:,.0f} MB, {how} than half of the free memory'
