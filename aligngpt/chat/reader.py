@@ -37,6 +37,7 @@ class Settings:
     seed:int|None=None # of the sampling; None: a new one for each answer
     drop_oldest:bool=False # let the oldest turns go when the conversation outgrows the model's context
     reuse:bool=True # keep the computation of earlier turns as far as it is valid
+    lookup:int=0 # tokens that are guessed at a time, from how the conversation went on before; needs temperature 0
 
     def __post_init__(self):
         checks = (('temperature', self.temperature >= 0, '0 or more'),
@@ -45,7 +46,8 @@ class Settings:
                   ('min_p', 0 <= self.min_p <= 1, '0 to 1'),
                   ('alignment', _is_alignment(self.alignment), 'a level, or weights from 0 to 1'),
                   ('repetition_penalty', self.repetition_penalty > 0, 'above 0'),
-                  ('max_new_tokens', self.max_new_tokens >= 1, '1 or more'))
+                  ('max_new_tokens', self.max_new_tokens >= 1, '1 or more'),
+                  ('lookup', self.lookup == 0 or self.lookup > 0 and self.temperature < 1e-5, '0; with temperature 0 more'))
         for k,ok,valid in checks:
             if not ok: raise AlignGPTError(f'{k} is {getattr(self, k)!r}. Valid: {valid}')
 
@@ -307,7 +309,7 @@ def write(self:Reader,
         put(t)
     config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, temperature=1., top_p=1., top_k=50,
                               repetition_penalty=float(s.repetition_penalty), eos_token_id=self.stops,
-                              pad_token_id=self.stops[0])
+                              pad_token_id=self.stops[0], prompt_lookup_num_tokens=s.lookup or None)
     pictures = dict(vision_features=self.vision(prompt), alignment=weights) if prompt['images'] else {}
     try:
         self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), cache=self.cache,

@@ -11,19 +11,23 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..core.errors import AlignGPTError
 from ..core.markup import echo
 
 # %% ../../nbs/cli/12_bench.ipynb #e73dc458
 def bench_command(
-    workload:Annotated[Optional[list[str]], typer.Option(help='start, prefill, decode, eval, pretrain or finetune (with '
-                                                              '--growth: what grows); can be repeated. '
-                                                              'Default: all.', show_default=False)]=None,
+    workload:Annotated[Optional[list[str]],
+                       typer.Option(help='start, chat, records, prefill, decode, eval, serve, pretrain or finetune (with '
+                                         '--growth: what grows); can be repeated. Default: all.',
+                                    show_default=False)]=None,
     shape:Annotated[str, typer.Option(help='Size of the models: tiny, small (SmolLM2-135M), medium, 1b or 7b '
                                            '(Vicuna-7B with CLIP-L). Weights are random.')]='small',
     device:Annotated[str, typer.Option(help="'auto', or a torch device.")]='cpu',
     precision:Annotated[str, typer.Option(help='float32 or bfloat16.')]='float32',
     turns:Annotated[int, typer.Option(min=1, help='Of each program, in turns.')]=5,
     json:Annotated[Optional[Path], typer.Option(help='Keep the figures in this file.', show_default=False)]=None,
+    beside:Annotated[Optional[Path], typer.Option(help='Fail where a ratio is less than half of what it is in this file, '
+                                                       'from --json.', show_default=False)]=None,
     growth:Annotated[bool, typer.Option('--growth', help='Instead: how cost grows with tokens, samples, layers, '
                                                          'pictures, records, scores and processes.')]=False,
 ):
@@ -33,11 +37,15 @@ def bench_command(
     from aligngpt.insight import bench, growth as grows
     quiet_libraries()
     where, _ = pick_device(device)
+    if beside and growth: raise AlignGPTError('--beside: not with --growth')
+    before = bench.read_bench(beside)[0] if beside else []
     def tell(text): echo(text, err=True)
     if growth: found = grows.run_growth(tuple(workload or grows.GROWTHS), shape, where, precision, turns, tell)
     else: found = bench.run_bench(shape, tuple(workload or bench.WORKLOADS), where, precision, turns, tell)
-    if json: (grows.write_growth if growth else bench.write_bench)(*found, json)
     echo((grows.growth_table if growth else bench.bench_table)(found[0]).text())
+    if json: (grows.write_growth if growth else bench.write_bench)(*found, json)
+    if worse := bench.regressions(found[0], before):
+        raise AlignGPTError('\n'.join(['much slower than before', *worse]), f'{beside} holds what was measured before')
 
 # %% ../../nbs/cli/12_bench.ipynb #bc689bd2
 def register_bench(

@@ -6,7 +6,7 @@
 __all__ = ['app', 'options', 'main', 'quickstart_', 'chat', 'notebook', 'convert', 'zoo']
 
 # %% ../../nbs/cli/01_main.ipynb #a4524df9
-import contextlib, logging, os, sys, traceback, warnings
+import atexit, contextlib, gc, logging, os, sys, traceback, warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
@@ -135,6 +135,7 @@ def main(
     args:Optional[list[str]]=None, # command line without the program's name; default: the real one
 )->None: # leaves through `sys.exit` with 0, 1, 2 or 130
     "Run a command line."
+    if args is None: _quick_process()
     args = [_at_home(a) for a in (sys.argv[1:] if args is None else args)]
     _prepare(args)
     line = dict(args=[a for a in args if a != '--debug'], prog_name='aligngpt', standalone_mode=False)
@@ -148,6 +149,11 @@ def main(
         else: echo(f'error: {text}' + (f'\n  hint: {hint}' if hint else ''), err=True)
     if code == 130: echo(_INTERRUPTED, err=True)
     sys.exit(code)
+
+def _quick_process():
+    "Look for garbage in circles rarely, and not when all ends: what libraries make as they are imported stays."
+    gc.set_threshold(50_000, 10, 10)
+    atexit.register(gc.freeze)
 
 def _no_empty(args):
     "A value that says nothing is a variable that was never set, and `''` as a path would be this folder."
@@ -269,14 +275,18 @@ def chat(
     temperature:Annotated[float, typer.Option(min=0, help='0 always takes the likeliest token.')]=0.2,
     max_tokens:Annotated[int, typer.Option(min=1, help='Longest answer.')]=512,
     seed:Annotated[Optional[int], typer.Option(help='Of the sampling.')]=None,
+    lookup:Annotated[int, typer.Option(min=0, help='With --temperature 0: tokens guessed at a time from what was said; '
+                                                   'answers that repeat a text come faster, and are the same.')]=0,
     engine:Engine='auto', bits:Bits=None, device:Device='auto', dtype:DType='auto',
 ):
     "Talk with a model about pictures, on the terminal or through a pipe."
     from aligngpt.core.devices import quiet_libraries
+    from aligngpt.chat.reader import Settings
     from aligngpt.chat.session import open_session
     from aligngpt.chat.terminal import chat_terminal
     quiet_libraries()
-    how = dict(alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed)
+    how = dict(alignment=level, temperature=temperature, max_new_tokens=max_tokens, seed=seed, lookup=lookup)
+    Settings(**how) # or an error, before anything is read
     chat_terminal(open_session(*open_asked(run, engine, bits, device, dtype), **how), image or (), question)
 
 # %% ../../nbs/cli/01_main.ipynb #notb0002

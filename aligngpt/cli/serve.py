@@ -86,6 +86,7 @@ def _server(app, grace, drain=0.):
 def _run(app, sock, *times):
     "Serve until a signal comes; what is there by now stays, and is not searched for garbage while others wait."
     import contextlib, gc, signal
+    gc.set_threshold(700, 10, 10) # as Python does it, and a command that ends soon does not
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(.001) # the loop shall not wait 5 ms for each thread that makes a request ready

@@ -234,7 +234,7 @@ _OTHERS = [
          'FSDP runs would not notice a broken weight',
          _has('torch.distributed.tensor:DTensor', 'to_local')),
     Lean('torch', 'torch.utils._python_dispatch.TorchDispatchMode',
-         'insight.bench', "to time torch's functions one by one, without what the profiler writes to the screen",
+         'insight.contests', "to time torch's functions one by one, without what the profiler writes to the screen",
          'the bench would not run',
          _has('torch.utils._python_dispatch:TorchDispatchMode', '__torch_dispatch__')),
 ]

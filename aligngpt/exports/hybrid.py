@@ -123,6 +123,10 @@ def _last_word(): return (_ears()[0] or ['no reason given'])[-1]
 # %% ../../nbs/exports/07_hybrid.ipynb #d5b1ebf7
 MOST_ROWS = 256 # sequences of a context, in llama.cpp
 
+def _amx(lib):
+    "Would products of 8 bits use Intel's AMX? What GCC makes of llama.cpp's kernels for it may end the process."
+    return b'AMX_INT8 = 1' in lib.llama_print_system_info()
+
 class _Owned:
     "Something of llama.cpp's that is freed with its last owner."
     def __init__(self, at, free, *needs):
@@ -141,7 +145,7 @@ class Decoder:
         import llama_cpp as lib
         _ears()
         how = lib.llama_model_default_params()
-        how.n_gpu_layers = -1 if offload else 0
+        how.n_gpu_layers, how.use_extra_bufts = -1 if offload else 0, not _amx(lib)
         self.lib, self.exact, self.lengths, self.leaving = lib, exact, {}, deque()
         self.lock = threading.RLock() # a context does one thing at a time
         self.weights = _Owned(lib.llama_model_load_from_file(str(file).encode(), how), lib.llama_model_free)
@@ -258,7 +262,7 @@ def _copy(self:Decoder, seq):
 # %% ../../nbs/exports/07_hybrid.ipynb #53138837
 class Sequences:
     "The rows of a batch in llama.cpp, as a cache."
-    is_compileable, is_linear = False, (False,) # what `generate` asks of any cache
+    is_compileable, is_linear, is_croppable = False, (False,), True # what `generate` asks of any cache
 
     def __init__(self,
         decoder:Any, # a `Decoder`
@@ -294,12 +298,15 @@ class Sequences:
         return out[:, want].to(x.device)
 
     def crop(self,
-        n:int, # tokens that stay; below 0: that go
+        n:int, # tokens that stay; 0 or below: that go
     )->None:
         "Go back."
-        away = -n if n < 0 else max(0, self.columns - n)
+        away = -n if n <= 0 else max(0, self.columns - n)
         for s in self.seqs: self.decoder.cut(s, self.decoder.lengths[s] - away)
         self.columns -= away
+
+    def activate_past_recording(self)->None: # for guessed tokens
+        "Nothing is forgotten before it is cut."
 
     def batch_select_indices(self,
         rows:Any, # indices of those that stay

@@ -7,7 +7,7 @@ __all__ = ['TOKENS', 'GROWTHS', 'Growth', 'Room', 'Size', 'run_growth', 'growth_
            'plot_growth', 'write_growth', 'read_growth']
 
 # %% ../../nbs/insight/12_growth.ipynb #gr000002
-import json, os, shutil, tempfile
+import os, shutil, tempfile
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,8 +23,10 @@ from ..core.markup import Table
 from ..data.audit import audit
 from ..data.images import Sources
 from ..data.records import Records, index_folder
-from .bench import PRECISIONS, SHAPES, Pair, check_choice, learning, make_model, padded, prompts, training_rows
+from .bench import PRECISIONS, check_choice, learning, padded, training_rows
+from .contests import SHAPES, Pair, make_model, prompts
 from .limits import interleaved, machine, timed
+from .programs import write_records
 from ..levels.alignment import levels_from_scores
 from ..model.cpu import has_slow_mkl, use_onednn
 from ..model.decoding import greedy
@@ -126,21 +128,11 @@ def _pictures(room, n):
 # %% ../../nbs/insight/12_growth.ipynb #gr000019
 def _records(room, n):
     "Open records that nobody has opened."
-    path = _write(room.folder/f'{n}.json', n)
+    path = write_records(room.folder/f'{n}.json', n)
     def one():
         shutil.rmtree(index_folder(path), ignore_errors=True)
         return timed(partial(Records, path, quiet=True))
     return one
-
-def _write(path, n):
-    "A file of records with a question, an answer of a hundred words, and a picture."
-    said = [dict(zip(('from', 'value'), t)) for t in (('human', '<image>\nWhat is there?'), ('gpt', 'a word or so '*25))]
-    body = json.dumps(said)
-    with open(path, 'w') as f:
-        for i in range(n):
-            f.write(f'{"[," [i > 0]}\n{{"id": "{i}", "image": "{i}.jpg", "conversations": {body}}}')
-        f.write(']')
-    return path
 
 def _scores(room, n):
     scores = np.random.default_rng(0).random(n, np.float32)
@@ -148,7 +140,7 @@ def _scores(room, n):
 
 def _processes(room, n):
     "Audit 2,000 photos in so many processes."
-    path, photos = _write(room.folder/'audited.json', 2000), room.folder/'photos'
+    path, photos = write_records(room.folder/'audited.json', 2000), room.folder/'photos'
     photos.mkdir(exist_ok=True)
     noise = Image.effect_noise((640, 480), 60).convert('RGB')
     for i in range(2000): noise.save(photos/f'{i}.jpg')

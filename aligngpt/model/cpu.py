@@ -6,11 +6,12 @@
 __all__ = ['keep_freed_memory', 'OneDNNLinear', 'has_slow_mkl', 'use_onednn']
 
 # %% ../../nbs/model/05_cpu.ipynb #ec6addd0
-import ctypes
-from pathlib import Path
+import ctypes, time
+from functools import lru_cache
 
 import torch
 from torch import nn, Tensor
+from torch.nn import functional as F
 
 # %% ../../nbs/model/05_cpu.ipynb #cf124f00
 def keep_freed_memory()->bool: # can this C library be told? glibc can
@@ -42,12 +43,21 @@ class OneDNNLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 # %% ../../nbs/model/05_cpu.ipynb #799a88b6
-def has_slow_mkl()->bool: # then `use_onednn` is worth it
-    "Is this a processor with AVX-512 that is not Intel's, and MKL in use?"
-    if not torch.backends.mkl.is_available(): return False
-    try: about = Path('/proc/cpuinfo').read_text()
-    except OSError: return False # not Linux
-    return 'AVX512' in torch.backends.cpu.get_cpu_capability() and 'GenuineIntel' not in about
+@lru_cache(maxsize=1)
+def has_slow_mkl(
+    least:float=1.4, # how much faster oneDNN must be
+    turns:int=7, # of each; the best counts
+)->bool: # then `use_onednn` is worth it
+    "Are products faster by oneDNN than as torch does them? Measured once, in some hundredths of a second."
+    if not OneDNNLinear.known: return False
+    x, w = torch.ones(128, 1024), torch.ones(1024, 1024) # no chance is used up
+    ways = F.linear, lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, 'none', [], '')
+    def seconds(way):
+        start = time.perf_counter()
+        way(x, w)
+        return time.perf_counter() - start
+    with torch.inference_mode(): plain, other = (min(seconds(way) for _ in range(turns)) for way in ways)
+    return plain > least*other
 
 def use_onednn(
     model:nn.Module, # for inference; its weights stay where they are

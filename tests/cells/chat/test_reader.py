@@ -25,6 +25,7 @@ from aligngpt.chat.reader import Answer, Gumbel, Reader, Settings, Turn, context
 def test_Settings():
     # nbs/chat/01_reader.ipynb #84777688
     test_fail(lambda: Settings(temperature=-1), contains='temperature is -1. Valid: 0 or more')
+    test_fail(lambda: Settings(lookup=5), contains='lookup is 5. Valid: 0; with temperature 0 more')
     test_fail(lambda: replace(Settings(), top_p=0), contains='top_p is 0')
     for bad in ([.5, -.5], [float('inf')], 10**30):
         test_fail(lambda: Settings(alignment=bad), contains='weights from 0 to 1')
@@ -178,6 +179,26 @@ def test_Reader_write():
     late = reader.weigh(reader.encode([replace(first, images=[]), Turn('Describe it.', [blue])]))
     test_close(late[0], torch.tensor([1/7]*7 + [1]), 1e-5)
     pd.DataFrame(torch.cat([weights2, highest, late]).numpy(), ['the gate', 'no gate', 'a late picture']).round(3)
+
+    # nbs/chat/01_reader.ipynb #lk000002
+    def told(lookup):
+        "Answers in a conversation, and the passes that they took."
+        reader, turns, passes = Reader(model, processor), [], []
+        hook = model.model.register_forward_hook(lambda *_: passes.append(1))
+        for turn in (Turn('What colour is it?', [blue]), *[Turn('Count to ten.') for _ in range(2)]):
+            turns.append(turn)
+            prompt, new = reader.encode(turns), []
+            weights = reader.weigh(prompt)
+            reader.keep(prompt, weights)
+            reader.write(prompt, weights, Settings(temperature=0, lookup=lookup), 0, new.append, 40)
+            turn.answer = Answer(processor.decode([t for t in new if t not in reader.stops]).strip())
+        hook.remove()
+        return [t.answer.text for t in turns], len(passes)
+    plain, guessed = told(0), told(5)
+
+    # nbs/chat/01_reader.ipynb #lk000003
+    test_eq(guessed[0], plain[0])
+    assert guessed[1] < .7*plain[1]
 
     # nbs/chat/01_reader.ipynb #715ce4a1
     other = reader.encode([replace(first, images=[red]), Turn('Count to ten.')])

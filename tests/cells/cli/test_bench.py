@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
+from aligngpt.core.errors import AlignGPTError
 from aligngpt.core.markup import echo
 from fastcore.test import *
-import tempfile
+import json, tempfile
 from typer.testing import CliRunner
-from aligngpt.core.errors import AlignGPTError
 from aligngpt.cli.bench import register_bench
 import pytest
 
 
 def test_register_bench():
     # nbs/cli/12_bench.ipynb #e3d72a02
+    tmp = Path(tempfile.mkdtemp())
     def ran(*words):
         "What the command says, and its error."
         app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -26,3 +27,14 @@ def test_register_bench():
     assert "Unknown --shape 'huge'. Valid: tiny" in ran('--shape', 'huge')
     assert "Unknown --workload 'nap'. Valid: start" in ran('--workload', 'nap')
     assert "Unknown --precision 'int3'. Valid: float32, bfloat16" in ran('--precision', 'int3')
+    ran('--shape', 'tiny', '--workload', 'prefill', '--turns', '1', '--json', str(tmp/'b.json'))
+    kept = json.loads((tmp/'b.json').read_text())
+    for far, file in ((1000, tmp/'far.json'), (.001, tmp/'near.json')):
+        seconds = {k:[s*(far if k == 'llava' else 1) for s in v] for k,v in kept['lines'][0]['seconds'].items()}
+        file.write_text(json.dumps({**kept, 'lines':[{**kept['lines'][0], 'seconds':seconds}]}))
+    again = '--shape', 'tiny', '--workload', 'prefill', '--turns', '1', '--beside'
+    assert 'much slower than before\nprefill: llava' in ran(*again, str(tmp/'far.json'))
+    assert 'much slower' not in ran(*again, str(tmp/'near.json'))
+    assert 'not with --growth' in ran(*again, str(tmp/'far.json'), '--growth')
+    for name, text in dict(torn='{', other='[]', half='{"lines": [{}]}').items(): (tmp/f'{name}.json').write_text(text)
+    for file in (tmp/f'{name}.json' for name in ('torn', 'other', 'half', 'none')): assert str(file) in ran(*again, str(file))

@@ -57,6 +57,11 @@ def test_hybrid_of():
     # nbs/exports/07_hybrid.ipynb #21fb09b9
     test_eq(there, here)
     test_eq(sorted(hybrid.decoder.freed), sorted(hybrid.decoder.caches)) # all sequences are given back
+    row = ask_row(processor, Ask(0, QUESTIONS[-1]))['input_ids']
+    how = dict(max_new_tokens=40, do_sample=False, pad_token_id=0)
+    plain, guessed = (hybrid.generate(torch.tensor([row]), cache=hybrid.new_cache(), prompt_lookup_num_tokens=k, **how)
+                      for k in (None, 3)) # the cache is cut back
+    test_eq(torch.equal(guessed, plain), True)
     test_fail(lambda: hybrid(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])), contains='no loss')
     test_fail(lambda: hybrid.save_pretrained('nowhere'), contains='cannot be saved')
 
