@@ -24,7 +24,7 @@ def bench_command(
                                            '(Vicuna-7B with CLIP-L). Weights are random.')]='small',
     device:Annotated[str, typer.Option(help="'auto', or a torch device.")]='cpu',
     precision:Annotated[str, typer.Option(help='float32 or bfloat16.')]='float32',
-    turns:Annotated[int, typer.Option(min=1, help='Of each program, in turns.')]=5,
+    turns:Annotated[int, typer.Option(min=1, help='Of each program, in turns.')]=3,
     json:Annotated[Optional[Path], typer.Option(help='Keep the figures in this file.', show_default=False)]=None,
     beside:Annotated[Optional[Path], typer.Option(help='Fail where a ratio is less than half of what it is in this file, '
                                                        'from --json.', show_default=False)]=None,
@@ -41,9 +41,11 @@ def bench_command(
     before = bench.read_bench(beside)[0] if beside else []
     def tell(text): echo(text, err=True)
     if growth: found = grows.run_growth(tuple(workload or grows.GROWTHS), shape, where, precision, turns, tell)
-    else: found = bench.run_bench(shape, tuple(workload or bench.WORKLOADS), where, precision, turns, tell)
+    else:
+        def keep(*found): json and bench.write_bench(*found, json) # whoever has enough stops it
+        found = bench.run_bench(shape, tuple(workload or bench.WORKLOADS), where, precision, turns, tell, keep)
     echo((grows.growth_table if growth else bench.bench_table)(found[0]).text())
-    if json: (grows.write_growth if growth else bench.write_bench)(*found, json)
+    if json and growth: grows.write_growth(*found, json)
     if worse := bench.regressions(found[0], before):
         raise AlignGPTError('\n'.join(['much slower than before', *worse]), f'{beside} holds what was measured before')
 

@@ -264,7 +264,7 @@ def serving(
     pair:Pair, # models
     limits:dict[str,Limit], # of the machine
     users:int=16, # who ask at once
-    tokens:int=24, # of an answer
+    tokens:int=12, # of an answer
 )->Contest:
     "Questions of many users."
     ours, theirs = prompts(pair, 40, users)
@@ -306,14 +306,17 @@ def run_bench(
     workloads:tuple[str,...]=tuple(WORKLOADS), # keys of `WORKLOADS`
     device:str='cpu', # a torch device
     precision:str='float32', # or 'bfloat16'
-    turns:int=5, # of each case
+    turns:int=3, # of each case
     tell:Callable[[str],None]=print, # one line for each workload
+    keep:Callable[[list[Line],dict],None]=lambda *_: None, # gets what there is, as often as there is more
 )->tuple[list[Line],dict]: # results; what the machine is and can do
     "Run workloads, ours beside others."
     for option, said, valid in (('workload', workloads, WORKLOADS), ('shape', (shape,), SHAPES),
                                 ('precision', (precision,), PRECISIONS)): check_choice(option, said, valid)
     dtype, limits = getattr(torch, precision), dict(reads=read_limit(device), products=product_limits(device=device))
     lines, models = [], _Models(shape, device, dtype)
+    about = dict(precision=precision, turns=turns, machine=machine(device),
+                 limits={k:v.as_dict() for k,v in limits.items()})
     for name in workloads:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             arguments = (shape, Path(folder)) if name in PROGRAMS else (models.of(name), limits)
@@ -322,9 +325,8 @@ def run_bench(
             models.pair = None # before others take the memory
             line = replace(line, peaks=peaks(shape, name, device, precision))
         lines.append(line)
+        keep(lines, about)
         tell(line_text(line))
-    about = dict(precision=precision, turns=turns, machine=machine(device),
-                 limits={k:v.as_dict() for k,v in limits.items()})
     return lines, about
 
 class _Models:
