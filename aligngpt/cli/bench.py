@@ -17,8 +17,8 @@ from ..core.markup import echo
 # %% ../../nbs/cli/12_bench.ipynb #e73dc458
 def bench_command(
     workload:Annotated[Optional[list[str]],
-                       typer.Option(help='start, chat, records, prefill, decode, eval, serve, pretrain or finetune (with '
-                                         '--growth: what grows); can be repeated. Default: all.',
+                       typer.Option(help='start, chat, records, scores, prefill, decode, eval, serve, pretrain or finetune '
+                                         '(with --growth: what grows); can be repeated. Default: all.',
                                     show_default=False)]=None,
     shape:Annotated[str, typer.Option(help='Size of the models: tiny, small (SmolLM2-135M), medium, 1b or 7b '
                                            '(Vicuna-7B with CLIP-L). Weights are random.')]='small',

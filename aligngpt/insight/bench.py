@@ -25,7 +25,7 @@ from ..core.markup import Table
 from .contests import (KINDS, SHAPES, Contest, Line, Pair, make_llava, make_model, make_pair, prompts,
                                        run_contest)
 from .limits import Limit, machine, product_limits, read_limit, timed
-from .programs import chat, records, start
+from .programs import chat, records, scores, start
 from ..model.cpu import has_slow_mkl, use_onednn
 from ..model.decoding import greedy
 from ..serving.engine import Rows
@@ -286,7 +286,7 @@ def _together(rows, batch, tokens):
     rows.keep([])
 
 # %% ../../nbs/insight/11_bench.ipynb #28f87e7f
-PROGRAMS = dict(start=start, chat=chat, records=records)
+PROGRAMS = dict(start=start, chat=chat, records=records, scores=scores)
 WORKLOADS = {**PROGRAMS, **dict(prefill=prefill, decode=decode, eval=evaluation, serve=serving),
              **{k:partial(train_step, stage=s) for k,s in STAGES.items()}}
 
@@ -319,7 +319,7 @@ def run_bench(
                  limits={k:v.as_dict() for k,v in limits.items()})
     for name in workloads:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            arguments = (shape, Path(folder)) if name in PROGRAMS else (models.of(name), limits)
+            arguments = (shape, Path(folder), device, dtype) if name in PROGRAMS else (models.of(name), limits)
             line = run_contest(WORKLOADS[name](*arguments), shape, turns, device)
         if name in STAGES:
             models.pair = None # before others take the memory
@@ -393,13 +393,17 @@ def plot_bench(
 ): # a matplotlib figure
     "How many times as long the others take, as bars."
     import matplotlib.pyplot as plt
-    rows = [(f'{o.workload}: {k}', r) for o in reversed(lines) for k,r in o.ratios.items()]
-    fig, ax = plt.subplots(figsize=(7, .5 + .35*len(rows)), layout='constrained')
+    rows = [(f'{o.workload}: {k}', r) for o in lines for k,r in o.ratios.items()][::-1]
+    fig, ax = plt.subplots(figsize=(7, .5 + .25*len(rows)), layout='constrained')
     middle = [r.middle for _,r in rows]
-    ax.barh([n for n,_ in rows], middle, color=COLOURS['blue'],
+    ax.barh([n for n,_ in rows], [m - 1 for m in middle], left=1, # from where both are equal
+            color=[COLOURS['blue' if m > 1 else 'orange'] for m in middle],
             xerr=[[m - r.low for m,(_,r) in zip(middle, rows)], [r.high - m for m,(_,r) in zip(middle, rows)]])
-    ax.axvline(1, color=COLOURS['orange'], ls='--')
-    ax.set(xlabel='times as long as ours (1: equal)')
+    ax.set(xscale='log', xlabel='times as long as ours (1: equal)')
+    ax.set_xticks(ticks := [t for t in (.1, .2, .5, 1, 2, 5, 10, 20, 50, 100) if min(middle)/2 < t < 2*max(middle)],
+                  [f'{t:g}' for t in ticks])
+    ax.minorticks_off()
+    ax.margins(y=.01)
     return fig
 
 @figure_style()
@@ -408,7 +412,7 @@ def plot_inside(
 ): # a matplotlib figure
     "Where the time of ours and of the other goes, by kind."
     import matplotlib.pyplot as plt
-    rows = [(f'{o.workload}: {k}', o.spent[k], sum(next(iter(o.spent.values())).values()))
+    rows = [(f'{o.workload}, {o.shape}: {k}', o.spent[k], sum(o.spent['ours'].values()))
             for o in reversed(lines) for k in ('llava', 'ours') if k in o.spent]
     fig, ax = plt.subplots(figsize=(7, .7 + .3*len(rows)), layout='constrained')
     left = [0.]*len(rows)

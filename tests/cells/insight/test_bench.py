@@ -14,7 +14,7 @@ from aligngpt.core.files import read_json, write_json
 from aligngpt.core.markup import Table
 from aligngpt.insight.contests import KINDS, SHAPES, Contest, Line, Pair, make_llava, make_model, make_pair, prompts, run_contest
 from aligngpt.insight.limits import Limit, machine, product_limits, read_limit, timed
-from aligngpt.insight.programs import chat, records, start
+from aligngpt.insight.programs import chat, records, scores, start
 from aligngpt.model.cpu import has_slow_mkl, use_onednn
 from aligngpt.model.decoding import greedy
 from aligngpt.serving.engine import Rows
