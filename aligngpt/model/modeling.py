@@ -204,10 +204,12 @@ class AlignGPTForConditionalGeneration(AlignGPTPreTrainedModel, GenerationMixin)
         **kwargs, # as for transformers' own
     )->dict: # the arguments of `forward`
         "What a pass gets; where it gets some of the prompt, with pictures and placeholders."
+        start = int(cache.get_seq_length()) if (cache := kwargs.get(CACHE)) is not None else 0
+        if start and inputs_embeds is None and kwargs.get('next_sequence_length', 0) is None:
+            kwargs['next_sequence_length'] = input_ids.shape[1] - start # older guesses read all of a kept cache again
         inputs = GenerationMixin.prepare_inputs_for_generation(self, input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        cache, ids = kwargs.get(CACHE), inputs.get('input_ids')
+        ids = inputs.get('input_ids')
         if prompt is None or ids is None: return inputs
-        start = int(cache.get_seq_length()) if cache is not None else 0
         if prompt.cut(ids, start): return inputs | _piece(self.model, prompt, ids, start)
         return inputs | prompt.inputs(ids, start)
 
