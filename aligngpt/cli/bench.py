@@ -38,12 +38,14 @@ def bench_command(
     quiet_libraries()
     where, _ = pick_device(device)
     if beside and growth: raise AlignGPTError('--beside: not with --growth')
-    before = bench.read_bench(beside)[0] if beside else []
+    before, names = bench.read_bench(beside)[0] if beside else [], tuple(workload or bench.WORKLOADS)
+    if beside and not any(o.shape == shape and o.workload in names for o in before):
+        raise AlignGPTError(f'{beside}: has none of these workloads in the shape {shape}, so nothing could be compared')
     def tell(text): echo(text, err=True)
     if growth: found = grows.run_growth(tuple(workload or grows.GROWTHS), shape, where, precision, turns, tell)
     else:
         def keep(*found): json and bench.write_bench(*found, json) # whoever has enough stops it
-        found = bench.run_bench(shape, tuple(workload or bench.WORKLOADS), where, precision, turns, tell, keep)
+        found = bench.run_bench(shape, names, where, precision, turns, tell, keep)
     echo((grows.growth_table if growth else bench.bench_table)(found[0]).text())
     if json and growth: grows.write_growth(*found, json)
     if worse := bench.regressions(found[0], before):

@@ -135,8 +135,10 @@ def _clip(shape, device, dtype):
     "A CLIP with random weights."
     tokenizer = toy_processor().tokenizer
     tokenizer.pad_token = tokenizer.eos_token
-    text = dict(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=2)
-    if shape.vision['hidden_size'] >= 1024: text |= dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+    width = shape.vision['hidden_size']*3//4 # of the texts, and half of the layers, as in CLIP-L
+    text = dict(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=2, hidden_size=width,
+                intermediate_size=4*width, num_attention_heads=shape.vision['num_attention_heads']*3//4 or 1,
+                num_hidden_layers=-(-shape.vision['num_hidden_layers']//2))
     with torch.device(device): model = CLIPModel(CLIPConfig(text_config=text, vision_config=shape.vision)).to(dtype)
     return DualEncoder(model, _pictures(shape), tokenizer)
 

@@ -35,6 +35,7 @@ def test_register_bench():
     again = '--shape', 'tiny', '--workload', 'prefill', '--turns', '1', '--beside'
     assert 'much slower than before\nprefill: llava' in ran(*again, str(tmp/'far.json'))
     assert 'much slower' not in ran(*again, str(tmp/'near.json'))
+    assert 'nothing could be compared' in ran(*again, str(tmp/'far.json'), '--shape', 'medium')
     assert 'not with --growth' in ran(*again, str(tmp/'far.json'), '--growth')
     for name, text in dict(torn='{', other='[]', half='{"lines": [{}]}').items(): (tmp/f'{name}.json').write_text(text)
     for file in (tmp/f'{name}.json' for name in ('torn', 'other', 'half', 'none')): assert str(file) in ran(*again, str(file))

@@ -130,6 +130,8 @@ def test_line_text():
     test_eq(bench_table([weighed])[0][-3:], ('1.50', '3.00', '50%'))
     slower = replace(line, seconds={**line.seconds, 'ours':[.3]*3})
     test_eq(regressions([slower], [line]), ['sleep: other 0.83 (0.83 to 0.83) times as long, and 2.50 (2.50 to 2.50) before'])
+    own = dict(ours=[1.], **{'ours, --bits 8':[.1]})
+    test_eq(regressions([replace(line, seconds=own)], [replace(line, seconds={**own, 'ours, --bits 8':[1.]})]), [])
     test_eq((regressions([line], [slower]), regressions([replace(slower, shape='7b')], [line])), ([], []))
     test_fail(lambda: run_bench(workloads=('nap',)), contains="Unknown --workload 'nap'")
     test_fail(lambda: run_bench('huge'), contains="Unknown --shape 'huge'")
